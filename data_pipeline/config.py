@@ -1,0 +1,107 @@
+"""Config of the data plane (`data.*`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeta.config_field import check_choice, check_range, free
+
+
+@dataclass
+class ResolutionConfig:
+    """To what size each image is resized, in pixels; see `data_pipeline.sampling`.
+
+    A side s stands for the area s * s: the aspect ratio of the image is kept.
+    """
+
+    kind: str = "native"
+    """fixed (side = max), area (s * s uniform), side (s uniform), side_normal (s from a normal
+    truncated towards small sides) or native (the image's own size, its side capped at max)."""
+    min: int = 1
+    """Smallest side drawn, in pixels."""
+    max: int = 256
+    """Largest side, in pixels."""
+    fit: str = "keep"
+    """keep the aspect ratio, or make a square: crop the middle, or squash."""
+    max_upscale: float = 1.0
+    """An image is never enlarged by more than this factor."""
+
+    def __post_init__(self) -> None:
+        kinds = ("fixed", "area", "side", "side_normal", "native")
+        check_choice("data.resolution.kind", self.kind, kinds)
+        check_choice("data.resolution.fit", self.fit, ("keep", "crop", "squash"))
+        check_range("data.resolution.min", self.min, 1)
+        check_range("data.resolution.max", self.max, self.min)
+        check_range("data.resolution.max_upscale", self.max_upscale, 1)
+
+
+@dataclass
+class DropConfig:
+    """What share of an image's patches is dropped before it is packed; see `data_pipeline.sampling`."""
+
+    kind: str = "none"
+    """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few
+    tokens to max at many)."""
+    rate: float = 0.5
+    min: float = 0.1
+    max: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_choice("data.drop.kind", self.kind, ("none", "constant", "beta", "resolution"))
+        for name in ("rate", "min", "max"):
+            check_range(f"data.drop.{name}", getattr(self, name), 0, 1, open_high=True)
+        if self.kind == "beta" and not 0 < self.rate < self.max:
+            raise ValueError(
+                f"data.drop.rate is {self.rate:g}; for kind beta it is the mean rate and must lie "
+                f"between 0 and data.drop.max = {self.max:g}"
+            )
+        if self.min > self.max:
+            raise ValueError(f"data.drop.min is {self.min:g}, above data.drop.max = {self.max:g}")
+
+
+@dataclass
+class DecodeConfig:
+    """How images are decoded."""
+
+    scaled: bool = True
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 size where the target allows (training only)."""
+
+
+@dataclass
+class DataConfig:
+    """Which shards are read and how they become packs."""
+
+    shards: Any = None
+    """Training shards: a folder, tar file, glob, brace expansion, or a list of these."""
+    val_shards: Any = free(None)
+    """Held-out shards, written the same way."""
+    token_budget: int = 4096
+    """C: tokens of a pack."""
+    max_images_per_pack: int = 128
+    """Most images in a pack: it sets the shape of labels and pooled features."""
+    resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
+    drop: DropConfig = field(default_factory=DropConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    seed: int = 0
+    """Seed of order, sizes and dropped patches."""
+    window_shards: int = 1
+    """K: shards whose samples a lane shuffles together."""
+    pack_window: int = 2048
+    """Samples that a lane packs together."""
+    workers: int = free(2)
+    """Decoding processes a rank; 0 decodes in the training process."""
+    prefix_tokens: int = 0
+    """Tokens the model puts before each image's patches; set by `zeta train` from the model."""
+    patch_size: int | None = None
+    """Side of a patch in pixels; set by `zeta train` from the model."""
+    cost_dim: int | None = None
+    """Width of the model in the cost l(1 + l / 6d) of an image; set by `zeta train`."""
+
+    def __post_init__(self) -> None:
+        check_range("data.token_budget", self.token_budget, 1)
+        check_range("data.max_images_per_pack", self.max_images_per_pack, 1)
+        check_range("data.window_shards", self.window_shards, 1)
+        check_range("data.pack_window", self.pack_window, 1)
+        check_range("data.workers", self.workers, 0)
+        check_range("data.prefix_tokens", self.prefix_tokens, 0)

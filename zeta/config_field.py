@@ -1,0 +1,47 @@
+"""Marks on config fields: which may change when a run is resumed, and which values are allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import MISSING, field, fields, is_dataclass
+from typing import Any
+
+_FREE = "free_on_resume"
+
+
+def free(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
+    """Declare a config field that a resumed run may change (logging, workers, limits).
+
+    Every other field is fixed: it decides which samples a step holds or what the model computes,
+    so a resume under another value is refused by name.
+    """
+    return field(default=default, default_factory=factory, metadata={_FREE: True})
+
+
+def free_fields(config_type: type, prefix: str = "") -> set[str]:
+    """Return the dotted names of all fields of a config dataclass that are free on resume."""
+    names: set[str] = set()
+    for item in fields(config_type):
+        name = f"{prefix}{item.name}"
+        default = item.default_factory if item.default_factory is not MISSING else None
+        if item.metadata.get(_FREE):
+            names.add(name)
+        elif isinstance(default, type) and is_dataclass(default):
+            names |= free_fields(default, prefix=f"{name}.")
+    return names
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise ValueError naming the field and the choices unless `value` is one of them."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(sorted(choices))}")
+
+
+def check_range(
+    name: str, value: float, low: float, high: float = float("inf"), *, open_high: bool = False
+) -> None:
+    """Raise ValueError naming the field and its range unless low <= value <= high (or < high)."""
+    inside = low <= value < high if open_high else low <= value <= high
+    if not inside:
+        bound = "" if high == float("inf") else f" and {'below' if open_high else 'at most'} {high:g}"
+        raise ValueError(f"{name} is {value:g}; it must be at least {low:g}{bound}")

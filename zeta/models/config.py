@@ -1,0 +1,65 @@
+"""Config of the model (`model.*`), and the one function that builds a model from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from zeta.config_field import check_choice
+from zeta.models.navit import NaViT
+from zeta.models.presets import PRESETS
+
+ARCHITECTURES = {"navit": NaViT}
+
+
+@dataclass
+class ModelConfig:
+    """The model: a preset, single values, or a preset with some values changed."""
+
+    preset: str | None = None
+    """Name of a preset in `zeta.models.presets`; the fields below override it."""
+    arch: str | None = None
+    """Architecture: navit."""
+    image_size: Any = None
+    """Pixels of a side, or [height, width]: the size of the position tables, not a limit."""
+    patch_size: int | None = None
+    num_classes: int | None = None
+    """Outputs of the head; taken from the class map of the shards unless set."""
+    dim: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    mlp_dim: int | None = None
+    channels: int | None = None
+    dim_head: int | None = None
+    dropout: float | None = None
+    emb_dropout: float | None = None
+    position: str | None = None
+    """Coordinates of the position tables: fractional, fractional_aspect or absolute."""
+
+    def resolve(self) -> dict[str, Any]:
+        """Return arch and constructor arguments: the preset's, overridden by what is set here.
+
+        Raises:
+            ValueError: unknown preset or architecture, or a required value is missing.
+        """
+        values: dict[str, Any] = {"arch": "navit"}
+        own = asdict(self)
+        preset = own.pop("preset")
+        if preset is not None:
+            check_choice("model.preset", preset, PRESETS)
+            values |= PRESETS[preset]
+        values |= {name: value for name, value in own.items() if value is not None}
+        check_choice("model.arch", values["arch"], ARCHITECTURES)
+        required = ("image_size", "patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim")
+        missing = [f"model.{name}" for name in required if name not in values]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} must be set (or choose a model.preset)")
+        return values
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """Build the model that `config` describes, on the current default device."""
+    arguments = config.resolve()
+    return ARCHITECTURES[arguments.pop("arch")](**arguments)

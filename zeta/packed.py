@@ -1,0 +1,141 @@
+"""The packed batch, and the protocol by which the trainer draws the packs of a step.
+
+Letters: C token budget of a pack, I images a pack can hold, P packs a step, W ranks,
+p patch side in pixels, c channels. Every shape below is constant over a run, so that compiled
+code and ZeRO-3 see the same shapes on every rank; whatever an image does not use is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One pack: the kept patches of several images, laid end to end in one token sequence.
+
+    Image i owns the rows ``cu_seqlens[i]:cu_seqlens[i + 1]``: first `prefix_tokens` rows that the
+    model fills (class token, registers), then its kept patches in row-major order. Rows from
+    ``cu_seqlens[I]`` on are tail padding, a segment of its own, which may be empty. An image that
+    failed to decode keeps its rows, with weight 0: nothing else in the pack moves.
+    """
+
+    patches: Tensor
+    """[C, p*p*c] uint8 pixels, channels last inside a patch; zero in prefix and padding rows."""
+    coords: Tensor
+    """[C, 2] int32 (y, x) of each patch in its image's grid; -1 in prefix and padding rows."""
+    grids: Tensor
+    """[I, 2] int32 (h, w) of each image in patches, before dropping; (1, 1) where unused."""
+    cu_seqlens: Tensor
+    """[I + 2] int32 segment boundaries; unused images have no rows; the last segment is padding."""
+    weights: Tensor
+    """[I] float32: 1 for an image to learn from, 0 for an unused row or an undecodable image."""
+    sample_ids: Tensor
+    """[I] int64 row of the sample in the manifest; -1 where unused."""
+    labels: Tensor
+    """[I] int64 class index; -1 where there is none."""
+    lengths: tuple[int, ...]
+    """Host copy of the I + 1 segment lengths, so that no kernel choice waits for the device."""
+    prefix_tokens: int = 0
+    """Rows at the start of every image that belong to the model, not to patches."""
+    text_ids: Tensor | None = None
+    """[text budget] int64 tokens of all captions, end to end (image-text objectives only)."""
+    text_cu_seqlens: Tensor | None = None
+    """[I + 2] int32 boundaries of the captions, laid out as `cu_seqlens`."""
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest segment, tail padding included."""
+        return max(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that belong to images: the budget less the tail padding."""
+        return sum(self.lengths[:-1])
+
+    @property
+    def num_images(self) -> int:
+        """Images that count in the loss."""
+        return int(self.weights.sum().item())
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Return the pack with every tensor on `device` (asynchronously from pinned memory)."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> PackedBatch:
+        """Return the pack in page-locked memory; `torch.utils.data.DataLoader` calls this."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, function: Any) -> PackedBatch:
+        tensors = {
+            field.name: function(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True)
+class StepPacks:
+    """All packs of one optimizer step for this rank: ceil(P / W) of them on every rank."""
+
+    step: int
+    """Index of the step that these packs belong to; the first step of a run is 0."""
+    packs: tuple[PackedBatch, ...]
+    """Packs of the lanes of this rank; an empty, zero-weight pack where there is no lane left."""
+    num_images: int
+    """Images of weight 1 over `packs`, counted after decode: the trainer all-reduces this
+    before the first backward, so that every image weighs the same in the step's mean."""
+    num_tokens: int
+    """Tokens of images over `packs`, padding excluded."""
+    epoch: int
+    """Lowest epoch that a lane of this rank drew a sample of this step from."""
+    more: bool
+    """Whether a lane of this rank has samples left after this step. A run by epochs ends when
+    the all-reduced OR of this is false."""
+    rejected: tuple[Rejected, ...] = ()
+    """Images of this step that could not be decoded, for quarantine.jsonl and the ledger."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A sample that a step planned but could not train on."""
+
+    sample_id: int
+    key: str
+    """Key of the sample in its shard, as far as it could be read."""
+    shard: str
+    reason: str
+
+
+class StepSource(Protocol):
+    """What the trainer draws packs from; `data_pipeline.loader.PackLoader` is the real one."""
+
+    def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
+        """Yield the packs of each step, from `state` (None: from the start of the run).
+
+        `state` is the merged state of all lanes, as saved by any number of ranks. The iterator
+        never ends before the trainer stops it: finished lanes give empty packs.
+        """
+        ...
+
+    def state_after(self, step: int) -> Mapping[str, Any]:
+        """Return the JSON-able state of this rank's lanes once `step` is committed.
+
+        Only the steps that were yielded and not yet superseded by a later call are known;
+        any other step raises `KeyError`. States of the ranks are merged with `merge_states`.
+        """
+        ...
+
+
+def merge_states(states: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the data states of all ranks into the state of the run: the union of their lanes."""
+    lanes: dict[str, Any] = {}
+    for state in states:
+        lanes.update(state["lanes"])
+    return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}

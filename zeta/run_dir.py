@@ -1,0 +1,62 @@
+"""Names of the files of a run directory: the one place where they are spelled out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The directory of one run (`run.dir`), shared by all its ranks and restarts.
+
+    Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``ledger/``, ``quarantine.jsonl``,
+    ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``, ``checkpoints/{step_XXXXXXXX/, latest}``
+    and ``FINISHED``.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, as YAML that `zeta train` accepts."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: `step` and the metrics logged at it."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Per-rank account of which samples each step trained on."""
+        return self.path / "ledger"
+
+    @property
+    def quarantine(self) -> Path:
+        """One JSON object a line for every sample that could not be used, with the reason."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def wandb_run_id(self) -> Path:
+        """The W&B run id, made once for the life of the directory."""
+        return self.path / "wandb_run_id"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the per-rank logs."""
+        return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """Everything that one rank and its libraries print."""
+        return self.logs / f"rank_{rank:05d}.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step_XXXXXXXX/` directories and the `latest` pointer."""
+        return self.path / "checkpoints"
+
+    @property
+    def finished(self) -> Path:
+        """Exists once the run reached its last step."""
+        return self.path / "FINISHED"
