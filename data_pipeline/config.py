@@ -91,6 +91,8 @@ class DataConfig:
     """Samples that a lane packs together."""
     workers: int = free(2)
     """Decoding processes a rank; 0 decodes in the training process."""
+    require_labels: bool = False
+    """Quarantine samples without a label; set by `zeta train` from the objective."""
     prefix_tokens: int = 0
     """Tokens the model puts before each image's patches; set by `zeta train` from the model."""
     patch_size: int | None = None

@@ -1,0 +1,136 @@
+"""The step source of a run: lanes of the plan, executed by worker processes, in exact order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.executor import ExecutedPack, execute
+from data_pipeline.plan import LaneState, Plan
+from data_pipeline.recipe import PackRecipe, pack_recipe
+from zeta.packed import StepPacks
+
+_PREFETCH_PACKS_PER_WORKER = 4
+
+
+class _Executors(Dataset[ExecutedPack]):
+    """A map-style dataset whose index is the recipe itself: workers hold no state at all."""
+
+    def __getitem__(self, recipe: PackRecipe) -> ExecutedPack:
+        return execute(recipe)
+
+
+class PackLoader:
+    """Yields the packs of each optimizer step for one rank (`zeta.packed.StepSource`).
+
+    Lane i belongs to rank i mod W. Every rank yields ceil(P / W) packs a step; where it has no
+    lane, or the lane's stream has ended, the pack is empty. Worker count and prefetch never show:
+    recipes go out and packs come back in the order of the plan.
+
+    Args:
+        plan: the plan of the run, the same on every rank.
+        rank, world_size: this rank, and W.
+
+    Raises:
+        ValueError: more ranks than lanes.
+    """
+
+    def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
+        if world_size > plan.num_lanes:
+            raise ValueError(
+                f"{world_size} ranks cannot share train.packs_per_step = {plan.num_lanes} packs: "
+                f"start at most {plan.num_lanes} ranks, or raise train.packs_per_step"
+            )
+        self._plan = plan
+        self._lanes = range(rank, plan.num_lanes, world_size)
+        self._packs_per_rank = -(-plan.num_lanes // world_size)
+        self._states: dict[int, dict[int, LaneState]] = {}
+        self._more: dict[int, bool] = {}
+
+    def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
+        """Yield the packs of each step, from `state` on (None: from the start of the run).
+
+        Raises:
+            ValueError: `state` belongs to other shards or another number of lanes.
+        """
+        first_step = self._check_state(state)
+        workers = self._plan.config.workers
+        loader = DataLoader(
+            _Executors(),
+            batch_size=None,
+            sampler=self._recipes(state, first_step),
+            num_workers=workers,
+            prefetch_factor=_PREFETCH_PACKS_PER_WORKER if workers else None,
+        )
+        step = first_step
+        packs: list[ExecutedPack] = []
+        for executed in loader:
+            packs.append(executed)
+            if len(packs) == self._packs_per_rank:
+                yield _step_packs(step, packs, more=self._more.pop(step))
+                self._states.pop(step - 1, None)  # the trainer has committed it by now
+                packs, step = [], step + 1
+
+    def state_after(self, step: int) -> Mapping[str, Any]:
+        """Return the state of this rank's lanes once `step` is committed, as JSON-able values.
+
+        Raises:
+            KeyError: `step` is neither the last step yielded nor the one before it.
+        """
+        return {
+            "fingerprint": self._plan.manifest.fingerprint,
+            "num_lanes": self._plan.num_lanes,
+            "step": step,
+            "lanes": {str(lane): state.to_json() for lane, state in self._states[step].items()},
+        }
+
+    def _check_state(self, state: Mapping[str, Any] | None) -> int:
+        if state is None:
+            return 0
+        plan = self._plan
+        if state["fingerprint"] != plan.manifest.fingerprint:
+            raise ValueError(
+                "data.shards are not the shards that this run was started on (their fingerprint "
+                "differs): restore them, or start a new run in another run.dir"
+            )
+        if state["num_lanes"] != plan.num_lanes:
+            raise ValueError(
+                f"train.packs_per_step is {plan.num_lanes}, but this run was started with "
+                f"{state['num_lanes']}"
+            )
+        return int(state["step"]) + 1
+
+    def _recipes(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[PackRecipe]:
+        """Yield the recipes of this rank's packs without end, noting the state after each step."""
+        saved = {} if state is None else state["lanes"]
+        lanes = {
+            lane: self._plan.lane(
+                lane, LaneState.from_json(saved[str(lane)]) if str(lane) in saved else None
+            )
+            for lane in self._lanes
+        }
+        step = first_step
+        while True:
+            for lane in lanes.values():
+                pack = lane.next_pack()
+                yield pack_recipe(self._plan, pack, lane.epoch)
+            for _ in range(self._packs_per_rank - len(lanes)):
+                yield pack_recipe(self._plan, None, min(p.epoch for p in lanes.values()))
+            self._states[step] = {index: lane.state for index, lane in lanes.items()}
+            self._more[step] = any(lane.has_more() for lane in lanes.values())
+            step += 1
+
+
+def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:
+    batches = tuple(pack.batch for pack in packs)
+    return StepPacks(
+        step=step,
+        packs=batches,
+        num_images=sum(batch.num_images for batch in batches),
+        num_tokens=sum(batch.num_tokens for batch in batches),
+        epoch=min(pack.epoch for pack in packs),
+        more=more,
+        rejected=tuple(rejected for pack in packs for rejected in pack.rejected),
+    )

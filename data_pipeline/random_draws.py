@@ -1,0 +1,64 @@
+"""Counter-based random numbers: every draw is a pure function of what it is for.
+
+No generator has a state, so a draw does not depend on which rank or worker makes it, nor on what
+was drawn before; that is what lets a run resume anywhere and change its world size exactly.
+The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014), written on
+arrays because numpy's own counter-based generators cannot take a key per element.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+UInt64s = NDArray[np.uint64]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+class Draw(IntEnum):
+    """What a draw is for: each purpose has a stream of its own."""
+
+    SHARD_ORDER = 0
+    SAMPLE_ORDER = 1
+    RESOLUTION = 2
+    DROP_RATE = 3
+    KEPT_PATCHES = 4
+
+
+def mix64(values: UInt64s) -> UInt64s:
+    """Scramble 64-bit words: a bijection in which each input bit flips half of the output."""
+    z = values + np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def stream_key(draw: Draw, *parts: int) -> int:
+    """Return the 64-bit key of a stream, from its purpose and numbers such as (seed, epoch)."""
+    key = np.array([int(draw)], dtype=np.uint64)
+    for part in parts:
+        key = mix64(key ^ np.array([part & _MASK], dtype=np.uint64))
+    return int(key[0])
+
+
+def hashes(keys: UInt64s, counters: NDArray[np.integer]) -> UInt64s:
+    """Return one 64-bit word for each (key, counter); `keys` broadcasts against `counters`."""
+    return mix64(mix64(keys ^ counters.astype(np.uint64)))
+
+
+def uniforms(keys: UInt64s, counters: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return one float in (0, 1) for each (key, counter); never 0 or 1 exactly."""
+    return ((hashes(keys, counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def sample_uniforms(
+    draw: Draw, seed: int, epochs: NDArray[np.integer], sample_ids: NDArray[np.integer]
+) -> NDArray[np.float64]:
+    """Return the float in (0, 1) that each sample draws for one purpose in its epoch."""
+    epoch_values = np.unique(epochs)
+    keys = np.array([stream_key(draw, seed, int(e)) for e in epoch_values], dtype=np.uint64)
+    return uniforms(keys[np.searchsorted(epoch_values, epochs)], sample_ids)

@@ -1,0 +1,138 @@
+"""From an image's size to its token grid and its number of kept patches, before any decode.
+
+The distributions are NaViT's (Dehghani et al. 2023, arXiv 2307.06304, sections 2.1 and 3.2-3.4,
+appendix B). Everything here is a pure function on arrays: one element an image.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, ndtr, ndtri
+
+from data_pipeline.config import DropConfig, ResolutionConfig
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+BETA_VARIANCE_SHARE = 0.3
+"""sigma^2 = 0.3 mu (1 - mu) of the beta-distributed drop rate (NaViT, section 3.3)."""
+RESOLUTION_DROP_SIGMA = 0.02
+"""Spread of the resolution-dependent drop rate about its mean; rejected beyond 2 sigma."""
+
+
+def sample_sides(config: ResolutionConfig, heights: Ints, widths: Ints, u: Floats) -> Floats:
+    """Return the side s of each image in pixels, s * s being the area it is resized to.
+
+    Args:
+        config: distribution of s.
+        heights, widths: [n] pixels of the stored images.
+        u: [n] uniform draws in (0, 1).
+    """
+    low, high = float(config.min), float(config.max)
+    if config.kind == "fixed":
+        return np.full(len(u), high)
+    if config.kind == "native":
+        return np.minimum(np.sqrt(heights.astype(np.float64) * widths), high)
+    if config.kind == "area":
+        return np.sqrt(low**2 + u * (high**2 - low**2))
+    if config.kind == "side":
+        return low + u * (high - low)
+    # N_t(-0.5, 1): a normal of mean -0.5 truncated to [-1, 1], rescaled to [min, max] (Fig. 7).
+    below, above = ndtr(-1 + 0.5), ndtr(1 + 0.5)
+    z = ndtri(below + u * (above - below)) - 0.5
+    return low + (z + 1) / 2 * (high - low)
+
+
+def token_grids(
+    config: ResolutionConfig,
+    heights: Ints,
+    widths: Ints,
+    u: Floats,
+    *,
+    patch_size: int,
+    max_tokens: int,
+) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Return the grid (rows, columns) of patches each image is resized to.
+
+    Both sides are rounded to whole patches (so the aspect ratio moves by at most half a patch a
+    side), each at least one. A grid above `max_tokens` is scaled down to fit, never truncated.
+
+    Returns:
+        rows [n], columns [n], and whether the image was scaled down to fit [n].
+    """
+    sides = sample_sides(config, heights, widths, u)
+    if config.fit == "keep":
+        scales = sides / np.sqrt(heights.astype(np.float64) * widths)
+        scales = np.minimum(scales, config.max_upscale)
+        rows = np.maximum(1, np.rint(heights * scales / patch_size)).astype(np.int64)
+        columns = np.maximum(1, np.rint(widths * scales / patch_size)).astype(np.int64)
+    else:  # squares have the drawn side whatever the image: a fixed-size model needs it
+        rows = np.maximum(1, np.rint(sides / patch_size)).astype(np.int64)
+        columns = rows.copy()
+    shrunk = rows * columns > max_tokens
+    if shrunk.any():
+        factor = np.sqrt(max_tokens / (rows[shrunk] * columns[shrunk]))
+        small_rows = np.maximum(1, (rows[shrunk] * factor).astype(np.int64))
+        small_columns = np.maximum(1, (columns[shrunk] * factor).astype(np.int64))
+        # A side of one patch could not shrink: the other one gives way.
+        rows[shrunk] = np.minimum(small_rows, max_tokens // np.minimum(small_columns, max_tokens))
+        columns[shrunk] = np.minimum(small_columns, max_tokens // rows[shrunk])
+    return rows, columns, shrunk
+
+
+def keep_counts(
+    config: DropConfig,
+    resolution: ResolutionConfig,
+    tokens: Ints,
+    u: Floats,
+    *,
+    patch_size: int,
+) -> Ints:
+    """Return how many patches of each image are kept: at least one, at most all.
+
+    The rate is drawn once and becomes an integer here; packing and dropping both use this integer.
+
+    Args:
+        config: distribution of the drop rate.
+        resolution: bounds of the side, which give the token range of kind `resolution`.
+        tokens: [n] patches of the images.
+        u: [n] uniform draws in (0, 1).
+        patch_size: side of a patch in pixels.
+    """
+    if config.kind == "none":
+        return tokens.copy()
+    rates = drop_rates(config, resolution, tokens, u, patch_size=patch_size)
+    return np.clip(np.rint(tokens * (1 - rates)).astype(np.int64), 1, tokens)
+
+
+def drop_rates(
+    config: DropConfig,
+    resolution: ResolutionConfig,
+    tokens: Ints,
+    u: Floats,
+    *,
+    patch_size: int,
+) -> Floats:
+    """Return the share of patches to drop for each image, in [0, 1) (NaViT, section 3.3)."""
+    if config.kind == "constant":
+        return np.full(len(tokens), config.rate)
+    if config.kind == "beta":
+        mean = config.rate / config.max
+        strength = 1 / BETA_VARIANCE_SHARE - 1
+        return np.asarray(betaincinv(strength * mean, strength * (1 - mean), u)) * config.max
+    fewest, most = ((side / patch_size) ** 2 for side in (resolution.min, resolution.max))
+    position = np.clip((tokens - fewest) / max(most - fewest, 1.0), 0, 1)
+    mean_rates = config.min + position * (config.max - config.min)
+    z = ndtri(ndtr(-2.0) + u * (ndtr(2.0) - ndtr(-2.0)))
+    return np.clip(mean_rates + RESOLUTION_DROP_SIGMA * z, 0, 0.999)
+
+
+def decode_scales(heights: Ints, widths: Ints, rows: Ints, columns: Ints, patch_size: int) -> Ints:
+    """Return 1, 2, 4 or 8: the largest JPEG reduction that still covers the target on both sides.
+
+    libjpeg can decode at 1/2, 1/4 and 1/8 of the size, which is cheaper than decoding in full; it
+    is part of the plan so that all code paths see the same pixels.
+    """
+    ratio = np.minimum(heights / (rows * patch_size), widths / (columns * patch_size))
+    return np.select([ratio >= 8, ratio >= 4, ratio >= 2], [8, 4, 2], default=1).astype(np.int64)

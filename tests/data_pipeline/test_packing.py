@@ -1,0 +1,54 @@
+"""Packs are within their limits, full, balanced, and lose nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.packing import PackLimits, image_costs, pack_window
+
+LENGTHS = st.lists(st.integers(1, 64), max_size=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths=LENGTHS, max_images=st.integers(1, 20), flush=st.booleans(), first=st.integers(0, 9))
+def test_every_image_is_packed_once_or_left_over(lengths, max_images, flush, first):
+    values = np.array(lengths, dtype=np.int64)
+    packs, leftovers = pack_window(
+        values, image_costs(values, 64), PackLimits(64, max_images), num_first=first, flush=flush
+    )
+    assert sorted([i for pack in packs for i in pack] + leftovers) == list(range(len(lengths)))
+    assert all(pack and len(pack) <= max_images and values[pack].sum() <= 64 for pack in packs)
+    if flush:
+        assert not leftovers
+
+
+def test_an_image_limit_below_the_token_budget_does_not_pile_up_leftovers():
+    lengths = np.full(1000, 4)
+    packs, leftovers = pack_window(lengths, image_costs(lengths, 64), PackLimits(1024, 10))
+    assert len(packs) == 100
+    assert not leftovers
+
+
+@pytest.mark.parametrize(("budget", "low", "high", "floor"), [(4096, 16, 1024, 0.995), (1024, 8, 128, 0.985)])  # fmt: skip
+def test_packs_are_full_and_cost_about_the_same(budget, low, high, floor):
+    rng = np.random.default_rng(0)
+    lengths = (rng.uniform(low**0.5, high**0.5, 2048) ** 2).astype(np.int64)
+    costs = image_costs(lengths, 768)
+    packs, _ = pack_window(lengths, costs, PackLimits(budget, 1000))
+    fill = sum(lengths[pack].sum() for pack in packs) / (len(packs) * budget)
+    pack_costs = np.array([costs[pack].sum() for pack in packs])
+    assert fill >= floor
+    assert pack_costs.max() / pack_costs.mean() < 1.02
+
+
+def test_what_was_left_over_is_placed_first():
+    lengths = np.array([3, *([61] * 30), *([64] * 30)])
+    _, leftovers = pack_window(lengths, image_costs(lengths, 64), PackLimits(64, 8), num_first=1)
+    assert 0 not in leftovers
+
+
+def test_cost_counts_attention_as_length_squared_over_six_widths():
+    assert image_costs(np.array([600]), 100)[0] == 600 * (1 + 600 / 600)
