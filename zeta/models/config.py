@@ -33,6 +33,7 @@ class ModelConfig:
     mlp_dim: int | None = None
     channels: int | None = None
     dim_head: int | None = None
+    """Channels of an attention head; dim / heads unless set."""
     dropout: float | None = None
     emb_dropout: float | None = None
     position: str | None = None
@@ -56,10 +57,26 @@ class ModelConfig:
         missing = [f"model.{name}" for name in required if name not in values]
         if missing:
             raise ValueError(f"{', '.join(missing)} must be set (or choose a model.preset)")
+        if "dim_head" not in values:
+            dim, heads = values["dim"], values["heads"]
+            if dim % heads:
+                raise ValueError(
+                    f"model.dim is {dim}, not a multiple of model.heads={heads}: set model.dim_head"
+                )
+            values["dim_head"] = dim // heads
         return values
 
 
-def build_model(config: ModelConfig) -> nn.Module:
-    """Build the model that `config` describes, on the current default device."""
-    arguments = config.resolve()
-    return ARCHITECTURES[arguments.pop("arch")](**arguments)
+def build_model(config: ModelConfig, seed: int = 0) -> nn.Module:
+    """Build the model that `config` describes, on the current default device.
+
+    The weights are a function of `seed` alone: the same on every device and every rank.
+    """
+    return model_from_arguments(config.resolve(), seed)
+
+
+def model_from_arguments(arguments: dict[str, Any], seed: int = 0) -> nn.Module:
+    """Build a model from what `ModelConfig.resolve` returned, or an export's config.json holds."""
+    values = dict(arguments)
+    check_choice("model.arch", values.get("arch"), ARCHITECTURES)
+    return ARCHITECTURES[values.pop("arch")](**values, seed=seed)

@@ -1,0 +1,80 @@
+"""Initial weights as a pure function of (seed, parameter name, shape).
+
+Every parameter has a random stream of its own, drawn on the CPU, so that the weights depend
+neither on the device, the world size, nor the order in which parameters are materialised: a model
+built on the meta device can be filled one parameter at a time, on any rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from zeta.position import initial_table
+
+
+def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """Return the initial value (fp32, CPU) of the parameter of this dotted name.
+
+    Norm weights are 1; position tables are smooth with unit variance (`initial_table`); matrices
+    keep the variance of their input (Glorot and Bengio 2010), the patch projection and the pooling
+    query that of a token; the head starts small and unbiased.
+    """
+    generator = torch.Generator().manual_seed(_stream(name, seed))
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("pos_embed_y", "pos_embed_x"):
+        return initial_table(shape[1], shape[2], generator)[None]
+    if leaf == "bias":
+        return torch.zeros(shape)
+    if leaf == "weight" and len(shape) == 1:
+        return torch.ones(shape)
+    if leaf == "latent":
+        deviation = shape[-1] ** -0.5
+    elif name == "head.weight":
+        deviation = 0.02
+    elif name == "embeds.proj.weight":
+        deviation = shape[1] ** -0.5
+    elif len(shape) == 2:
+        deviation = math.sqrt(2 / (_outputs(name, shape) + shape[1]))
+    else:
+        raise ValueError(f"parameter {name} of shape {tuple(shape)} has no initialisation rule")
+    value = torch.empty(shape)
+    nn.init.trunc_normal_(
+        value, std=deviation, a=-2 * deviation, b=2 * deviation, generator=generator
+    )
+    return value
+
+
+def initial_values(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, initial value) of every parameter of `model`, one at a time."""
+    for name, parameter in model.named_parameters():
+        yield name, initial_value(name, full_shape(parameter), seed)
+
+
+def initialize(model: nn.Module, seed: int) -> None:
+    """Fill every parameter of `model` that is not on the meta device."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.is_meta:
+                parameter.copy_(initial_value(name, parameter.shape, seed))
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """Return the shape of a parameter before ZeRO-3 partitioned it (DeepSpeed's `ds_shape`)."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return torch.Size(shape)
+
+
+def _outputs(name: str, shape: torch.Size) -> int:
+    """Rows of one projection, where a matrix stacks several (q, k, v)."""
+    if name.endswith(".qkv.weight"):
+        return shape[0] // 3
+    return shape[0] // 2 if name.endswith(".kv.weight") else shape[0]
+
+
+def _stream(name: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,158 @@
+"""From a list of images to one packed sequence of patches, with token dropping.
+
+Letters: c channels, p patch side in pixels, h and w sides of the patch grid, T kept patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+DropRate: TypeAlias = float | Callable[[int, int], float]
+"""Share of the patches to drop: a constant, or a function of an image's height and width."""
+Images: TypeAlias = Tensor | Sequence["Images"]
+"""Images [c, height, width] as a list, a list of lists (read in order), or one tensor of them."""
+
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The kept patches of several images, end to end, each image's in row-major order."""
+
+    pixels: Tensor
+    """[T, p*p*c], channels last inside a patch, of the dtype of the images."""
+    coords: Tensor
+    """[T, 2] int32 (y, x) in the image's grid."""
+    grids: tuple[tuple[int, int], ...]
+    """(h, w) of each image in patches, before dropping."""
+    lengths: tuple[int, ...]
+    """Kept patches of each image."""
+
+
+def flatten_images(images: Images) -> list[Tensor]:
+    """Return the images of a list or nested lists in reading order.
+
+    Raises:
+        ValueError: something in the list is not a tensor, or there is no image at all.
+    """
+    if isinstance(images, Tensor) and images.ndim == 3:
+        return [images]
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return list(images.unbind(0))
+    if isinstance(images, Tensor):
+        raise ValueError(
+            f"an image has shape {tuple(images.shape)}: pass [channels, height, width] tensors"
+        )
+    if not isinstance(images, list | tuple):
+        raise ValueError(f"images holds a {type(images).__name__}: pass tensors or lists of them")
+    return [image for group in images for image in flatten_images(group)]
+
+
+def patchify(images: list[Tensor], patch_size: int, channels: int) -> Patches:
+    """Cut images [c, height, width] into patches; images of one size are cut together.
+
+    Raises:
+        ValueError: an image is empty, has other channels or a dtype that is no pixel type, or its
+            sides are not multiples of the patch; images differ in dtype; no images.
+    """
+    if not images:
+        raise ValueError("images is empty: pass at least one image")
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, image in enumerate(images):
+        _check_image(number, image, images[0], patch_size, channels)
+        by_size.setdefault((image.shape[1], image.shape[2]), []).append(number)
+    pixels: list[Tensor] = [images[0]] * len(images)
+    coords: list[Tensor] = [images[0]] * len(images)
+    for (height, width), numbers in by_size.items():
+        h, w = height // patch_size, width // patch_size
+        stack = torch.stack([images[number] for number in numbers])
+        cut = stack.view(len(numbers), channels, h, patch_size, w, patch_size)
+        cut = cut.permute(0, 2, 4, 3, 5, 1).reshape(len(numbers), h * w, -1)
+        grid = torch.cartesian_prod(
+            torch.arange(h, dtype=torch.int32), torch.arange(w, dtype=torch.int32)
+        ).view(-1, 2)
+        for number, patches in zip(numbers, cut.unbind(0), strict=True):
+            pixels[number], coords[number] = patches, grid
+    grids = tuple((x.shape[1] // patch_size, x.shape[2] // patch_size) for x in images)
+    lengths = tuple(h * w for h, w in grids)
+    return Patches(torch.cat(pixels), torch.cat(coords), grids, lengths)
+
+
+def _check_image(number: int, image: Tensor, first: Tensor, patch_size: int, channels: int) -> None:
+    if image.ndim != 3 or image.shape[0] != channels:
+        raise ValueError(
+            f"image {number} has shape {tuple(image.shape)}: the model takes [channels={channels}, "
+            "height, width]"
+        )
+    height, width = image.shape[1:]
+    if height == 0 or width == 0:
+        raise ValueError(f"image {number} is {height} x {width} pixels: it holds nothing")
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"image {number} is {height} x {width} pixels, not a multiple of "
+            f"patch_size={patch_size}: resize or pad it to "
+            f"{math.ceil(height / patch_size) * patch_size} x "
+            f"{math.ceil(width / patch_size) * patch_size}"
+        )
+    if image.dtype not in DTYPES:
+        raise ValueError(
+            f"image {number} has dtype {image.dtype}: pass uint8 pixels, or normalised floats"
+        )
+    if image.dtype != first.dtype or image.device != first.device:
+        raise ValueError(
+            f"image {number} is {image.dtype} on {image.device}, image 0 {first.dtype} on "
+            f"{first.device}: pass all images with one dtype on one device"
+        )
+
+
+def check_finite(patches: Patches) -> None:
+    """Raise ValueError naming the first image with a NaN or infinite pixel (uint8 has none)."""
+    if not patches.pixels.is_floating_point() or bool(patches.pixels.isfinite().all()):
+        return
+    for number, pixels in enumerate(torch.split(patches.pixels, list(patches.lengths))):
+        if not bool(pixels.isfinite().all()):
+            raise ValueError(f"image {number} holds NaN or infinite pixels: fix or leave it out")
+
+
+def keep_count(patches: int, rate: float) -> int:
+    """Return how many of an image's patches stay when the share `rate` is dropped: at least 1."""
+    return max(1, round(patches * (1 - rate)))
+
+
+def check_rate(rate: object, source: str) -> float:
+    """Return `rate` as a float, or raise ValueError naming where it came from."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(f"{source} is {rate!r}: a dropping rate is a number in [0, 1)")
+    return float(rate)
+
+
+def drop_tokens(patches: Patches, patch_size: int, dropout: DropRate) -> Patches:
+    """Keep a random subset of each image's patches, of an integer size drawn once.
+
+    Draws from torch's global CPU generator. All images share two sorts, so that 512 tiny images
+    cost about as much as one large one.
+    """
+    kept = []
+    for h, w in patches.grids:
+        rate = dropout
+        if callable(rate):
+            height, width = h * patch_size, w * patch_size
+            source = f"token_dropout_prob(height={height}, width={width})"
+            rate = check_rate(rate(height, width), source)
+        kept.append(keep_count(h * w, rate))
+    lengths = torch.tensor(patches.lengths)
+    image_T = torch.repeat_interleave(lengths)
+    starts = lengths.cumsum(0) - lengths
+    order = torch.argsort(image_T + torch.rand(len(image_T), dtype=torch.float64))
+    rank_T = torch.arange(len(order)) - starts[image_T]  # `order` lists image by image as well
+    rows = order[rank_T < torch.tensor(kept)[image_T]].sort().values
+    device = patches.pixels.device
+    return Patches(
+        patches.pixels[rows.to(device)], patches.coords[rows], patches.grids, tuple(kept)
+    )

@@ -1,0 +1,88 @@
+"""Factorized position tables: one row per y coordinate plus one per x (NaViT, section 2.1).
+
+The position of a token is read from its own (y, x) and its image's whole grid (h, w), so that
+neither dropped patches nor neighbours in the pack can move it. Three coordinate systems:
+
+    fractional: y/h and x/w, each side stretched over its whole table (the default);
+    fractional_aspect: both axes over the longer side, so that the aspect ratio is kept;
+    absolute: y and x themselves; images larger than the tables are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zeta.config_field import check_choice
+
+COORDINATES = ("fractional", "fractional_aspect", "absolute")
+
+
+def table_coordinates(index_T: Tensor, count_T: Tensor, table_length: int) -> Tensor:
+    """Return where in a table of L rows the i-th of n patches lies: clamp((i + .5) L/n - .5).
+
+    Same sampling as `torch.nn.functional.interpolate(mode="linear", align_corners=False)` and
+    timm's NaFlexVit. Clamped to [0, L - 1].
+    """
+    position = (index_T.float() + 0.5) * (table_length / count_T.float()) - 0.5
+    return position.clamp(0, table_length - 1)
+
+
+def interpolation_weights(
+    coords_T2: Tensor, grids_T2: Tensor, table_lengths: tuple[int, int], system: str
+) -> Tensor:
+    """Return the [T, Ly + Lx] weights whose product with the stacked tables is the position.
+
+    A row holds the hat functions around the token's place in both tables: at most two neighbours
+    of each are not zero. A product with them, unlike a gather, has a deterministic backward on
+    every device. Rows with negative coordinates (prefix and padding tokens) are zero.
+
+    Args:
+        coords_T2: (y, x) of each token; negative where it is no patch.
+        grids_T2: (h, w) in patches of each token's image.
+        table_lengths: rows (Ly, Lx) of the tables.
+        system: one of `COORDINATES`.
+    """
+    check_choice("position", system, COORDINATES)
+    if system == "fractional_aspect":
+        grids_T2 = grids_T2.amax(dim=1, keepdim=True).expand(-1, 2)
+    halves = []
+    for axis, length in enumerate(table_lengths):
+        index_T = coords_T2[:, axis]
+        if system == "absolute":
+            place_T = index_T.float()
+        else:
+            place_T = table_coordinates(index_T, grids_T2[:, axis], length)
+        rows_L = torch.arange(length, device=coords_T2.device)
+        weights_TL = (1 - (place_T[:, None] - rows_L).abs()).clamp(min=0)
+        halves.append(weights_TL * (index_T >= 0)[:, None])
+    return torch.cat(halves, dim=1)
+
+
+def check_absolute(grids: Sequence[tuple[int, int]], table_lengths: tuple[int, int]) -> None:
+    """Raise ValueError for the first image whose grid does not fit absolute tables."""
+    for image, (h, w) in enumerate(grids):
+        if h > table_lengths[0] or w > table_lengths[1]:
+            raise ValueError(
+                f"image {image} has {h} x {w} patches, more than the {table_lengths[0]} x "
+                f"{table_lengths[1]} of the absolute position tables: raise image_size, "
+                "resize the image, or use position='fractional'"
+            )
+
+
+def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Return a smooth random table [L, dim] of unit variance.
+
+    Cosines of the fractional coordinate with falling amplitude, mixed at random: nearby positions
+    start out alike and far ones apart, at the scale of the patch embedding. Tables of white noise
+    with deviation 0.02 take several times longer to learn on small data.
+    """
+    fraction_L = (torch.arange(length, dtype=torch.float64) + 0.5) / length
+    waves = torch.arange(1, max(length, 2), dtype=torch.float64)
+    amplitude = 1 / (1 + waves / 4)
+    basis_LK = amplitude * torch.cos(torch.pi * fraction_L[:, None] * waves)
+    mix_KD = torch.randn(len(waves), dim, generator=generator, dtype=torch.float64)
+    table_LD = basis_LK @ mix_KD
+    return (table_LD / amplitude.square().sum().div(2).sqrt()).float()
