@@ -1,0 +1,1 @@
+"""From bytes on storage to packed batches: shards, manifest, plan, fetch, decode, loader."""

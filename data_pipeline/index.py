@@ -1,0 +1,244 @@
+"""Indexing shards: one pass over the tar headers and image headers of each, in parallel.
+
+Every finished shard leaves a part file at once, so an interrupted run goes on where it stopped,
+and shards that did not change are never read again. The format of the result belongs to
+`data_pipeline.manifest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.atomic_file import write_atomically
+from data_pipeline.image_header import ImageError, ImageFormat, ImageHeader, ReadAt, read_header
+from data_pipeline.manifest import (
+    SAMPLE_DTYPE,
+    Manifest,
+    SampleFlag,
+    ShardEntry,
+    classes_digest,
+    read_class_names,
+    read_entries,
+    read_rejected,
+    resolve_shards,
+    write_entries,
+)
+from data_pipeline.parallel import run_tasks
+from data_pipeline.sample import SampleError, label_in_json, parse_label, pick_image
+from data_pipeline.tar_reader import Member, ShardFile, iter_samples
+
+PARTS_FOLDER = ".manifest-parts"
+_ROW = struct.Struct("<QIHHiBBxx")
+_MAX_NBYTES = 2**32 - 1
+_MAX_JSON = 2**24
+_UNSIZED = ImageHeader(ImageFormat.OTHER, 0, 0)
+
+
+@dataclass
+class ShardIndex:
+    """What the index pass finds in one shard."""
+
+    rows: bytearray = field(default_factory=bytearray)
+    """Rows of SAMPLE_DTYPE, as bytes."""
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of the rejected list: row (in this shard), key, reason."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Tar entries that belong to no sample, by kind."""
+
+
+def index_shards(
+    spec: str | Path | Sequence[str | Path], *, workers: int = 1, progress: bool = False
+) -> Manifest:
+    """Index the shards that `spec` names, write the manifests beside them, and open the result.
+
+    `spec` is what `Manifest.open` takes. Shards whose size, mtime and class map are unchanged
+    keep their rows; other indexed shards of the same folders stay in the index while they exist.
+    A sample whose image, header or label is unusable is flagged, with its reason in
+    ``manifest_rejected.jsonl``. Raises ValueError (`TarError`) naming shard and byte if a shard
+    is damaged or cut, and ValueError if nothing usable is found.
+    """
+    paths = resolve_shards(spec)
+    folders = list(dict.fromkeys(path.parent for path in paths))
+    tasks = [task for folder in folders for task in _tasks(folder, paths)]
+    with tqdm(total=len(tasks), unit="shard", desc="index", disable=not progress) as bar:
+        for count in run_tasks(_index_to_part, tasks, workers):
+            bar.update()
+            bar.set_postfix_str(f"{count} samples in the last shard", refresh=False)
+    for folder in folders:
+        _merge(folder, [path.name for path in paths if path.parent == folder])
+    return Manifest.open(spec)
+
+
+def index_shard(
+    read_at: ReadAt, nbytes: int, shard: str, class_names: tuple[str, ...] | None
+) -> ShardIndex:
+    """Index one archive of `nbytes` behind `read_at`; `shard` names it in errors (`TarError`)."""
+    index = ShardIndex()
+    for key, members in iter_samples(read_at, nbytes, shard):
+        if not key:
+            index.ignored["name without a suffix" if members[0].regular else "link or special"] += (
+                0 if members[0].name.endswith("/") else 1
+            )
+            continue
+        offset, header, label, flags = members[0].offset, _UNSIZED, -1, 0
+        span = members[-1].end - offset
+        try:
+            header, label, flags = _examine(read_at, members, class_names)
+            if span > _MAX_NBYTES:
+                raise SampleError(f"sample of {span} bytes; at most 4 GiB are read")
+        except (ImageError, SampleError) as error:
+            row = len(index.rows) // _ROW.size
+            index.rejected.append({"row": row, "key": key, "reason": str(error)})
+            flags |= SampleFlag.BAD
+        index.rows += _ROW.pack(
+            offset, min(span, _MAX_NBYTES), header.height, header.width, label, header.format, flags
+        )
+    return index
+
+
+def _examine(
+    read_at: ReadAt, members: list[Member], class_names: tuple[str, ...] | None
+) -> tuple[ImageHeader, int, int]:
+    """Return image header, label and flags of a sample; raises ImageError or SampleError."""
+    by_suffix: dict[str, Member] = {}
+    for member in members:
+        suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+        if suffix in by_suffix:
+            raise SampleError(f"two members .{suffix} under one key")
+        by_suffix[suffix] = member
+    image = by_suffix[pick_image(by_suffix)]
+    header = read_header(_within(read_at, image), image.nbytes)
+    flags, label = 0, -1
+    if "cls" in by_suffix:
+        content = read_at(by_suffix["cls"].data_offset, min(by_suffix["cls"].nbytes, 4096))
+        label = parse_label(content, class_names)
+    elif "json" in by_suffix:
+        if by_suffix["json"].nbytes > _MAX_JSON:
+            raise SampleError(f"json of {by_suffix['json'].nbytes} bytes")
+        content = read_at(by_suffix["json"].data_offset, by_suffix["json"].nbytes)
+        label = label_in_json(content, class_names)
+    if label >= 0:
+        flags |= SampleFlag.LABELLED
+    if "txt" in by_suffix:
+        flags |= SampleFlag.CAPTIONED
+    return header, label, flags
+
+
+def _within(read_at: ReadAt, member: Member) -> ReadAt:
+    """Return `read_at` relative to a member, ending where the member ends."""
+    start, nbytes = member.data_offset, member.nbytes
+
+    def read(offset: int, count: int) -> bytes:
+        count = min(count, nbytes - offset)
+        return read_at(start + offset, count) if count > 0 else b""
+
+    return read
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: Path
+    class_names: tuple[str, ...] | None
+
+
+def _tasks(folder: Path, paths: list[Path]) -> list[_Task]:
+    """Return the shards of a folder that neither its index nor a part file covers."""
+    class_names = read_class_names(folder)
+    indexed = read_entries(folder)
+    known = {entry.name: entry for entry in indexed[0]} if indexed else {}
+    tasks = []
+    for path in paths:
+        if path.parent == folder:
+            entry = known.get(path.name) or _read_part_entry(path)
+            if entry is None or not _is_current(entry, path, class_names):
+                tasks.append(_Task(path, class_names))
+    if tasks:
+        try:
+            (folder / PARTS_FOLDER).mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"cannot write the index beside the shards: {error}") from error
+    return tasks
+
+
+def _is_current(entry: ShardEntry, path: Path, class_names: tuple[str, ...] | None) -> bool:
+    status = path.stat()
+    found = (status.st_size, status.st_mtime_ns, classes_digest(class_names))
+    return (entry.nbytes, entry.mtime_ns, entry.classes) == found
+
+
+def _index_to_part(task: _Task) -> int:
+    """Index one shard into its part file: a JSON line, then the rows; return its samples."""
+    with ShardFile(str(task.path)) as shard:
+        index = index_shard(shard.read_at, shard.nbytes, str(task.path), task.class_names)
+        entry = ShardEntry(
+            name=task.path.name,
+            nbytes=shard.nbytes,
+            mtime_ns=shard.mtime_ns,
+            count=len(index.rows) // _ROW.size,
+            digest=hashlib.sha256(index.rows).hexdigest(),
+            classes=classes_digest(task.class_names),
+            ignored={kind: count for kind, count in index.ignored.items() if count},
+        )
+    with write_atomically(_part_path(task.path)) as stream:
+        head = {"entry": asdict(entry), "rejected": index.rejected}
+        stream.write(json.dumps(head).encode() + b"\n")
+        stream.write(index.rows)
+    return entry.count
+
+
+def _part_path(path: Path) -> Path:
+    return path.parent / PARTS_FOLDER / f"{path.name}.part"
+
+
+def _read_part_entry(path: Path) -> ShardEntry | None:
+    part = _read_part(path)
+    return part[0] if part else None
+
+
+def _read_part(path: Path) -> tuple[ShardEntry, list[dict[str, Any]], np.ndarray] | None:
+    try:
+        head, _, rows = _part_path(path).read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    content = json.loads(head)
+    entry = ShardEntry(**content["entry"])
+    lines = [{"shard": entry.name, **line} for line in content["rejected"]]
+    return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
+
+
+def _merge(folder: Path, names: list[str]) -> None:
+    """Join the part files and the still valid rows of the old index into the folder's index."""
+    indexed = read_entries(folder)
+    entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()
+    if indexed:
+        first = 0
+        for entry in indexed[0]:
+            if (folder / entry.name).exists():
+                entries[entry.name] = entry
+                rows[entry.name] = indexed[1][first : first + entry.count]
+            first += entry.count
+    old_lines: dict[str, list[Any]] = {}
+    for line in read_rejected(folder):
+        old_lines.setdefault(line["shard"], []).append(line)
+    for name in names:
+        part = _read_part(folder / name)
+        if part:
+            entries[name], old_lines[name], rows[name] = part
+    order = sorted(entries)
+    rejected = [line for name in order for line in old_lines.get(name, [])]
+    samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
+    write_entries(folder, [entries[name] for name in order], samples, rejected)
+    for name in names:
+        _part_path(folder / name).unlink(missing_ok=True)
+    if (folder / PARTS_FOLDER).exists() and not any((folder / PARTS_FOLDER).iterdir()):
+        (folder / PARTS_FOLDER).rmdir()

@@ -1,0 +1,56 @@
+"""Independent tasks over worker processes that end with their parent, whatever ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def run_tasks(
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Iterator[Result]:
+    """Yield ``function(task)`` for all tasks, in the order in which they finish.
+
+    With `workers` below 2, or one task, everything runs in this process. If a task raises, or
+    the consumer stops (Ctrl-C), tasks not yet begun are dropped and the workers are ended.
+    """
+    if workers < 2 or len(tasks) < 2:
+        yield from map(function, tasks)
+        return
+    earlier = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(
+        min(workers, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_worker,
+    )
+    finished = False
+    try:
+        for future in as_completed([executor.submit(function, task) for task in tasks]):
+            yield future.result()
+        finished = True
+    finally:
+        if not finished:
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - earlier:
+                process.terminate()
+        executor.shutdown(wait=True)
+
+
+def _begin_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
