@@ -1,0 +1,101 @@
+"""The `zeta` command line.
+
+Each command is a module of `launch.commands` with `add_parser(subparsers)`, which declares its
+arguments and sets `run`, and `run(args) -> int`, which imports what it needs: `zeta --help` answers
+at once because no command loads torch before it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from launch import errors
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class Command(NamedTuple):
+    """A module of launch.commands and the group of commands it belongs to, if any."""
+
+    module: str
+    group: str = ""
+
+
+GROUPS = {
+    "shards": "write and index WebDataset shards",
+    "data": "look at what the data pipeline will do",
+    "launch": "start training",
+}
+COMMANDS = (
+    Command("demo"),
+    Command("shards_build", "shards"),
+    Command("shards_index", "shards"),
+    Command("plan", "data"),
+    Command("train"),
+    Command("launch_local", "launch"),
+    Command("export"),
+    Command("evaluate"),
+    Command("report"),
+)
+
+
+def entry_point(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; user errors are one message on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words  # wherever it stands, before or after the command
+    args = _parse([word for word in words if word != "--debug"])
+    run: Run = args.run
+    try:
+        return run(args)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return errors.FAILED
+    except (KeyboardInterrupt, *errors.USER_ERRORS) as error:
+        if debug:
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        text = "interrupted" if interrupted else f"error: {errors.message(error)}"
+        print(f"zeta: {text}", file=sys.stderr)
+        return errors.exit_code(error, in_training=args.command == "train")
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse the arguments; `key=value` settings may stand before or after options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(words)
+    # argparse takes `CONFIG` and no settings as soon as an option follows CONFIG.
+    if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="zeta",
+        description="Native-resolution Vision Transformer pretraining.",
+        epilog="example: zeta demo",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    groups = {"": commands}
+    for module_name, group in COMMANDS:
+        if importlib.util.find_spec(f"launch.commands.{module_name}") is None:
+            continue
+        if group not in groups:
+            group_parser = commands.add_parser(
+                group, help=GROUPS[group], description=GROUPS[group].capitalize() + "."
+            )
+            groups[group] = group_parser.add_subparsers(
+                dest="subcommand", metavar="COMMAND", required=True
+            )
+        importlib.import_module(f"launch.commands.{module_name}").add_parser(groups[group])
+    return parser

@@ -1,0 +1,210 @@
+"""The configuration of a run: typed defaults < YAML recipe < `key=value` on the command line.
+
+Each section is a dataclass beside what it builds; this module composes them. A recipe is a YAML
+file, or the bare name of a shipped one. Its top-level `include:` lists files that are merged, in
+order, before the file's own keys (looked up beside the file, then in the shipped configs/):
+
+    include: [model/navit_b16, train/gpu]
+    train:
+      max_steps: 920000
+
+Unknown keys and wrong types are errors that name the key. World size is never in a config: it is
+what the launcher started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_pipeline.config import DataConfig
+from launch.config_keys import expected_type, leaves, parse_override
+from launch.shipped import configs_root, recipe_names
+from zeta.config_field import free, free_fields
+from zeta.models.config import ModelConfig
+from zeta.objectives.config import ObjectiveConfig
+from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
+
+_FREE_SECTIONS = ("run.", "tracker.")
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives."""
+
+    name: str = free("zeta")
+    """Name of the run in W&B; the name of the recipe unless set."""
+    dir: str = free("runs/${run.name}")
+    """Run directory, shared by all ranks and restarts. The same directory continues the run."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or "/" in self.name or self.name in (".", ".."):
+            raise ValueError(
+                f"run.name is {self.name!r}; it must be a name without slashes "
+                "(set run.dir to choose another folder)"
+            )
+        if not self.dir.strip():
+            raise ValueError("run.dir is empty; give a folder, as in run.dir=runs/first")
+
+
+@dataclass
+class ZetaConfig:
+    """Everything that `zeta train` can be told, by section."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
+    """Compose and check the configuration of a run.
+
+    Args:
+        name_or_path: a YAML file, or the bare name of a shipped recipe.
+        overrides: `key=value` settings, which win over the file.
+
+    Raises:
+        ValueError: no such recipe, YAML that cannot be read, an unknown key, a value of the wrong
+            type or outside its range, or values that contradict each other; the message names them.
+    """
+    path = find_config(name_or_path)
+    settings: list[tuple[str, str, Any]] = [("default", "run.name", path.stem)]
+    for source, tree in _read_with_includes(path, ()):
+        settings += [(source, key, value) for key, value in leaves(tree, ZetaConfig, source)]
+    settings += [("on the command line", *parse_override(text, ZetaConfig)) for text in overrides]
+    config = _compose(settings)
+    _check_sections_together(config)
+    return config
+
+
+def find_config(name_or_path: str) -> Path:
+    """Return the path of a config file given by path or by the name of a shipped recipe.
+
+    Raises:
+        ValueError: there is none; the message lists the shipped recipes.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = configs_root() / f"{name_or_path}.yaml"
+    if path.name == name_or_path and shipped.is_file():
+        return shipped
+    hint = f" ({path} is a folder; give the YAML file in it)" if path.is_dir() else ""
+    raise ValueError(
+        f"no config {name_or_path!r}{hint}: give the path of a YAML file or the name of a shipped "
+        f"recipe: {', '.join(recipe_names())}"
+    )
+
+
+def to_yaml(config: ZetaConfig) -> str:
+    """Return the resolved config as YAML that `load_config` reads back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
+    """Return (key, old value, new value) of every changed field that a resume must not change.
+
+    Args:
+        old_yaml: the config of the run so far, as `to_yaml` wrote it.
+        new: the config it is resumed with.
+    """
+    before = dict(leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config"))
+    after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
+    free_keys = free_fields(ZetaConfig)
+    return [
+        (key, before.get(key), value)
+        for key, value in after.items()
+        if before.get(key) != value and key not in free_keys and not key.startswith(_FREE_SECTIONS)
+    ]
+
+
+def _compose(settings: Iterable[tuple[str, str, Any]]) -> ZetaConfig:
+    """Apply (source, key, value) settings in order to the typed defaults."""
+    composed = OmegaConf.structured(ZetaConfig)
+    for source, key, value in settings:
+        try:
+            OmegaConf.update(composed, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(
+                f"{key} is {value!r} ({source}); it must be {expected_type(ZetaConfig, key)}"
+            ) from error
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the config"
+        raise ValueError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, ZetaConfig)
+    return config
+
+
+def _read_with_includes(path: Path, parents: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (source, tree) of a file's includes, depth first, and then of the file itself."""
+    if path in parents:
+        chain = " -> ".join(str(item) for item in (*parents, path))
+        raise ValueError(f"config files include each other in a circle: {chain}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from error
+    tree = _parse_yaml(text, str(path))
+    includes = tree.pop("include", None) or []
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise ValueError(f"include in {path} must be a list of file names, not {includes!r}")
+    result = []
+    for name in includes:
+        result += _read_with_includes(_find_include(name, path), (*parents, path))
+    return [*result, (f"in {path}", tree)]
+
+
+def _find_include(name: str, included_by: Path) -> Path:
+    for folder in (included_by.parent, configs_root()):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    pieces = sorted(
+        str(path.relative_to(configs_root()).with_suffix(""))
+        for path in configs_root().glob("*/*.yaml")
+    )
+    raise ValueError(
+        f"{included_by} includes {name!r}, which is neither beside it nor shipped; "
+        f"shipped pieces: {', '.join(pieces)}"
+    )
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ValueError(
+            f"{source} must hold sections and keys, such as 'train: {{max_steps: 10}}'"
+        )
+    return {str(key): value for key, value in tree.items()}
+
+
+def _check_sections_together(config: ZetaConfig) -> None:
+    """Raise ValueError where values of several sections or fields contradict each other."""
+    train, optim = config.train, config.optim
+    if config.data.shards is None:
+        raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
+    if train.max_steps is None and train.max_epochs is None:
+        raise ValueError("set train.max_steps or train.max_epochs: a run must know where it ends")
+    if optim.schedule == "rsqrt" and optim.warmup_steps == 0:
+        raise ValueError("optim.schedule rsqrt needs optim.warmup_steps of at least 1")
+    ramps = optim.warmup_steps + optim.cooldown_steps
+    if train.max_steps is not None and ramps > 0 and ramps >= train.max_steps:
+        raise ValueError(
+            f"optim.warmup_steps + optim.cooldown_steps is {ramps}; it must be below "
+            f"train.max_steps = {train.max_steps}: lower them or train longer"
+        )

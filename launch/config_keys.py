@@ -1,0 +1,138 @@
+"""Dotted config keys: which exist, which is nearest to a misspelled one, what a value must be."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+import yaml
+
+_TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def leaves(tree: Mapping[str, Any], root: type, source: str) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every field that `tree` sets.
+
+    Raises:
+        ValueError: a key that the dataclass `root` lacks, or a value where a section belongs.
+    """
+
+    def walk(node: Mapping[str, Any], section: type, prefix: str) -> Iterator[tuple[str, Any]]:
+        hints = typing.get_type_hints(section)
+        for name, value in node.items():
+            key = f"{prefix}{name}"
+            if name not in hints:
+                raise ValueError(_unknown(key, source, root))
+            inner = hints[name]
+            if not is_dataclass(inner):
+                yield key, value
+            elif isinstance(value, Mapping):
+                yield from walk(value, typing.cast(type, inner), f"{key}.")
+            elif value is not None:
+                raise ValueError(_not_a_value(key, value, inner, source))
+
+    return walk(tree, root, "")
+
+
+def parse_override(text: str, config_type: type) -> tuple[str, Any]:
+    """Split a `key=value` argument and read its value as the type of the field wants it.
+
+    Text is taken as typed, so quotes, spaces, `$` and `:` need no escape beyond the shell's.
+    Everything else is YAML: `null`, `3`, `1e-3`, `[a, b]`.
+
+    Raises:
+        ValueError: no `=`, an unknown key, or a section instead of a key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(
+            f"{text!r} on the command line is not a setting; write key=value, as in optim.lr=1e-3"
+        )
+    key = key.strip()
+    source = "on the command line"
+    hint = _hint(config_type, key)
+    if hint is None:
+        raise ValueError(_unknown(key, source, config_type))
+    if is_dataclass(hint):
+        raise ValueError(_not_a_value(key, value, hint, source))
+    return key, _read_value(value, hint)
+
+
+def expected_type(config_type: type, key: str) -> str:
+    """Describe in words what the field `key` holds."""
+    return _describe(_hint(config_type, key))
+
+
+def _read_value(text: str, hint: object) -> object:
+    try:
+        parsed = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # globs such as *.tar or {0..9}.tar are not YAML
+    if parsed is None:
+        return None
+    is_text = str in (hint, *typing.get_args(hint))
+    # A glob or brace list may happen to be a YAML mapping or tag; no field that takes one is of
+    # type Any, so only lists are read as YAML there.
+    if is_text or (hint is Any and not isinstance(parsed, list | int)):
+        return text
+    return parsed
+
+
+def _hint(config_type: type, key: str) -> object:
+    """Return the type of a dotted key, or None where there is no such key."""
+    hint: object = config_type
+    for name in key.split("."):
+        if not is_dataclass(hint):
+            return None
+        hint = typing.get_type_hints(typing.cast(type, hint)).get(name)
+    return hint
+
+
+def _describe(hint: object) -> str:
+    if hint in _TYPE_NAMES:
+        return _TYPE_NAMES[hint]
+    arguments = typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " or ".join(_describe(argument) for argument in arguments)
+    if typing.get_origin(hint) in (tuple, list):
+        return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
+    return "another type"
+
+
+def _keys(config_type: type, prefix: str = "") -> Iterator[str]:
+    for name, hint in typing.get_type_hints(config_type).items():
+        yield f"{prefix}{name}"
+        if is_dataclass(hint):
+            yield from _keys(typing.cast(type, hint), f"{prefix}{name}.")
+
+
+def _not_a_value(key: str, value: object, section: object, source: str) -> str:
+    example = next(iter(typing.get_type_hints(section)))
+    return (
+        f"{key} is a section, but {source} it is set to {value!r}; "
+        f"set its keys, such as {key}.{example}"
+    )
+
+
+def _unknown(key: str, source: str, root: type) -> str:
+    known = list(_keys(root))
+    section, _, ending = key.rpartition(".")
+    same_ending = [name for name in known if name.rpartition(".")[2] == ending]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    inside = _hint(root, section) if section else root
+    message = f"unknown config key {key} ({source})"
+    if same_ending or nearest:
+        return f"{message}; did you mean {(same_ending or nearest)[0]}?"
+    if is_dataclass(inside):
+        return f"{message}; {section or 'a config'} has {', '.join(typing.get_type_hints(inside))}"
+    return f"{message}; the sections are {', '.join(typing.get_type_hints(root))}"

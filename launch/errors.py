@@ -1,0 +1,32 @@
+"""What the command line says and returns when a command fails."""
+
+from __future__ import annotations
+
+from zeta.exit_codes import ExitCode, RunError
+
+USER_ERRORS = (ValueError, RunError, OSError)
+"""Raised for what a user can put right: shown as one message. Anything else is a bug of ours."""
+
+FAILED = 1
+USAGE = 2
+"""What argparse exits with."""
+
+
+def message(error: BaseException) -> str:
+    """Return the one message for the terminal."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return str(error) or type(error).__name__
+
+
+def exit_code(error: BaseException, *, in_training: bool) -> int:
+    """Return the exit status for an error.
+
+    A wrong setting in training is never restarted; an operating-system error may be gone at the
+    next start, so it counts as a crash there.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    if in_training and isinstance(error, ValueError | RunError):
+        return ExitCode.NEVER_RESTART
+    return FAILED
