@@ -81,7 +81,7 @@ def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
     """
     fraction_L = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     waves = torch.arange(1, max(length, 2), dtype=torch.float64)
-    amplitude = 1 / (1 + waves / 4)
+    amplitude = 1 / (1 + waves / 2)
     basis_LK = amplitude * torch.cos(torch.pi * fraction_L[:, None] * waves)
     mix_KD = torch.randn(len(waves), dim, generator=generator, dtype=torch.float64)
     table_LD = basis_LK @ mix_KD

@@ -64,9 +64,8 @@ def load_pretrained(path: Path | str) -> nn.Module:
     config = read_config(path)
     with torch.device("meta"):
         model = model_from_arguments(config["model"])
-    weights = load_file(path / WEIGHTS_FILE)
     try:
-        model.load_state_dict(weights, assign=True)
+        model.to_empty(device="cpu").load_state_dict(load_file(path / WEIGHTS_FILE))
     except RuntimeError as error:
         raise ValueError(f"the weights in {path} do not fit its {CONFIG_FILE}: {error}") from error
     return model.eval()

@@ -42,7 +42,7 @@ def _by_autograd(
     )
     for q, k, v in pairs:
         if len(q) and len(k):
-            o = F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in (q, k, v)))
+            o = F.scaled_dot_product_attention(_heads_first(q), _heads_first(k), _heads_first(v))
             out.append(o[0].transpose(0, 1))
         else:
             out.append(torch.zeros_like(q))
