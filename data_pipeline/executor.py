@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from data_pipeline.decode import ImageError, decode_image, patchify
 from data_pipeline.random_draws import hashes
 from data_pipeline.recipe import ImageRecipe, PackRecipe
-from data_pipeline.tar_reader import Sample, read_sample
+from data_pipeline.sample import Sample, SampleError
+from data_pipeline.tar_reader import read_sample
 from zeta.packed import PackedBatch, Rejected
 
 
@@ -24,8 +26,10 @@ class ExecutedPack:
     rejected: tuple[Rejected, ...]
 
 
-def execute(recipe: PackRecipe) -> ExecutedPack:
+def execute(recipe: PackRecipe, class_names: Sequence[str] | None = None) -> ExecutedPack:
     """Read and decode the images of `recipe` into a packed batch.
+
+    Labels that are names are looked up in `class_names`.
 
     An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
     `rejected`: its neighbours in the pack, and every other pack, are what they would be without it.
@@ -52,10 +56,10 @@ def execute(recipe: PackRecipe) -> ExecutedPack:
         coords[rows] = np.stack(np.divmod(kept, image.grid[1]), axis=1)
         sample = read_sample(image.shard, image.offset, image.nbytes)
         try:
-            labels[index] = sample_label(sample, required=recipe.require_labels)
+            labels[index] = _label(sample, class_names, required=recipe.require_labels)
             patches[rows] = image_patches(sample, image, side, recipe.fit)[kept]
             weights[index] = 1
-        except ImageError as error:
+        except (SampleError, ImageError) as error:
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
     batch = PackedBatch(
@@ -85,10 +89,11 @@ def image_patches(sample: Sample, image: ImageRecipe, side: int, fit: str) -> ND
     """Return all patches of the image at its planned size: [rows * columns, p * p * 3] uint8.
 
     Raises:
-        ImageError: no image in the sample, or one that cannot be decoded to its stated size.
+        SampleError: no image in the sample.
+        ImageError: an image that cannot be decoded to its stated size.
     """
     pixels = decode_image(
-        sample.image(),
+        sample.image,
         height=image.grid[0] * side,
         width=image.grid[1] * side,
         scale=image.scale,
@@ -98,18 +103,8 @@ def image_patches(sample: Sample, image: ImageRecipe, side: int, fit: str) -> ND
     return patchify(pixels, side)
 
 
-def sample_label(sample: Sample, *, required: bool) -> int:
-    """Return the class index of a sample, -1 where it has none and needs none.
-
-    Raises:
-        ImageError: a label that is not a whole number, or none where one is required.
-    """
-    text = sample.members.get("cls")
-    if text is None:
-        if required:
-            raise ImageError("no .cls member: the objective needs a class label")
-        return -1
-    try:
-        return int(text)
-    except ValueError:
-        raise ImageError(f"label {text[:40]!r} in .cls is not a class index") from None
+def _label(sample: Sample, class_names: Sequence[str] | None, *, required: bool) -> int:
+    label = sample.label(class_names)
+    if label < 0 and required:
+        raise SampleError("no label: the objective needs .cls, or label in .json")
+    return label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -18,8 +18,11 @@ _PREFETCH_PACKS_PER_WORKER = 4
 class _Executors(Dataset[ExecutedPack]):
     """A map-style dataset whose index is the recipe itself: workers hold no state at all."""
 
+    def __init__(self, class_names: Sequence[str] | None) -> None:
+        self._class_names = class_names
+
     def __getitem__(self, recipe: PackRecipe) -> ExecutedPack:
-        return execute(recipe)
+        return execute(recipe, self._class_names)
 
 
 class PackLoader:
@@ -58,7 +61,7 @@ class PackLoader:
         first_step = self._check_state(state)
         workers = self._plan.config.workers
         loader = DataLoader(
-            _Executors(),
+            _Executors(self._plan.manifest.class_names),
             batch_size=None,
             sampler=self._recipes(state, first_step),
             num_workers=workers,

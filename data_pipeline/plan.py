@@ -103,10 +103,17 @@ class Plan:
                 f"tokens an image it must be at least {config.prefix_tokens + 1}"
             )
         shards = self.manifest.shards
+        masses, usable = self._shard_masses()
+        if usable < self.num_lanes:
+            raise ValueError(
+                f"train.packs_per_step is {self.num_lanes} but the shards hold only {usable} "
+                f"usable images: every pack of a step reads images of its own, so set "
+                f"train.packs_per_step to at most {usable}"
+            )
         self.deal = LaneDeal(
             firsts=np.array([shard.first for shard in shards], dtype=np.int64),
             counts=np.array([shard.count for shard in shards], dtype=np.int64),
-            masses=self._shard_masses(),
+            masses=masses,
             num_lanes=self.num_lanes,
             window_shards=config.window_shards,
             seed=config.seed,
@@ -145,19 +152,23 @@ class Plan:
             max_tokens=self.max_tokens,
         )
 
-    def _shard_masses(self) -> NDArray[np.float64]:
-        """Return the tokens of each shard at the median draw, read in bounded chunks."""
-        masses = np.zeros(len(self.manifest.shards))
+    def _shard_masses(self) -> tuple[NDArray[np.float64], int]:
+        """Return the tokens of each shard at the median draw, and the number of usable images.
+
+        Reads the manifest in chunks, so that memory does not grow with it.
+        """
+        masses, count = np.zeros(len(self.manifest.shards)), 0
         for start in range(0, len(self.manifest.samples), _MASS_CHUNK):
             ids = np.arange(start, min(start + _MASS_CHUNK, len(self.manifest.samples)))
             samples = self.manifest.samples[ids]
             usable = (samples["flags"] & SampleFlag.BAD) == 0
             samples, ids = samples[usable], ids[usable]
             rows, columns, _ = self._grids(samples, np.full(len(ids), 0.5))
+            count += len(ids)
             masses += np.bincount(
                 self.manifest.shard_of(ids), weights=rows * columns, minlength=len(masses)
             )
-        return masses
+        return masses, count
 
 
 class LanePacker:

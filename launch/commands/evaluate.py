@@ -1,0 +1,49 @@
+"""`zeta eval`: accuracy of an export on labelled shards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command, add_json
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "eval",
+        run,
+        "measure top-1 and top-5 of an export on labelled shards, every image once",
+        "zeta eval exports/first shards/val --resolutions native,128,224",
+    )
+    parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
+    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="labelled shards")
+    parser.add_argument(
+        "--resolutions",
+        default="native",
+        help="comma-separated: native, or a side s in pixels, for the area s*s (default: native)",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: 2)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    from launch.evaluate import evaluate_export
+
+    resolutions = [name.strip() for name in args.resolutions.split(",") if name.strip()]
+    if not resolutions:
+        raise ValueError("--resolutions is empty; give native or sides, as in native,128,224")
+    result = evaluate_export(args.export, args.shards, resolutions, workers=args.workers)
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    print(f"{'resolution':<12}{'images':>8}{'top-1':>9}{'top-5':>9}")
+    for name, row in result["by_resolution"].items():
+        print(f"{name:<12}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}")
+    rejected = result["by_resolution"][resolutions[0]]["rejected"]
+    if rejected:
+        print(f"{rejected:,} images could not be decoded and are not counted")
+    return 0

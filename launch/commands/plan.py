@@ -1,0 +1,57 @@
+"""`zeta data plan`: what an epoch will look like, before anything is decoded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from launch.arguments import Subparsers, add_command, add_config, add_json
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "plan",
+        run,
+        "print images, tokens, packs, steps and fill of an epoch, from the manifest alone",
+        "zeta data plan navit_b16_classification data.shards=shards/train --world-size 8",
+    )
+    add_config(parser)
+    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default: 1)")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan's numbers."""
+    from data_pipeline.manifest import Manifest
+    from data_pipeline.plan_summary import summarise
+    from launch.config import load_config
+    from launch.run_setup import resolve_with_shards, training_plan
+
+    config = load_config(args.config, args.overrides)
+    manifest = Manifest.open(config.data.shards)
+    config = resolve_with_shards(config, manifest)
+    summary = summarise(training_plan(config, manifest), args.world_size)
+    if args.json:
+        print(json.dumps(asdict(summary)))
+    else:
+        print(plan_text(asdict(summary), args.world_size))
+    return 0
+
+
+def plan_text(summary: dict[str, float], world_size: int) -> str:
+    """Return the numbers of a plan as aligned lines for people."""
+    return "\n".join(
+        f"{label:<18}{value}"
+        for label, value in (
+            ("images", f"{summary['images']:,}"),
+            ("tokens", f"{summary['tokens']:,}"),
+            ("packs", f"{summary['packs']:,}  ({summary['images_per_pack']:.1f} images each)"),
+            ("steps an epoch", f"{summary['steps_per_epoch']:,}"),
+            ("fill", f"{summary['fill']:.2%} of the token budget"),
+            ("dropped patches", f"{summary['drop_mean']:.1%} on average"),
+            ("straggler ratio", f"{summary['straggler_ratio']:.3f} on {world_size} ranks"),
+        )
+    )
