@@ -23,6 +23,7 @@ from data_pipeline.atomic_file import write_atomically
 from data_pipeline.image_header import ImageError, ImageFormat, ImageHeader, ReadAt, read_header
 from data_pipeline.manifest import (
     SAMPLE_DTYPE,
+    VERSION,
     Manifest,
     SampleFlag,
     ShardEntry,
@@ -34,7 +35,7 @@ from data_pipeline.manifest import (
     write_entries,
 )
 from data_pipeline.parallel import run_tasks
-from data_pipeline.sample import SampleError, label_in_json, parse_label, pick_image
+from data_pipeline.sample import SampleError, label_in_json, parse_label, pick_image, suffix_of
 from data_pipeline.tar_reader import Member, ShardFile, iter_samples
 
 PARTS_FOLDER = ".manifest-parts"
@@ -112,7 +113,7 @@ def _examine(
     """Return image header, label and flags of a sample; raises ImageError or SampleError."""
     by_suffix: dict[str, Member] = {}
     for member in members:
-        suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+        suffix = suffix_of(member.name)
         if suffix in by_suffix:
             raise SampleError(f"two members .{suffix} under one key")
         by_suffix[suffix] = member
@@ -159,8 +160,8 @@ def _tasks(folder: Path, paths: list[Path]) -> list[_Task]:
     tasks = []
     for path in paths:
         if path.parent == folder:
-            entry = known.get(path.name) or _read_part_entry(path)
-            if entry is None or not _is_current(entry, path, class_names):
+            entry, part = known.get(path.name), _read_part(path, class_names)
+            if part is None and not (entry and _is_current(entry, path, class_names)):
                 tasks.append(_Task(path, class_names))
     if tasks:
         try:
@@ -197,28 +198,28 @@ def _index_to_part(task: _Task) -> int:
 
 
 def _part_path(path: Path) -> Path:
-    return path.parent / PARTS_FOLDER / f"{path.name}.part"
+    return path.parent / PARTS_FOLDER / f"{path.name}.v{VERSION}.part"
 
 
-def _read_part_entry(path: Path) -> ShardEntry | None:
-    part = _read_part(path)
-    return part[0] if part else None
-
-
-def _read_part(path: Path) -> tuple[ShardEntry, list[dict[str, Any]], np.ndarray] | None:
+def _read_part(
+    path: Path, class_names: tuple[str, ...] | None
+) -> tuple[ShardEntry, list[dict[str, Any]], np.ndarray] | None:
+    """Return entry, rejected lines and rows of a shard's part file; None if absent or stale."""
     try:
         head, _, rows = _part_path(path).read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     content = json.loads(head)
     entry = ShardEntry(**content["entry"])
+    if not _is_current(entry, path, class_names):
+        return None
     lines = [{"shard": entry.name, **line} for line in content["rejected"]]
     return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
 
 
 def _merge(folder: Path, names: list[str]) -> None:
     """Join the part files and the still valid rows of the old index into the folder's index."""
-    indexed = read_entries(folder)
+    indexed, class_names = read_entries(folder), read_class_names(folder)
     entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()
     if indexed:
         first = 0
@@ -231,7 +232,7 @@ def _merge(folder: Path, names: list[str]) -> None:
     for line in read_rejected(folder):
         old_lines.setdefault(line["shard"], []).append(line)
     for name in names:
-        part = _read_part(folder / name)
+        part = _read_part(folder / name, class_names)
         if part:
             entries[name], old_lines[name], rows[name] = part
     order = sorted(entries)

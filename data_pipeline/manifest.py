@@ -115,6 +115,8 @@ class Manifest:
         """
         groups = _by_folder(resolve_shards(spec))
         parts = [_open_folder(folder, names) for folder, names in groups.items()]
+        for part in parts:
+            _refuse_missing(part, spec)
         return _concatenate(parts, spec)
 
     @property
@@ -128,7 +130,8 @@ class Manifest:
     @property
     def usable(self) -> np.ndarray:
         """[N] bool: the samples that are not flagged as rejected."""
-        return np.equal(self.samples["flags"] & SampleFlag.BAD, 0)
+        usable: np.ndarray = (self.samples["flags"] & SampleFlag.BAD) == 0
+        return usable
 
     def shard_of(self, sample_ids: np.ndarray | int) -> np.ndarray:
         """Return the index in `shards` of each sample id; same shape as `sample_ids`."""
@@ -204,6 +207,8 @@ class _Folder:
     entries: list[ShardEntry]
     samples: np.ndarray
     class_names: tuple[str, ...] | None
+    missing: list[str]
+    """Shards that are in the index and no longer in the folder."""
 
 
 def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
@@ -301,8 +306,6 @@ def _open_folder(folder: Path, names: list[str]) -> _Folder:
         if entry.classes != classes:
             raise ValueError(f"{folder / CLASSES_NAME} changed since indexing; type {command}")
     missing = [entry.name for entry in entries if not (folder / entry.name).exists()]
-    if missing and len(names) + len(missing) == len(entries):
-        raise ValueError(f"shard {folder / missing[0]} is indexed but missing; type {command}")
     chosen = [known[name] for name in names]
     return _Folder(
         folder, [entries[i] for i in chosen], _rows(entries, samples, chosen), class_names

@@ -71,6 +71,11 @@ def split_name(name: str) -> tuple[str, str] | None:
     return match[1], match[2].lower()
 
 
+def suffix_of(name: str) -> str:
+    """Return the suffix of a name that `split_name` accepts."""
+    return name.rpartition("/")[2].partition(".")[2].lower()
+
+
 def pick_image(suffixes: Iterable[str]) -> str:
     """Return which suffix is the image: a plain one (``jpg``) before a longer (``left.jpg``).
 

@@ -1,0 +1,219 @@
+"""Building shards: a source, cut into tar files that are the same on every run.
+
+The order and the cuts are decided before anything is written, so shards are written in parallel,
+each whole or absent, and an interrupted build goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+from webdataset import ShardWriter
+
+from data_pipeline.atomic_file import write_atomically
+from data_pipeline.index import index_shards
+from data_pipeline.manifest import CLASSES_NAME, Manifest
+from data_pipeline.parallel import run_tasks
+from data_pipeline.sources import FilePart, Source, SourceSample, from_memory, open_source
+
+BUILD_NAME = "build.json"
+_BLOCK = 512
+
+
+def build_shards(
+    source: str | Path | Sequence[str | Path] | Iterable[tuple[str, Mapping[str, bytes]]],
+    out: str | Path,
+    *,
+    max_size_mb: float = 512,
+    max_count: int = 10_000,
+    seed: int | None = 0,
+    labels: bool = True,
+    class_names: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> Manifest:
+    """Write `source` as shards ``shard-000000.tar``, ... into the folder `out`, and index them.
+
+    Args:
+        source: what `open_source` takes, or an iterable of (key, content by suffix) in memory.
+        out: folder to write; what an interrupted build of the same source left there is kept.
+        max_size_mb: a shard is closed before it would exceed this many 1e6 bytes.
+        max_count: a shard holds at most this many samples.
+        seed: order of the samples, shuffled because class folders would otherwise give one class
+            a shard; None keeps the order of the source.
+        labels: whether the folders of an image folder are classes.
+        class_names: class map of an in-memory source.
+        workers: processes that write and index.
+        progress: whether to show bars and the counts of skipped files on stderr.
+
+    Returns:
+        The opened manifest; `out` also holds ``classes.json`` where classes have names. Equal
+        sources give equal bytes.
+
+    Raises:
+        ValueError: the source holds no images, or `out` holds something else.
+    """
+    opened = _open(source, labels, class_names)
+    if progress:
+        _report(opened.skipped)
+    samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
+    shards = _cut(samples, max_size_mb * 1e6, max_count)
+    folder = Path(out)
+    _claim(folder, _digest(shards, opened.class_names), len(shards))
+    if opened.class_names is not None:
+        with write_atomically(folder / CLASSES_NAME) as stream:
+            stream.write(json.dumps(opened.class_names, ensure_ascii=False, indent=0).encode())
+    tasks = [
+        _Task(folder / f"shard-{number:06d}.tar", number, tuple(shard))
+        for number, shard in enumerate(shards)
+    ]
+    missing = [task for task in tasks if not task.path.exists()]
+    with tqdm(total=len(samples), unit="sample", desc="build", disable=not progress) as bar:
+        bar.update(len(samples) - sum(len(task.samples) for task in missing))
+        for count in run_tasks(_write_shard, missing, workers):
+            bar.update(count)
+    return index_shards([task.path for task in tasks], workers=workers, progress=progress)
+
+
+def _open(
+    source: str | Path | Sequence[str | Path] | Iterable[tuple[str, Mapping[str, bytes]]],
+    labels: bool,
+    class_names: Sequence[str] | None,
+) -> Source:
+    if isinstance(source, str | Path):
+        return open_source(source, labels=labels)
+    items = list(source)
+    paths = [item for item in items if isinstance(item, str | Path)]
+    if paths:
+        return open_source(paths, labels=labels)
+    return from_memory((item for item in items if isinstance(item, tuple)), class_names)
+
+
+def _report(skipped: Counter[str]) -> None:
+    for reason, count in sorted(skipped.items()):
+        if count:
+            print(f"skipped {count}: {reason}", file=sys.stderr)
+
+
+def _shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
+    """Return the samples in the order of a keyed hash, the same on every machine and version."""
+    key = str(seed).encode()
+    return sorted(
+        samples,
+        key=lambda item: hashlib.blake2b(item.key.encode(), key=key, digest_size=16).digest(),
+    )
+
+
+def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[list[SourceSample]]:
+    """Cut the list into shards, each within both limits unless one sample alone is larger."""
+    shards: list[list[SourceSample]] = [[]]
+    size = 0
+    for sample in samples:
+        nbytes = _tar_bytes(sample)
+        if shards[-1] and (size + nbytes > max_bytes or len(shards[-1]) >= max_count):
+            shards.append([])
+            size = 0
+        shards[-1].append(sample)
+        size += nbytes
+    return shards
+
+
+def _tar_bytes(sample: SourceSample) -> int:
+    """Return the bytes that a sample takes in a tar: headers (PAX for long names) and padding."""
+    total = 0
+    for suffix, part in sample.members.items():
+        name = f"{sample.key}.{suffix}".encode()
+        extended = 2 * _BLOCK + len(name) if len(name) > 100 or not name.isascii() else 0
+        total += _BLOCK + sum(-(-n // _BLOCK) * _BLOCK for n in (extended, _nbytes(part)))
+    return total
+
+
+def _nbytes(part: FilePart | bytes) -> int:
+    return len(part) if isinstance(part, bytes) else part.nbytes
+
+
+def _digest(shards: list[list[SourceSample]], class_names: tuple[str, ...] | None) -> str:
+    """Return a digest of everything that decides the bytes of the shards."""
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for shard in shards:
+        digest.update(b"shard")
+        for sample in shard:
+            parts = [
+                [suffix, hashlib.sha256(part).hexdigest()]
+                if isinstance(part, bytes)
+                else [suffix, part.path, part.offset, part.nbytes, part.mtime_ns]
+                for suffix, part in sorted(sample.members.items())
+            ]
+            digest.update(json.dumps([sample.key, parts]).encode())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, digest: str, count: int) -> None:
+    """Mark the folder as the build of this source; ValueError if it is something else's."""
+    record = folder / BUILD_NAME
+    if record.exists():
+        if json.loads(record.read_text("utf-8")).get("source") != digest:
+            raise ValueError(
+                f"{folder} holds shards of another source, or of this one before it changed or "
+                "with other options; choose another folder, or delete this one"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no shard build; choose a new or empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_atomically(record) as stream:
+            stream.write(json.dumps({"source": digest, "shards": count}).encode())
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: Path
+    number: int
+    samples: tuple[SourceSample, ...]
+
+
+def _write_shard(task: _Task) -> int:
+    """Write one shard under a hidden name and rename it; return its number of samples."""
+    with write_atomically(task.path) as stream:
+
+        def give_stream(_: str) -> BinaryIO:
+            return stream
+
+        # All that varies between runs and machines is fixed; cuts were made before.
+        with ShardWriter(
+            "%d",
+            maxcount=len(task.samples) + 1,
+            maxsize=float("inf"),
+            verbose=0,
+            opener=give_stream,
+            encoder=False,
+            mtime=0,
+            user="zeta",
+            group="zeta",
+        ) as writer:
+            for sample in task.samples:
+                content = {suffix: _content(part) for suffix, part in sample.members.items()}
+                writer.write({"__key__": sample.key, **content})
+    return len(task.samples)
+
+
+def _content(part: FilePart | bytes) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    with Path(part.path).open("rb") as stream:
+        stream.seek(part.offset)
+        data = stream.read(part.nbytes)
+    if len(data) != part.nbytes:
+        raise ValueError(f"{part.path} became shorter while shards were built; run it again")
+    return data

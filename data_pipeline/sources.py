@@ -1,0 +1,291 @@
+"""Where shards are built from: an image folder, a table of paths, existing shards, or memory.
+
+Every source becomes one list of `SourceSample` in a fixed order, with the class map and a count
+of what was passed over and why. No image is opened here; the index judges them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from data_pipeline.manifest import read_class_names, resolve_shards
+from data_pipeline.sample import IMAGE_SUFFIXES, suffix_of
+from data_pipeline.tar_reader import ShardFile, iter_samples
+
+TABLE_SUFFIXES = (".csv", ".jsonl")
+_COLUMNS = ("path", "label", "caption")
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Bytes that lie in a file."""
+
+    path: str
+    offset: int
+    nbytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSample:
+    """A sample to write: its key, and its members by suffix."""
+
+    key: str
+    members: Mapping[str, FilePart | bytes]
+
+
+@dataclass(frozen=True)
+class Source:
+    """All samples of a source."""
+
+    samples: list[SourceSample]
+    class_names: tuple[str, ...] | None
+    """Names of the classes that the ``.cls`` members index; None if labels are plain integers
+    or absent."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """What was passed over: number of files or rows by reason."""
+
+
+def open_source(source: str | Path | Sequence[str | Path], *, labels: bool = True) -> Source:
+    """List the samples of a source.
+
+    - a folder of images: the class of an image is the name of the folder directly below `source`
+      that holds it, however deep; a folder without subfolders, or ``labels=False``, gives no
+      labels;
+    - a ``.csv`` or ``.jsonl`` file with a column ``path`` (relative to the file, or absolute) and
+      ``label`` and/or ``caption``; labels that are all integers are class indices, others names;
+    - shards (a folder of ``.tar``, tar files, globs, braces): their samples as they are.
+
+    Raises ValueError saying what to do if nothing can be read or no image is found.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return _with_unique_keys(_from_table(path))
+        if path.is_dir() and not _holds_only_shards(path):
+            return _with_unique_keys(_from_folder(path, labels))
+        if not path.exists() and path.suffix != ".tar":
+            raise ValueError(
+                f"{source} does not exist; give a folder of images, a .csv or .jsonl file of "
+                "path and label, or .tar shards"
+            )
+    return _with_unique_keys(_from_shards(source))
+
+
+def from_memory(
+    samples: Iterable[tuple[str, Mapping[str, bytes]]], class_names: Sequence[str] | None = None
+) -> Source:
+    """Return a source of (key, content by suffix) pairs; ``.cls`` members index `class_names`."""
+    listed = [SourceSample(_clean_key(key), dict(members)) for key, members in samples]
+    if not listed:
+        raise ValueError("there are no samples to write")
+    names = None if class_names is None else tuple(class_names)
+    return _with_unique_keys(Source(listed, names))
+
+
+def _from_folder(folder: Path, labels: bool) -> Source:
+    skipped: Counter[str] = Counter()
+    files = [(path.relative_to(folder).parts, path) for path in _walk(folder, skipped)]
+    classes = sorted({parts[0] for parts, _ in files if len(parts) > 1}) if labels else []
+    index = {name: number for number, name in enumerate(classes)}
+    samples = []
+    for parts, path in files:
+        if classes and len(parts) == 1:
+            skipped["image beside the class folders, so without a class"] += 1
+            continue
+        members: dict[str, FilePart | bytes] = {_image_suffix(path): _file_part(path)}
+        if classes:
+            members["cls"] = str(index[parts[0]]).encode()
+        samples.append(SourceSample(_key_of(PurePath(*parts)), members))
+    if not samples:
+        raise ValueError(
+            f"no images found in {folder} ({_summary(skipped)}); it must hold image files "
+            f"({', '.join(IMAGE_SUFFIXES[:5])}, ...), or one folder of them per class"
+        )
+    return Source(samples, tuple(_utf8(name) for name in classes) or None, skipped)
+
+
+def _holds_only_shards(folder: Path) -> bool:
+    """Whether a folder has tar files in it, and neither images nor folders beside them."""
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    return any(path.suffix == ".tar" for path in visible) and not any(
+        path.is_dir() or path.suffix.lower()[1:] in IMAGE_SUFFIXES for path in visible
+    )
+
+
+def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Yield the image files under a folder, sorted; links are followed, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(
+            f"cannot read the folder {error.filename}: {error.strerror}; "
+            "allow reading it, or move it out of the source"
+        ) from error
+
+    visited: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            skipped["folder linked twice"] += 1
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        hidden = [name for name in folders if name.startswith(".")]
+        skipped["hidden folder"] += len(hidden)
+        folders[:] = sorted(set(folders) - set(hidden))
+        for name in sorted(files):
+            path = Path(place, name)
+            if name.startswith("."):
+                skipped["hidden file"] += 1
+            elif path.suffix.lower()[1:] not in IMAGE_SUFFIXES:
+                skipped[f"not an image by its name ({path.suffix or 'no extension'})"] += 1
+            elif not path.is_file():
+                skipped["link to nothing, or no plain file"] += 1
+            else:
+                yield path
+
+
+def _from_table(table: Path) -> Source:
+    skipped: Counter[str] = Counter()
+    rows = list(_read_csv(table) if table.suffix.lower() == ".csv" else _read_jsonl(table))
+    kept: list[tuple[Path, str, str]] = []
+    for path_text, label, caption in rows:
+        path = table.parent / path_text
+        if not path_text or not path.is_file():
+            skipped["row whose file does not exist"] += 1
+        else:
+            kept.append((path, label, caption))
+    if not kept:
+        raise ValueError(
+            f"{table} names no file that exists ({len(rows)} rows); "
+            f"paths are relative to {table.parent.resolve()}"
+        )
+    names = {label for _, label, _ in kept if label}
+    if all(name.isascii() and name.isdigit() for name in names):
+        classes: tuple[str, ...] | None = None
+        index = {name: int(name) for name in names}
+    else:
+        classes = tuple(sorted(names))
+        index = {name: number for number, name in enumerate(classes)}
+    samples = []
+    for path, label, caption in kept:
+        members: dict[str, FilePart | bytes] = {_image_suffix(path): _file_part(path)}
+        if label:
+            members["cls"] = str(index[label]).encode()
+        if caption:
+            members["txt"] = caption.encode("utf-8")
+        relative = os.path.relpath(path, table.parent)
+        samples.append(SourceSample(_key_of(PurePath(relative)), members))
+    return Source(samples, classes, skipped)
+
+
+def _read_csv(table: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if "path" not in (reader.fieldnames or ()):
+                raise ValueError(
+                    f"{table} has the columns {reader.fieldnames}; it needs a header with path, "
+                    "and label and/or caption"
+                )
+            for row in reader:
+                path, label, caption = (row.get(name) or "" for name in _COLUMNS)
+                yield path.strip(), label.strip(), caption.strip()
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise ValueError(f"{table} cannot be read as UTF-8 CSV: {error}") from error
+
+
+def _read_jsonl(table: Path) -> Iterator[tuple[str, str, str]]:
+    try:
+        lines = table.read_text("utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise ValueError(f"{table} cannot be read as UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{table} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+            raise ValueError(f"{table} line {number} is not an object with a path")
+        path, label, caption = ("" if row.get(k) is None else str(row[k]) for k in _COLUMNS)
+        yield path, label.strip(), caption
+
+
+def _from_shards(spec: str | Path | Sequence[str | Path]) -> Source:
+    paths, skipped = resolve_shards(spec), Counter[str]()
+    class_maps = {read_class_names(path.parent) for path in paths}
+    if len(class_maps) > 1:
+        raise ValueError("the shards come from folders with different classes.json")
+    samples = []
+    for path in paths:
+        with ShardFile(str(path)) as shard:
+            for key, members in iter_samples(shard.read_at, shard.nbytes, str(path)):
+                if not key:
+                    skipped["tar entry that belongs to no sample"] += 1
+                    continue
+                content: dict[str, FilePart | bytes] = {}
+                for member in members:
+                    suffix = suffix_of(member.name)
+                    if suffix in content:
+                        raise ValueError(f"{path}: two members .{suffix} under the key {key}")
+                    content[suffix] = FilePart(
+                        str(path), member.data_offset, member.nbytes, shard.mtime_ns
+                    )
+                samples.append(SourceSample(key, content))
+    if not samples:
+        raise ValueError(f"the shards {spec} hold no samples")
+    return Source(samples, class_maps.pop(), skipped)
+
+
+def _with_unique_keys(source: Source) -> Source:
+    """Number the later ones of samples that share a key (a.jpg and a.png, or two tables' rows)."""
+    taken = {sample.key for sample in source.samples}
+    seen: set[str] = set()
+    samples = []
+    for sample in source.samples:
+        key, number = sample.key, 1
+        while key in seen or (number > 1 and key in taken):
+            number += 1
+            key = f"{sample.key}-{number}"
+        seen.add(key)
+        samples.append(sample if key == sample.key else SourceSample(key, sample.members))
+    return Source(samples, source.class_names, source.skipped)
+
+
+def _key_of(path: PurePath) -> str:
+    """Return the key of a relative path: its parts, without the extension."""
+    parts = [part for part in path.with_suffix("").parts if part not in ("..", path.anchor)]
+    return _clean_key("/".join(parts))
+
+
+def _clean_key(key: str) -> str:
+    """Return a key that tar and webdataset keep whole: UTF-8, no dot in its last part."""
+    folder, slash, name = _utf8(key).replace("\0", "_").strip("/").rpartition("/")
+    return folder + slash + (name.replace(".", "_").strip() or "_")
+
+
+def _utf8(name: str) -> str:
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _image_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()[1:]
+    return "jpg" if suffix == "jpeg" or suffix not in IMAGE_SUFFIXES else suffix
+
+
+def _file_part(path: Path) -> FilePart:
+    status = path.stat()
+    return FilePart(str(path), 0, status.st_size, status.st_mtime_ns)
+
+
+def _summary(skipped: Counter[str]) -> str:
+    found = [f"{count} x {reason}" for reason, count in skipped.most_common() if count]
+    return "; ".join(found) or "it is empty"
