@@ -307,9 +307,20 @@ def _open_folder(folder: Path, names: list[str]) -> _Folder:
             raise ValueError(f"{folder / CLASSES_NAME} changed since indexing; type {command}")
     missing = [entry.name for entry in entries if not (folder / entry.name).exists()]
     chosen = [known[name] for name in names]
-    return _Folder(
-        folder, [entries[i] for i in chosen], _rows(entries, samples, chosen), class_names
-    )
+    rows = _rows(entries, samples, chosen)
+    return _Folder(folder, [entries[i] for i in chosen], rows, class_names, missing)
+
+
+def _refuse_missing(part: _Folder, spec: str | Path | Sequence[str | Path]) -> None:
+    """Raise ValueError if the spec also names a shard that is indexed but no longer there."""
+    for text in [spec] if isinstance(spec, str | Path) else spec:
+        whole_folder = Path(text).is_dir() and Path(text) == part.path
+        for name in part.missing:
+            if whole_folder or fnmatchcase(str(part.path / name), str(text)):
+                raise ValueError(
+                    f"shard {part.path / name} is indexed but missing; bring it back, or type "
+                    f"`zeta shards index {part.path}` to go on without it"
+                )
 
 
 def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> np.ndarray:
