@@ -1,0 +1,78 @@
+# `make demo` shows zeta at work, `make test` checks it. Both need Python 3.11 or newer, make and git;
+# everything else goes into .venv. pip's own settings (pip.conf, PIP_INDEX_URL, ...) are honoured.
+
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+VENV_PYTHON = .venv/bin/python
+INSTALL_INPUTS = pyproject.toml constraints.txt
+TORCH_GB = 6
+
+.PHONY: help demo test test-fast test-gpu check-python check-disk slurm-tools
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo       install into .venv, then shards -> training -> export -> report, on this CPU'
+	@echo 'make test       install what the tests need and run all of them'
+	@echo 'make test-fast  the tests that take less than two minutes together'
+	@echo 'make test-gpu   the tests that need a GPU'
+	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
+
+demo: .venv/.installed
+	.venv/bin/zeta demo
+
+test: .venv/.installed-test slurm-tools
+	$(VENV_PYTHON) -m pytest
+
+test-fast: .venv/.installed-test
+	$(VENV_PYTHON) -m pytest -m 'not slow and not slurm and not gpu'
+
+test-gpu: .venv/.installed-test
+	@$(VENV_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+	echo 'NOT RUN: this machine has no CUDA device. Kernel parity in bf16, ZeRO-3 over NCCL,'; \
+	echo 'torch.compile and memory on a GPU have not been checked here by any other target.'; exit 1; }
+	$(VENV_PYTHON) -m pytest -m gpu
+
+# The stamps say which installation .venv holds; they are remade when a dependency changes.
+.venv/.installed: $(INSTALL_INPUTS)
+	@$(MAKE) --no-print-directory $(VENV_PYTHON) check-disk
+	$(VENV_PYTHON) -m pip install -c constraints.txt -e .
+	@touch $@
+
+.venv/.installed-test: $(INSTALL_INPUTS)
+	@$(MAKE) --no-print-directory $(VENV_PYTHON) check-disk
+	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[test]'
+	@touch .venv/.installed $@
+
+$(VENV_PYTHON): check-python
+	@$@ -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+	echo 'Could not create .venv with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
+
+check-python:
+	@command -v '$(PYTHON)' >/dev/null 2>&1 || { \
+	echo 'No Python 3.11 or newer found. Name one: make demo PYTHON=/path/to/python3.11'; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo 'zeta needs Python 3.11 or newer; $(PYTHON) is' "$$('$(PYTHON)' -V 2>&1)."; \
+	echo 'Name another: make demo PYTHON=/path/to/python3.11'; exit 1; }
+
+check-disk:
+	@$(VENV_PYTHON) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || { \
+	echo 'PyTorch for Linux comes with CUDA and takes about $(TORCH_GB) GB of disk in .venv. A CPU build is much'; \
+	echo 'smaller: point PIP_INDEX_URL at an index of CPU wheels, and set TORCH_GB=2.'; \
+	'$(PYTHON)' -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; \
+	print("Free here: %.0f GB." % free); sys.exit(free < $(TORCH_GB))' || { \
+	echo 'Not enough disk: free some, or clone to a larger one. Nothing was installed.'; exit 1; }; }
+
+# Slurm tests run against a real cluster on loopback. Where its packages cannot be installed, they
+# are skipped and say why.
+SLURM_TOOLS = slurmctld slurmd munged sbatch shellcheck
+slurm-tools:
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
+	for tool in $(SLURM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	[ -z "$$missing" ] && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'Installing slurm-wlm, munge and shellcheck for the Slurm tests ...'; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		{ apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge shellcheck; } \
+		>.venv/apt.log 2>&1 || { tail -n 5 .venv/apt.log; \
+		echo 'apt-get failed (.venv/apt.log); the tests that need it will be skipped.'; }; \
+	else echo "Not installed:$$missing (that takes Debian and root); the Slurm tests will be skipped."; fi
