@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntFlag
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
