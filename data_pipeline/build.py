@@ -76,9 +76,10 @@ def build_shards(
         for number, shard in enumerate(shards)
     ]
     missing = [task for task in tasks if not task.path.exists()]
+    nbytes = sum(_tar_bytes(sample) for task in missing for sample in task.samples)
     with tqdm(total=len(samples), unit="sample", desc="build", disable=not progress) as bar:
         bar.update(len(samples) - sum(len(task.samples) for task in missing))
-        for count in run_tasks(_write_shard, missing, workers):
+        for count in run_tasks(_write_shard, missing, workers, nbytes):
             bar.update(count)
     return index_shards([task.path for task in tasks], workers=workers, progress=progress)
 

@@ -71,8 +71,9 @@ def index_shards(
     paths = resolve_shards(spec)
     folders = list(dict.fromkeys(path.parent for path in paths))
     tasks = [task for folder in folders for task in _tasks(folder, paths)]
+    nbytes = sum(task.path.stat().st_size for task in tasks)
     with tqdm(total=len(tasks), unit="shard", desc="index", disable=not progress) as bar:
-        for count in run_tasks(_index_to_part, tasks, workers):
+        for count in run_tasks(_index_to_part, tasks, workers, nbytes):
             bar.update()
             bar.set_postfix_str(f"{count} samples in the last shard", refresh=False)
     for folder in folders:

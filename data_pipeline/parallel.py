@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
+SMALL_BYTES = 2**26
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 def run_tasks(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int, nbytes: int
 ) -> Iterator[Result]:
     """Yield ``function(task)`` for all tasks, in the order in which they finish.
 
-    With `workers` below 2, or one task, everything runs in this process. If a task raises, or
+    With `workers` below 2, one task, or less than `SMALL_BYTES` of data over all tasks (`nbytes`),
+    everything runs in this process: a worker takes a second to start. If a task raises, or
     the consumer stops (Ctrl-C), tasks not yet begun are dropped and the workers are ended.
     """
-    if workers < 2 or len(tasks) < 2:
+    if workers < 2 or len(tasks) < 2 or nbytes < SMALL_BYTES:
         yield from map(function, tasks)
         return
     earlier = set(multiprocessing.active_children())
