@@ -34,8 +34,7 @@ GROUPS = {
 }
 COMMANDS = (
     Command("demo"),
-    Command("shards_build", "shards"),
-    Command("shards_index", "shards"),
+    Command("shards", "shards"),
     Command("plan", "data"),
     Command("train"),
     Command("launch_local", "launch"),

@@ -53,11 +53,9 @@ def combined_exit_code(codes: Sequence[int]) -> int:
 
 
 def _check_ranks(config: ZetaConfig, nproc: int) -> None:
-    if nproc < 1:
-        raise ValueError(f"--nproc is {nproc}; it must be at least 1")
     if nproc > config.train.packs_per_step:
         raise ValueError(
-            f"--nproc is {nproc}, but a step has only train.packs_per_step = "
+            f"{nproc} ranks were asked for, but a step has only train.packs_per_step = "
             f"{config.train.packs_per_step} packs to share; start fewer ranks or raise it"
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command, add_config
+from launch.arguments import Subparsers, add_command, add_config, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,7 +17,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta launch local demo --nproc 2 data.shards=my/shards train.max_steps=200",
     )
     add_config(parser)
-    parser.add_argument("--nproc", type=int, required=True, metavar="N", help="number of ranks")
+    parser.add_argument(
+        "--nproc", type=positive_int, required=True, metavar="N", help="number of ranks"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

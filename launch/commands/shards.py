@@ -1,0 +1,122 @@
+"""`zeta shards build` and `zeta shards index`: from images on disk to shards with a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING
+
+from launch.arguments import Subparsers, add_command, add_json, positive_int
+
+if TYPE_CHECKING:
+    from data_pipeline.manifest import Manifest
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare both commands."""
+    build = add_command(
+        subparsers,
+        "build",
+        run_build,
+        "write WebDataset shards from a folder of images, a table of paths, or other shards",
+        "zeta shards build photos/ shards/train",
+    )
+    build.add_argument(
+        "source",
+        metavar="SRC",
+        help="folder of images (its subfolders are the classes), a .csv or .jsonl file with "
+        "columns path and label or caption, or .tar shards",
+    )
+    build.add_argument("out", metavar="OUT", help="new folder for the shards")
+    build.add_argument(
+        "--max-size-mb",
+        type=positive_int,
+        default=512,
+        metavar="MB",
+        help="largest shard (default: %(default)s)",
+    )
+    build.add_argument(
+        "--max-count",
+        type=positive_int,
+        default=10_000,
+        metavar="N",
+        help="most images in a shard (default: %(default)s)",
+    )
+    order = build.add_mutually_exclusive_group()
+    order.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
+    order.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
+    build.add_argument("--no-labels", action="store_true", help="subfolders are not classes")
+    _add_common(build)
+    index = add_command(
+        subparsers,
+        "index",
+        run_index,
+        "index shards that something else wrote, or that changed",
+        "zeta shards index '/data/laion/{00000..00127}.tar'",
+    )
+    index.add_argument(
+        "shards", metavar="SHARDS", nargs="+", help="folders, .tar files, globs or brace expansions"
+    )
+    _add_common(index)
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """Write the shards and their index; say what they hold."""
+    from data_pipeline.build import build_shards
+
+    manifest = build_shards(
+        args.source,
+        args.out,
+        max_size_mb=args.max_size_mb,
+        max_count=args.max_count,
+        seed=None if args.no_shuffle else args.seed,
+        labels=not args.no_labels,
+        workers=args.workers,
+        progress=not args.json,
+    )
+    return _say(manifest, args.json)
+
+
+def run_index(args: argparse.Namespace) -> int:
+    """Write the index; say what the shards hold."""
+    from data_pipeline.index import index_shards
+
+    return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: the cores of this machine)",
+    )
+    add_json(parser)
+
+
+def _say(manifest: Manifest, as_json: bool) -> int:
+    from data_pipeline.manifest import SampleFlag
+
+    samples = len(manifest.samples)
+    rejected = int(((manifest.samples["flags"] & SampleFlag.BAD) != 0).sum())
+    classes = None if manifest.class_names is None else len(manifest.class_names)
+    nbytes = sum(shard.nbytes for shard in manifest.shards)
+    numbers = {
+        "shards": len(manifest.shards),
+        "images": samples - rejected,
+        "rejected": rejected,
+        "classes": classes,
+        "bytes": nbytes,
+        "fingerprint": manifest.fingerprint,
+    }
+    if as_json:
+        print(json.dumps(numbers))
+        return 0
+    named = "" if classes is None else f" of {classes} classes"
+    shards = f"{len(manifest.shards):,} {'shard' if len(manifest.shards) == 1 else 'shards'}"
+    print(f"{samples - rejected:,} images{named} in {shards}, {nbytes / 1e6:,.1f} MB")
+    if rejected:
+        print(f"{rejected:,} images cannot be used; see manifest_rejected.jsonl beside the shards")
+    return 0
