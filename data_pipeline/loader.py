@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -114,16 +115,17 @@ class PackLoader:
             )
             for lane in self._lanes
         }
-        step = first_step
-        while True:
+        for step in itertools.count(first_step):
+            recipes = []
             for lane in lanes.values():
                 pack = lane.next_pack()
-                yield pack_recipe(self._plan, pack, lane.epoch)
+                recipes.append(pack_recipe(self._plan, pack, lane.epoch))
             for _ in range(self._packs_per_rank - len(lanes)):
-                yield pack_recipe(self._plan, None, min(p.epoch for p in lanes.values()))
+                recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
+            # Noted before the first recipe goes out: the step may come back at any time after.
             self._states[step] = {index: lane.state for index, lane in lanes.items()}
             self._more[step] = any(lane.has_more() for lane in lanes.values())
-            step += 1
+            yield from recipes
 
 
 def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:
