@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 
 from launch.cli import entry_point
-from launch.parent import die_with_launcher
 
 if __name__ == "__main__":
-    die_with_launcher()
     sys.exit(entry_point())

@@ -128,7 +128,8 @@ def _unknown(key: str, source: str, root: type) -> str:
     known = list(_keys(root))
     section, _, ending = key.rpartition(".")
     same_ending = [name for name in known if name.rpartition(".")[2] == ending]
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    candidates = [name for name in known if not key.startswith(f"{name}.")]
+    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
     inside = _hint(root, section) if section else root
     message = f"unknown config key {key} ({source})"
     if same_ending or nearest:

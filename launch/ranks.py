@@ -18,12 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from launch.parent import FD_VARIABLE
+from launch.guardian import Guardian
 from zeta.exit_codes import ExitCode
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_SECONDS_AFTER_FAILURE = 10.0
-"""How long other ranks may take to notice a failed one and report, before they are killed."""
 _SECONDS_AFTER_SAVE = 120.0
 """How long other ranks may take to end after one that saved; all left the same barrier."""
 _POLL_SECONDS = 0.05
@@ -41,8 +39,13 @@ class Outcome:
     """A second Ctrl-C killed the ranks."""
 
 
-def run_ranks(command: Sequence[str], nproc: int) -> Outcome:
+def run_ranks(
+    command: Sequence[str], nproc: int, *, seconds_after_failure: float = 10.0
+) -> Outcome:
     """Run `command` as `nproc` ranks and wait for all of them.
+
+    Once a rank fails, the others have `seconds_after_failure` to notice it and to report, before
+    they are killed.
 
     Call it from the main thread: it handles SIGINT (passed on once; the second kills), SIGTERM,
     SIGHUP, SIGUSR1 and SIGUSR2 until it returns.
@@ -50,7 +53,7 @@ def run_ranks(command: Sequence[str], nproc: int) -> Outcome:
     ranks = _Ranks()
     with ranks.forwarding_signals():
         ranks.start(command, nproc)
-        codes = ranks.wait()
+        codes = ranks.wait(seconds_after_failure)
     return Outcome(tuple(codes), frozenset(ranks.killed), ranks.interrupts > 1)
 
 
@@ -92,8 +95,7 @@ class _Ranks:
         self.interrupts = 0
         """How often Ctrl-C was pressed."""
         self._processes: list[subprocess.Popen[bytes]] = []
-        # Ranks hold the read end: end of file tells them that this process is gone.
-        self._read_end, self._write_end = os.pipe()
+        self._guardian = Guardian()
 
     def start(self, command: Sequence[str], nproc: int) -> None:
         """Start the ranks."""
@@ -101,12 +103,12 @@ class _Ranks:
         for rank in range(nproc):
             process = subprocess.Popen(
                 command,
-                env=rank_environment(rank, nproc, port) | {FD_VARIABLE: str(self._read_end)},
+                env=rank_environment(rank, nproc, port),
                 stdin=subprocess.DEVNULL,
-                pass_fds=(self._read_end,),
                 start_new_session=True,
             )
             self._processes.append(process)
+            self._guardian.add(process.pid)
 
     @contextlib.contextmanager
     def forwarding_signals(self) -> Iterator[None]:
@@ -123,10 +125,9 @@ class _Ranks:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._kill(range(len(self._processes)))
-            os.close(self._read_end)
-            os.close(self._write_end)
+            self._guardian.dismiss()
 
-    def wait(self) -> list[int]:
+    def wait(self, seconds_after_failure: float) -> list[int]:
         """Wait until every rank has ended and return their statuses; negative: minus the signal."""
         deadline = float("inf")
         while True:
@@ -134,7 +135,7 @@ class _Ranks:
             running = [rank for rank, code in enumerate(codes) if code is None]
             if not running:
                 return [code for code in codes if code is not None]
-            deadline = min(deadline, time.monotonic() + _patience(codes))
+            deadline = min(deadline, time.monotonic() + _patience(codes, seconds_after_failure))
             if time.monotonic() > deadline:
                 self.killed.update(running)
                 self._kill(running)
@@ -164,13 +165,13 @@ class _Ranks:
                 os.killpg(self._processes[rank].pid, signal.SIGKILL)
 
 
-def _patience(codes: Sequence[int | None]) -> float:
+def _patience(codes: Sequence[int | None], seconds_after_failure: float) -> float:
     """Return for how many seconds running ranks may go on, given how others ended."""
     ended = {code for code in codes if code is not None} - {0}
     if not ended:
         return float("inf")
     saved = {int(ExitCode.REQUEUE), int(ExitCode.INTERRUPTED)}
-    return _SECONDS_AFTER_SAVE if ended <= saved else _SECONDS_AFTER_FAILURE
+    return _SECONDS_AFTER_SAVE if ended <= saved else seconds_after_failure
 
 
 def _cores() -> int:
