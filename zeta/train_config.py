@@ -29,6 +29,9 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep_last: int = free(2)
     """Newest checkpoints to keep."""
+    max_nonfinite_steps: int = free(10)
+    """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
+    run with exit code 93."""
     seed: int = 0
     """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""
 
@@ -38,6 +41,7 @@ class TrainConfig:
         check_range("train.log_every", self.log_every, 1)
         check_range("train.checkpoint_every", self.checkpoint_every, 1)
         check_range("train.keep_last", self.keep_last, 1)
+        check_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 1)
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans
         check_choice("train.compile", self.compile, ("auto", "true", "false"))

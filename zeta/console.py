@@ -1,0 +1,123 @@
+"""The terminal and the rank's log: only rank 0 speaks, everything else goes to the log.
+
+File descriptors 1 and 2 of the process are redirected, not `sys.stdout`: what C libraries and
+child processes print lands in `logs/rank_XXXXX.log` as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from zeta import metric_names as names
+
+_SHOWN = (
+    ("loss", names.TRAIN_LOSS, "{:.4f}"),
+    ("lr", names.LEARNING_RATE, "{:.2e}"),
+    ("img/s", names.IMAGES_PER_S, "{:.1f}"),
+    ("tok/s", names.TOKENS_PER_S, "{:.0f}"),
+    ("fill", names.FILL, "{:.1%}"),
+)
+
+
+class Console:
+    """What a person sees of a run, from one rank."""
+
+    def __init__(self, log_path: Path, rank: int) -> None:
+        """Send this process's output to `log_path` (appended), keeping the terminal aside."""
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.rank = rank
+        self._saved = (os.dup(1), os.dup(2))
+        self.terminal: IO[str] = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        self._bar: tqdm[None] | None = None
+        self._total: int | None = None
+        self._started = (0.0, 0)
+        self._said_fatal = False
+
+    def start(self, first_step: int, max_steps: int | None) -> None:
+        """Begin to show progress, from `first_step` committed steps on."""
+        self._total = max_steps
+        self._started = (time.monotonic(), first_step)
+        if self.rank == 0 and self.terminal.isatty():
+            self._bar = tqdm(
+                total=max_steps,
+                initial=first_step,
+                file=self.terminal,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def step(self, step: int) -> None:
+        """Move the bar to `step` committed steps."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the metrics of a log interval: beside the bar, or as one aligned line."""
+        if self.rank != 0:
+            return
+        shown = [(key, form.format(values[name])) for key, name, form in _SHOWN if name in values]
+        if self._bar is not None:
+            self._bar.set_postfix_str(" ".join(f"{key} {text}" for key, text in shown))
+            return
+        total = "" if self._total is None else f"/{self._total}"
+        columns = "  ".join(f"{key} {text:>9}" for key, text in shown)
+        width = 2 * len(str(self._total)) + 1 if self._total else 8
+        self._print(f"step {f'{step}{total}':>{width}}  eta {self._eta(step):>8}  {columns}")
+
+    def message(self, text: str) -> None:
+        """Show one line, from rank 0 only; it is in the log as well."""
+        print(text, flush=True)
+        if self.rank == 0:
+            self._print(text)
+
+    def fatal(self, text: str) -> None:
+        """Show why the run ends, once, whichever rank it is on."""
+        print(text, file=sys.stderr, flush=True)
+        if not self._said_fatal:
+            self._said_fatal = True
+            self._close_bar()
+            with os.fdopen(os.dup(self._saved[1]), "w", encoding="utf-8") as terminal:
+                terminal.write(text + "\n")
+
+    def close(self) -> None:
+        """End the bar and give the process its terminal back."""
+        self._close_bar()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in enumerate(self._saved, start=1):
+            os.dup2(saved, target)
+            os.close(saved)
+        self.terminal.close()
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=self.terminal)
+        else:
+            self.terminal.write(text + "\n")
+            self.terminal.flush()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _eta(self, step: int) -> str:
+        began, first = self._started
+        if self._total is None or step <= first:
+            return "-"
+        seconds = (time.monotonic() - began) / (step - first) * (self._total - step)
+        hours, rest = divmod(round(seconds), 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

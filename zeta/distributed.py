@@ -1,0 +1,220 @@
+"""Which rank this process is, the process group, and collectives on small host values.
+
+A rank comes from the variables of torchrun, from those of a Slurm step, or from nothing (a single
+process, which goes through DeepSpeed all the same).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """Place of this process in the job."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    """Port of the rendezvous; unused by a single process."""
+
+
+def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
+    """Read the rank from torchrun's variables, else from a Slurm step's, else a single process.
+
+    A batch script also sees SLURM_PROCID; only the SLURM_STEP_* variables tell that `srun`
+    started this process.
+
+    Raises:
+        ValueError: some variables of a launcher are set and others missing.
+    """
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        return _from_torchrun(environment)
+    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
+        return _from_slurm(environment)
+    return RankInfo()
+
+
+def _from_torchrun(environment: Mapping[str, str]) -> RankInfo:
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} not set, though RANK or WORLD_SIZE is; start the ranks with "
+            "`zeta launch local`, torchrun or srun, or unset both for a single process"
+        )
+    world_size = int(environment["WORLD_SIZE"])
+    return RankInfo(
+        rank=int(environment["RANK"]),
+        world_size=world_size,
+        local_rank=int(environment["LOCAL_RANK"]),
+        local_world_size=int(environment.get("LOCAL_WORLD_SIZE", world_size)),
+        master_addr=environment["MASTER_ADDR"],
+        master_port=int(environment["MASTER_PORT"]),
+    )
+
+
+def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
+    tasks_per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    node = int(environment.get("SLURM_NODEID", "0"))
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    address = environment.get("MASTER_ADDR") or _first_host(
+        environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    )
+    return RankInfo(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+        local_rank=int(environment.get("SLURM_LOCALID", "0")),
+        local_world_size=_expand_counts(tasks_per_node)[node],
+        master_addr=address,
+        # Below the ephemeral ports, and another port for every job that shares the node.
+        master_port=int(environment.get("MASTER_PORT", 20000 + job % 10000)),
+    )
+
+
+def _expand_counts(text: str) -> list[int]:
+    """Expand Slurm's run lengths: "2(x3),1" is [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, repeats = part.partition("(x")
+        counts += [int(count)] * int(repeats.rstrip(")") or 1)
+    return counts
+
+
+def _first_host(nodelist: str) -> str:
+    if "[" not in nodelist:
+        return nodelist.split(",")[0]
+    expand = ["scontrol", "show", "hostnames", nodelist]
+    return subprocess.run(expand, check=True, capture_output=True, text=True).stdout.split()[0]
+
+
+class World:
+    """The ranks of this run, and collectives on a few host values (never on gradients)."""
+
+    def __init__(self, info: RankInfo, device: torch.device) -> None:
+        self.info = info
+        self.rank = info.rank
+        self.size = info.world_size
+        self.device = device
+        # Host values go over gloo: they must not wait for kernels queued on the device.
+        self._host_group: dist.ProcessGroup | None = None
+        if device.type == "cuda":
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup)
+            self._host_group = group
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes shared files and talks to the terminal."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise sum of `values` over all ranks, in float64."""
+        vector = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(vector, group=self._host_group)
+        result: list[float] = vector.tolist()
+        return result
+
+    def all(self, flag: bool) -> bool:
+        """Whether `flag` is true on every rank."""
+        return self.sum([not flag])[0] == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return `value` of every rank, by rank. For small Python objects of our own."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host_group)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's `value` on every rank."""
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0, group=self._host_group)
+        return holder[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.sum([0.0])
+
+
+def init_distributed(
+    info: RankInfo | None = None, timeout: timedelta = _COLLECTIVE_TIMEOUT
+) -> World:
+    """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
+
+    Needs no compiler: DeepSpeed would build a shared-memory op for CPU collectives here, which
+    takes up to 100 s and crashes without a compiler or ninja, so that op is declared unavailable.
+
+    Args:
+        info: this process's rank; None reads it from the environment.
+        timeout: after which a collective that some rank never joined ends this process.
+
+    Returns:
+        The world; `close_distributed` ends it.
+    """
+    info = info or rank_from_environment(os.environ)
+    use_cuda = torch.cuda.is_available()
+    _export_environment(info, use_cuda)
+
+    # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    device = torch.device("cpu")
+    if use_cuda:
+        # A Slurm step may show each task only its own device.
+        device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "nccl" if use_cuda else "gloo"
+        if info.world_size == 1:
+            # Needs no port, so any number of single-process runs fit on one machine.
+            dist.init_process_group(
+                backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
+            )
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    deepspeed.init_distributed(verbose=False)
+    return World(info, device)
+
+
+def close_distributed() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def compiler_available() -> bool:
+    """Whether torch.compile can build its kernels here."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+
+
+def _export_environment(info: RankInfo, use_cuda: bool) -> None:
+    # torch and DeepSpeed read the rank from these, whoever started us.
+    os.environ["RANK"] = str(info.rank)
+    os.environ["WORLD_SIZE"] = str(info.world_size)
+    os.environ["LOCAL_RANK"] = str(info.local_rank)
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_SIZE"] = str(info.local_world_size)
+    os.environ["MASTER_ADDR"] = info.master_addr
+    os.environ["MASTER_PORT"] = str(info.master_port)
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    on_loopback = info.master_addr in ("127.0.0.1", "localhost", "::1")
+    if on_loopback and sys.platform == "linux":
+        # Else gloo looks up the host's name, which need not resolve on a laptop or container.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -1,0 +1,193 @@
+"""The optimizer step on DeepSpeed ZeRO 0-3: exact mean gradient, one NaN policy, one clip.
+
+DeepSpeed shards and communicates; what decides the numbers is here and the same on every stage.
+
+- Mean: each pack's loss is ``local_sum * W / images of the step``; DeepSpeed averages over W
+  ranks, so the gradient is the mean over all images of the step, whatever each rank holds.
+- bf16 is autocast over fp32 weights: matrix products in bf16; weights, gradients and their
+  accumulation in fp32, with no second copy of the weights to round or to keep in step.
+- After the last backward the loss and the squared norm of the gradients are summed over ranks in
+  one collective. A value that is not finite on any rank is so on all, before any weight changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zeta.distributed import World, compiler_available
+from zeta.objectives import Objective
+from zeta.optim import build_optimizer
+from zeta.packed import PackedBatch
+from zeta.train_config import OptimConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    loss_sum: float
+    """Sum of the losses of all images of the step."""
+    counts: Mapping[str, float]
+    """The objective's named sums over all images of the step."""
+    grad_norm: float
+    """Norm of the mean gradient before clipping."""
+    applied: bool
+    """False if the loss or gradient was not finite on some rank: nothing was changed."""
+
+
+class TrainEngine:
+    """A model, its objective and optimizer on DeepSpeed."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        world: World,
+        train: TrainConfig,
+        optim: OptimConfig,
+        *,
+        load_universal: bool = False,
+    ) -> None:
+        """Place `model` on the device and shard it over the ranks.
+
+        Args:
+            model: called with a PackedBatch, returns outputs [I, K]. Every rank passes the same.
+            load_universal: the checkpoint that will be loaded is a DeepSpeed universal one.
+        """
+        self.world = world
+        self.objective = objective
+        self.clip = optim.clip
+        self.stage = train.zero_stage
+        self.packs_per_rank = -(-train.packs_per_step // world.size)
+        model = model.to(world.device)
+        if should_compile(train.compile, world.device):
+            compile_blocks(model)
+        config = deepspeed_config(train, world.size, load_universal=load_universal)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model, optim), config=config
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, without DeepSpeed's wrapper; its parameters may be sharded."""
+        module: nn.Module = self.deepspeed.module
+        return module
+
+    def train_step(
+        self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int], lr: float
+    ) -> StepResult:
+        """Train on all packs of one optimizer step; every rank calls this with as many packs.
+
+        Args:
+            packs: this rank's packs, on any device; empty ones have weight 0 and are run too.
+            global_images: images of weight 1 in the packs of all ranks, at least 1.
+            seeds: the random seed of each pack's forward (dropout).
+            lr: learning rate of the step.
+        """
+        assert len(packs) == self.packs_per_rank, (len(packs), self.packs_per_rank)
+        totals: dict[str, Tensor] = {}
+        for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
+            torch.manual_seed(seed)
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
+            batch = pack.to(self.world.device)
+            outputs = self.deepspeed(batch)
+            loss_sum = self.objective.loss_sum(outputs, batch)
+            self.deepspeed.backward(
+                loss_sum * (self.world.size / global_images), scale_wrt_gas=False
+            )
+            sums = {"loss": loss_sum.detach(), **self.objective.counts(outputs.detach(), batch)}
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0.0) + value.double()
+        return self._finish_step(totals, lr)
+
+    @torch.no_grad()
+    def _finish_step(self, totals: Mapping[str, Tensor], lr: float) -> StepResult:
+        gradients = self._local_gradients()
+        squared_norm = sum_of_squares(gradients, self.world.device)
+        if self.stage == 0:  # every rank holds the whole gradient
+            squared_norm = squared_norm / self.world.size
+        summed = torch.stack([squared_norm, *totals.values()])
+        dist.all_reduce(summed)
+        squared, *sums = summed.tolist()
+        counts = dict(zip(totals, sums, strict=True))
+        loss_sum = counts.pop("loss")
+        finite = bool(torch.isfinite(summed[:2]).all())
+        grad_norm = squared**0.5 if finite else float("nan")
+        if finite:
+            if self.clip > 0 and grad_norm > self.clip:
+                torch._foreach_mul_(gradients, self.clip / (grad_norm + 1e-6))
+            for group in self.deepspeed.optimizer.param_groups:
+                group["lr"] = lr
+            self.deepspeed.step()
+        else:
+            self._discard(gradients)
+        return StepResult(loss_sum, counts, grad_norm, applied=finite)
+
+    def _local_gradients(self) -> list[Tensor]:
+        """This rank's share of the reduced gradient: shards of it, or all of it at stage 0."""
+        if self.stage == 0:
+            return [p.grad for p in self.module.parameters() if p.grad is not None]
+        shards = self.deepspeed.optimizer.averaged_gradients.values()
+        return [shard for group in shards for shard in group if shard.numel()]
+
+    def _discard(self, gradients: list[Tensor]) -> None:
+        """Drop the gradients of this step; weights and optimizer state stay as they are."""
+        if self.stage == 0:
+            self.deepspeed.zero_grad()
+            return
+        # DeepSpeed's own overflow path knows every buffer to reset; it is taken if the norm of
+        # the gradient is NaN. Only rank 0's first element is written: it is always real data,
+        # which the next backward overwrites, where the padding of a shard would stay NaN.
+        if self.world.is_main:
+            gradients[0].view(-1)[0] = float("nan")
+        self.deepspeed.step()
+        if self.deepspeed.was_step_applied():
+            raise AssertionError("DeepSpeed applied a step whose gradient is NaN")
+
+
+def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the float64 scalar sum of squares over all elements of `tensors`."""
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    norms = torch.stack(torch._foreach_norm(list(tensors)))
+    return norms.double().square().sum()
+
+
+def should_compile(mode: str, device: torch.device) -> bool:
+    """Whether to compile: `auto` means on a CUDA device, where a compiler is found."""
+    if mode == "auto":
+        return device.type == "cuda" and compiler_available()
+    return mode == "true"
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block of `model.blocks` in place; parameter names do not change.
+
+    Block by block, so that the code is compiled once for all blocks of one shape.
+    """
+    for block in getattr(model, "blocks", ()):
+        block.compile()
+
+
+def deepspeed_config(
+    train: TrainConfig, world_size: int, *, load_universal: bool = False
+) -> dict[str, Any]:
+    """Return DeepSpeed's config: sharding only; clipping, schedule and logging are ours."""
+    packs_per_rank = -(-train.packs_per_step // world_size)
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # one pack
+        "gradient_accumulation_steps": packs_per_rank,
+        "train_batch_size": packs_per_rank * world_size,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": train.zero_stage},
+        "torch_autocast": {"enabled": train.dtype == "bf16", "dtype": "bfloat16"},
+        "checkpoint": {"load_universal": load_universal},
+        "steps_per_print": None,
+    }

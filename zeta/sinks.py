@@ -1,0 +1,141 @@
+"""Where metrics go: one JSON object a line in metrics.jsonl always, and any other sink."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class MetricSink(Protocol):
+    """A place that metrics are logged to; only rank 0 has any."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log `values`, by metric name, of the step that made `step` committed steps."""
+        ...
+
+    def flush(self) -> None:
+        """Make sure that what was logged outlives this process."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
+class JsonlFile:
+    """An append-only file of JSON objects, each with a `step`, that a resume can cut."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        """Open `path` to go on after `resume_step`; what lies beyond is kept as `.attempt-N`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(record) + "\n")
+
+    def flush(self) -> None:
+        """Hand the lines to the operating system and wait for the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self.flush()
+        self._file.close()
+
+
+class JsonlSink:
+    """metrics.jsonl: `step` and the metrics logged at it."""
+
+    def __init__(self, path: Path, resume_step: int) -> None:
+        self._lines = JsonlFile(path, resume_step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line, and hand it over at once so that it can be watched."""
+        self._lines.write({"step": step, **values})
+        self._lines.flush()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+class FanOut:
+    """Several sinks as one."""
+
+    def __init__(self, sinks: Iterable[MetricSink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Log to every sink."""
+        for sink in self._sinks:
+            sink.log(step, values)
+
+    def flush(self) -> None:
+        """Flush every sink."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+def cut_after(path: Path, last_step: int) -> None:
+    """Keep only the lines of `path` up to `last_step`; move the rest to `path.attempt-N`.
+
+    A line torn by a crash counts as beyond. The file is replaced, never truncated in place: a
+    crash in here loses nothing.
+    """
+    if not path.exists():
+        return
+    kept: list[bytes] = []
+    cut: list[bytes] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        step = _step_of(line)
+        (kept if step is not None and step <= last_step and not cut else cut).append(line)
+    if not cut:
+        return
+    attempt = 1
+    while (aside := path.with_name(f"{path.name}.attempt-{attempt}")).exists():
+        attempt += 1
+    _write_whole(aside, cut)
+    _write_whole(path, kept)
+
+
+def last_logged_step(path: Path) -> int:
+    """Return the highest step in `path` and in what was ever cut from it; 0 if there is none."""
+    steps = [0]
+    for file in [path, *path.parent.glob(f"{path.name}.attempt-*")]:
+        if file.exists():
+            found = (_step_of(line) for line in file.read_bytes().splitlines(keepends=True))
+            steps += [step for step in found if step is not None]
+    return max(steps)
+
+
+def _step_of(line: bytes) -> int | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _write_whole(path: Path, lines: list[bytes]) -> None:
+    building = path.with_name(f".tmp-{path.name}")
+    with building.open("wb") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    building.replace(path)

@@ -1,0 +1,52 @@
+"""Signals that ask a run to save and end, as a flag that is read at the step boundary."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from zeta.exit_codes import ExitCode
+
+_REQUEUE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+
+class StopSignals:
+    """While entered: USR1, USR2 and TERM ask to save and requeue, INT to save and end.
+
+    A second INT ends the process at once. The handlers do nothing but note the signal.
+    """
+
+    def __init__(self) -> None:
+        self.requested: ExitCode | None = None
+        """The exit code that was asked for; None while no signal came."""
+        self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (*_REQUEUE, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._note)
+        owner = os.getpid()
+        os.register_at_fork(after_in_child=lambda: _reset_in_child(owner))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            self.requested = self.requested or ExitCode.REQUEUE
+        elif self.requested is ExitCode.INTERRUPTED:
+            os._exit(ExitCode.INTERRUPTED)
+        else:
+            self.requested = ExitCode.INTERRUPTED
+
+
+def _reset_in_child(owner: int) -> None:
+    """Loader workers are forked from us: what is meant for the rank must not stop them early."""
+    if os.getppid() == owner:
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
