@@ -125,15 +125,18 @@ def _not_a_value(key: str, value: object, section: object, source: str) -> str:
 
 
 def _unknown(key: str, source: str, root: type) -> str:
+    message = f"unknown config key {key} ({source})"
     known = list(_keys(root))
     section, _, ending = key.rpartition(".")
-    same_ending = [name for name in known if name.rpartition(".")[2] == ending]
-    candidates = [name for name in known if not key.startswith(f"{name}.")]
-    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
     inside = _hint(root, section) if section else root
-    message = f"unknown config key {key} ({source})"
-    if same_ending or nearest:
-        return f"{message}; did you mean {(same_ending or nearest)[0]}?"
-    if is_dataclass(inside):
-        return f"{message}; {section or 'a config'} has {', '.join(typing.get_type_hints(inside))}"
-    return f"{message}; the sections are {', '.join(typing.get_type_hints(root))}"
+    siblings = list(typing.get_type_hints(inside)) if is_dataclass(inside) else []
+    same_ending = [name for name in known if name.rpartition(".")[2] == ending]
+    similar = difflib.get_close_matches(ending, siblings, n=1)
+    if same_ending:
+        return f"{message}; did you mean {same_ending[0]}?"
+    if similar:
+        return f"{message}; did you mean {section}{'.' if section else ''}{similar[0]}?"
+    if siblings:
+        return f"{message}; {section or 'a config'} has {', '.join(siblings)}"
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
+    return f"{message}; the nearest is {nearest}"
