@@ -18,9 +18,10 @@ from typing import BinaryIO
 from tqdm import tqdm
 from webdataset import ShardWriter
 
-from data_pipeline.atomic_file import write_atomically
+from data_pipeline.atomic_file import remove_leftovers, write_atomically
 from data_pipeline.index import index_shards
-from data_pipeline.manifest import CLASSES_NAME, Manifest
+from data_pipeline.manifest import Manifest, ShardSpec
+from data_pipeline.manifest_files import write_class_names
 from data_pipeline.parallel import run_tasks
 from data_pipeline.sources import FilePart, Source, SourceSample, from_memory, open_source
 
@@ -29,7 +30,7 @@ _BLOCK = 512
 
 
 def build_shards(
-    source: str | Path | Sequence[str | Path] | Iterable[tuple[str, Mapping[str, bytes]]],
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
     out: str | Path,
     *,
     max_size_mb: float = 512,
@@ -67,10 +68,10 @@ def build_shards(
     samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
     shards = _cut(samples, max_size_mb * 1e6, max_count)
     folder = Path(out)
-    _claim(folder, _digest(shards, opened.class_names), len(shards))
+    _claim(folder, _digest(shards, opened.class_names), opened.skipped)
     if opened.class_names is not None:
-        with write_atomically(folder / CLASSES_NAME) as stream:
-            stream.write(json.dumps(opened.class_names, ensure_ascii=False, indent=0).encode())
+        write_class_names(folder, opened.class_names)
+    remove_leftovers(folder)
     tasks = [
         _Task(folder / f"shard-{number:06d}.tar", number, tuple(shard))
         for number, shard in enumerate(shards)
@@ -85,7 +86,7 @@ def build_shards(
 
 
 def _open(
-    source: str | Path | Sequence[str | Path] | Iterable[tuple[str, Mapping[str, bytes]]],
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
     labels: bool,
     class_names: Sequence[str] | None,
 ) -> Source:
@@ -157,7 +158,7 @@ def _digest(shards: list[list[SourceSample]], class_names: tuple[str, ...] | Non
     return digest.hexdigest()
 
 
-def _claim(folder: Path, digest: str, count: int) -> None:
+def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
     """Mark the folder as the build of this source; ValueError if it is something else's."""
     record = folder / BUILD_NAME
     if record.exists():
@@ -172,7 +173,7 @@ def _claim(folder: Path, digest: str, count: int) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(record) as stream:
-            stream.write(json.dumps({"source": digest, "shards": count}).encode())
+            stream.write(json.dumps({"source": digest, "skipped": +skipped}).encode())
     except OSError as error:
         raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
 

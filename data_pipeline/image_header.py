@@ -8,11 +8,15 @@ uses the same functions: what the index promised is what it decodes.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
 from PIL import Image
+
+# Pillow warns of every odd tag of a malformed file; such a file has its reason in the index.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ReadAt = Callable[[int, int], bytes]
 """read_at(offset, nbytes) -> bytes, fewer than nbytes only at the end of the data."""

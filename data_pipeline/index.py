@@ -11,27 +11,25 @@ import hashlib
 import json
 import struct
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.atomic_file import write_atomically
 from data_pipeline.image_header import ImageError, ImageFormat, ImageHeader, ReadAt, read_header
-from data_pipeline.manifest import (
+from data_pipeline.manifest import Manifest, ShardSpec, by_folder, resolve_shards
+from data_pipeline.manifest_files import (
     SAMPLE_DTYPE,
     VERSION,
-    Manifest,
+    RejectedLine,
     SampleFlag,
     ShardEntry,
     classes_digest,
     read_class_names,
     read_entries,
     read_rejected,
-    resolve_shards,
     write_entries,
 )
 from data_pipeline.parallel import run_tasks
@@ -41,7 +39,7 @@ from data_pipeline.tar_reader import Member, ShardFile, iter_samples
 PARTS_FOLDER = ".manifest-parts"
 _ROW = struct.Struct("<QIHHiBBxx")
 _MAX_NBYTES = 2**32 - 1
-_MAX_JSON = 2**24
+_MAX_METADATA = 2**24
 _UNSIZED = ImageHeader(ImageFormat.OTHER, 0, 0)
 
 
@@ -51,15 +49,14 @@ class ShardIndex:
 
     rows: bytearray = field(default_factory=bytearray)
     """Rows of SAMPLE_DTYPE, as bytes."""
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    """Lines of the rejected list: row (in this shard), key, reason."""
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    """(row, key, reason) of each bad sample."""
+    highest_label: int = -1
     ignored: Counter[str] = field(default_factory=Counter)
     """Tar entries that belong to no sample, by kind."""
 
 
-def index_shards(
-    spec: str | Path | Sequence[str | Path], *, workers: int = 1, progress: bool = False
-) -> Manifest:
+def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
     """Index the shards that `spec` names, write the manifests beside them, and open the result.
 
     `spec` is what `Manifest.open` takes. Shards whose size, mtime and class map are unchanged
@@ -68,16 +65,15 @@ def index_shards(
     ``manifest_rejected.jsonl``. Raises ValueError (`TarError`) naming shard and byte if a shard
     is damaged or cut, and ValueError if nothing usable is found.
     """
-    paths = resolve_shards(spec)
-    folders = list(dict.fromkeys(path.parent for path in paths))
-    tasks = [task for folder in folders for task in _tasks(folder, paths)]
+    folders = by_folder(resolve_shards(spec))
+    tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
     nbytes = sum(task.path.stat().st_size for task in tasks)
     with tqdm(total=len(tasks), unit="shard", desc="index", disable=not progress) as bar:
         for count in run_tasks(_index_to_part, tasks, workers, nbytes):
             bar.update()
             bar.set_postfix_str(f"{count} samples in the last shard", refresh=False)
-    for folder in folders:
-        _merge(folder, [path.name for path in paths if path.parent == folder])
+    for folder, names in folders.items():
+        _merge(folder, names)
     return Manifest.open(spec)
 
 
@@ -88,9 +84,7 @@ def index_shard(
     index = ShardIndex()
     for key, members in iter_samples(read_at, nbytes, shard):
         if not key:
-            index.ignored["name without a suffix" if members[0].regular else "link or special"] += (
-                0 if members[0].name.endswith("/") else 1
-            )
+            index.ignored[_kind_ignored(members[0])] += 1
             continue
         offset, header, label, flags = members[0].offset, _UNSIZED, -1, 0
         span = members[-1].end - offset
@@ -100,12 +94,19 @@ def index_shard(
                 raise SampleError(f"sample of {span} bytes; at most 4 GiB are read")
         except (ImageError, SampleError) as error:
             row = len(index.rows) // _ROW.size
-            index.rejected.append({"row": row, "key": key, "reason": str(error)})
+            index.rejected.append((row, key, str(error)))
             flags |= SampleFlag.BAD
+        index.highest_label = max(index.highest_label, label)
         index.rows += _ROW.pack(
             offset, min(span, _MAX_NBYTES), header.height, header.width, label, header.format, flags
         )
     return index
+
+
+def _kind_ignored(member: Member) -> str:
+    if member.regular:
+        return "file without a suffix, or webdataset meta data"
+    return "folder" if member.name.endswith("/") else "link or special file"
 
 
 def _examine(
@@ -122,18 +123,20 @@ def _examine(
     header = read_header(_within(read_at, image), image.nbytes)
     flags, label = 0, -1
     if "cls" in by_suffix:
-        content = read_at(by_suffix["cls"].data_offset, min(by_suffix["cls"].nbytes, 4096))
-        label = parse_label(content, class_names)
+        label = parse_label(_content(read_at, by_suffix["cls"]), class_names)
     elif "json" in by_suffix:
-        if by_suffix["json"].nbytes > _MAX_JSON:
-            raise SampleError(f"json of {by_suffix['json'].nbytes} bytes")
-        content = read_at(by_suffix["json"].data_offset, by_suffix["json"].nbytes)
-        label = label_in_json(content, class_names)
+        label = label_in_json(_content(read_at, by_suffix["json"]), class_names)
     if label >= 0:
         flags |= SampleFlag.LABELLED
     if "txt" in by_suffix:
         flags |= SampleFlag.CAPTIONED
     return header, label, flags
+
+
+def _content(read_at: ReadAt, member: Member) -> bytes:
+    if member.nbytes > _MAX_METADATA:
+        raise SampleError(f"metadata of {member.nbytes} bytes")
+    return read_at(member.data_offset, member.nbytes)
 
 
 def _within(read_at: ReadAt, member: Member) -> ReadAt:
@@ -153,17 +156,17 @@ class _Task:
     class_names: tuple[str, ...] | None
 
 
-def _tasks(folder: Path, paths: list[Path]) -> list[_Task]:
+def _tasks(folder: Path, names: list[str]) -> list[_Task]:
     """Return the shards of a folder that neither its index nor a part file covers."""
     class_names = read_class_names(folder)
     indexed = read_entries(folder)
     known = {entry.name: entry for entry in indexed[0]} if indexed else {}
     tasks = []
-    for path in paths:
-        if path.parent == folder:
-            entry, part = known.get(path.name), _read_part(path, class_names)
-            if part is None and not (entry and _is_current(entry, path, class_names)):
-                tasks.append(_Task(path, class_names))
+    for name in names:
+        path, entry = folder / name, known.get(name)
+        current = entry is not None and _is_current(entry, path, class_names)
+        if not current and _read_part(path, class_names) is None:
+            tasks.append(_Task(path, class_names))
     if tasks:
         try:
             (folder / PARTS_FOLDER).mkdir(exist_ok=True)
@@ -187,9 +190,11 @@ def _index_to_part(task: _Task) -> int:
             nbytes=shard.nbytes,
             mtime_ns=shard.mtime_ns,
             count=len(index.rows) // _ROW.size,
+            bad=len(index.rejected),
+            highest_label=index.highest_label,
             digest=hashlib.sha256(index.rows).hexdigest(),
             classes=classes_digest(task.class_names),
-            ignored={kind: count for kind, count in index.ignored.items() if count},
+            ignored=dict(index.ignored),
         )
     with write_atomically(_part_path(task.path)) as stream:
         head = {"entry": asdict(entry), "rejected": index.rejected}
@@ -204,7 +209,7 @@ def _part_path(path: Path) -> Path:
 
 def _read_part(
     path: Path, class_names: tuple[str, ...] | None
-) -> tuple[ShardEntry, list[dict[str, Any]], np.ndarray] | None:
+) -> tuple[ShardEntry, list[RejectedLine], np.ndarray] | None:
     """Return entry, rejected lines and rows of a shard's part file; None if absent or stale."""
     try:
         head, _, rows = _part_path(path).read_bytes().partition(b"\n")
@@ -214,7 +219,7 @@ def _read_part(
     entry = ShardEntry(**content["entry"])
     if not _is_current(entry, path, class_names):
         return None
-    lines = [{"shard": entry.name, **line} for line in content["rejected"]]
+    lines = [RejectedLine(entry.name, *line) for line in content["rejected"]]
     return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
 
 
@@ -229,17 +234,15 @@ def _merge(folder: Path, names: list[str]) -> None:
                 entries[entry.name] = entry
                 rows[entry.name] = indexed[1][first : first + entry.count]
             first += entry.count
-    old_lines: dict[str, list[Any]] = {}
-    for line in read_rejected(folder):
-        old_lines.setdefault(line["shard"], []).append(line)
+    rejected = read_rejected(folder)
     for name in names:
         part = _read_part(folder / name, class_names)
         if part:
-            entries[name], old_lines[name], rows[name] = part
+            entries[name], rejected[name], rows[name] = part
     order = sorted(entries)
-    rejected = [line for name in order for line in old_lines.get(name, [])]
+    lines = [line for name in order for line in rejected.get(name, [])]
     samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
-    write_entries(folder, [entries[name] for name in order], samples, rejected)
+    write_entries(folder, [entries[name] for name in order], samples, lines)
     for name in names:
         _part_path(folder / name).unlink(missing_ok=True)
     if (folder / PARTS_FOLDER).exists() and not any((folder / PARTS_FOLDER).iterdir()):

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from data_pipeline.manifest import read_class_names, resolve_shards
+from data_pipeline.manifest import ShardSpec, resolve_shards
+from data_pipeline.manifest_files import read_class_names
 from data_pipeline.sample import IMAGE_SUFFIXES, suffix_of
 from data_pipeline.tar_reader import ShardFile, iter_samples
 
@@ -52,7 +53,7 @@ class Source:
     """What was passed over: number of files or rows by reason."""
 
 
-def open_source(source: str | Path | Sequence[str | Path], *, labels: bool = True) -> Source:
+def open_source(source: ShardSpec, *, labels: bool = True) -> Source:
     """List the samples of a source.
 
     - a folder of images: the class of an image is the name of the folder directly below `source`
@@ -219,7 +220,7 @@ def _read_jsonl(table: Path) -> Iterator[tuple[str, str, str]]:
         yield path, label.strip(), caption
 
 
-def _from_shards(spec: str | Path | Sequence[str | Path]) -> Source:
+def _from_shards(spec: ShardSpec) -> Source:
     paths, skipped = resolve_shards(spec), Counter[str]()
     class_maps = {read_class_names(path.parent) for path in paths}
     if len(class_maps) > 1:
@@ -268,7 +269,10 @@ def _key_of(path: PurePath) -> str:
 
 def _clean_key(key: str) -> str:
     """Return a key that tar and webdataset keep whole: UTF-8, no dot in its last part."""
-    folder, slash, name = _utf8(key).replace("\0", "_").strip("/").rpartition("/")
+    key = "".join(c if c.isprintable() else "_" for c in _utf8(key)).strip("/")
+    if key.startswith("__"):
+        key = key.lstrip("_")  # webdataset passes over names like __meta__
+    folder, slash, name = key.rpartition("/")
     return folder + slash + (name.replace(".", "_").strip() or "_")
 
 

@@ -145,7 +145,7 @@ def iter_members(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
         what = "the shard is cut: there is no end-of-archive marker" if nbytes else "empty file"
         raise TarError(shard, end, what)
     for offset in range(end, nbytes, _CHUNK):
-        if read_at(offset, _CHUNK).strip(b"\0"):
+        if read_at(offset, min(_CHUNK, nbytes - offset)).strip(b"\0"):
             raise TarError(shard, offset, "data after the end-of-archive marker (tars joined?)")
 
 
