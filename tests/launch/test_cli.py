@@ -1,0 +1,163 @@
+"""The command line: its help, its errors and its exit statuses, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from launch.cli import build_parser
+
+
+def zeta(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+def commands() -> list[tuple[str, ...]]:
+    found = []
+
+    def walk(parser, path):
+        groups = [action for action in parser._actions if hasattr(action, "choices")]
+        groups = [action for action in groups if isinstance(action.choices, dict)]
+        if not groups:
+            found.append(path)
+        for group in groups:
+            for name, inner in group.choices.items():
+                walk(inner, (*path, name))
+
+    walk(build_parser(), ())
+    return found
+
+
+def test_the_commands_of_today_are_there():
+    assert set(commands()) == {
+        ("demo",),
+        ("shards", "build"),
+        ("shards", "index"),
+        ("data", "plan"),
+        ("train",),
+        ("launch", "local"),
+        ("export",),
+        ("eval",),
+        ("report",),
+    }
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_each_command_has_help_with_an_example_of_itself(command):
+    result = zeta(*command, "--help")
+    assert result.returncode == 0
+    example = result.stdout.partition("example:")[2]
+    assert f"zeta {' '.join(command)}" in example
+
+
+def test_help_answers_at_once_and_loads_no_heavy_library():
+    code = (
+        "import sys; from launch.cli import build_parser; build_parser().format_help();"
+        "print([m for m in ('torch', 'numpy', 'omegaconf', 'deepspeed') if m in sys.modules])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "[]", loaded.stderr
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        zeta("--help")
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("shards",),
+        ("shards", "build"),
+        ("shards", "build", "a", "b", "c"),
+        ("launch", "local", "demo", "--nproc", "0"),
+        ("launch", "local", "demo", "--nproc", "2", "--nonsense"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_how_it_is_used(arguments):
+    result = zeta(*arguments)
+    assert result.returncode == 2
+    assert "usage: zeta" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_user_error_is_one_message_and_a_traceback_only_with_debug(tmp_path):
+    missing = tmp_path / "nowhere"
+    result = zeta("shards", "build", missing, tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stderr.startswith("zeta: error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert str(missing) in result.stderr
+    for arguments in (["--debug", "shards", "build"], ["shards", "build", "--debug"]):
+        result = zeta(*arguments, missing, tmp_path / "out")
+        assert result.returncode == 1
+        assert "Traceback" in result.stderr
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    # `zeta ... | true`, with output in more pieces than one pipe buffer holds
+    code = (
+        "import sys, launch.cli as cli\n"
+        "def run(args):\n"
+        "    for _ in range(100000): print('x' * 100)\n"
+        "    return 0\n"
+        "class Args: command = 'report'\n"
+        "Args.run = staticmethod(run)\n"
+        "cli._parse = lambda words: Args\n"
+        "sys.exit(cli.entry_point([]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_settings_may_stand_before_and_after_options(tmp_path):
+    # The config is refused (by the last setting) only if all settings were understood as such.
+    for arguments in (
+        ["demo", "--nproc", "2", "data.shards=x", "optim.lr=fast"],
+        ["demo", "data.shards=x", "--nproc", "2", "optim.lr=fast"],
+        ["--nproc", "2", "demo", "data.shards=x", "optim.lr=fast"],
+    ):
+        result = zeta("launch", "local", *arguments)
+        assert result.returncode == 1
+        assert "optim.lr is 'fast'" in result.stderr
+        assert result.stderr.count("optim.lr") == 1
+
+
+@pytest.mark.slow
+def test_images_become_shards_and_numbers_that_a_program_can_read(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            image = Image.new("RGB", (40 + number, 30), (number, 0, 0))
+            image.save(tmp_path / "photos" / name / f"{number}.jpg")
+    (tmp_path / "photos" / "cat" / "broken.jpg").write_bytes(b"no image")
+    built = zeta("shards", "build", tmp_path / "photos", tmp_path / "shards", "--json")
+    assert built.returncode == 0, built.stderr
+    numbers = json.loads(built.stdout)
+    assert (numbers["images"], numbers["rejected"], numbers["classes"]) == (6, 1, 2)
+    indexed = zeta("shards", "index", tmp_path / "shards", "--json")
+    assert json.loads(indexed.stdout) == numbers
+    told = zeta("shards", "index", tmp_path / "shards")
+    assert "6 images of 2 classes in 1 shard" in told.stdout
+    assert "manifest_rejected.jsonl" in told.stdout
+    planned = zeta("data", "plan", "demo", "--json", f"data.shards={tmp_path / 'shards'}")
+    assert json.loads(planned.stdout)["images"] == 6
