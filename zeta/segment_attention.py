@@ -7,11 +7,15 @@ recomputes the attention weights, so that memory grows linearly with the number 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_BLOCK_SCORES = 2**19
+"""Scores (heads x queries x keys) that one matrix product works on: about 1 MiB in bf16."""
 
 
 def sdpa_segments(
@@ -23,7 +27,7 @@ def sdpa_segments(
     `cu_seqlens[i]:cu_seqlens[i + 1]`. The last segment is tail padding: its output is zero.
     """
     if q_QHD.device.type == "cpu":
-        out: Tensor = _forward(q_QHD, k_THD, v_THD, cu_queries, cu_seqlens)[0]
+        out: Tensor = _forward(q_QHD, k_THD, v_THD, cu_queries, cu_seqlens)
         return out
     return _by_autograd(q_QHD, k_THD, v_THD, cu_queries, cu_seqlens)
 
@@ -49,86 +53,138 @@ def _by_autograd(
     return torch.cat([*out, torch.zeros_like(tail[0])])
 
 
-def _spans(cu_queries: Tensor, cu_seqlens: Tensor) -> list[tuple[slice, slice]]:
-    """Rows of queries and keys of every segment that holds both, the tail left out."""
-    q_ends, k_ends = cu_queries.tolist()[:-1], cu_seqlens.tolist()[:-1]
-    return [
-        (slice(q0, q1), slice(k0, k1))
-        for q0, q1, k0, k1 in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False)
-        if q1 > q0 and k1 > k0
-    ]
-
-
 def _heads_first(rows_LHD: Tensor) -> Tensor:
     return rows_LHD.transpose(0, 1)[None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring segments of one shape: `count` times n queries and l keys."""
+
+    queries: slice
+    keys: slice
+    count: int
+
+
+def _runs(cu_queries: Tensor, cu_seqlens: Tensor, heads: int) -> list[_Run]:
+    """Group neighbouring segments of equal shape; empty ones and the tail are left out."""
+    q_ends, k_ends = cu_queries.tolist()[:-1], cu_seqlens.tolist()[:-1]
+    runs: list[_Run] = []
+    shape = (0, 0)
+    for q0, q1, k0, k1 in zip(q_ends, q_ends[1:], k_ends, k_ends[1:], strict=False):
+        if q1 == q0 or k1 == k0:
+            continue
+        scores = heads * (q1 - q0) * (k1 - k0)
+        last = runs[-1] if shape == (q1 - q0, k1 - k0) else None
+        if last and last.queries.stop == q0 and (last.count + 1) * scores <= _BLOCK_SCORES:
+            queries, keys = slice(last.queries.start, q1), slice(last.keys.start, k1)
+            runs[-1] = _Run(queries, keys, last.count + 1)
+        else:
+            runs.append(_Run(slice(q0, q1), slice(k0, k1), 1))
+        shape = (q1 - q0, k1 - k0)
+    return runs
+
+
+def _take(x_THD: Tensor, rows: slice, count: int) -> Tensor:
+    """Return the rows of `count` segments as [count * H, length, D]; a view if count is 1."""
+    _, heads, channels = x_THD.shape
+    x_BLHD = x_THD[rows].view(count, -1, heads, channels)
+    return x_BLHD.transpose(1, 2).reshape(count * heads, -1, channels)
+
+
+def _put(x_NLD: Tensor, rows: slice, count: int, out_THD: Tensor) -> None:
+    """Write [count * H, length, D] to the rows of `count` segments."""
+    _, heads, channels = out_THD.shape
+    x_BHLD = x_NLD.view(count, heads, -1, channels)
+    out_THD[rows].view(count, -1, heads, channels).copy_(x_BHLD.transpose(1, 2))
+
+
+def _blocks(q_NLD: Tensor, k_NLD: Tensor) -> list[slice]:
+    """Cut the queries so that the scores of a block stay in the cache."""
+    length = q_NLD.shape[1]
+    step = max(1, _BLOCK_SCORES // (q_NLD.shape[0] * k_NLD.shape[1]))
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _attention_weights(q_NLD: Tensor, k_NLD: Tensor, scale: float) -> Tensor:
+    return torch._softmax(_product(q_NLD, k_NLD.mT, scale), -1, False)
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return scale * a @ b; in place of nothing, as `baddbmm` would copy what it adds to first."""
+    out = torch.empty(a.shape[0], a.shape[1], b.shape[2], dtype=a.dtype)
+    return out.baddbmm_(a, b, beta=0, alpha=scale)
 
 
 @torch.library.custom_op("zeta::segment_attention", mutates_args=(), device_types="cpu")
 def _forward(
     q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, cu_queries: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
-    out = torch.zeros(q_QHD.shape, dtype=q_QHD.dtype)
-    log_sum = torch.zeros(q_QHD.shape[1], q_QHD.shape[0], dtype=_accumulator(q_QHD.dtype))
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    for queries, keys in _spans(cu_queries, cu_seqlens):
-        o, s = kernel(
-            _heads_first(q_QHD[queries]), _heads_first(k_THD[keys]), _heads_first(v_THD[keys])
-        )
-        out[queries] = o[0].transpose(0, 1)
-        log_sum[:, queries] = s[0]
-    return out, log_sum
+) -> Tensor:
+    out_QHD = torch.zeros(q_QHD.shape, dtype=q_QHD.dtype)
+    scale = q_QHD.shape[-1] ** -0.5
+    for run in _runs(cu_queries, cu_seqlens, q_QHD.shape[1]):
+        q = _take(q_QHD, run.queries, run.count)
+        k, v = (_take(x, run.keys, run.count) for x in (k_THD, v_THD))
+        blocks = [torch.bmm(_attention_weights(q[:, b], k, scale), v) for b in _blocks(q, k)]
+        out = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        _put(out, run.queries, run.count, out_QHD)
+    return out_QHD
 
 
 @torch.library.custom_op("zeta::segment_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
-    grad: Tensor,
+    grad_QHD: Tensor,
     q_QHD: Tensor,
     k_THD: Tensor,
     v_THD: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
     cu_queries: Tensor,
     cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grads = [torch.zeros(x.shape, dtype=x.dtype) for x in (q_QHD, k_THD, v_THD)]
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    for queries, keys in _spans(cu_queries, cu_seqlens):
-        dq, dk, dv = kernel(
-            _heads_first(grad[queries]),
-            _heads_first(q_QHD[queries]),
-            _heads_first(k_THD[keys]),
-            _heads_first(v_THD[keys]),
-            _heads_first(out[queries]),
-            log_sum[None, :, queries].contiguous(),
-            0.0,
-            False,
-        )
-        grads[0][queries] = dq[0].transpose(0, 1)
-        grads[1][keys] = dk[0].transpose(0, 1)
-        grads[2][keys] = dv[0].transpose(0, 1)
-    return grads[0], grads[1], grads[2]
+    dq_QHD, dk_THD, dv_THD = (torch.zeros(x.shape, dtype=x.dtype) for x in (q_QHD, k_THD, v_THD))
+    scale = q_QHD.shape[-1] ** -0.5
+    for run in _runs(cu_queries, cu_seqlens, q_QHD.shape[1]):
+        q, grad = (_take(x, run.queries, run.count) for x in (q_QHD, grad_QHD))
+        k, v = (_take(x, run.keys, run.count) for x in (k_THD, v_THD))
+        parts = [_block_gradients(grad[:, b], q[:, b], k, v, scale) for b in _blocks(q, k)]
+        dq, dk, dv = parts[0] if len(parts) == 1 else _join(parts)
+        _put(dq, run.queries, run.count, dq_QHD)
+        _put(dk, run.keys, run.count, dk_THD)
+        _put(dv, run.keys, run.count, dv_THD)
+    return dq_QHD, dk_THD, dv_THD
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _block_gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = _attention_weights(q, k, scale)
+    dv = torch.bmm(weights.mT, grad)
+    d_weights = torch.bmm(grad, v.mT)
+    d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+    dq = _product(d_scores, k, scale)
+    dk = _product(d_scores.mT, q, scale)
+    return dq, dk, dv
+
+
+def _join(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of a segment from those of its blocks of queries; sums are taken in fp32."""
+    dqs, dks, dvs = zip(*parts, strict=True)
+    dk, dv = (torch.stack(list(x)).sum(0, dtype=torch.float32).to(x[0].dtype) for x in (dks, dvs))
+    return torch.cat(dqs, dim=1), dk, dv
 
 
 @_forward.register_fake
 def _forward_shapes(
     q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, cu_queries: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
-    log_sum = q_QHD.new_empty(q_QHD.shape[1], q_QHD.shape[0], dtype=_accumulator(q_QHD.dtype))
-    return torch.empty(q_QHD.shape, dtype=q_QHD.dtype, device=q_QHD.device), log_sum
+) -> Tensor:
+    return torch.empty(q_QHD.shape, dtype=q_QHD.dtype, device=q_QHD.device)
 
 
 @_backward.register_fake
 def _backward_shapes(
-    grad: Tensor,
+    grad_QHD: Tensor,
     q_QHD: Tensor,
     k_THD: Tensor,
     v_THD: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
     cu_queries: Tensor,
     cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,13 +203,13 @@ class _Context(Protocol):
 def _save(
     ctx: _Context,
     inputs: tuple[Tensor, ...],
-    output: tuple[Tensor, Tensor],
+    output: Tensor,
 ) -> None:
     q_QHD, k_THD, v_THD, cu_queries, cu_seqlens = inputs
-    ctx.save_for_backward(q_QHD, k_THD, v_THD, *output, cu_queries, cu_seqlens)
+    ctx.save_for_backward(q_QHD, k_THD, v_THD, cu_queries, cu_seqlens)
 
 
-def _gradients(ctx: _Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     grads: tuple[Tensor, ...] = _backward(grad, *ctx.saved_tensors)
     return (*grads, None, None)
 
