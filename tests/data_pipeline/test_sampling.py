@@ -90,7 +90,7 @@ def test_beta_drop_has_the_paper_mean_and_variance():
     mean = 0.5 / 0.8
     assert rates.mean() == pytest.approx(0.5, abs=1e-3)
     assert (rates / 0.8).var() == pytest.approx(0.3 * mean * (1 - mean), rel=1e-2)
-    assert 0 <= rates.min()
+    assert rates.min() >= 0
     assert rates.max() <= 0.8
 
 
