@@ -61,7 +61,7 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         text = "interrupted" if interrupted else f"error: {errors.message(error)}"
         print(f"zeta: {text}", file=sys.stderr)
-        return errors.exit_code(error, in_training=args.command == "train")
+        return errors.exit_code(error, in_training=args.command in ("train", "launch"))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_pipeline.manifest import Manifest
 from launch.config import ZetaConfig, load_config
 from launch.ranks import Outcome, run_ranks
+from launch.run_setup import resolve_with_shards
+from launch.train import check_resume
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
 
@@ -25,11 +28,14 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
         The exit status of the run: see `combined_exit_code`.
 
     Raises:
-        ValueError: the config is wrong, or asks for fewer packs a step than there are ranks; said
-            here once, before any rank starts.
+        ValueError: what every rank would refuse is said here once, before any rank starts: a wrong
+            config, shards that cannot be read, a run directory of another run, more ranks than
+            packs in a step.
     """
     checked = load_config(config, overrides)
     _check_ranks(checked, nproc)
+    resolved = resolve_with_shards(checked, Manifest.open(checked.data.shards))
+    check_resume(RunDir(Path(checked.run.dir)), resolved)
     outcome = run_ranks([sys.executable, "-m", "launch", "train", config, *overrides], nproc)
     if outcome.aborted:
         return ExitCode.INTERRUPTED
@@ -61,10 +67,10 @@ def _check_ranks(config: ZetaConfig, nproc: int) -> None:
 
 
 def _report_failures(outcome: Outcome, run_dir: RunDir) -> None:
-    """Name the ranks that failed and their logs; the ranks say themselves what went wrong."""
-    expected = {0, int(ExitCode.REQUEUE), int(ExitCode.INTERRUPTED)}
+    """Name the ranks that ended without a word of their own, and their logs."""
+    spoken = {*ExitCode, 1}
     for rank, code in enumerate(outcome.codes):
-        if code in expected or rank in outcome.killed:
+        if code in spoken or rank in outcome.killed:
             continue
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         print(f"zeta: rank {rank} {how}; see {run_dir.rank_log(rank)}", file=sys.stderr)

@@ -137,7 +137,7 @@ def test_settings_may_stand_before_and_after_options(tmp_path):
         ["--nproc", "2", "demo", "data.shards=x", "optim.lr=fast"],
     ):
         result = zeta("launch", "local", *arguments)
-        assert result.returncode == 1
+        assert result.returncode == 93
         assert "optim.lr is 'fast'" in result.stderr
         assert result.stderr.count("optim.lr") == 1
 
