@@ -209,7 +209,6 @@ def _render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) 
         {
             "svg.fonttype": "none",
             "svg.hashsalt": name,  # ids, and so the file, are the same each time
-            "text.parse_math": False,  # text comes from files: a dollar sign is a dollar sign
             "font.size": 8.0 if size == WIDE else 9.0,
             "lines.linewidth": 1.8,
             "axes.grid": True,

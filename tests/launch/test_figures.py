@@ -75,7 +75,7 @@ def test_odd_ranges_are_drawn(values, log):
         [("48", 0.9)],
         [("96", 0.95), ("48", 0.9), ("native", 0.93), ("64", 0.91)],
         [(str(side), 0.5) for side in range(24, 300, 8)],
-        [("$\\frac{", 0.1), ("<b>&\"'", 0.2), ("48", 1.0)],
+        [("$\\frac{$", 0.1), ("<b>&\"'", 0.2), ("48", 1.0)],
     ],
 )
 def test_accuracy_is_drawn_for_any_set_of_resolutions(rows):

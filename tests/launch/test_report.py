@@ -20,7 +20,7 @@ from zeta import metric_names as names
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 CHARTS_IN_PAGE = len(CHARTS) + 2  # and loss, and accuracy by resolution
-HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'$\\frac{"
+HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'$\\frac{$"
 
 
 def _row(step: int) -> dict[str, float]:
