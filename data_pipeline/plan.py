@@ -45,7 +45,7 @@ class PackPlan:
 class LaneState:
     """Where a lane stands: the start of its pack window, and the packs taken from that window."""
 
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
     carry_ids: tuple[int, ...] = ()
     carry_epochs: tuple[int, ...] = ()
     packs_taken: int = 0

@@ -146,9 +146,8 @@ def _longest_image(manifest: Manifest, data: DataConfig) -> int:
 def _check_classes(trained: Sequence[str] | None, manifest: Manifest) -> None:
     names = manifest.class_names
     if trained is not None and names is not None and list(trained) != list(names):
-        raise ValueError(
-            f"the classes of the shards are not those of the export: {_first_difference(trained, names)}"
-        )
+        what = _first_difference(trained, names)
+        raise ValueError(f"the classes of the shards are not those of the export: {what}")
 
 
 def _first_difference(trained: Sequence[str], names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataCon
     return replace(
         data,
         patch_size=model_arguments["patch_size"],
-        prefix_tokens=model_arguments.get("registers", 0),
+        prefix_tokens=model_arguments.get("prefix_tokens", 0),
         cost_dim=model_arguments["dim"],
         require_labels=True,
     )

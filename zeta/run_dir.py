@@ -10,7 +10,7 @@ from pathlib import Path
 class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
-    Layout: ``config.yaml`` (resolved), ``metrics.jsonl``, ``ledger/``, ``quarantine.jsonl``,
+    Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``, ``quarantine.jsonl``,
     ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``, ``checkpoints/{step_XXXXXXXX/, latest}``
     and ``FINISHED``.
     """
@@ -21,6 +21,11 @@ class RunDir:
     def config(self) -> Path:
         """The resolved config, as YAML that `zeta train` accepts."""
         return self.path / "config.yaml"
+
+    @property
+    def classes(self) -> Path:
+        """JSON list of the class names, where the shards have a class map."""
+        return self.path / "classes.json"
 
     @property
     def metrics(self) -> Path:

@@ -32,6 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from launch.evaluate import evaluate_export
+    from launch.tables import accuracy_table
 
     resolutions = [name.strip() for name in args.resolutions.split(",") if name.strip()]
     if not resolutions:
@@ -40,10 +41,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
         return 0
-    print(f"{'resolution':<12}{'images':>8}{'top-1':>9}{'top-5':>9}")
-    for name, row in result["by_resolution"].items():
-        print(f"{name:<12}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}")
-    rejected = result["by_resolution"][resolutions[0]]["rejected"]
-    if rejected:
-        print(f"{rejected:,} images could not be decoded and are not counted")
+    print("\n".join(accuracy_table(result)))
     return 0

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from data_pipeline.plan_summary import summarise
     from launch.config import load_config
     from launch.run_setup import resolve_with_shards, training_plan
+    from launch.tables import plan_table
 
     config = load_config(args.config, args.overrides)
     manifest = Manifest.open(config.data.shards)
@@ -37,21 +38,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
-        print(plan_text(asdict(summary), args.world_size))
+        print("\n".join(plan_table(summary, args.world_size)))
     return 0
-
-
-def plan_text(summary: dict[str, float], world_size: int) -> str:
-    """Return the numbers of a plan as aligned lines for people."""
-    return "\n".join(
-        f"{label:<18}{value}"
-        for label, value in (
-            ("images", f"{summary['images']:,}"),
-            ("tokens", f"{summary['tokens']:,}"),
-            ("packs", f"{summary['packs']:,}  ({summary['images_per_pack']:.1f} images each)"),
-            ("steps an epoch", f"{summary['steps_per_epoch']:,}"),
-            ("fill", f"{summary['fill']:.2%} of the token budget"),
-            ("dropped patches", f"{summary['drop_mean']:.1%} on average"),
-            ("straggler ratio", f"{summary['straggler_ratio']:.3f} on {world_size} ranks"),
-        )
-    )

@@ -1,0 +1,33 @@
+"""`zeta demo`: everything once, on small images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "demo",
+        run,
+        "run the whole pipeline on scanned digits: shards, packs, training, export, evaluation",
+        "zeta demo --out runs/demo",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of data and weights (default: 0)")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings of the demo recipe to change"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; the same command continues an interrupted one."""
+    from launch.demo import run_demo
+
+    return run_demo(args.out, args.seed, args.overrides)

@@ -1,0 +1,75 @@
+"""From a run directory to a model that loads elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from launch.config import load_config
+from zeta.checkpoint import find_fault, load_full_weights, read_trainer_state, step_names
+from zeta.pretrained import save_pretrained
+from zeta.run_dir import RunDir
+from zeta.timm_format import save_timm
+
+
+def export_run(run_path: Path, out: Path, *, step: int | None = None, form: str = "zeta") -> Path:
+    """Write the weights of a run's newest whole checkpoint (or of `step`) to the folder `out`.
+
+    Args:
+        run_path: run directory.
+        out: folder to write; a former export there is replaced once the new one is whole.
+        step: checkpoint to export; None: the newest that passes its hashes.
+        form: zeta (for `zeta eval` and `NaViT.from_pretrained`) or timm (for
+            ``timm.create_model("local-dir:OUT", pretrained=True)``).
+
+    Raises:
+        ValueError: no run or no whole checkpoint there, or an option that timm cannot express.
+    """
+    run_dir = RunDir(run_path)
+    if not run_dir.config.is_file():
+        raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")
+    checkpoint = find_checkpoint(run_dir, step)
+    arguments = load_config(str(checkpoint / "config.yaml")).model.resolve()
+    weights = load_full_weights(checkpoint)
+    if form == "timm":
+        return save_timm(out, weights, arguments)
+    return save_pretrained(out, weights, arguments, _facts(run_dir, checkpoint))
+
+
+def find_checkpoint(run_dir: RunDir, step: int | None) -> Path:
+    """Return the newest checkpoint whose files all pass their hashes, or that of `step`.
+
+    Raises:
+        ValueError: there is none; says what is wrong with those that are there.
+    """
+    folder = run_dir.checkpoints
+    names = step_names(folder)[::-1] if folder.is_dir() else []
+    if step is not None:
+        wanted = f"step_{step:08d}"
+        if wanted not in names:
+            there = ", ".join(str(int(name.removeprefix("step_"))) for name in names) or "none"
+            raise ValueError(f"{run_dir.path} has no checkpoint of step {step}; there are: {there}")
+        names = [wanted]
+    faults = []
+    for name in names:
+        fault = find_fault(folder / name)
+        if fault is None:
+            return folder / name
+        faults.append(f"{name}: {fault}")
+    if faults:
+        raise ValueError(f"no whole checkpoint in {run_dir.path}: {'; '.join(faults)}")
+    raise ValueError(f"{run_dir.path} has no checkpoint yet: train until one is saved")
+
+
+def _facts(run_dir: RunDir, checkpoint: Path) -> dict[str, Any]:
+    progress = read_trainer_state(checkpoint)["progress"]
+    return {
+        "step": progress["step"],
+        "images_seen": progress["images"],
+        "tokens_seen": progress["tokens"],
+        "data_fingerprint": progress["data"]["fingerprint"],
+        "class_names": json.loads(run_dir.classes.read_text())
+        if run_dir.classes.exists()
+        else None,
+    }

@@ -1,0 +1,54 @@
+"""The picture of a run's first pack, drawn from its config and shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.executor import execute, image_patches
+from data_pipeline.image_header import ImageError
+from data_pipeline.manifest import Manifest
+from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
+from data_pipeline.sample import SampleError
+from data_pipeline.tar_reader import read_sample
+from launch.config import load_config
+from launch.pack_picture import FILE_NAME, PackPicture, draw_pack
+from launch.run_setup import resolve_with_shards, training_plan
+from zeta.run_dir import RunDir
+
+
+def draw_first_pack(run_dir: RunDir) -> Path:
+    """Write the picture of the first pack that lane 0 of the run trained on, and return its path.
+
+    Raises:
+        ValueError: the run's config or shards are gone or changed.
+    """
+    config = load_config(str(run_dir.config))
+    manifest = Manifest.open(config.data.shards)
+    plan = training_plan(resolve_with_shards(config, manifest), manifest)
+    recipe = pack_recipe(plan, plan.lane(0).next_pack(), epoch=0)
+    batch = execute(recipe, manifest.class_names).batch
+    names = manifest.class_names
+    labels = batch.labels[: len(recipe.images)].tolist()
+    picture = PackPicture.from_batch(
+        batch,
+        [_whole_image(image, recipe) for image in recipe.images],
+        [str(label) if names is None or label < 0 else names[label] for label in labels],
+    )
+    path = run_dir.path / FILE_NAME
+    path.write_bytes(draw_pack(picture))
+    return path
+
+
+def _whole_image(image: ImageRecipe, recipe: PackRecipe) -> NDArray[np.uint8]:
+    """Return [rows * p, columns * p, 3] pixels, dropped patches included; grey if undecodable."""
+    (rows, columns), side = image.grid, recipe.patch_size
+    sample = read_sample(image.shard, image.offset, image.nbytes)
+    try:
+        patches = image_patches(sample, image, side, recipe.fit)
+    except (SampleError, ImageError):
+        return np.full((rows * side, columns * side, 3), 127, dtype=np.uint8)
+    grid = patches.reshape(rows, columns, side, side, 3)
+    return grid.swapaxes(1, 2).reshape(rows * side, columns * side, 3)
