@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # held while somebody is writing
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -26,16 +28,9 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
 def remove_leftovers(folder: Path) -> None:
     """Delete what writers in `folder` that were killed outright left unfinished."""
     for path in folder.glob(".*.tmp"):
-        owner = path.name.split(".")[-2]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process
-        return True
-    return True
+        try:
+            with path.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except (BlockingIOError, FileNotFoundError):  # in use, or finished just now
+            continue

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqdm import tqdm
-from webdataset import ShardWriter
 
 from data_pipeline.atomic_file import remove_leftovers, write_atomically
 from data_pipeline.index import index_shards
@@ -187,6 +186,8 @@ class _Task:
 
 def _write_shard(task: _Task) -> int:
     """Write one shard under a hidden name and rename it; return its number of samples."""
+    from webdataset import ShardWriter  # here, because it imports torch
+
     with write_atomically(task.path) as stream:
 
         def give_stream(_: str) -> BinaryIO:

@@ -38,7 +38,7 @@ def run_tasks(
     )
     finished = False
     try:
-        for future in as_completed([executor.submit(function, task) for task in tasks]):
+        for future in as_completed([executor.submit(_run, function, task) for task in tasks]):
             yield future.result()
         finished = True
     finally:
@@ -47,6 +47,13 @@ def run_tasks(
             for process in set(multiprocessing.active_children()) - earlier:
                 process.terminate()
         executor.shutdown(wait=True)
+
+
+def _run(function: Callable[[Task], Result], task: Task) -> Result:
+    try:
+        return function(task)
+    except SystemExit as error:  # SIGTERM: the executor would go on with the next task
+        os._exit(error.code if isinstance(error.code, int) else 1)
 
 
 def _begin_worker() -> None:

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data_pipeline import build
+from data_pipeline.build import build_shards
+from data_pipeline.manifest import Manifest
+from data_pipeline.tar_reader import read_sample
+from tests.data_pipeline.shard_fixtures import jpeg, labelled, write_shard
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """Twelve images in three class folders, and one file that is none."""
+    for number in range(12):
+        path = tmp_path / "images" / "abc"[number // 4] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(24, 20 + number, number))
+    (tmp_path / "images/a/notes.txt").write_text("x")
+    return tmp_path / "images"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.tar")}
+
+
+def contents(manifest: Manifest) -> dict[str, dict[str, bytes]]:
+    found = {}
+    for sample_id, row in enumerate(manifest.samples):
+        path = manifest.shards[int(manifest.shard_of(sample_id))].path
+        sample = read_sample(path, int(row["offset"]), int(row["nbytes"]))
+        found[sample.key] = sample.members
+    return found
+
+
+def test_every_image_is_in_the_shards_once_with_its_label(images, tmp_path):
+    manifest = build_shards(images, tmp_path / "out", max_count=5)
+    assert [shard.count for shard in manifest.shards] == [5, 5, 2]
+    assert contents(manifest) == {
+        f"{'abc'[n // 4]}/{n}": {"jpg": jpeg(24, 20 + n, n), "cls": b"%d" % (n // 4)}
+        for n in range(12)
+    }
+    assert manifest.class_names == ("a", "b", "c")
+    assert json.loads((tmp_path / "out/classes.json").read_text()) == ["a", "b", "c"]
+    skipped = json.loads((tmp_path / "out/build.json").read_text())["skipped"]
+    assert skipped == {"not an image by its name (.txt)": 1}
+
+
+def test_webdataset_reads_what_was_built(images, tmp_path):
+    manifest = build_shards(images, tmp_path / "out", max_count=5)
+    theirs = webdataset.WebDataset([s.path for s in manifest.shards], shardshuffle=False)
+    assert {item["__key__"]: item["jpg"] for item in theirs} == {
+        key: members["jpg"] for key, members in contents(manifest).items()
+    }
+
+
+def test_equal_sources_give_equal_bytes(images, tmp_path):
+    build_shards(images, tmp_path / "one", max_count=5)
+    build_shards(images, tmp_path / "two", max_count=5)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    with tarfile.open(tmp_path / "one/shard-000000.tar") as tar:
+        assert {(m.mtime, m.uname, m.gname) for m in tar} == {(0, "zeta", "zeta")}
+
+
+def test_samples_are_shuffled_by_default_and_kept_in_order_on_request(images, tmp_path):
+    shuffled = build_shards(images, tmp_path / "s", max_count=4)
+    other = build_shards(images, tmp_path / "o", max_count=4, seed=1)
+    kept = build_shards(images, tmp_path / "k", max_count=4, seed=None)
+    assert len(set(shuffled.samples["label"][:4].tolist())) > 1
+    assert list(contents(shuffled)) != list(contents(other))
+    assert kept.samples["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_shards_stay_within_the_size_limit(tmp_path):
+    samples = [(f"{n:03d}", {"jpg": bytes(20_000)}) for n in range(20)]
+    samples.append(("x" * 120, {"jpg": jpeg()}))
+    manifest = build_shards(samples, tmp_path / "out", max_size_mb=0.1)
+    assert Counter(shard.count for shard in manifest.shards)[4] >= 4
+    for shard in manifest.shards:
+        assert shard.nbytes <= 100_000 + 10_240  # and tar's closing record
+
+
+def test_one_sample_larger_than_a_shard_gets_its_own(tmp_path):
+    samples = [("a", {"jpg": jpeg()}), ("b", {"jpg": jpeg(200, 200)}), ("c", {"jpg": jpeg()})]
+    manifest = build_shards(samples, tmp_path / "out", max_size_mb=0.001, seed=None)
+    assert [shard.count for shard in manifest.shards] == [1, 1, 1]
+
+
+def test_in_memory_samples_go_through_the_same_writer(tmp_path):
+    samples = ((f"scan{n}", {"jpg": jpeg(seed=n), "cls": b"%d" % (n % 2)}) for n in range(6))
+    manifest = build_shards(samples, tmp_path / "out", class_names=["zero", "one"])
+    assert manifest.class_names == ("zero", "one")
+    assert {k: m["cls"] for k, m in contents(manifest).items()} == {
+        f"scan{n}": b"%d" % (n % 2) for n in range(6)
+    }
+
+
+def test_shards_are_rebuilt_from_shards_with_captions_untouched(tmp_path):
+    caption = "naïve 世界".encode()
+    write_shard(tmp_path / "in/a.tar", [*labelled(3), ("k.jpg", jpeg()), ("k.txt", caption)])
+    write_shard(tmp_path / "in/b.tar", labelled(3))
+    manifest = build_shards(tmp_path / "in", tmp_path / "out", max_count=3)
+    found = contents(manifest)
+    assert found["k"]["txt"] == caption
+    assert sorted(found) == ["0000", "0000-2", "0001", "0001-2", "0002", "0002-2", "k"]
+    assert found["0000-2"] == found["0000"]
+
+
+def test_a_finished_build_is_found_and_not_written_again(images, tmp_path, monkeypatch):
+    first = build_shards(images, tmp_path / "out", max_count=5)
+    monkeypatch.setattr(build, "_write_shard", lambda task: pytest.fail("written again"))
+    assert build_shards(images, tmp_path / "out", max_count=5).fingerprint == first.fingerprint
+
+
+def test_an_interrupted_build_goes_on_with_what_is_missing(images, tmp_path, monkeypatch):
+    build_shards(images, tmp_path / "whole", max_count=3)
+    write, written = build._write_shard, []
+
+    def interrupt_at_third(task):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(task.number)
+        return write(task)
+
+    monkeypatch.setattr(build, "_write_shard", interrupt_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        build_shards(images, tmp_path / "out", max_count=3)
+    monkeypatch.setattr(build, "_write_shard", lambda t: written.append(t.number) or write(t))
+    build_shards(images, tmp_path / "out", max_count=3)
+    assert written == [0, 1, 2, 3]
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["image", "option", "source"])
+def test_shards_of_something_else_are_not_mixed_in(images, tmp_path, change):
+    build_shards(images, tmp_path / "out", max_count=5)
+    before = digests(tmp_path / "out")
+    if change == "image":
+        (images / "a/0.jpg").write_bytes(jpeg(seed=99))
+    source = images / "a" if change == "source" else images
+    with pytest.raises(ValueError, match="holds shards of another source"):
+        build_shards(source, tmp_path / "out", max_count=4 if change == "option" else 5)
+    assert digests(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_files_is_left_alone(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    with pytest.raises(ValueError, match="exists and is no shard build; choose a new or empty"):
+        build_shards(images, tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot write to"):
+        build_shards(images, tmp_path / "out/thesis.tex/below")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_files_that_are_no_images_inside_are_rejected_not_lost(images, tmp_path):
+    (images / "a/broken.jpg").write_bytes(b"<html>")
+    manifest = build_shards(images, tmp_path / "out")
+    (rejection,) = manifest.rejections()
+    assert rejection.key == "a/broken"
+    assert len(manifest.samples) == 13
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_leaves_whole_shards_and_a_rerun_finishes(tmp_path):
+    source = tmp_path / "src"
+    source.mkdir()
+    for number in range(1200):
+        (source / f"{number}.jpg").write_bytes(jpeg(24, 32) + bytes(60_000))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from data_pipeline.build import build_shards\n"
+        "if __name__ == '__main__':\n"
+        "    build_shards(sys.argv[1], sys.argv[2], max_count=50, workers=2)\n"
+    )
+    command = [sys.executable, str(script), str(source), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    while len(shards_in(tmp_path / "out")) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode not in (0, None)
+    done = shards_in(tmp_path / "out")
+    assert 0 < len(done) < 24
+    assert not list((tmp_path / "out").glob(".*"))
+    stamps = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
+    subprocess.run(command, env=environment, check=True)
+    assert len(Manifest.open(tmp_path / "out").samples) == 1200
+    assert {n: (tmp_path / "out" / n).stat().st_mtime_ns for n in done} == stamps
+    build_shards(source, tmp_path / "alone", max_count=50)
+    assert digests(tmp_path / "alone") == digests(tmp_path / "out")
+
+
+def shards_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.tar"))
