@@ -38,6 +38,7 @@ COMMANDS = (
     Command("plan", "data"),
     Command("train"),
     Command("launch_local", "launch"),
+    Command("launch_check", "launch"),
     Command("export"),
     Command("evaluate"),
     Command("report"),

@@ -47,6 +47,7 @@ def test_the_commands_of_today_are_there():
         ("data", "plan"),
         ("train",),
         ("launch", "local"),
+        ("launch", "check"),
         ("export",),
         ("eval",),
         ("report",),
