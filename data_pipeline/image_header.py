@@ -178,7 +178,7 @@ def _png(read: ReadAt) -> ImageHeader:
     offset, orientation = 33, 1
     for _ in range(_MAX_STEPS):
         chunk = read(offset, 8)
-        if len(chunk) < 8 or chunk[4:8] in (b"IDAT", b"IEND"):
+        if len(chunk) < 8 or chunk[4:8] == b"IEND":
             break
         length = int.from_bytes(chunk[:4], "big")
         if chunk[4:8] == b"eXIf":

@@ -171,7 +171,10 @@ def _tasks(folder: Path, names: list[str]) -> list[_Task]:
         try:
             (folder / PARTS_FOLDER).mkdir(exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot write the index beside the shards: {error}") from error
+            raise ValueError(
+                f"cannot write the index beside the shards ({error}); "
+                "link them into a folder of your own and index that"
+            ) from error
     return tasks
 
 
@@ -242,7 +245,8 @@ def _merge(folder: Path, names: list[str]) -> None:
     order = sorted(entries)
     lines = [line for name in order for line in rejected.get(name, [])]
     samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
-    write_entries(folder, [entries[name] for name in order], samples, lines)
+    if indexed is None or [entries[name] for name in order] != indexed[0]:
+        write_entries(folder, [entries[name] for name in order], samples, lines)
     for name in names:
         _part_path(folder / name).unlink(missing_ok=True)
     if (folder / PARTS_FOLDER).exists() and not any((folder / PARTS_FOLDER).iterdir()):

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 
 import braceexpand
@@ -94,8 +95,11 @@ class Manifest:
 
     def shard_of(self, sample_ids: np.ndarray | int) -> np.ndarray:
         """Return the index in `shards` of each sample id; same shape as `sample_ids`."""
-        firsts = np.array([shard.first for shard in self.shards])
-        return np.searchsorted(firsts, sample_ids, side="right") - 1
+        return np.searchsorted(self._firsts, sample_ids, side="right") - 1
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.array([shard.first for shard in self.shards])
 
     def rejections(self) -> Iterator[Rejection]:
         """Yield the flagged samples of these shards with their reasons, in order of id."""
@@ -113,16 +117,26 @@ def resolve_shards(spec: ShardSpec) -> list[Path]:
 
     Raises ValueError naming the part of the spec that matches nothing.
     """
+    found: dict[Path, None] = {}
+    for text in _parts(spec):
+        found.update(dict.fromkeys(_resolve_part(text)))
+    return list(found)
+
+
+def _parts(spec: ShardSpec) -> list[str]:
+    """Return the parts of a spec as text, a leading ~ replaced."""
     if not isinstance(spec, str | Path | Sequence):
         raise ValueError(f"shards are {spec!r}; give a folder, tar file, glob, braces or a list")
-    found: dict[Path, None] = {}
+    texts = []
     for part in [spec] if isinstance(spec, str | Path) else spec:
         if not isinstance(part, str | Path):
             raise ValueError(f"shards hold {part!r}; each must be a path, glob or brace expansion")
-        found.update(dict.fromkeys(_resolve_part(str(part))))
-    if not found:
+        if "://" in str(part):
+            raise ValueError(f"{part} is remote; only local shards can be read: copy them first")
+        texts.append(str(Path(part).expanduser()))
+    if not texts:
         raise ValueError("the list of shards is empty")
-    return list(found)
+    return texts
 
 
 def by_folder(paths: list[Path]) -> dict[Path, list[str]]:
@@ -134,8 +148,6 @@ def by_folder(paths: list[Path]) -> dict[Path, list[str]]:
 
 
 def _resolve_part(text: str) -> list[Path]:
-    if "://" in text:
-        raise ValueError(f"{text} is remote; only local shards can be read: copy them first")
     if Path(text).is_dir():
         shards = sorted(path for path in Path(text).glob("*.tar") if not path.name.startswith("."))
         if not shards:
@@ -186,7 +198,8 @@ def _open_folder(folder: Path, names: list[str]) -> _Folder:
             raise ValueError(f"shard {folder / name} changed since it was indexed; type {command}")
         if entry.classes != classes:
             raise ValueError(f"{folder / CLASSES_NAME} changed since indexing; type {command}")
-    missing = [entry.name for entry in entries if not (folder / entry.name).exists()]
+    present = {path.name for path in folder.iterdir()}
+    missing = [entry.name for entry in entries if entry.name not in present]
     chosen = [known[name] for name in names]
     rows = _rows(entries, samples, chosen)
     return _Folder(folder, [entries[i] for i in chosen], rows, class_names, missing)
@@ -202,10 +215,10 @@ def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> 
 
 def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:
     """Raise ValueError if the spec also names a shard that is indexed but no longer there."""
-    for text in [spec] if isinstance(spec, str | Path) else spec:
+    for text in _parts(spec):
         whole_folder = Path(text).is_dir() and Path(text) == folder.path
         for name in folder.missing:
-            if whole_folder or fnmatchcase(str(folder.path / name), str(text)):
+            if whole_folder or fnmatchcase(str(folder.path / name), text):
                 raise ValueError(
                     f"shard {folder.path / name} is indexed but missing; bring it back, or type "
                     f"`zeta shards index {folder.path}` to go on without it"

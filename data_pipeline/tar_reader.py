@@ -84,10 +84,14 @@ class ShardFile:
 def read_sample(path: str, offset: int, nbytes: int) -> Sample:
     """Read the sample that the manifest places at `offset`, spanning `nbytes`.
 
-    Raises `TarError` if the shard does not hold it there, `OSError` if it cannot be read.
+    Raises `TarError` if the shard does not hold it there, `OSError` if it cannot be read; both
+    name shard and byte.
     """
-    with ShardFile(path) as shard:
-        data = shard.read_at(offset, nbytes)
+    try:
+        with ShardFile(path) as shard:
+            data = shard.read_at(offset, nbytes)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}, reading at byte {offset}", path) from error
     if len(data) < nbytes:
         raise TarError(path, offset + len(data), "the shard ends inside a sample")
     return parse_sample(data, shard=path, offset=offset)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,27 @@ def labelled(count: int, first: int = 0) -> list[tuple[str, bytes]]:
         members.append((f"{number:04d}.cls", str(number % 3).encode()))
         members.append((f"{number:04d}.jpg", jpeg(24, 20 + number, number)))
     return members
+
+
+def error_as_nobody(folder: Path, function: Callable[[], object]) -> str:
+    """Return the message of the ValueError of `function` for a user without special rights."""
+    for path in list(folder.parents)[:2]:
+        path.chmod(0o755)
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            function()
+        except ValueError as error:
+            os.write(send, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(send)
+    os.waitpid(child, 0)
+    with os.fdopen(receive, "rb") as stream:
+        return stream.read().decode()
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:

@@ -79,6 +79,15 @@ def test_big_endian_exif_after_a_large_segment_is_found():
     assert image_size(data[:2] + filler + segment + data[2:])[1:] == (20, 10, 6)
 
 
+def test_png_exif_after_the_pixels_is_found():
+    data = encode(photo(300, 200), "PNG", exif=exif(6))
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    moved = data[:at] + data[end:-12] + data[at:end] + data[-12:]
+    assert moved.index(b"eXIf") > moved.index(b"IDAT")
+    assert image_size(moved)[1:3] == upright_by_pillow(moved) == (200, 300)
+
+
 def test_only_the_head_of_a_large_file_is_read():
     data = encode(photo(1500, 2000), quality=95)
     asked: list[int] = []

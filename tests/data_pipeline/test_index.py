@@ -17,6 +17,7 @@ from data_pipeline.tar_reader import ShardFile, TarError, read_sample
 from tests.data_pipeline.shard_fixtures import (
     encode,
     entry,
+    error_as_nobody,
     exif,
     jpeg,
     labelled,
@@ -161,6 +162,30 @@ def test_only_new_and_changed_shards_are_read_again(tmp_path, monkeypatch):
     assert manifest.samples["width"].tolist() == [50, 51, 52, 24, 25, 60]
     assert index_shards(tmp_path).fingerprint == manifest.fingerprint
     assert len(read) == 2
+
+
+def test_an_index_that_is_up_to_date_is_not_written_again(tmp_path):
+    write_shard(tmp_path / "a.tar", labelled(2))
+    index_shards(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    index_shards(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_shards_that_are_links_are_indexed_where_the_links_are(tmp_path):
+    shard = write_shard(tmp_path / "store/a.tar", labelled(2))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.tar").symlink_to(shard)
+    assert len(index_shards(tmp_path / "mine").samples) == 2
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["a.tar"]
+
+
+def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):
+    write_shard(tmp_path / "a.tar", labelled(2))
+    tmp_path.chmod(0o555)
+    message = error_as_nobody(tmp_path, lambda: index_shards(tmp_path))
+    assert message.startswith("cannot write the index beside the shards ([Errno 13]")
+    assert message.endswith("link them into a folder of your own and index that")
 
 
 def test_indexing_part_of_a_folder_keeps_the_rest(tmp_path):

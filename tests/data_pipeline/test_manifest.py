@@ -187,6 +187,15 @@ def test_a_spec_that_names_nothing_says_what_is_wrong(folder, spec, message):
         resolve_shards(spec)
 
 
+def test_relative_paths_and_a_home_folder_are_understood(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    name = folder.name
+    home = f"~/{name}"
+    for spec in (".", "*.tar", f"../{name}/train-?.tar", home, f"{home}/train-{{0..2}}.tar"):
+        assert widths(spec) == list(range(20, 32))
+
+
 def test_a_folder_without_shards_says_how_to_make_some(tmp_path):
     with pytest.raises(ValueError, match=r"holds no \.tar shards; write some with `zeta shards"):
         resolve_shards(tmp_path)

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.sources import FilePart, SourceSample, from_memory, open_source
-from tests.data_pipeline.shard_fixtures import jpeg, labelled, write_shard
+from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
 
 
 def put(path: Path, content: bytes = b"image") -> Path:
@@ -90,31 +89,11 @@ def test_a_source_that_gives_nothing_says_what_to_do(tmp_path, make, message):
 def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     put(tmp_path / "cat/1.jpg")
     put(tmp_path / "dog/1.jpg")
-    message = as_nobody(tmp_path, lambda: open_source(tmp_path))
+    tmp_path.chmod(0o755)
+    (tmp_path / "dog").chmod(0)
+    message = error_as_nobody(tmp_path, lambda: open_source(tmp_path))
+    (tmp_path / "dog").chmod(0o755)
     assert message.startswith(f"cannot read the folder {tmp_path}/dog: Permission denied")
-
-
-def as_nobody(folder: Path, function) -> str:
-    """Return the message of the ValueError of `function` for a user who may not read dog/."""
-    for path in [folder, *list(folder.parents)[:2]]:
-        path.chmod(0o755)
-    (folder / "dog").chmod(0)
-    receive, send = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.getuid() == 0:
-                os.setuid(65534)
-            function()
-        except ValueError as error:
-            os.write(send, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(send)
-    os.waitpid(child, 0)
-    (folder / "dog").chmod(0o755)
-    with os.fdopen(receive, "rb") as stream:
-        return stream.read().decode()
 
 
 def test_a_csv_of_paths_names_and_captions(tmp_path):

@@ -221,6 +221,13 @@ def test_reading_a_sample_past_the_end_or_off_by_a_block_names_shard_and_byte(tm
         read_sample(str(shard), 512, 1024)
 
 
+def test_an_unreadable_shard_names_itself_and_the_byte(tmp_path):
+    with pytest.raises(OSError, match=r"No such file .* at byte 512: .*gone\.tar"):
+        read_sample(str(tmp_path / "gone.tar"), 512, 1024)
+    with pytest.raises(OSError, match="Is a directory, reading at byte 0"):
+        read_sample(str(tmp_path), 0, 1024)
+
+
 def test_an_error_survives_the_way_back_from_a_worker():
     error = pickle.loads(pickle.dumps(TarError("a.tar", 512, "cut")))
     assert (error.shard, error.offset, str(error)) == ("a.tar", 512, "a.tar: cut (at byte 512)")
