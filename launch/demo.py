@@ -74,6 +74,14 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         ValueError: `out` holds something else, or a demo with other settings.
     """
     folder = DemoFolder(out)
+    recipe = [
+        f"run.dir={out}",
+        f"data.shards={folder.shards('train')}",
+        f"data.seed={seed}",
+        f"train.seed={seed}",
+        *overrides,
+    ]
+    load_config("demo", recipe)  # a wrong override is said before anything is written
     settings = _open_folder(folder, seed, overrides)
     print("zeta demo: variable-resolution images -> shards -> packs -> ZeRO-2 -> export -> eval\n")
 
@@ -88,13 +96,6 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         print(f"  {len(manifest.samples):,} {split} images in {folder.shards(split)}")
 
     _headline(2, "plan: what an epoch will look like, from image sizes alone")
-    recipe = [
-        f"run.dir={out}",
-        f"data.shards={folder.shards('train')}",
-        f"data.seed={seed}",
-        f"train.seed={seed}",
-        *overrides,
-    ]
     _print_plan(recipe)
 
     _headline(3, f"train: {RANKS} ranks, DeepSpeed ZeRO-2 on CPU (logs in {RunDir(out).logs})")

@@ -1,0 +1,132 @@
+"""`zeta demo` runs the whole pipeline, survives Ctrl-C, and keeps out of other people's folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+QUICK = ("train.max_steps=24", "optim.warmup_steps=2", "train.checkpoint_every=8")
+ZETA = (sys.executable, "-m", "launch")
+
+
+def run_zeta(*arguments: str, timeout: float = 300, **environment: str):
+    return subprocess.run(
+        [*ZETA, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.slow
+def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path):
+    out, tools = tmp_path / "my demo", tmp_path / "bin"
+    tools.mkdir()  # a PATH with no compiler and no ninja on it
+    done = run_zeta("demo", "--out", str(out), *QUICK, PATH=str(tools), CC="", CXX="")
+    assert done.returncode == 0, done.stderr
+    for name in ("report.html", "metrics.jsonl", "FINISHED", "pack.svg", "wandb_run_id"):
+        assert (out / name).exists()
+    assert list(out.glob("wandb/offline-run-*/*.wandb"))
+    assert sorted(path.name for path in (out / "logs").iterdir()) == [
+        "rank_00000.log",
+        "rank_00001.log",
+    ]
+    result = json.loads((out / "result.json").read_text())
+    assert set(result) == {"val_top1", "train_seconds", "fill", "images_per_s"}
+    assert result["fill"] > 0.98
+    evaluation = json.loads((out / "eval.json").read_text())
+    assert evaluation["top1"] == result["val_top1"]
+    assert {"native", "48", "128"} <= set(evaluation["by_resolution"])
+    assert evaluation["by_resolution"]["native"]["images"] == 359
+    assert f"{result['val_top1']:.2%}" in done.stdout
+    assert "what to type next" in done.stdout
+    for line in (r"step +20/24 +eta", r"loss +\d", r"img/s", r"tok/s", r"fill +9\d"):
+        assert re.search(line, done.stdout), done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "deepspeed" not in (done.stdout + done.stderr).lower().replace("deepspeed zero", "")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
+    interrupted, straight = tmp_path / "interrupted", tmp_path / "straight"
+    settings = ("train.max_steps=60", "optim.warmup_steps=2", "train.log_every=1")
+    process = subprocess.Popen(
+        [*ZETA, "demo", "--out", str(interrupted), *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = interrupted / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "continues" in output
+    assert not children_of_session(process.pid)
+    assert not (interrupted / "FINISHED").exists()
+
+    for out in (interrupted, straight):
+        done = run_zeta("demo", "--out", str(out), *settings)
+        assert done.returncode == 0, done.stderr
+    steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 61))
+    weights = [
+        (out / "export" / "model.safetensors").read_bytes() for out in (interrupted, straight)
+    ]
+    assert weights[0] == weights[1]
+
+
+def children_of_session(leader: int) -> list[str]:
+    """Return the processes that still belong to the session `leader` led."""
+    listed = subprocess.run(["ps", "-eo", "sess=,pid=,args="], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if line.split()[0] == str(leader)]
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    done = run_zeta("demo", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "holds no demo; choose another folder with --out" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_demo_with_other_settings_is_not_continued(tmp_path: Path):
+    settings = {"seed": 0, "overrides": [], "train_seconds": 0.0}
+    (tmp_path / "demo.json").write_text(json.dumps(settings))
+    done = run_zeta("demo", "--out", str(tmp_path), "--seed", "3")
+    assert done.returncode == 1
+    assert "holds a demo with --seed 0, not --seed 3" in done.stderr
+
+
+def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path):
+    done = run_zeta("demo", "--out", str(tmp_path / "demo"), "train.max_step=3")
+    assert done.returncode == 1
+    assert "train.max_steps" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_reaches_its_bar(tmp_path: Path):
+    done = run_zeta("demo", "--out", str(tmp_path / "demo"), timeout=800)
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads((tmp_path / "demo" / "eval.json").read_text())
+    assert evaluation["by_resolution"]["native"]["top1"] >= 0.95
+    for side in ("48", "64", "80", "96"):
+        assert evaluation["by_resolution"][side]["top1"] >= 0.96
