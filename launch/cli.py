@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; user errors are one message on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words  # wherever it stands, before or after the command
-    args = _parse([word for word in words if word != "--debug"])
+    args = parse_arguments([word for word in words if word != "--debug"])
     run: Run = args.run
     try:
         return run(args)
@@ -65,8 +64,11 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
         return errors.exit_code(error, in_training=args.command in ("train", "launch"))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse the arguments; `key=value` settings may stand before or after options."""
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments; `key=value` settings may stand before or after options.
+
+    Wrong usage exits with 2, as argparse does it.
+    """
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
     # argparse takes `CONFIG` and no settings as soon as an option follows CONFIG.
@@ -88,8 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     groups = {"": commands}
     for module_name, group in COMMANDS:
-        if importlib.util.find_spec(f"launch.commands.{module_name}") is None:
-            continue
         if group not in groups:
             group_parser = commands.add_parser(
                 group, help=GROUPS[group], description=GROUPS[group].capitalize() + "."
