@@ -38,7 +38,7 @@ class ResolutionConfig:
 
 @dataclass
 class DropConfig:
-    """What share of an image's patches is dropped before it is packed; see `data_pipeline.sampling`."""
+    """Share of an image's patches that is dropped before packing; see `data_pipeline.sampling`."""
 
     kind: str = "none"
     """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few

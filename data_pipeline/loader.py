@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +68,7 @@ class PackLoader:
             sampler=self._recipes(state, first_step),
             num_workers=workers,
             prefetch_factor=_PREFETCH_PACKS_PER_WORKER if workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
         )
         step = first_step
         packs: list[ExecutedPack] = []
@@ -126,6 +128,12 @@ class PackLoader:
             self._states[step] = {index: lane.state for index, lane in lanes.items()}
             self._more[step] = any(lane.has_more() for lane in lanes.values())
             yield from recipes
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    # A terminal or Slurm signals the whole process group; the trainer saves first and then ends us.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:

@@ -45,12 +45,12 @@ def stream_key(draw: Draw, *parts: int) -> int:
     return int(key[0])
 
 
-def hashes(keys: UInt64s, counters: NDArray[np.integer]) -> UInt64s:
+def hashes(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> UInt64s:
     """Return one 64-bit word for each (key, counter); `keys` broadcasts against `counters`."""
     return mix64(mix64(keys ^ counters.astype(np.uint64)))
 
 
-def uniforms(keys: UInt64s, counters: NDArray[np.integer]) -> NDArray[np.float64]:
+def uniforms(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """Return one float in (0, 1) for each (key, counter); never 0 or 1 exactly."""
     return ((hashes(keys, counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 

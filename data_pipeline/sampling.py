@@ -41,7 +41,7 @@ def sample_sides(config: ResolutionConfig, heights: Ints, widths: Ints, u: Float
     # N_t(-0.5, 1): a normal of mean -0.5 truncated to [-1, 1], rescaled to [min, max] (Fig. 7).
     below, above = ndtr(-1 + 0.5), ndtr(1 + 0.5)
     z = ndtri(below + u * (above - below)) - 0.5
-    return low + (z + 1) / 2 * (high - low)
+    return np.asarray(low + (z + 1) / 2 * (high - low))
 
 
 def token_grids(
@@ -125,7 +125,7 @@ def drop_rates(
     position = np.clip((tokens - fewest) / max(most - fewest, 1.0), 0, 1)
     mean_rates = config.min + position * (config.max - config.min)
     z = ndtri(ndtr(-2.0) + u * (ndtr(2.0) - ndtr(-2.0)))
-    return np.clip(mean_rates + RESOLUTION_DROP_SIGMA * z, 0, 0.999)
+    return np.asarray(np.clip(mean_rates + RESOLUTION_DROP_SIGMA * z, 0, 0.999))
 
 
 def decode_scales(heights: Ints, widths: Ints, rows: Ints, columns: Ints, patch_size: int) -> Ints:

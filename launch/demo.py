@@ -176,7 +176,7 @@ def _result(run_dir: RunDir, evaluation: dict[str, Any], train_seconds: float) -
     lines = [json.loads(line) for line in run_dir.metrics.read_text().splitlines()]
 
     def median(name: str) -> float:
-        return statistics.median(line[name] for line in lines if name in line)
+        return float(statistics.median(line[name] for line in lines if name in line))
 
     return {
         "val_top1": evaluation["top1"],

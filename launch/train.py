@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 
 from data_pipeline.loader import PackLoader
 from data_pipeline.manifest import Manifest
@@ -99,7 +99,7 @@ def _run(
             train=config.train,
             optim=config.optim,
             tracker=config.tracker,
-            config=OmegaConf.to_container(OmegaConf.create(to_yaml(config))),
+            config=yaml.safe_load(to_yaml(config)),
             name=config.run.name,
         )
         return trainer.fit()

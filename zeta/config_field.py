@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import MISSING, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 _FREE = "free_on_resume"
 
@@ -21,13 +21,13 @@ def free(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
 def free_fields(config_type: type, prefix: str = "") -> set[str]:
     """Return the dotted names of all fields of a config dataclass that are free on resume."""
     names: set[str] = set()
+    types = get_type_hints(config_type)
     for item in fields(config_type):
         name = f"{prefix}{item.name}"
-        default = item.default_factory if item.default_factory is not MISSING else None
         if item.metadata.get(_FREE):
             names.add(name)
-        elif isinstance(default, type) and is_dataclass(default):
-            names |= free_fields(default, prefix=f"{name}.")
+        elif is_dataclass(types[item.name]):
+            names |= free_fields(types[item.name], prefix=f"{name}.")
     return names
 
 
@@ -43,5 +43,7 @@ def check_range(
     """Raise ValueError naming the field and its range unless low <= value <= high (or < high)."""
     inside = low <= value < high if open_high else low <= value <= high
     if not inside:
-        bound = "" if high == float("inf") else f" and {'below' if open_high else 'at most'} {high:g}"
+        bound = (
+            "" if high == float("inf") else f" and {'below' if open_high else 'at most'} {high:g}"
+        )
         raise ValueError(f"{name} is {value:g}; it must be at least {low:g}{bound}")

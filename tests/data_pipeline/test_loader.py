@@ -52,7 +52,12 @@ def content(ranks: list[list[StepPacks]]) -> list[list[tuple]]:
         packs = [pack for row in lanes for pack in row][:LANES]
         result.append(
             [
-                (pack.lengths, pack.sample_ids.tolist(), pack.coords.tolist(), pack.patches.sum().item())
+                (
+                    pack.lengths,
+                    pack.sample_ids.tolist(),
+                    pack.coords.tolist(),
+                    pack.patches.sum().item(),
+                )
                 for pack in packs
             ]
         )
@@ -77,7 +82,9 @@ def test_any_number_of_workers_reads_the_same_packs(manifest, reference, workers
     assert content(ranks) == reference
 
 
-@pytest.mark.parametrize(("before", "after", "killed_at"), [(1, 1, 1), (2, 3, 4), (3, 2, 5), (6, 1, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after", "killed_at"), [(1, 1, 1), (2, 3, 4), (3, 2, 5), (6, 1, 8)]
+)
 def test_a_run_restored_at_any_world_size_goes_on_exactly(
     manifest, reference, before, after, killed_at
 ):
@@ -181,7 +188,7 @@ def test_a_sample_without_a_label_is_rejected_where_labels_are_needed(tmp_path: 
 
 
 def test_more_ranks_than_lanes_are_refused(manifest):
-    with pytest.raises(ValueError, match="7 ranks cannot share train.packs_per_step = 6"):
+    with pytest.raises(ValueError, match=r"7 ranks cannot share train\.packs_per_step = 6"):
         PackLoader(Plan(manifest, config(), LANES), rank=0, world_size=7)
 
 

@@ -32,7 +32,9 @@ def test_an_image_limit_below_the_token_budget_does_not_pile_up_leftovers():
     assert not leftovers
 
 
-@pytest.mark.parametrize(("budget", "low", "high", "floor"), [(4096, 16, 1024, 0.995), (1024, 8, 128, 0.985)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("budget", "low", "high", "floor"), [(4096, 16, 1024, 0.995), (1024, 8, 128, 0.985)]
+)
 def test_packs_are_full_and_cost_about_the_same(budget, low, high, floor):
     rng = np.random.default_rng(0)
     lengths = (rng.uniform(low**0.5, high**0.5, 2048) ** 2).astype(np.int64)

@@ -21,8 +21,12 @@ def test_each_epoch_packs_every_usable_sample_exactly_once():
     manifest = synthetic_manifest([37, 90, 61])
     manifest.samples["flags"][[5, 100]] |= np.uint8(SampleFlag.BAD)
     plan = Plan(manifest, config(), num_lanes=4, max_epochs=3)
-    seen = [(e, i) for lane in range(4) for pack in plan.lane(lane)
-            for e, i in zip(pack.epochs.tolist(), pack.sample_ids.tolist(), strict=True)]  # fmt: skip
+    packs = [pack for lane in range(4) for pack in plan.lane(lane)]
+    seen = [
+        pair
+        for pack in packs
+        for pair in zip(pack.epochs.tolist(), pack.sample_ids.tolist(), strict=True)
+    ]
     usable = [i for i in range(188) if i not in (5, 100)]
     assert sorted(seen) == [(epoch, i) for epoch in range(3) for i in usable]
 
