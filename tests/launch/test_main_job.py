@@ -1,0 +1,196 @@
+"""Shards to training to export to evaluation, through the command line, on a small world."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.build import build_shards
+from launch.digits import CLASS_NAMES, render_split
+from zeta.pretrained import load_pretrained
+
+SETTINGS = (
+    "train.max_steps=6",
+    "optim.warmup_steps=1",
+    "train.checkpoint_every=3",
+    "train.log_every=2",
+    "tracker.wandb.mode=disabled",
+    "data.workers=0",
+)
+
+
+def zeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards/train, shards/val and a finished run on one rank with its export."""
+    folder = tmp_path_factory.mktemp("job")
+    for split in ("train", "val"):
+        samples = render_split(split, seed=0)
+        some = [next(samples) for _ in range(120)]
+        build_shards(some, folder / "shards" / split, max_count=50, class_names=CLASS_NAMES)
+    done = zeta("train", "demo", "data.shards=shards/train", "run.dir=run", *SETTINGS, cwd=folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert zeta("export", "run", "export", cwd=folder).returncode == 0
+    return folder
+
+
+def train_again(world: Path, *changes: str) -> subprocess.CompletedProcess[str]:
+    return zeta(
+        "train", "demo", "data.shards=shards/train", "run.dir=run", *SETTINGS, *changes, cwd=world
+    )
+
+
+@pytest.mark.slow
+def test_a_run_directory_describes_its_run(world: Path):
+    lines = [json.loads(line) for line in (world / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6]
+    assert (world / "run/FINISHED").exists()
+    assert "packs_per_step: 2" in (world / "run/config.yaml").read_text()
+    assert json.loads((world / "run/classes.json").read_text()) == list(CLASS_NAMES)
+    assert {path.name for path in (world / "run/checkpoints").iterdir()} == {
+        "step_00000003",
+        "step_00000006",
+        "latest",
+    }
+
+
+@pytest.mark.slow
+def test_a_changed_fixed_field_is_refused_by_name_and_a_free_one_is_not(world: Path):
+    refused = train_again(world, "optim.lr=0.5", "data.seed=9")
+    assert refused.returncode == 93
+    assert "data.seed was 0 and is now 9; optim.lr was 0.002 and is now 0.5" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    accepted = train_again(world, "train.log_every=1", "data.workers=1")
+    assert accepted.returncode == 0, accepted.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (("train.packs_per_step=500",), "the shards hold only 120 usable images"),
+        (("data.shards=nowhere",), "no shard matches nowhere"),
+        (("data.token_budget=0",), "data.token_budget is 0; it must be at least 1"),
+        (
+            ("model.num_classes=3",),
+            "model.num_classes is 3, but the class map of the shards has 10",
+        ),
+        (("model.preset=vit_b",), "model.preset is 'vit_b'; choose one of"),
+        (("train.colour=red",), "train.colour"),
+    ],
+)
+def test_a_config_that_cannot_work_exits_93_with_one_message(world: Path, settings, message):
+    refused = zeta(
+        "train",
+        "demo",
+        "data.shards=shards/train",
+        "run.dir=other",
+        *SETTINGS,
+        *settings,
+        cwd=world,
+    )
+    assert refused.returncode == 93
+    assert message in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (world / "other").exists()
+
+
+@pytest.mark.slow
+def test_the_export_evaluates_and_its_numbers_are_json(world: Path):
+    done = zeta("eval", "export", "shards/val", "--resolutions", "native,48", "--json", cwd=world)
+    result = json.loads(done.stdout)
+    assert set(result) == {"top1", "top5", "by_resolution"}
+    assert result["by_resolution"]["48"]["images"] == 120
+    assert 0 <= result["top1"] <= result["top5"] <= 1
+
+
+@pytest.mark.slow
+def test_an_evaluation_does_not_depend_on_how_images_are_packed(world: Path):
+    from data_pipeline.manifest import Manifest
+    from launch.evaluate import evaluate_plan, evaluation_plan
+    from zeta.pretrained import read_config
+
+    model = load_pretrained(world / "export")
+    manifest = Manifest.open(str(world / "shards/val"))
+    arguments = read_config(world / "export")["model"]
+    plan = evaluation_plan(manifest, arguments, "native", workers=0)
+    together = evaluate_plan(model, plan, torch.device("cpu"))
+    plan.limits = type(plan.limits)(plan.limits.token_budget, max_images=1)
+    alone = evaluate_plan(model, plan, torch.device("cpu"))
+    assert together == alone
+
+
+@pytest.mark.slow
+def test_shards_with_other_classes_than_the_export_are_refused(world: Path, tmp_path: Path):
+    samples = list(render_split("val", seed=0))[:20]
+    names = ["zero", *CLASS_NAMES[1:]]
+    build_shards(samples, tmp_path / "other", class_names=names)
+    done = zeta("eval", "export", str(tmp_path / "other"), cwd=world)
+    assert done.returncode == 1
+    assert "class 0 is 'zero' in the shards and '0' in the export" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_never_exported(world: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    damaged = next((run / "checkpoints/step_00000006/zero").glob("*.pt"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert zeta("export", str(run), str(tmp_path / "out"), cwd=tmp_path).returncode == 0
+    info = json.loads((tmp_path / "out/config.json").read_text())["info"]
+    assert info["step"] == 3
+    refused = zeta("export", str(run), str(tmp_path / "new"), "--step", "6", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "no whole checkpoint" in refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("export", "nowhere", "out"), "nowhere is not a run directory"),
+        (("eval", "nowhere", "shards"), "nowhere is no export"),
+        (("report", "nowhere"), "nowhere"),
+        (("data", "plan", "nosuch"), "no config 'nosuch'"),
+        (("shards", "build", "nowhere", "out"), "nowhere"),
+        (("shards", "index", "nowhere"), "no shard matches nowhere"),
+    ],
+)
+def test_missing_folders_are_one_message_without_traceback(tmp_path: Path, arguments, message):
+    done = zeta(*arguments, cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_timm_export_gives_the_logits_of_the_zeta_export(world: Path):
+    timm = pytest.importorskip("timm")
+    assert zeta("export", "run", "for_timm", "--format", "timm", cwd=world).returncode == 0
+    ours = load_pretrained(world / "export")
+    theirs = timm.create_model(f"local-dir:{world / 'for_timm'}", pretrained=True).eval()
+    with torch.no_grad():
+        for height, width in ((48, 48), (24, 96), (136, 40)):
+            image = torch.randn(3, height, width)
+            expected = ours([image])
+            assert torch.allclose(theirs(image[None]), expected, atol=1e-4)
