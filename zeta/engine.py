@@ -52,14 +52,15 @@ class TrainEngine:
         world: World,
         train: TrainConfig,
         optim: OptimConfig,
-        *,
-        load_universal: bool = False,
     ) -> None:
         """Place `model` on the device and shard it over the ranks.
 
         Args:
             model: called with a PackedBatch, returns outputs [I, K]. Every rank passes the same.
-            load_universal: the checkpoint that will be loaded is a DeepSpeed universal one.
+            objective: the loss over a pack.
+            world: the ranks.
+            train: stage, dtype, packs and compilation.
+            optim: optimizer and clipping.
         """
         self.world = world
         self.objective = objective
@@ -69,9 +70,10 @@ class TrainEngine:
         model = model.to(world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
-        config = deepspeed_config(train, world.size, load_universal=load_universal)
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, optim), config=config
+            model=model,
+            optimizer=build_optimizer(model, optim),
+            config=deepspeed_config(train, world.size),
         )
 
     @property
@@ -176,18 +178,22 @@ def compile_blocks(model: nn.Module) -> None:
         block.compile()
 
 
-def deepspeed_config(
-    train: TrainConfig, world_size: int, *, load_universal: bool = False
-) -> dict[str, Any]:
-    """Return DeepSpeed's config: sharding only; clipping, schedule and logging are ours."""
+def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's config: sharding and dtype only; clipping, schedule and logging are ours.
+
+    Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16: there the weights of linear
+    layers are gathered, and so their gradients reduced, in bf16.
+    """
     packs_per_rank = -(-train.packs_per_step // world_size)
+    autocast: dict[str, Any] = {"enabled": train.dtype == "bf16", "dtype": "bfloat16"}
+    if train.zero_stage < 3:
+        autocast["lower_precision_safe_modules"] = []
     return {
         "train_micro_batch_size_per_gpu": 1,  # one pack
         "gradient_accumulation_steps": packs_per_rank,
         "train_batch_size": packs_per_rank * world_size,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": train.zero_stage},
-        "torch_autocast": {"enabled": train.dtype == "bf16", "dtype": "bfloat16"},
-        "checkpoint": {"load_universal": load_universal},
+        "torch_autocast": autocast,
         "steps_per_print": None,
     }

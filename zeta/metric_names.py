@@ -5,7 +5,6 @@ STEP = "trainer/step"
 
 TRAIN_LOSS = "train/loss"
 """Mean over all images since the last log."""
-TRAIN_TOP1 = "train/top1"
 LEARNING_RATE = "optim/lr"
 GRAD_NORM = "optim/grad_norm"
 SKIPPED_STEPS = "optim/skipped_steps"
@@ -24,3 +23,8 @@ PEAK_GIB = "memory/peak_gib"
 CHECKPOINT_SAVE_S = "checkpoint/save_s"
 CHECKPOINT_FAILURES = "checkpoint/failures"
 """Saves that failed since this process started; training went on from memory."""
+
+
+def train_mean(count: str) -> str:
+    """Return the name of an objective's count, as a mean over images: `train/top1`."""
+    return f"train/{count}"

@@ -1,4 +1,4 @@
-"""One rank of a training run on synthetic packs: `python -m tests.zeta.trainer_worker ARGUMENTS`."""
+"""One rank of a training run on synthetic packs; its argument is a JSON object."""
 
 import json
 import os

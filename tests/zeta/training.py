@@ -38,6 +38,8 @@ def lane_pack(step, lane, images=None):
         for h, w in sizes
     ]
     pack = make_pack(made, patch_size=4, budget=BUDGET, max_images=MAX_IMAGES)
+    if not made:
+        pack = replace(pack, patches=torch.zeros(BUDGET, 16, dtype=torch.uint8))
     labels = torch.randint(0, NUM_CLASSES, (MAX_IMAGES,), generator=generator)
     used = pack.weights > 0
     ids = torch.arange(MAX_IMAGES) + 100 * (step * 16 + lane)
@@ -72,7 +74,8 @@ class SyntheticSource:
     def _packs(self, step):
         ended = self.epoch_steps is not None and step >= self.epoch_steps
         packs = [lane_pack(step, lane, images=0 if ended else None) for lane in self.lanes]
-        packs += [lane_pack(step, 0, images=0)] * (-(-self.packs_per_step // self.world_size) - len(packs))
+        missing = -(-self.packs_per_step // self.world_size) - len(packs)
+        packs += [lane_pack(step, 0, images=0)] * missing
         rejected = ()
         if step in self.reject_at:
             weights = packs[0].weights.clone()

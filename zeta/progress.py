@@ -1,0 +1,92 @@
+"""Where a run is, and the metrics of the steps since the last log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeta import metric_names as names
+from zeta.engine import StepResult
+
+
+@dataclass
+class Progress:
+    """Counts of committed steps: with the data state, all that a resumed run goes on from."""
+
+    step: int = 0
+    """Committed optimizer steps."""
+    images: int = 0
+    tokens: int = 0
+    epoch: int = 0
+    skipped_steps: int = 0
+    """Steps that changed nothing, because their loss or gradient was not finite."""
+    nonfinite_in_a_row: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last log, so that a resumed run logs what an uninterrupted one would."""
+    data: dict[str, Any] | None = None
+    """Merged state of all lanes after the last committed step; None: the start of the data."""
+
+    def commit(
+        self,
+        *,
+        images: int,
+        tokens: int,
+        budget: int,
+        epoch: int,
+        result: StepResult | None,
+        seconds: float,
+        waited: float,
+    ) -> None:
+        """Count one step.
+
+        Args:
+            images: images of all ranks that count in the loss.
+            tokens: their tokens.
+            budget: token budgets of all packs of all ranks.
+            epoch: lowest epoch of the step's samples.
+            result: what the engine did; None if there was no image to learn from.
+            seconds: wall time of the step on this rank.
+            waited: of it, for data.
+        """
+        self.step += 1
+        self.images += images
+        self.tokens += tokens
+        self.epoch = epoch
+        sums = {"steps": 1, "seconds": seconds, "waited": waited}
+        sums |= {"seen": images, "tokens": tokens, "budget": budget}
+        if result is not None and result.applied:
+            sums |= {"learned": images, "loss": result.loss_sum}
+            sums |= {f"count/{name}": value for name, value in result.counts.items()}
+            self.window["grad_norm"] = result.grad_norm
+        if result is not None:
+            self.nonfinite_in_a_row = 0 if result.applied else self.nonfinite_in_a_row + 1
+            self.skipped_steps += not result.applied
+        for key, value in sums.items():
+            self.window[key] = self.window.get(key, 0.0) + value
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the metrics of the window, by name, and begin a new one.
+
+        Losses and counts are means over images; rates are over the time of steps, saves left out.
+        """
+        window, self.window = self.window, {}
+        seconds = max(window["seconds"], 1e-9)
+        metrics: dict[str, float] = {
+            names.SKIPPED_STEPS: self.skipped_steps,
+            names.IMAGES_PER_S: window["seen"] / seconds,
+            names.TOKENS_PER_S: window["tokens"] / seconds,
+            names.STEP_S: seconds / window["steps"],
+            names.DATA_WAIT_S: window["waited"] / window["steps"],
+            names.FILL: window["tokens"] / window["budget"],
+            names.IMAGES_SEEN: self.images,
+            names.TOKENS_SEEN: self.tokens,
+            names.EPOCH: self.epoch,
+        }
+        if "learned" in window:
+            metrics[names.TRAIN_LOSS] = window["loss"] / window["learned"]
+            metrics[names.GRAD_NORM] = window["grad_norm"]
+            for key in window:
+                group, _, name = key.partition("/")
+                if group == "count":
+                    metrics[names.train_mean(name)] = window[key] / window["learned"]
+        return metrics

@@ -1,0 +1,222 @@
+"""Weights and optimizer state in DeepSpeed's files, read by any number of ranks at any ZeRO stage.
+
+DeepSpeed writes, for each rank, flat fp32 tensors that hold pieces of many parameters. Here each
+parameter is put together again as a list of pieces on memory-mapped files, and a rank that loads
+copies only the range that it holds in the new layout. So one path serves the same and a changed
+world size or stage, reads every byte once, and needs no conversion on disk. (DeepSpeed 0.19.8's own
+universal checkpoints, at stage 3, count Adam's steps once per parameter group and give every group
+the weight decay of the first.)
+
+File layouts: deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, `state_dict`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeta.optim import is_decayed
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_RANK = re.compile(r"_pp_rank_(\d+)_")
+
+
+@dataclass
+class _Flat:
+    """One flat parameter state, as pieces in order."""
+
+    pieces: list[Tensor] = field(default_factory=list)
+
+    def read(self, start: int, length: int) -> Tensor:
+        """Return elements `start` to `start + length`."""
+        found = []
+        for piece in self.pieces:
+            low, high = max(start, 0), min(start + length, piece.numel())
+            if low < high:
+                found.append(piece[low:high])
+            start -= piece.numel()
+        return torch.cat(found) if len(found) != 1 else found[0]
+
+
+class ZeroState:
+    """The full state of every parameter of a checkpoint, read lazily."""
+
+    def __init__(self, folder: Path, stage: int, shapes: Mapping[str, list[int]]) -> None:
+        """Open the files of `folder` without reading the tensors.
+
+        Args:
+            folder: `zero/` of a checkpoint directory.
+            stage: ZeRO stage that wrote it.
+            shapes: full shape of every trainable parameter, in the order of the module.
+        """
+        self.shapes = shapes
+        self._states: dict[str, dict[str, _Flat]] = {
+            key: {name: _Flat() for name in shapes} for key in ("fp32", *MOMENTS)
+        }
+        self.optimizer_steps = 0
+        """Updates that AdamW has applied."""
+        models = [_load(path) for path in _by_rank(folder.glob("*model_states.pt"))]
+        self.buffers: dict[str, Tensor] = {
+            name: models[0]["module"][name] for name in models[0]["buffer_names"]
+        }
+        if stage == 0:
+            self._add_unsharded(models[0])
+        for path in _by_rank(folder.glob("*optim_states.pt")):
+            shard = _load(path)["optimizer_state_dict"]
+            if stage == 3:
+                self._add_stage_3(shard, models[0]["param_shapes"])
+            else:
+                self._add_stage_1_2(shard)
+
+    def read(self, name: str, key: str, start: int, length: int) -> Tensor:
+        """Return elements of one state (fp32, exp_avg, exp_avg_sq) of parameter `name`, flat."""
+        return self._states[key][name].read(start, length)
+
+    def full(self, name: str) -> Tensor:
+        """Return the whole fp32 weight of parameter `name`, a copy."""
+        shape = self.shapes[name]
+        return self.read(name, "fp32", 0, math.prod(shape)).reshape(shape).clone()
+
+    def _add_unsharded(self, model: Mapping[str, Any]) -> None:
+        for name in self.shapes:
+            self._states["fp32"][name].pieces.append(model["module"][name].flatten())
+        # The optimizer numbers parameters group by group, as zeta.optim makes the groups.
+        decayed = [name for name, shape in self.shapes.items() if is_decayed(name, shape)]
+        ordered = decayed + [name for name in self.shapes if name not in set(decayed)]
+        for index, state in model["optimizer"]["state"].items():
+            self.optimizer_steps = int(state["step"])
+            for key in MOMENTS:
+                self._states[key][ordered[index]].pieces.append(state[key].flatten())
+
+    def _add_stage_1_2(self, shard: Mapping[str, Any]) -> None:
+        optimizer = shard["base_optimizer_state"]["state"]
+        for group, pieces in enumerate(shard["param_slice_mappings"]):
+            flats = self._flats(shard["single_partition_of_fp32_groups"][group], optimizer, group)
+            for name, address in pieces.items():
+                for key, flat in flats.items():
+                    piece = flat[address.start : address.start + address.numel]
+                    self._states[key][name].pieces.append(piece)
+
+    def _add_stage_3(self, shard: Mapping[str, Any], groups: list[Mapping[str, Any]]) -> None:
+        optimizer = shard["optimizer_state_dict"]["state"]
+        ranks = shard["partition_count"]
+        for group, names in enumerate(groups):
+            flats = self._flats(shard["fp32_flat_groups"][group], optimizer, group)
+            offset = 0
+            for name in names:
+                total = math.prod(self.shapes[name])
+                held = math.ceil(total / ranks)
+                for key, flat in flats.items():
+                    state = self._states[key][name]
+                    present = sum(piece.numel() for piece in state.pieces)
+                    real = min(held, total - present)  # the last shards end in padding
+                    state.pieces.append(flat[offset : offset + real])
+                offset += held
+
+    def _flats(
+        self, weights: Tensor, optimizer: Mapping[int, Mapping[str, Any]], group: int
+    ) -> dict[str, Tensor]:
+        flats = {"fp32": weights}
+        if group in optimizer:  # absent before the first applied step
+            self.optimizer_steps = int(optimizer[group]["step"])
+            flats |= {key: optimizer[group][key] for key in MOMENTS}
+        return flats
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The range of one parameter that this rank holds, inside a flat tensor of the optimizer."""
+
+    name: str
+    flat: Tensor
+    offset: int
+    start: int
+    length: int
+
+
+@torch.no_grad()
+def load_into(engine: Any, stage: int, state: ZeroState) -> None:
+    """Copy the weights, buffers and optimizer state that this rank holds into a DeepSpeed engine.
+
+    Args:
+        engine: a `DeepSpeedEngine` over AdamW, on the module that the state is of.
+        stage: its ZeRO stage.
+    """
+    optimizer = engine.optimizer
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()  # every parameter is its shard alone
+    inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
+    for held in list(_held_ranges(engine.module, optimizer, stage)):
+        moments = inner.state[held.flat]
+        if state.optimizer_steps and not moments:
+            count = torch.tensor(float(state.optimizer_steps), device=held.flat.device)
+            moments["step"] = count
+            for key in MOMENTS:
+                moments[key] = torch.zeros_like(held.flat)
+        targets = {"fp32": held.flat.data}
+        targets |= {key: moments[key] for key in MOMENTS if key in moments}
+        for key, target in targets.items():
+            piece = state.read(held.name, key, held.start, held.length)
+            target.view(-1)[held.offset : held.offset + held.length].copy_(piece)
+    for name, buffer in engine.module.named_buffers():
+        if name in state.buffers:
+            buffer.copy_(state.buffers[name])
+    if stage == 3:
+        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
+        optimizer.checkpoint_event_epilogue()  # small parameters are gathered again
+    elif stage > 0:
+        optimizer.update_lp_params()
+
+
+def _held_ranges(module: Any, optimizer: Any, stage: int) -> Iterator[_Held]:
+    """Find the ranges of this rank; `module` is Any for the attributes that DeepSpeed adds."""
+    if stage == 3:
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        for flat, group in zip(
+            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True
+        ):
+            offset = 0
+            for parameter in group:
+                size = parameter.partition_numel()
+                start = size * torch.distributed.get_rank()
+                length = max(0, min(size, parameter.ds_numel - start))
+                yield _Held(names[id(parameter)], flat, offset, start, length)
+                offset += size
+        return
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if stage == 0:
+            yield _Held(name, parameter, 0, 0, parameter.numel())
+        elif parameter._hp_mapping is not None:
+            mapping = parameter._hp_mapping
+            flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield _Held(name, flat, target.start, source.start, source.numel)
+
+
+def _by_rank(paths: Iterator[Path]) -> list[Path]:
+    def rank(path: Path) -> int:
+        match = _RANK.search(path.name)
+        return int(match.group(1)) if match else 0
+
+    return sorted(paths, key=rank)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    # The three plain records that DeepSpeed writes beside tensors; nothing else is unpickled.
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return loaded
