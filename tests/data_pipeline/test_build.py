@@ -138,7 +138,9 @@ def test_an_interrupted_build_goes_on_with_what_is_missing(images, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         build_shards(images, tmp_path / "out", max_count=3)
     monkeypatch.setattr(build, "_write_shard", lambda t: written.append(t.number) or write(t))
+    (tmp_path / "out/.shard-000003.tar.99.tmp").write_bytes(b"of a builder that was killed")
     build_shards(images, tmp_path / "out", max_count=3)
+    assert not list((tmp_path / "out").glob(".*"))
     assert written == [0, 1, 2, 3]
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 

@@ -55,9 +55,10 @@ def test_animations_have_the_size_of_their_canvas(format):
 
 def test_a_gif_whose_frame_is_larger_than_its_screen_has_the_size_that_pillow_decodes():
     data = bytearray(encode(photo(20, 30), "GIF"))
-    data[6:10] = struct.pack("<HH", 10, 50)
-    with Image.open(io.BytesIO(bytes(data))) as image:
-        assert image_size(bytes(data))[1:3] == (image.height, image.width)
+    for screen in ((10, 50), (50, 10)):
+        data[6:10] = struct.pack("<HH", *screen)
+        with Image.open(io.BytesIO(bytes(data))) as image:
+            assert image_size(bytes(data))[1:3] == (image.height, image.width)
 
 
 def test_bmp_and_ppm_are_other_formats():
@@ -67,7 +68,16 @@ def test_bmp_and_ppm_are_other_formats():
 
 
 def test_an_invalid_orientation_counts_as_none():
-    assert image_size(encode(photo(10, 20), exif=exif(9)))[1:] == (10, 20, 1)
+    for format in ("JPEG", "PNG", "WEBP"):
+        assert image_size(encode(photo(10, 20), format, exif=exif(9)))[1:] == (10, 20, 1)
+
+
+def test_webp_exif_with_the_prefix_of_jpeg_is_found():
+    block = exif(6).tobytes()
+    plain = encode(photo(10, 20), "WEBP", exif=block.removeprefix(b"Exif\0\0"))
+    prefixed = encode(photo(10, 20), "WEBP", exif=b"Exif\0\0" + block.removeprefix(b"Exif\0\0"))
+    assert len(prefixed) == len(plain) + 6
+    assert image_size(plain) == image_size(prefixed) == (ImageFormat.WEBP, 20, 10, 6)
 
 
 def test_big_endian_exif_after_a_large_segment_is_found():

@@ -162,6 +162,7 @@ def test_only_new_and_changed_shards_are_read_again(tmp_path, monkeypatch):
     assert manifest.samples["width"].tolist() == [50, 51, 52, 24, 25, 60]
     assert index_shards(tmp_path).fingerprint == manifest.fingerprint
     assert len(read) == 2
+    assert len(list(tmp_path.glob("manifest-*.npy"))) == 1
 
 
 def test_an_index_that_is_up_to_date_is_not_written_again(tmp_path):

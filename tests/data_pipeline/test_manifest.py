@@ -149,11 +149,13 @@ def test_a_class_map_that_is_no_list_of_names_is_refused(folder, content):
         Manifest.open(folder)
 
 
-@pytest.mark.parametrize("damage", ["{", '{"version": 1}', None])
+@pytest.mark.parametrize("damage", ["{", '{"version": 1}', "cut", "short"])
 def test_a_damaged_index_is_refused_with_the_way_out(folder, damage):
-    if damage is None:
-        (array,) = folder.glob("manifest-*.npy")
+    (array,) = folder.glob("manifest-*.npy")
+    if damage == "cut":
         array.write_bytes(array.read_bytes()[:-24])
+    elif damage == "short":
+        np.save(array, np.load(array)[:-1])
     else:
         (folder / "manifest.json").write_text(damage)
     with pytest.raises(ValueError, match=r"is damaged .*delete it and type `zeta shards index"):

@@ -26,6 +26,7 @@ def test_names_split_as_in_webdataset(name):
         (["cls", "jpg"], "jpg"),
         (["mask.png", "jpg"], "jpg"),
         (["png", "jpg"], "jpg"),
+        (["mask.jpg", "png"], "png"),
         (["json", "final.jpeg"], "final.jpeg"),
         (["webp"], "webp"),
     ],

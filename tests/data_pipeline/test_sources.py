@@ -154,6 +154,8 @@ def test_keys_that_collide_are_numbered(tmp_path):
     assert keys == ["a-2", "a_b", "a", "a-3", "a_b-2"]
     memory = from_memory([("k", {"jpg": b"1"}), ("k", {"jpg": b"2"})])
     assert [sample.key for sample in memory.samples] == ["k", "k-2"]
+    memory = from_memory([(key, {"jpg": b""}) for key in ("k", "k", "k-2")])
+    assert [sample.key for sample in memory.samples] == ["k", "k-3", "k-2"]
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,24 @@ def test_what_is_no_plain_tar_is_refused_with_the_cause(data, what):
         members_of(data)
 
 
+def test_an_entry_that_reaches_beyond_the_file_is_refused_where_it_begins():
+    data = tar_bytes([("a.jpg", b"x"), ("b.jpg", bytes(5000))])
+    with pytest.raises(TarError, match=r"cut inside an entry \(at byte 1024\)"):
+        members_of(data[:4000])
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_long_name_without_its_entry_is_refused(format):
+    data = tar_bytes([("n" * 150 + ".jpg", b"x")], format)
+    with pytest.raises(TarError, match="an extended header without its entry"):
+        members_of(data[:1024] + bytes(1024))
+
+
+def test_names_that_are_not_utf8_stay_distinct_and_printable():
+    data = tar_bytes([("\udcfe.jpg", b"1"), ("\udcff.jpg", b"2")], tarfile.GNU_FORMAT)
+    assert [member.name for member in members_of(data)] == ["\\xfe.jpg", "\\xff.jpg"]
+
+
 @pytest.mark.parametrize("kind", [b"L", b"x", b"g"])
 def test_an_extended_header_of_a_gigabyte_is_refused_unread(kind):
     data = bytearray(tar_bytes([entry("long", kind)], tarfile.GNU_FORMAT))
