@@ -19,6 +19,7 @@ IMAGE_SUFFIXES = (
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
+_INTEGER = re.compile(r"[0-9]{1,10}")
 _MAX_LABEL = 2**31 - 1
 
 
@@ -93,21 +94,25 @@ _RANK = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
 
 
 def parse_label(value: bytes | str | int, class_names: Sequence[str] | None) -> int:
-    """Return the class index of an integer, or of a name in `class_names`; else `SampleError`."""
+    """Return the class index of an integer, or of a name in `class_names`; else `SampleError`.
+
+    Digits are always an index, even where classes are named by numbers.
+    """
     try:
         text = value.decode("utf-8").strip() if isinstance(value, bytes) else str(value).strip()
     except UnicodeDecodeError:
         raise SampleError("label is not UTF-8") from None
-    if class_names is not None and text in class_names:
-        return class_names.index(text)
-    if not re.fullmatch(r"[0-9]{1,10}", text):
-        known = "there is no classes.json" if class_names is None else "it is not in classes.json"
-        raise SampleError(f"label {text[:80]!r} is a name, and {known}")
-    label = int(text)
-    limit = _MAX_LABEL if class_names is None else len(class_names) - 1
-    if label > limit:
-        raise SampleError(f"label {label} is above the last class, {limit}")
-    return label
+    if _INTEGER.fullmatch(text):
+        label = int(text)
+        limit = _MAX_LABEL if class_names is None else len(class_names) - 1
+        if label > limit:
+            raise SampleError(f"label {label} is above the last class, {limit}")
+        return label
+    if class_names is None:
+        raise SampleError(f"label {text[:80]!r} is a name, and there is no classes.json")
+    if text not in class_names:
+        raise SampleError(f"label {text[:80]!r} is a name, and it is not in classes.json")
+    return class_names.index(text)
 
 
 def label_in_json(content: bytes, class_names: Sequence[str] | None) -> int:

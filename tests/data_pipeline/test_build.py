@@ -58,6 +58,17 @@ def test_every_image_is_in_the_shards_once_with_its_label(images, tmp_path):
     assert skipped == {"not an image by its name (.txt)": 1}
 
 
+def test_classes_named_by_numbers_keep_their_index(tmp_path):
+    for number in range(12):
+        path = tmp_path / "src" / str(number) / "image.jpg"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(jpeg(24, 20 + number, number))
+    manifest = build_shards(tmp_path / "src", tmp_path / "out")
+    assert manifest.class_names == tuple(sorted(map(str, range(12))))
+    for row in manifest.samples:
+        assert manifest.class_names[row["label"]] == str(row["width"] - 20)
+
+
 def test_webdataset_reads_what_was_built(images, tmp_path):
     manifest = build_shards(images, tmp_path / "out", max_count=5)
     theirs = webdataset.WebDataset([s.path for s in manifest.shards], shardshuffle=False)

@@ -47,6 +47,7 @@ def test_a_sample_without_an_image_says_so():
         ({"cls": b"7"}, None, 7),
         ({"cls": b" 1\n"}, ("cat", "dog"), 1),
         ({"cls": b"dog\n"}, ("cat", "dog"), 1),
+        ({"cls": b"1"}, ("1", "10", "2"), 1),
         ({"json": b'{"label": 3}'}, None, 3),
         ({"json": b'{"label": "cat"}'}, ("cat", "dog"), 0),
         ({"json": b'{"label": null}'}, None, -1),
