@@ -214,9 +214,15 @@ def _write_shard(task: _Task) -> int:
 def _content(part: FilePart | bytes) -> bytes:
     if isinstance(part, bytes):
         return part
-    with Path(part.path).open("rb") as stream:
-        stream.seek(part.offset)
-        data = stream.read(part.nbytes)
+    try:
+        with Path(part.path).open("rb") as stream:
+            stream.seek(part.offset)
+            data = stream.read(part.nbytes)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {part.path}: {error.strerror}; allow reading it, or take it out of the "
+            "source and build into a new folder"
+        ) from error
     if len(data) != part.nbytes:
-        raise ValueError(f"{part.path} became shorter while shards were built; run it again")
+        raise ValueError(f"{part.path} became shorter while shards were built; build again")
     return data

@@ -18,7 +18,7 @@ from data_pipeline import build
 from data_pipeline.build import build_shards
 from data_pipeline.manifest import Manifest
 from data_pipeline.tar_reader import read_sample
-from tests.data_pipeline.shard_fixtures import jpeg, labelled, write_shard
+from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
 
 
 @pytest.fixture
@@ -176,6 +176,15 @@ def test_a_folder_with_other_files_is_left_alone(images, tmp_path):
     with pytest.raises(ValueError, match="cannot write to"):
         build_shards(images, tmp_path / "out/thesis.tex/below")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_an_image_that_may_not_be_read_is_named(images, tmp_path):
+    (images / "a/0.jpg").chmod(0)
+    (tmp_path / "out").mkdir()
+    for path in (tmp_path, tmp_path / "out"):
+        path.chmod(0o777)
+    message = error_as_nobody(tmp_path, lambda: build_shards(images, tmp_path / "out"))
+    assert message.startswith(f"cannot read {images}/a/0.jpg: Permission denied; allow reading")
 
 
 def test_files_that_are_no_images_inside_are_rejected_not_lost(images, tmp_path):
