@@ -7,14 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_pipeline.build import build_shards
+from data_pipeline.manifest import Manifest
+from data_pipeline.plan import Plan
 from launch.digits import CLASS_NAMES, render_split
-from zeta.pretrained import load_pretrained
+from launch.evaluate import evaluate_plan, evaluation_plan
+from zeta.pretrained import load_pretrained, read_config
 
 SETTINGS = (
     "train.max_steps=6",
@@ -123,16 +127,13 @@ def test_the_export_evaluates_and_its_numbers_are_json(world: Path):
 
 @pytest.mark.slow
 def test_an_evaluation_does_not_depend_on_how_images_are_packed(world: Path):
-    from data_pipeline.manifest import Manifest
-    from launch.evaluate import evaluate_plan, evaluation_plan
-    from zeta.pretrained import read_config
-
     model = load_pretrained(world / "export")
     manifest = Manifest.open(str(world / "shards/val"))
     arguments = read_config(world / "export")["model"]
     plan = evaluation_plan(manifest, arguments, "native", workers=0)
     together = evaluate_plan(model, plan, torch.device("cpu"))
-    plan.limits = type(plan.limits)(plan.limits.token_budget, max_images=1)
+    one_image_a_pack = replace(plan.config, token_budget=200, max_images_per_pack=1)
+    plan = Plan(manifest, one_image_a_pack, num_lanes=1, max_epochs=1)
     alone = evaluate_plan(model, plan, torch.device("cpu"))
     assert together == alone
 
