@@ -77,7 +77,8 @@ def build_shards(
     ]
     missing = [task for task in tasks if not task.path.exists()]
     nbytes = sum(_tar_bytes(sample) for task in missing for sample in task.samples)
-    with tqdm(total=len(samples), unit="sample", desc="build", disable=not progress) as bar:
+    hidden = not (progress and missing)
+    with tqdm(total=len(samples), unit=" samples", desc="build", disable=hidden) as bar:
         bar.update(len(samples) - sum(len(task.samples) for task in missing))
         for count in run_tasks(_write_shard, missing, workers, nbytes):
             bar.update(count)

@@ -68,10 +68,10 @@ def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -
     folders = by_folder(resolve_shards(spec))
     tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
     nbytes = sum(task.path.stat().st_size for task in tasks)
-    with tqdm(total=len(tasks), unit="shard", desc="index", disable=not progress) as bar:
-        for count in run_tasks(_index_to_part, tasks, workers, nbytes):
+    hidden = not (progress and tasks)
+    with tqdm(total=len(tasks), unit=" shards", desc="index", disable=hidden) as bar:
+        for _ in run_tasks(_index_to_part, tasks, workers, nbytes):
             bar.update()
-            bar.set_postfix_str(f"{count} samples in the last shard", refresh=False)
     for folder, names in folders.items():
         _merge(folder, names)
     return Manifest.open(spec)
@@ -184,8 +184,8 @@ def _is_current(entry: ShardEntry, path: Path, class_names: tuple[str, ...] | No
     return (entry.nbytes, entry.mtime_ns, entry.classes) == found
 
 
-def _index_to_part(task: _Task) -> int:
-    """Index one shard into its part file: a JSON line, then the rows; return its samples."""
+def _index_to_part(task: _Task) -> None:
+    """Index one shard into its part file: a JSON line, then the rows."""
     with ShardFile(str(task.path)) as shard:
         index = index_shard(shard.read_at, shard.nbytes, str(task.path), task.class_names)
         entry = ShardEntry(
@@ -203,7 +203,6 @@ def _index_to_part(task: _Task) -> int:
         head = {"entry": asdict(entry), "rejected": index.rejected}
         stream.write(json.dumps(head).encode() + b"\n")
         stream.write(index.rows)
-    return entry.count
 
 
 def _part_path(path: Path) -> Path:
