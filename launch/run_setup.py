@@ -13,6 +13,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
 from launch.config import ZetaConfig
+from zeta.models.config import prefix_tokens
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
@@ -42,7 +43,7 @@ def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataCon
     return replace(
         data,
         patch_size=model_arguments["patch_size"],
-        prefix_tokens=model_arguments.get("prefix_tokens", 0),
+        prefix_tokens=prefix_tokens(model_arguments),
         cost_dim=model_arguments["dim"],
         require_labels=True,
     )

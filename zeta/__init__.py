@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zeta.models.megavit import MegaVit
     from zeta.models.navit import NaViT
 
-__all__ = ["NaViT"]
+__all__ = ["MegaVit", "NaViT"]
 
 
 def __getattr__(name: str) -> object:

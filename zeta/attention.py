@@ -11,6 +11,7 @@ Back-ends:
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -39,26 +40,25 @@ class Segments:
     lengths: tuple[int, ...]
     """Host copy of the S lengths, so that nothing on the way waits for the device."""
     max_seqlen: int
-    """Length of the longest segment, as a host integer."""
+    """No segment is longer. A power of two: compiled code and kernels see few different values."""
+    index_T: Tensor
+    """[T] int64 number of the segment that each token belongs to."""
 
     @classmethod
     def from_lengths(
-        cls, lengths: tuple[int, ...], device: torch.device | str, tail: int = 0
+        cls, lengths: Sequence[int], device: torch.device | str, tail: int = 0
     ) -> Segments:
         """Lay segments of these lengths end to end, then `tail` tokens of padding."""
         lengths = (*lengths, tail)
         cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
-        return cls(cu_seqlens.to(device, non_blocking=True), lengths, max(lengths))
+        return cls.from_boundaries(cu_seqlens.to(device, non_blocking=True), lengths)
 
-    @property
-    def num_images(self) -> int:
-        """Segments that are not tail padding."""
-        return len(self.lengths) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens T of the whole sequence, tail padding included."""
-        return sum(self.lengths)
+    @classmethod
+    def from_boundaries(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Segments:
+        """Take the S + 1 boundaries on the device and the S lengths on the host, tail included."""
+        numbers = torch.arange(len(lengths), device=cu_seqlens.device)
+        index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
+        return cls(cu_seqlens, lengths, 1 << max(0, max(lengths) - 1).bit_length(), index_T)
 
 
 def attend(

@@ -14,29 +14,34 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from zeta.layers import LayerScale
 from zeta.position import initial_table
 
 
 def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
     """Return the initial value (fp32, CPU) of the parameter of this dotted name.
 
-    Norm weights are 1; position tables are smooth with unit variance (`initial_table`); matrices
-    keep the variance of their input (Glorot and Bengio 2010), the patch projection and the pooling
-    query that of a token; the head starts small and unbiased.
+    Norm weights are 1 and biases 0; position tables are smooth with unit variance
+    (`initial_table`); matrices are drawn for even variance forward and backward (Glorot and Bengio
+    2010), the patch projection for tokens of unit variance; the head starts small.
     """
     generator = torch.Generator().manual_seed(_stream(name, seed))
     leaf = name.rsplit(".", 1)[-1]
+    leaf_module = name.split(".")[-2] if "." in name else ""
     if leaf in ("pos_embed_y", "pos_embed_x"):
         return initial_table(shape[1], shape[2], generator)[None]
-    if leaf == "bias":
+    if leaf == "pos_embed":
+        rows, columns = (initial_table(n, shape[3], generator) for n in shape[1:3])
+        return (rows[:, None] + columns)[None] / math.sqrt(2)
+    if leaf in ("bias", "mlp_bias"):
         return torch.zeros(shape)
     if leaf == "weight" and len(shape) == 1:
         return torch.ones(shape)
     if leaf == "latent":
         deviation = shape[-1] ** -0.5
-    elif name == "head.weight":
+    elif leaf in ("reg_token", "cls_token") or name == "head.weight":
         deviation = 0.02
-    elif name == "embeds.proj.weight":
+    elif name == "embeds.proj.weight" or leaf_module == "in_proj":
         deviation = shape[1] ** -0.5
     elif len(shape) == 2:
         deviation = math.sqrt(2 / (_outputs(name, shape) + shape[1]))
@@ -52,7 +57,7 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 def initial_values(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, initial value) of every parameter of `model`, one at a time."""
     for name, parameter in model.named_parameters():
-        yield name, initial_value(name, full_shape(parameter), seed)
+        yield name, _value(model, name, full_shape(parameter), seed)
 
 
 def initialize(model: nn.Module, seed: int) -> None:
@@ -60,7 +65,15 @@ def initialize(model: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.is_meta:
-                parameter.copy_(initial_value(name, parameter.shape, seed))
+                parameter.copy_(_value(model, name, parameter.shape, seed))
+
+
+def _value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The one value that is an option of its layer is the layer scale; else `initial_value`."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, LayerScale):
+        return torch.full(shape, owner.initial)
+    return initial_value(name, shape, seed)
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:

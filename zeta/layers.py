@@ -1,11 +1,13 @@
 """Layers of the packed transformer, named and laid out as in timm.
 
-Letters in shape suffixes: T tokens, I images, C channels of a token, H heads, D channels of a
-head. No layer here has a bias, in line with ViT-22B and NaViT; a bias on the keys would
-have a true gradient of zero, and Adam would amplify its rounding noise.
+Letters in shape suffixes: T tokens, S segments (images, then tail padding), I images, C channels
+of a token, H heads, D channels of a head. Norms and the projections of queries and keys have no
+bias: a bias on the keys has a true gradient of zero, and Adam would amplify its rounding noise.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +23,76 @@ class Norm(nn.LayerNorm):
         super().__init__(dim, eps=1e-6, bias=False)
 
 
+class LayerScale(nn.Module):
+    """A learned factor per channel on what a branch adds (Touvron et al. 2021)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        """Scale tokens [T, C]."""
+        return x_TC * self.gamma
+
+
+class StochasticDepth(nn.Module):
+    """Leaves a branch out for a random share of the images, in training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Zero the tokens [T, C] of the images left out; scale the others to keep the mean."""
+        if not self.training or self.rate == 0:
+            return x_TC
+        keep = 1 - self.rate
+        drawn_S = torch.rand(len(segments.lengths), device=x_TC.device) < keep
+        return x_TC * (drawn_S / keep)[segments.index_T, None].to(x_TC.dtype)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes and options that all blocks of a model share."""
+
+    dim: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float = 0.0
+    layer_scale: float | None = None
+    """Initial factor of the layer scale; None: no layer scale."""
+    qk_norm: bool = True
+    backend: str = "auto"
+    """Attention back-end, see `zeta.attention`."""
+
+    def scale(self) -> nn.Module:
+        """Build the layer scale of one branch."""
+        return nn.Identity() if self.layer_scale is None else LayerScale(self.dim, self.layer_scale)
+
+    def head_norm(self) -> nn.Module:
+        """Build the norm of the queries or the keys of every head."""
+        return Norm(self.dim_head) if self.qk_norm else nn.Identity()
+
+
 class Attention(nn.Module):
     """Self-attention within segments, with normalised queries and keys (ViT-22B, section 2)."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, backend: str) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.heads, self.dim_head, self.backend = heads, dim_head, backend
-        self.qkv = nn.Linear(dim, 3 * heads * dim_head, bias=False)
-        self.q_norm = Norm(dim_head)
-        self.k_norm = Norm(dim_head)
-        self.proj = nn.Linear(heads * dim_head, dim, bias=False)
-        self.proj_drop = nn.Dropout(dropout)
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        inner = shape.heads * shape.dim_head
+        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=False)
+        self.q_norm = shape.head_norm()
+        self.k_norm = shape.head_norm()
+        self.proj = nn.Linear(inner, shape.dim, bias=False)
+        self.proj_drop = nn.Dropout(shape.dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
-        qkv = self.qkv(x_TC).unflatten(-1, (3, self.heads, self.dim_head))
-        q_THD, k_THD, v_THD = qkv.unbind(1)
+        q_THD, k_THD, v_THD = self.qkv(x_TC).view(-1, 3, self.heads, self.dim_head).unbind(1)
         out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
-        return self._project(out_THD)
-
-    def _project(self, out_THD: Tensor) -> Tensor:
         projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)))
         return projected
 
@@ -63,19 +115,56 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each added to the residual stream."""
 
-    def __init__(
-        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float, backend: str
-    ) -> None:
+    def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = Norm(dim)
-        self.attn = Attention(dim, heads, dim_head, dropout, backend)
-        self.norm2 = Norm(dim)
-        self.mlp = Mlp(dim, mlp_dim, dropout)
+        self.norm1 = Norm(shape.dim)
+        self.attn = Attention(shape)
+        self.ls1 = shape.scale()
+        self.norm2 = Norm(shape.dim)
+        self.mlp = Mlp(shape.dim, shape.mlp_dim, shape.dropout)
+        self.ls2 = shape.scale()
+        self.drop_path = StochasticDepth(stochastic_depth)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
-        x_TC = x_TC + self.attn(self.norm1(x_TC), segments)
-        out_TC: Tensor = x_TC + self.mlp(self.norm2(x_TC))
+        attended = self.ls1(self.attn(self.norm1(x_TC), segments))
+        x_TC = x_TC + self.drop_path(attended, segments)
+        out_TC: Tensor = x_TC + self.drop_path(self.ls2(self.mlp(self.norm2(x_TC))), segments)
+        return out_TC
+
+
+class ParallelBlock(nn.Module):
+    """Attention and MLP side by side on one norm, fused into one input projection (ViT-22B).
+
+    y = LN(x); x + Attention(y) + MLP(y): one matrix product less to wait for, about 15% faster at
+    scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
+    """
+
+    def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        inner = shape.heads * shape.dim_head
+        self.split = [shape.mlp_dim, 3 * inner]
+        self.in_norm = Norm(shape.dim)
+        self.in_proj = nn.Linear(shape.dim, sum(self.split), bias=False)
+        self.mlp_bias = nn.Parameter(torch.empty(shape.mlp_dim))
+        self.q_norm = shape.head_norm()
+        self.k_norm = shape.head_norm()
+        self.attn_out_proj = nn.Linear(inner, shape.dim, bias=False)
+        self.mlp_out_proj = nn.Linear(shape.mlp_dim, shape.dim)
+        self.mlp_drop = nn.Dropout(shape.dropout)
+        self.proj_drop = nn.Dropout(shape.dropout)
+        self.ls = shape.scale()
+        self.drop_path = StochasticDepth(stochastic_depth)
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Map tokens [T, C] to [T, C]."""
+        hidden, qkv = torch.split(self.in_proj(self.in_norm(x_TC)), self.split, dim=-1)
+        q_THD, k_THD, v_THD = qkv.reshape(-1, 3, self.heads, self.dim_head).unbind(1)
+        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        hidden = self.mlp_drop(F.gelu(hidden + self.mlp_bias.to(hidden.dtype)))
+        both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
+        out_TC: Tensor = x_TC + self.drop_path(self.ls(self.proj_drop(both)), segments)
         return out_TC
 
 
@@ -94,10 +183,26 @@ class AttentionPool(nn.Module):
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Pool tokens [T, C] to one vector an image [I, C]; an empty image gives zeros."""
-        q_1HD = self.q(self.latent[0]).unflatten(-1, (self.heads, self.dim_head))
+        q_1HD = self.q(self.latent[0]).view(1, self.heads, self.dim_head)
         q_SHD = q_1HD.expand(len(segments.lengths), -1, -1)
-        k_THD, v_THD = self.kv(x_TC).unflatten(-1, (2, self.heads, self.dim_head)).unbind(1)
+        k_THD, v_THD = self.kv(x_TC).view(-1, 2, self.heads, self.dim_head).unbind(1)
         out_SHD = attend(q_SHD, k_THD, v_THD, segments, self.backend, queries_per_segment=1)
         x_IC = self.proj(out_SHD[:-1].flatten(-2))
         pooled: Tensor = x_IC + self.mlp(self.norm(x_IC))
         return pooled
+
+
+def mean_pool(x_TC: Tensor, segments: Segments) -> Tensor:
+    """Average the tokens [T, C] of each image to [I, C]; an empty image gives zeros."""
+    sums_SC = x_TC.new_zeros(len(segments.lengths), x_TC.shape[1], dtype=torch.float32)
+    sums_SC = sums_SC.index_add(0, segments.index_T, x_TC.float())
+    counts_S = segments.cu_seqlens.diff().clamp(min=1)
+    return (sums_SC / counts_S[:, None])[:-1].to(x_TC.dtype)
+
+
+def put_prefix(x_TC: Tensor, token_1RC: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Replace the rows of prefix tokens, R an image and image by image, by the learned ones."""
+    if token_1RC is None or rows is None:
+        return x_TC
+    images = len(rows) // token_1RC.shape[1]
+    return x_TC.index_copy(0, rows, token_1RC[0].to(x_TC.dtype).repeat(images, 1))

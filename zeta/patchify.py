@@ -32,7 +32,20 @@ class Patches:
     grids: tuple[tuple[int, int], ...]
     """(h, w) of each image in patches, before dropping."""
     lengths: tuple[int, ...]
-    """Kept patches of each image."""
+    """Rows of each image."""
+
+    def with_prefix(self, prefix_tokens: int) -> Patches:
+        """Put rows of zeros before each image's patches, for class tokens and registers."""
+        if not prefix_tokens:
+            return self
+        total = len(self.pixels) + prefix_tokens * len(self.lengths)
+        numbers = torch.repeat_interleave(torch.tensor(self.lengths))
+        rows = torch.arange(len(self.pixels)) + prefix_tokens * (numbers + 1)
+        pixels = self.pixels.new_zeros(total, self.pixels.shape[1])
+        pixels = pixels.index_copy(0, rows.to(pixels.device), self.pixels)
+        coords = self.coords.new_full((total, 2), -1).index_copy(0, rows, self.coords)
+        lengths = tuple(length + prefix_tokens for length in self.lengths)
+        return Patches(pixels, coords, self.grids, lengths)
 
 
 def flatten_images(images: Images) -> list[Tensor]:

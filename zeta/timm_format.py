@@ -21,6 +21,8 @@ _NORMS = ("norm1", "norm2", "q_norm", "k_norm", "norm")
 _POOL_LINEARS = ("q", "kv", "proj", "fc1", "fc2")
 _POSITIONS = {"fractional": False, "fractional_aspect": True}
 """Our coordinate system -> timm's `pos_embed_ar_preserving`."""
+_POOLS = {"attention": "map", "mean": "avg"}
+"""Our pooling -> timm's `global_pool`; both leave registers out."""
 
 
 def save_timm(
@@ -79,13 +81,15 @@ def timm_config(
             "qkv_bias": False,
             "proj_bias": False,
             "qk_norm": True,
-            "init_values": None,
+            "init_values": arguments.get("layer_scale"),
             "class_token": False,
-            "reg_tokens": 0,
+            "reg_tokens": arguments.get("registers", 0),
             "pos_embed": "factorized",
             "pos_embed_grid_size": [length // patch_size for length in sides],
             "pos_embed_ar_preserving": _POSITIONS[arguments.get("position", "fractional")],
-            "global_pool": "map",
+            "global_pool": _POOLS[arguments.get("pool", "attention")],
+            "fc_norm": False,
+            "drop_path_rate": arguments.get("stochastic_depth", 0.0),
             "proj_drop_rate": arguments.get("dropout", 0.0),
             "pos_drop_rate": arguments.get("emb_dropout", 0.0),
         },

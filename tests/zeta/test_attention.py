@@ -116,7 +116,7 @@ def test_varlen_gives_the_right_shapes_on_cuda_without_a_device(caplog):
         v = torch.empty(40, 2, 64, device="cuda", dtype=torch.bfloat16)
         q = torch.empty(40, 2, 64, device="cuda")
         ends = torch.empty(5, device="cuda", dtype=torch.int32)
-        segments = Segments(ends, (9, 16, 9, 6), 16)
+        segments = Segments(ends, (9, 16, 9, 6), 16, ends)
         out = attend(q, q, v, segments, "varlen")
         assert (out.shape, out.dtype, out.device.type) == (v.shape, v.dtype, "cuda")
         pooled = attend(q[:4], v, v, segments, "varlen", queries_per_segment=1)

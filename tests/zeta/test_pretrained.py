@@ -100,6 +100,17 @@ def test_timm_gives_the_same_logits_at_odd_sizes(tmp_path, position, image_size)
         torch.testing.assert_close(theirs(batch), model(images), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+def test_timm_has_a_word_for_registers_layer_scale_pool_and_stochastic_depth(tmp_path, pool):
+    model, arguments = small(pool=pool, registers=3, layer_scale=0.1, stochastic_depth=0.2)
+    save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    for height, width in ((64, 64), (8, 200), (120, 184)):
+        image = torch.randn(3, height, width)
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
+
+
 def test_timm_gets_every_weight_and_the_preprocessing(tmp_path):
     model, arguments = small()
     model.mean.copy_(torch.tensor((0.1, 0.2, 0.3)))

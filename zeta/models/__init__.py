@@ -1,5 +1,6 @@
 """The models that zeta trains."""
 
+from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 
-__all__ = ["NaViT"]
+__all__ = ["MegaVit", "NaViT"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
 from zeta.config_field import check_choice
+from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.presets import PRESETS
 
-ARCHITECTURES = {"navit": NaViT}
+ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {"navit": NaViT, "megavit": MegaVit}
 
 
 @dataclass
@@ -21,7 +24,7 @@ class ModelConfig:
     preset: str | None = None
     """Name of a preset in `zeta.models.presets`; the fields below override it."""
     arch: str | None = None
-    """Architecture: navit."""
+    """Architecture: navit (images of any size) or megavit (one size, for scale)."""
     image_size: Any = None
     """Pixels of a side, or [height, width]: the size of the position tables, not a limit."""
     patch_size: int | None = None
@@ -37,7 +40,19 @@ class ModelConfig:
     dropout: float | None = None
     emb_dropout: float | None = None
     position: str | None = None
-    """Coordinates of the position tables: fractional, fractional_aspect or absolute."""
+    """Coordinates of the position tables: fractional, fractional_aspect or absolute (navit)."""
+    pool: str | None = None
+    """What stands for an image: attention or mean (navit), cls or mean (megavit)."""
+    registers: int | None = None
+    """Learned tokens added to every image (navit)."""
+    layer_scale: float | None = None
+    """Initial layer scale; none unless set."""
+    stochastic_depth: float | None = None
+    """Share of images that skip the last block's branches, in training."""
+    parallel: bool | None = None
+    """Attention and MLP side by side (megavit)."""
+    qk_norm: bool | None = None
+    """Normalise queries and keys (megavit; navit always does)."""
 
     def resolve(self) -> dict[str, Any]:
         """Return arch and constructor arguments: the preset's, overridden by what is set here.
@@ -57,6 +72,10 @@ class ModelConfig:
         missing = [f"model.{name}" for name in required if name not in values]
         if missing:
             raise ValueError(f"{', '.join(missing)} must be set (or choose a model.preset)")
+        known = signature(ARCHITECTURES[values["arch"]]).parameters
+        foreign = [f"model.{name}" for name in values if name != "arch" and name not in known]
+        if foreign:
+            raise ValueError(f"{', '.join(foreign)}: no option of {values['arch']}; leave it out")
         if "dim_head" not in values:
             dim, heads = values["dim"], values["heads"]
             if dim % heads:
@@ -80,3 +99,14 @@ def model_from_arguments(arguments: dict[str, Any], seed: int = 0) -> nn.Module:
     values = dict(arguments)
     check_choice("model.arch", values.get("arch"), ARCHITECTURES)
     return ARCHITECTURES[values.pop("arch")](**values, seed=seed)
+
+
+def prefix_tokens(arguments: Mapping[str, Any]) -> int:
+    """Return how many tokens of its own the model puts before each image's patches.
+
+    Args:
+        arguments: what `ModelConfig.resolve` returned.
+    """
+    if arguments["arch"] == "megavit":
+        return int(arguments.get("pool", "cls") == "cls")
+    return int(arguments.get("registers", 0))

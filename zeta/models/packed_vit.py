@@ -1,0 +1,243 @@
+"""What the packed Vision Transformers share: input, normalisation, encoder, initialisation.
+
+Letters in shape suffixes: T tokens of the packed sequence, I images, C channels of a token. Tokens
+of all images lie end to end in one sequence; attention and pooling stay within an image, so an
+image's output does not depend on what it is packed with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zeta.attention import Segments
+from zeta.config_field import check_range
+from zeta.initialization import initialize
+from zeta.layers import Norm
+from zeta.models.packed_tokens import PackedTokens, TokenFeatures
+from zeta.packed import PackedBatch
+from zeta.patchify import (
+    DropRate,
+    Images,
+    check_finite,
+    check_rate,
+    drop_tokens,
+    flatten_images,
+    patchify,
+)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PackedViT(nn.Module, ABC):
+    """A Vision Transformer that encodes many images as one packed sequence.
+
+    A subclass sets `embeds` (called with normalised patches, coordinates, grids and the rows of
+    prefix tokens), `blocks`, `norm` and `head`, then calls `init_weights`.
+    """
+
+    embeds: nn.Module
+    blocks: nn.ModuleList
+    norm: Norm
+    head: nn.Linear
+    mean: Tensor
+    std: Tensor
+    _mean: tuple[float, ...]
+    _std: tuple[float, ...]
+
+    def __init__(
+        self,
+        patch_size: int,
+        channels: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        prefix_tokens: int,
+        token_dropout_prob: DropRate | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.channels = patch_size, channels
+        self.prefix_tokens = prefix_tokens
+        self.token_dropout_prob = token_dropout_prob
+        self.activation_checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self._set_normalisation(mean, std)
+
+    @abstractmethod
+    def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError for the first image whose patch grid the model cannot take."""
+
+    @abstractmethod
+    def grids_fit(self, pack: PackedBatch) -> Tensor | None:
+        """Return whether all grids of a pack fit, as a tensor on its device; None: any fits."""
+
+    def init_weights(self, seed: int) -> None:
+        """Fill weights and constants as a function of `seed`; those on the meta device are left.
+
+        Call it again after `to_empty` has given a model from the meta device its memory.
+        """
+        for buffer, values in ((self.mean, self._mean), (self.std, self._std)):
+            buffer.copy_(torch.tensor(values, device="cpu"))
+        initialize(self, seed)
+
+    def compile_blocks(self) -> None:
+        """Compile each block in place: once for all of them, and for packs of any content."""
+        for block in self.blocks:
+            block.compile()
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> Self:
+        """Load the model that `zeta.pretrained.save_pretrained` wrote to a directory."""
+        from zeta.pretrained import load_pretrained
+
+        model = load_pretrained(path)
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
+        return model
+
+    def forward_features(self, images: PackedBatch | Images) -> TokenFeatures:
+        """Return the features of every kept token with its image and its place in the image."""
+        packed = self._pack(images)
+        features, index_T, coords = self._encode(packed), packed.segments.index_T, packed.coords
+        if packed.token_order is not None and packed.image_order is not None:
+            given = packed.token_order
+            tail = torch.tensor([len(packed.grids)], device=index_T.device)
+            names = torch.cat([packed.image_order.argsort(), tail])
+            features, index_T, coords = features[given], names[index_T][given], coords[given]
+        return TokenFeatures(features, index_T, coords)
+
+    def _encode(self, packed: PackedTokens) -> Tensor:
+        """Map patches to token features [T, C]."""
+        # Rows of tail padding read the grid of the last image; their coordinates are -1 anyway.
+        image_T = packed.segments.index_T.clamp(max=len(packed.grids) - 1)
+        prefix_rows = None
+        if self.prefix_tokens:
+            rows = packed.prefix_rows(self.prefix_tokens)
+            prefix_rows = rows.to(packed.patches.device, non_blocking=True)
+        x_TC = self.embeds(
+            self._normalise(packed.patches), packed.coords, packed.grids[image_T], prefix_rows
+        )
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_TC = checkpoint(block, x_TC, packed.segments, use_reentrant=False)
+            else:
+                x_TC = block(x_TC, packed.segments)
+        features: Tensor = self.norm(x_TC)
+        return features
+
+    def _pack(self, images: PackedBatch | Images) -> PackedTokens:
+        packed = self._from_pack(images) if isinstance(images, PackedBatch) else self._cut(images)
+        return packed.sorted_by_length() if packed.patches.device.type == "cpu" else packed
+
+    def _cut(self, images: Images) -> PackedTokens:
+        patches = patchify(flatten_images(images), self.patch_size, self.channels)
+        check_finite(patches)
+        self.check_grids(patches.grids)
+        if self.training and self.token_dropout_prob is not None:
+            patches = drop_tokens(patches, self.patch_size, self.token_dropout_prob)
+        patches = patches.with_prefix(self.prefix_tokens)
+        device = self.head.weight.device
+        return PackedTokens(
+            patches.pixels.to(device, non_blocking=True),
+            patches.coords.to(device, non_blocking=True),
+            torch.tensor(patches.grids, dtype=torch.int32).to(device, non_blocking=True),
+            Segments.from_lengths(patches.lengths, device),
+        )
+
+    def _from_pack(self, pack: PackedBatch) -> PackedTokens:
+        patch_dim = self.patch_size**2 * self.channels
+        if pack.patches.shape[1] != patch_dim:
+            raise ValueError(
+                f"the pack has patches of {pack.patches.shape[1]} values, the model takes "
+                f"{patch_dim} (patch_size={self.patch_size}, channels={self.channels}): pack with "
+                "the model's patch size"
+            )
+        if pack.prefix_tokens != self.prefix_tokens:
+            raise ValueError(
+                f"the pack keeps {pack.prefix_tokens} prefix tokens an image, the model has "
+                f"{self.prefix_tokens}: set data.prefix_tokens to {self.prefix_tokens}"
+            )
+        fit = self.grids_fit(pack)
+        if fit is not None and fit.device.type == "cpu" and not bool(fit):
+            self.check_grids([(h, w) for h, w in pack.grids.tolist()])
+        elif fit is not None:
+            torch._assert_async(fit, "an image of the pack has a patch grid that does not fit")
+        segments = Segments.from_boundaries(pack.cu_seqlens, pack.lengths)
+        return PackedTokens(pack.patches, pack.coords, pack.grids, segments)
+
+    def _normalise(self, patches_TP: Tensor) -> Tensor:
+        if patches_TP.is_floating_point():
+            return patches_TP.to(self.head.weight.dtype)
+        scale = 1 / (255 * self.std)
+        pixels = patches_TP.view(len(patches_TP), -1, self.channels) * scale - self.mean / self.std
+        return pixels.flatten(1).to(self.head.weight.dtype)
+
+    def _set_normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        defaults = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else ((0.5,), (0.5,))
+        given = (("mean", mean), ("std", std))
+        for (name, chosen), default in zip(given, defaults, strict=True):
+            values = tuple(chosen) if chosen is not None else default
+            if len(values) == 1:
+                values *= self.channels
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {values}: give {self.channels} finite numbers")
+            if name == "std" and min(values) <= 0:
+                raise ValueError(f"std is {values}: deviations must be positive")
+            setattr(self, f"_{name}", values)
+            self.register_buffer(name, torch.empty(self.channels))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the module; the constants mean and std stay fp32 (bf16 would shift them)."""
+        before = {"mean": self.mean, "std": self.std}
+        move: Callable[[Callable[[Tensor], Tensor], bool], object] = super()._apply
+        move(fn, recurse)
+        for name, buffer in before.items():
+            moved: Tensor = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError naming the first argument that is below 1."""
+    for name, size in sizes.items():
+        check_range(name, size, 1)
+
+
+def check_rates(**rates: float) -> None:
+    """Raise ValueError naming the first argument that is no number in [0, 1)."""
+    for name, rate in rates.items():
+        check_rate(rate, name)
+
+
+def table_grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Return (h, w) in patches of a side, or (height, width), in pixels."""
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or any(side < 1 or side % patch_size for side in sides):
+        raise ValueError(
+            f"image_size is {image_size!r}: give a side, or (height, width), in multiples of "
+            f"patch_size={patch_size}"
+        )
+    return sides[0] // patch_size, sides[1] // patch_size
+
+
+def head_width(dim: int, heads: int, dim_head: int | None) -> int:
+    """Return the channels of a head: `dim_head`, or dim / heads where that is None."""
+    if dim_head is not None:
+        check_range("dim_head", dim_head, 1)
+        return dim_head
+    if dim % heads:
+        raise ValueError(f"dim is {dim}, not a multiple of heads={heads}: set dim_head")
+    return dim // heads
+
+
+def depth_rates(stochastic_depth: float, depth: int) -> list[float]:
+    """Return each block's rate: 0 at the first, `stochastic_depth` at the last, linear between."""
+    return [stochastic_depth * i / max(1, depth - 1) for i in range(depth)]
