@@ -10,9 +10,9 @@ from pathlib import Path
 class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
-    Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``, ``quarantine.jsonl``,
-    ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``, ``checkpoints/{step_XXXXXXXX/, latest}``
-    and ``FINISHED``.
+    Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
+    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``,
+    ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``.
     """
 
     path: Path

@@ -18,7 +18,7 @@ class TrainConfig:
     max_epochs: int | None = free(None)
     """Passes over the data after which the run is finished."""
     zero_stage: int = free(2)
-    """DeepSpeed ZeRO stage: what is sharded over ranks (1 optimizer, 2 + gradients, 3 + weights)."""
+    """DeepSpeed ZeRO stage: what is sharded (1 optimizer, 2 also gradients, 3 also weights)."""
     dtype: str = "bf16"
     """Compute dtype: bf16 (fp32 master weights and accumulation) or fp32."""
     compile: str = free("auto")
