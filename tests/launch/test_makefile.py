@@ -101,6 +101,7 @@ def test_nothing_is_reinstalled_until_a_dependency_changes(clone):
     assert "pip install" in make(clone, "--dry-run", "test-fast").stdout
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_not_said_to_pass_where_there_is_no_gpu(clone):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
