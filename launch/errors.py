@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from zeta.exit_codes import ExitCode, RunError
 
 USER_ERRORS = (ValueError, RunError, OSError)
@@ -14,8 +16,11 @@ USAGE = 2
 
 def message(error: BaseException) -> str:
     """Return the one message for the terminal."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = "" if error.filename is None else f": {error.filename}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "; free some space and type the same command again" if full else ""
+        return f"{error.strerror}{where}{hint}"
     return str(error) or type(error).__name__
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -94,9 +95,16 @@ def preprocessing(
 
 
 def write_weights(directory: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Write the tensors as safetensors, contiguous and on the CPU."""
+    """Write the tensors as safetensors, contiguous and on the CPU.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # its own type even for a full disk
+        raise OSError(f"{directory / WEIGHTS_FILE} cannot be written: {error}") from error
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
