@@ -78,7 +78,7 @@ def _run(
     loader: PackLoader,
     console: Console,
 ) -> int:
-    world = init_distributed(info)
+    world = init_distributed(info, device_kind=config.train.device)
     # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
     from zeta.trainer import Trainer

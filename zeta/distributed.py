@@ -33,6 +33,8 @@ class RankInfo:
     master_addr: str = "127.0.0.1"
     master_port: int = 0
     """Port of the rendezvous; unused by a single process."""
+    from_slurm: bool = False
+    """Whether srun started this process, rather than torchrun, `zeta launch local` or nobody."""
 
 
 def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
@@ -85,6 +87,7 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
         master_addr=address,
         # Below the ephemeral ports, and another port for every job that shares the node.
         master_port=int(environment.get("MASTER_PORT", 20000 + job % 10000)),
+        from_slurm=True,
     )
 
 
@@ -153,7 +156,9 @@ class World:
 
 
 def init_distributed(
-    info: RankInfo | None = None, timeout: timedelta = _COLLECTIVE_TIMEOUT
+    info: RankInfo | None = None,
+    timeout: timedelta = _COLLECTIVE_TIMEOUT,
+    device_kind: str = "auto",
 ) -> World:
     """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
 
@@ -163,22 +168,24 @@ def init_distributed(
     Args:
         info: this process's rank; None reads it from the environment.
         timeout: after which a collective that some rank never joined ends this process.
+        device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
 
     Returns:
         The world; `close_distributed` ends it.
+
+    Raises:
+        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
     """
     info = info or rank_from_environment(os.environ)
-    use_cuda = torch.cuda.is_available()
+    device = choose_device(info, device_kind, torch.cuda.device_count())
+    use_cuda = device.type == "cuda"
     _export_environment(info, use_cuda)
 
     # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    device = torch.device("cpu")
     if use_cuda:
-        # A Slurm step may show each task only its own device.
-        device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
@@ -191,6 +198,31 @@ def init_distributed(
             dist.init_process_group(backend, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
     return World(info, device)
+
+
+def choose_device(info: RankInfo, kind: str, visible: int) -> torch.device:
+    """Return the device of a rank.
+
+    Args:
+        info: the rank.
+        kind: cuda, cpu or auto.
+        visible: CUDA devices that this process sees.
+
+    Raises:
+        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
+    """
+    if kind == "cpu" or (kind == "auto" and visible == 0):
+        return torch.device("cpu")
+    if visible == 0:
+        raise ValueError("train.device is cuda, but no CUDA device is visible; set it to cpu")
+    # A Slurm step may show each task only its own device, which is number 0 to it.
+    own_device = info.from_slurm and visible == 1
+    if visible < info.local_world_size and not own_device:
+        raise ValueError(
+            f"{info.local_world_size} ranks on this machine but only {visible} CUDA devices: "
+            "start one rank a device, or set train.device=cpu"
+        )
+    return torch.device("cuda", info.local_rank % visible)
 
 
 def close_distributed() -> None:

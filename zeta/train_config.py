@@ -19,6 +19,8 @@ class TrainConfig:
     """Passes over the data after which the run is finished."""
     zero_stage: int = free(2)
     """DeepSpeed ZeRO stage: what is sharded (1 optimizer, 2 also gradients, 3 also weights)."""
+    device: str = free("auto")
+    """cuda, cpu, or auto: CUDA where there is a device."""
     dtype: str = "bf16"
     """Compute dtype: bf16 (fp32 master weights and accumulation) or fp32."""
     compile: str = free("auto")
@@ -42,6 +44,7 @@ class TrainConfig:
         check_range("train.checkpoint_every", self.checkpoint_every, 1)
         check_range("train.keep_last", self.keep_last, 1)
         check_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 1)
+        check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans
         check_choice("train.compile", self.compile, ("auto", "true", "false"))
