@@ -1,0 +1,160 @@
+"""Jobs of test_engine: they run on every rank of a world and write what rank 0 saw."""
+
+import json
+from pathlib import Path
+
+import deepspeed
+import torch
+
+from tests.zeta.training import NUM_CLASSES, lane_pack, tiny_navit
+from zeta.distributed import close_distributed, init_distributed
+from zeta.engine import TrainEngine
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
+from zeta.optim import is_decayed
+from zeta.train_config import OptimConfig, TrainConfig
+
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.5)
+
+
+def build(world, packs_per_step, stage, dtype="fp32"):
+    """An engine on a tiny NaViT, small parameters sharded too."""
+    train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype=dtype)
+    return TrainEngine(tiny_navit(), objective(), world, train, OPTIM)
+
+
+def objective():
+    return build_objective(ObjectiveConfig(label_smoothing=0.1), NUM_CLASSES)
+
+
+def step(engine, world, index, packs_per_step, lr=1e-3):
+    """Train on the packs of this rank's lanes; missing lanes are empty packs."""
+    lanes = range(world.rank, packs_per_step, world.size)
+    packs = [lane_pack(index, lane) for lane in lanes]
+    packs += [lane_pack(index, 0, images=0)] * (engine.packs_per_rank - len(packs))
+    images = int(world.sum([sum(pack.num_images for pack in packs)])[0])
+    return engine.train_step(packs, images, seeds=[0] * len(packs), lr=lr), images
+
+
+def weights(engine):
+    """All weights, gathered from the shards."""
+    parameters = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.stage == 3):
+        return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
+
+
+def plain_loop(packs_per_step, steps):
+    """The reference: one process, no DeepSpeed, one loss over all images of a step."""
+    model, loss = tiny_navit(), objective()
+    named = dict(model.named_parameters())
+    decayed = [p for n, p in named.items() if is_decayed(n, p.shape)]
+    rest = [p for n, p in named.items() if not is_decayed(n, p.shape)]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=OPTIM.betas)
+    losses = []
+    for index in range(steps):
+        packs = [lane_pack(index, lane) for lane in range(packs_per_step)]
+        images = sum(pack.num_images for pack in packs)
+        total = sum(loss.loss_sum(model(pack), pack) for pack in packs) / images
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        losses.append(total.item())
+    return losses, {name: p.detach() for name, p in named.items()}
+
+
+def exactness(arguments):
+    """Every stage and accumulation of one world against the plain loop, after 5 steps."""
+    world = init_distributed()
+    report = {}
+    for packs_per_step in arguments["packs_per_step"]:
+        losses, reference = plain_loop(packs_per_step, 5)
+        for stage in range(4):
+            engine = build(world, packs_per_step, stage)
+            results = [step(engine, world, index, packs_per_step) for index in range(5)]
+            loss_error = max(
+                abs(r.loss_sum / images - loss)
+                for (r, images), loss in zip(results, losses, strict=True)
+            )
+            trained = weights(engine)
+            weight_error = max(
+                (trained[name] - value).abs().max().item() for name, value in reference.items()
+            )
+            report[f"P={packs_per_step} stage={stage}"] = (loss_error, weight_error)
+    _write(world, arguments, report)
+
+
+class _PoisonGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("nan")
+
+
+def _poison(engine, kind):
+    clean = engine.objective.loss_sum
+
+    def poisoned(outputs, batch):
+        if kind == "gradient":  # the loss stays finite
+            return clean(_PoisonGradient.apply(outputs), batch)
+        return clean(outputs, batch) * float("nan")
+
+    engine.objective.loss_sum = poisoned
+    return clean
+
+
+def nonfinite(arguments):
+    """NaN on the last rank at one step: nothing changes, and training goes on as without it."""
+    world = init_distributed()
+    report = {}
+    for dtype in ("fp32", "bf16"):
+        for stage in range(4):
+            for kind in ("loss", "gradient"):
+                engine = build(world, 4, stage, dtype)
+                step(engine, world, 0, 4)
+                before = weights(engine)
+                clean = engine.objective.loss_sum
+                if world.rank == world.size - 1:
+                    _poison(engine, kind)
+                poisoned, _ = step(engine, world, 1, 4)
+                engine.objective.loss_sum = clean
+                after = weights(engine)
+                untouched = all(torch.equal(before[n], after[n]) for n in before)
+                result, _ = step(engine, world, 2, 4)
+                resumed = weights(engine)
+                twin = build(world, 4, stage, dtype)
+                step(twin, world, 0, 4)
+                expected, _ = step(twin, world, 2, 4)
+                wanted = weights(twin)
+                report[f"{dtype} stage={stage} {kind}"] = {
+                    "poisoned step applied": poisoned.applied,
+                    "weights untouched": untouched,
+                    "next step applied": result.applied,
+                    "next step as if nothing happened": result == expected
+                    and all(torch.equal(resumed[n], wanted[n]) for n in wanted),
+                    "flags": world.gather(poisoned.applied),
+                }
+    _write(world, arguments, report)
+
+
+def bf16(arguments):
+    """Losses of 8 steps in bf16 at each stage, and the dtype that weights are kept in."""
+    world = init_distributed()
+    losses, _ = plain_loop(4, 8)
+    report = {"fp32": losses}
+    for stage in range(4):
+        engine = build(world, 4, stage, "bf16")
+        results = [step(engine, world, index, 4) for index in range(8)]
+        report[f"stage {stage}"] = [r.loss_sum / images for r, images in results]
+        report[f"dtype {stage}"] = str(next(iter(weights(engine).values())).dtype)
+    _write(world, arguments, report)
+
+
+def _write(world, arguments, report):
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+    close_distributed()

@@ -1,0 +1,68 @@
+"""The optimizer step: exact on every world size and ZeRO stage, and one NaN policy."""
+
+import json
+
+import pytest
+import torch
+
+from zeta.engine import should_compile, sum_of_squares
+
+
+def _report(ranks, tmp_path, job, world_size, **arguments):
+    out = tmp_path / "report.json"
+    ranks.run(f"tests.zeta.engine_jobs.{job}", world_size, {"out": str(out), **arguments})
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_loss_and_weights_equal_a_plain_loop_on_any_ranks_stage_and_accumulation(
+    ranks, tmp_path, world_size
+):
+    # As many packs as ranks, twice as many (accumulation 2), and one too many: empty packs.
+    packs = [world_size, 2 * world_size, world_size + 1]
+    report = _report(ranks, tmp_path, "exactness", world_size, packs_per_step=packs)
+    assert len(report) == len(set(packs)) * 4
+    for case, (loss_error, weight_error) in report.items():
+        assert loss_error < 1e-5, case
+        assert weight_error < 1e-5, case
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_changes_nothing_on_any_stage_and_dtype(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "nonfinite", 2)
+    assert len(report) == 16
+    for case, seen in report.items():
+        assert seen == {
+            "poisoned step applied": False,
+            "weights untouched": True,
+            "next step applied": True,
+            "next step as if nothing happened": True,
+            "flags": [False, False],
+        }, case
+
+
+@pytest.mark.slow
+def test_bf16_trains_on_every_stage_with_fp32_weights(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "bf16", 2)
+    for stage in range(4):
+        assert report[f"dtype {stage}"] == "torch.float32"
+        assert report[f"stage {stage}"] == pytest.approx(report["fp32"], abs=0.03)
+        assert report[f"stage {stage}"] != report["fp32"]
+
+
+def test_the_norm_of_gradients_is_nan_if_any_element_is():
+    tensors = [torch.ones(3), torch.tensor([1.0, float("nan")])]
+    assert sum_of_squares(tensors[:1], torch.device("cpu")).item() == pytest.approx(3.0)
+    assert sum_of_squares(tensors, torch.device("cpu")).isnan()
+    assert sum_of_squares([], torch.device("cpu")).item() == 0.0
+
+
+def test_compile_is_off_without_a_compiler_and_on_when_asked(monkeypatch, tmp_path):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert should_compile("true", cpu)
+    assert not should_compile("false", cuda)
+    assert not should_compile("auto", cpu)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert not should_compile("auto", cuda)

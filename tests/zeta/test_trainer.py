@@ -1,0 +1,299 @@
+"""Runs as a whole: resume, kills, signals, bad steps, and what lies in the run directory."""
+
+import json
+import random
+import signal
+
+import pytest
+import torch
+
+from zeta.checkpoint import load_full_weights, step_names
+from zeta.exit_codes import ExitCode
+from zeta.run_dir import RunDir
+
+JOB = "tests.zeta.trainer_jobs.train"
+
+
+def _run(run_dir, steps=8, *, accidents=None, stage=2, train=None, **changes):
+    options = {"packs_per_step": 4, "max_steps": steps, "zero_stage": stage, "dtype": "fp32"}
+    options |= {"log_every": 1, "checkpoint_every": 2, "keep_last": 3, **(train or {})}
+    run = {"run_dir": str(run_dir), "train": options, "model": {"dropout": 0.1}}
+    return run | {"accidents": accidents or {}} | changes
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _metric(run_dir, name):
+    return {line["step"]: line[name] for line in _lines(RunDir(run_dir).metrics) if name in line}
+
+
+def _losses(run_dir):
+    return _metric(run_dir, "train/loss")
+
+
+def _final_weights(run_dir):
+    folder = RunDir(run_dir).checkpoints
+    return load_full_weights(folder / step_names(folder)[-1])
+
+
+def _samples(run_dir):
+    """What the ledger says of each step: digest by lane, over all ranks of the run."""
+    steps = {}
+    for path in sorted(RunDir(run_dir).ledger.glob("rank_*.jsonl")):
+        for line in _lines(path):
+            steps.setdefault(line["step"], {}).update(line["lanes"])
+    return steps
+
+
+def _assert_same(run_dir, reference):
+    assert _losses(run_dir) == _losses(reference)
+    ours, theirs = _final_weights(run_dir), _final_weights(reference)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert _samples(run_dir) == _samples(reference)
+    assert RunDir(run_dir).finished.exists()
+
+
+@pytest.fixture(scope="module")
+def reference(ranks, tmp_path_factory):
+    """An uninterrupted run on 2 ranks."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    ranks.run(JOB, 2, _run(run_dir))
+    return run_dir
+
+
+KILLS = [
+    ("train step", [1], 3),
+    ("train step", [0, 1], 6),
+    ("save begins", [0], 2),
+    ("half a file", [0], 2),
+    ("half a file", [1], 1),
+    ("after DeepSpeed's files", [1], 2),
+    ("before manifest", [0], 1),
+    ("before manifest", [0], 3),
+    ("before rename", [0], 2),
+    ("before latest", [0], 2),
+    ("before prune", [0], 3),
+    ("half-deleted", [0], 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "killed", "count"), KILLS)
+def test_a_run_killed_in_any_phase_ends_as_if_it_had_not_been(
+    ranks, tmp_path, reference, phase, killed, count
+):
+    accident = {"kill": {"phase": phase, "ranks": killed, "count": count}}
+    codes, _ = ranks.start(JOB, 2, _run(tmp_path / "run", accidents=accident), grace=5.0)
+    assert [codes[rank] for rank in killed] == [-signal.SIGKILL] * len(killed)
+    ranks.run(JOB, 2, _run(tmp_path / "run"))
+    _assert_same(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_at_random_times_ends_as_if_it_had_not_been(
+    ranks, tmp_path, reference
+):
+    chance = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        which = chance.choice([[0], [1], []])
+        codes, _ = ranks.start(
+            JOB,
+            2,
+            _run(tmp_path / "run"),
+            kill_after=chance.uniform(0.3, 2.0),
+            signals=which,
+            grace=5.0,
+        )
+        if codes == [0, 0]:
+            break
+        killed += 1
+    assert killed
+    ranks.run(JOB, 2, _run(tmp_path / "run"))
+    _assert_same(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_resume_is_bitwise_on_every_stage(ranks, tmp_path, stage):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    runs = [_run(whole, 4, stage=stage), _run(halves, 2, stage=stage), _run(halves, 4, stage=stage)]
+    ranks.run(JOB, 2, {"runs": runs})
+    _assert_same(halves, whole)
+
+
+@pytest.mark.slow
+def test_ranks_and_stage_may_change_at_every_resume(ranks, tmp_path, reference):
+    run_dir = tmp_path / "run"
+    for steps, (world_size, stage) in zip(
+        (2, 4, 6, 8), ((1, 2), (2, 3), (3, 0), (1, 1)), strict=True
+    ):
+        ranks.run(JOB, world_size, _run(run_dir, steps, stage=stage))
+    assert _losses(run_dir) == pytest.approx(_losses(reference), abs=1e-5)
+    ours, theirs = _final_weights(run_dir), _final_weights(reference)
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name], value, rtol=0, atol=1e-5), name
+    assert _samples(run_dir) == _samples(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    ranks, tmp_path, reference, damage
+):
+    run_dir = tmp_path / "run"
+    ranks.run(JOB, 2, _run(run_dir, 6))
+    newest = RunDir(run_dir).checkpoints / "step_00000006"
+    victim = next((newest / "zero").glob("*rank_1*optim*"))
+    if damage == "flip":
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    elif damage == "truncate":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "remove":
+        victim.unlink()
+    else:
+        (newest / "manifest.json").write_text("{")
+    outputs = ranks.run(JOB, 2, _run(run_dir))
+    _assert_same(run_dir, reference)
+    assert (RunDir(run_dir).checkpoints / "step_00000006.bad-1").is_dir()
+    assert "step_00000006 is damaged" in outputs[0]
+    assert "continuing from step_00000004" in outputs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_cannot_write_fails_the_save_everywhere_and_the_run_goes_on(
+    ranks, tmp_path, reference, rank
+):
+    run_dir = tmp_path / "run"
+    accident = {"disk_full": {"rank": rank, "count": 2}}
+    outputs = ranks.run(JOB, 2, _run(run_dir, accidents=accident))
+    _assert_same(run_dir, reference)
+    names = step_names(RunDir(run_dir).checkpoints)
+    assert names == ["step_00000002", "step_00000006", "step_00000008"]
+    assert not list(RunDir(run_dir).checkpoints.glob(".tmp-*"))
+    assert "WARNING: the checkpoint of step 4 could not be written" in outputs[0]
+    assert _metric(run_dir, "checkpoint/failures")[8] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGUSR1, ExitCode.REQUEUE),
+        (signal.SIGUSR2, ExitCode.REQUEUE),
+        (signal.SIGTERM, ExitCode.REQUEUE),
+        (signal.SIGINT, ExitCode.INTERRUPTED),
+    ],
+)
+def test_a_signal_to_one_rank_saves_on_all_and_the_same_command_goes_on(
+    ranks, tmp_path, reference, number, code
+):
+    run_dir = tmp_path / "run"
+    accident = {"raise_signal": {"number": number, "rank": 1, "count": 3}}
+    codes, _ = ranks.start(JOB, 2, _run(run_dir, accidents=accident))
+    assert codes == [code, code]
+    assert step_names(RunDir(run_dir).checkpoints)[-1] == "step_00000003"
+    assert not RunDir(run_dir).finished.exists()
+    ranks.run(JOB, 2, _run(run_dir))
+    assert _losses(run_dir) == _losses(reference)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_ends_at_once(ranks, tmp_path):
+    accident = {"raise_signal": {"number": signal.SIGINT, "rank": 0, "count": 3, "times": 2}}
+    codes, _ = ranks.start(JOB, 1, _run(tmp_path / "run", accidents=accident))
+    assert codes == [ExitCode.INTERRUPTED]
+    assert step_names(RunDir(tmp_path / "run").checkpoints) == ["step_00000002"]
+
+
+@pytest.mark.slow
+def test_steps_that_are_not_finite_are_skipped_counted_and_listed(ranks, tmp_path):
+    run_dir = tmp_path / "run"
+    accident = {"nan_loss": {"rank": 1, "first": 5, "last": 6}}
+    outputs = ranks.run(JOB, 2, _run(run_dir, 6, accidents=accident))
+    assert _metric(run_dir, "optim/skipped_steps")[6] == 1
+    assert sorted(_losses(run_dir)) == [1, 2, 4, 5, 6]
+    assert "step 3: loss or gradient is not finite" in outputs[0]
+    for rank in range(2):
+        lines = _lines(RunDir(run_dir).ledger / f"rank_{rank:05d}.jsonl")
+        assert [line["step"] for line in lines if line.get("skipped")] == [3]
+        assert len(lines[2]["sample_ids"]) == lines[2]["images"]
+
+
+@pytest.mark.slow
+def test_too_many_bad_steps_in_a_row_end_the_run_for_good(ranks, tmp_path):
+    run_dir = tmp_path / "run"
+    accident = {"nan_loss": {"rank": 1, "first": 3, "last": 99}}
+    codes, outputs = ranks.start(
+        JOB, 2, _run(run_dir, accidents=accident, train={"max_nonfinite_steps": 3})
+    )
+    assert codes == [ExitCode.NEVER_RESTART] * 2
+    assert "not finite for 3 steps in a row (train.max_nonfinite_steps), up to step 4" in outputs[0]
+
+
+@pytest.mark.slow
+def test_a_bad_label_ends_every_rank_and_names_the_sample(ranks, tmp_path):
+    accident = {"bad_label": {"rank": 1, "step": 1}}
+    codes, outputs = ranks.start(JOB, 2, _run(tmp_path / "run", accidents=accident))
+    assert codes == [ExitCode.NEVER_RESTART] * 2
+    for output in outputs:
+        assert "has label 77; labels must be 0 to 4" in output
+
+
+@pytest.mark.slow
+def test_runs_of_one_process(ranks, tmp_path):
+    """Several claims that one rank can show, in one process group."""
+    folders = {name: tmp_path / name for name in ("epoch", "kept", "third", "rejected")}
+    epoch = {"max_steps": None, "max_epochs": 1}
+    runs = [
+        _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
+        _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
+        _run(folders["kept"], 8, train={"keep_last": 2}),
+        _run(folders["third"], 4, objective="brightness"),
+        _run(folders["rejected"], 4, source={"reject_at": [1, 3]}),
+        _run(folders["rejected"], 6, source={"reject_at": [1, 3, 5]}),
+    ]
+    ranks.run(JOB, 1, {"runs": runs})
+
+    # A run by epochs ends with the data, and its repetition adds nothing.
+    assert sorted(_losses(folders["epoch"])) == [1, 2, 3]
+    assert RunDir(folders["epoch"]).finished.exists()
+
+    # Only the newest checkpoints are kept, and `latest` names the last.
+    checkpoints = RunDir(folders["kept"]).checkpoints
+    assert step_names(checkpoints) == ["step_00000006", "step_00000008"]
+    assert (checkpoints / "latest").read_text() == "step_00000008\n"
+
+    # An objective that the loop has never heard of.
+    assert set(_metric(folders["third"], "train/close")) == {1, 2, 3, 4}
+    losses = _losses(folders["third"])
+    assert losses[4] < losses[1]
+
+    # A sample that cannot be decoded costs its slot, and is listed once.
+    assert len(_lines(RunDir(folders["rejected"]).quarantine)) == 1
+    assert _metric(folders["rejected"], "data/quarantined")[6] == 1
+    ledger = _lines(RunDir(folders["rejected"]).ledger / "rank_00000.jsonl")
+    assert [line["rejected"] for line in ledger] == [[], [7], [], [7], [], [7]]
+
+
+@pytest.mark.slow
+def test_what_cannot_work_is_refused_by_name(ranks, tmp_path):
+    run_dir = tmp_path / "run"
+    ranks.run(JOB, 1, _run(run_dir, 2))
+    refusals = {
+        "4 ranks but train.packs_per_step is 3": (
+            4,
+            _run(tmp_path / "a", train={"packs_per_step": 3}),
+        ),
+        "set train.max_steps or train.max_epochs": (1, _run(tmp_path / "b", None)),
+        "is of another model: attn_pool.kv.weight": (1, _run(run_dir, model={"dim": 24})),
+    }
+    for message, (world_size, run) in refusals.items():
+        codes, outputs = ranks.start(JOB, world_size, run)
+        assert codes == [ExitCode.NEVER_RESTART] * world_size
+        assert message in outputs[0]

@@ -1,0 +1,210 @@
+"""Jobs of test_trainer: training runs on synthetic packs, with accidents on request."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import torch
+
+import zeta.checkpoint
+import zeta.checkpoint_store
+import zeta.engine
+from tests.zeta.training import NUM_CLASSES, SyntheticSource, tiny_navit
+from zeta.checkpoint_store import CheckpointStore
+from zeta.console import Console
+from zeta.distributed import close_distributed, init_distributed, rank_from_environment
+from zeta.exit_codes import ExitCode, RunError
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
+from zeta.run_dir import RunDir
+from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig, WandbConfig
+
+
+def train(arguments):
+    """One run, or each of `runs` in turn in one process group; returns the exit code."""
+    info = rank_from_environment(os.environ)
+    runs = arguments.get("runs", [arguments])
+    console = Console(RunDir(Path(runs[0]["run_dir"])).rank_log(info.rank), info.rank)
+    try:
+        world = init_distributed()
+        code = 0
+        for run in runs:
+            code = max(code, _one_run(run, world, console))
+        return code
+    except (RunError, ValueError) as error:
+        console.fatal(str(error))
+        return int(ExitCode.NEVER_RESTART)
+    finally:
+        console.close()
+        close_distributed()
+
+
+def _one_run(arguments, world, console):
+    from zeta.trainer import Trainer
+
+    train_config = TrainConfig(**arguments["train"])
+    objective = OBJECTIVES[arguments.get("objective", "softmax")]()
+    source = SyntheticSource(
+        world.rank, world.size, train_config.packs_per_step, **arguments.get("source", {})
+    )
+    for name, options in arguments.get("accidents", {}).items():
+        ACCIDENTS[name](world, objective=objective, source=source, **options)
+    trainer = Trainer(
+        model=tiny_navit(**arguments.get("model", {})),
+        objective=objective,
+        source=source,
+        run_dir=RunDir(Path(arguments["run_dir"])),
+        world=world,
+        console=console,
+        train=train_config,
+        optim=OptimConfig(**arguments.get("optim", {"lr": 1e-3, "schedule": "constant"})),
+        tracker=TrackerConfig(WandbConfig(mode=arguments.get("wandb", "disabled"))),
+        config=arguments,
+    )
+    return int(trainer.fit())
+
+
+class Brightness:
+    """A third objective: output 0 predicts the label as a number. The loop does not know it."""
+
+    def check(self, batch):
+        pass
+
+    def loss_sum(self, outputs, batch):
+        return ((outputs[:, 0] - batch.labels) ** 2 * batch.weights).sum()
+
+    def counts(self, outputs, batch):
+        close = (outputs[:, 0] - batch.labels).abs() < 0.5
+        return {"close": (close & (batch.weights > 0)).sum()}
+
+
+OBJECTIVES = {
+    "softmax": lambda: build_objective(ObjectiveConfig(), NUM_CLASSES),
+    "brightness": Brightness,
+}
+
+
+# Accidents: each patches something on the rank it is for.
+
+
+def _before_call(owner, name, action, count):
+    """Run `action` before the `count`-th call of a function."""
+    original = getattr(owner, name)
+    seen = [0]
+
+    def wrapped(*args, **kwargs):
+        seen[0] += 1
+        if seen[0] == count:
+            action()
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def _kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _half_write_and_die():
+    original = zeta.checkpoint_store.write_hashed
+
+    def half(root, path, write):
+        original(root, path, write)
+        os.truncate(path, path.stat().st_size // 2)
+        _kill()
+
+    zeta.checkpoint_store.write_hashed = half
+
+
+_PHASES = {
+    "train step": (zeta.engine.TrainEngine, "_finish_step"),
+    "save begins": (CheckpointStore, "save"),
+    "after DeepSpeed's files": (zeta.checkpoint_store, "random_state"),
+    "before manifest": (zeta.checkpoint_store, "write_manifest"),
+    "before rename": (zeta.checkpoint_store, "_fsync_directory"),
+    "before latest": (CheckpointStore, "_point_latest"),
+    "before prune": (CheckpointStore, "_prune"),
+    "half-deleted": (zeta.checkpoint_store.shutil, "rmtree"),
+}
+
+
+def kill(world, *, phase, ranks, count=1, **_):
+    """SIGKILL of these ranks when they reach a phase for the `count`-th time."""
+    if world.rank not in ranks:
+        return
+    if phase == "half a file":
+        _before_call(CheckpointStore, "save", _half_write_and_die, count)
+    else:
+        owner, name = _PHASES[phase]
+        _before_call(owner, name, _kill, count)
+
+
+def raise_signal(world, *, number, rank, count, times=1, **_):
+    """A signal to one rank in the middle of its `count`-th step."""
+    if world.rank == rank:
+
+        def send():
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+
+        _before_call(zeta.engine.TrainEngine, "train_step", send, count)
+
+
+def disk_full(world, *, rank, count, **_):
+    """This rank can write no more than 4 KiB to a file during its `count`-th save."""
+    original = CheckpointStore.save
+    seen = [0]
+
+    def limited(*args, **kwargs):
+        seen[0] += 1
+        if world.rank != rank or seen[0] != count:
+            return original(*args, **kwargs)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        old = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+    CheckpointStore.save = limited
+
+
+def nan_loss(world, *, rank, first, last, objective, **_):
+    """The loss of this rank is NaN from its `first` pack to its `last`."""
+    if world.rank != rank:
+        return
+    original, seen = objective.loss_sum, [0]
+
+    def loss_sum(outputs, batch):
+        seen[0] += 1
+        value = original(outputs, batch)
+        return value * float("nan") if first <= seen[0] <= last else value
+
+    objective.loss_sum = loss_sum
+
+
+def bad_label(world, *, rank, step, source, **_):
+    """A label outside the classes on one rank."""
+    if world.rank != rank:
+        return
+    original = source._packs
+
+    def packs(index):
+        made = original(index)
+        if index == step:
+            weighted = next(pack for pack in made.packs if pack.num_images)
+            weighted.labels[torch.nonzero(weighted.weights)[0]] = 77
+        return made
+
+    source._packs = packs
+
+
+ACCIDENTS = {
+    "kill": kill,
+    "raise_signal": raise_signal,
+    "disk_full": disk_full,
+    "nan_loss": nan_loss,
+    "bad_label": bad_label,
+}
