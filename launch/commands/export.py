@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from launch.arguments import Subparsers, add_command
@@ -31,7 +30,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and say where to."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed only reads files here
     from launch.export import export_run
 
     out = export_run(args.run_dir, args.out, step=args.step, form=args.format)
