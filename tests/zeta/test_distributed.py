@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.zeta.training import ROOT
 from zeta.distributed import RankInfo, choose_device, rank_from_environment
 
 TORCHRUN = {
@@ -67,3 +73,37 @@ def test_more_ranks_than_devices_are_refused_with_both_numbers(visible):
 def test_a_missing_device_is_refused():
     with pytest.raises(ValueError, match=r"train\.device is cuda, but no CUDA device"):
         choose_device(RankInfo(), "cuda", 0)
+
+
+def test_torchrun_inside_a_slurm_step_decides():
+    assert rank_from_environment({**SLURM, **TORCHRUN}).rank == 5
+
+
+@pytest.mark.slow
+def test_collectives_agree_on_every_rank(ranks, tmp_path):
+    outputs = ranks.run("tests.zeta.distributed_jobs.collectives", 3, {})
+    expected = {
+        "sum": [3.0, 6.0],
+        "all": [False, True],
+        "gather": ["rank 0", "rank 1", "rank 2"],
+        "broadcast": "from 0",
+    }
+    for output in outputs:
+        assert json.loads(output.splitlines()[-1]) == expected
+
+
+@pytest.mark.slow
+def test_training_starts_and_saves_with_no_compiler_or_ninja_to_be_found(tmp_path):
+    run = {
+        "run_dir": str(tmp_path / "run"),
+        "train": {"packs_per_step": 2, "max_steps": 2, "checkpoint_every": 1},
+    }
+    code = "from tests.zeta.trainer_jobs import train; import sys, json; "
+    code += "sys.exit(train(json.loads(sys.argv[1])))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("CC", "CXX")}
+    environment |= {"PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(run)], env=environment, check=True, timeout=120
+    )
+    assert (tmp_path / "run" / "FINISHED").exists()
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_00000002\n"

@@ -1,0 +1,67 @@
+"""metrics.jsonl, and how a resume cuts it."""
+
+import json
+
+from zeta.sinks import FanOut, JsonlSink, cut_after, last_logged_step
+
+
+def _steps(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def _filled(path, steps):
+    sink = JsonlSink(path, 10**9)
+    for step in steps:
+        sink.log(step, {"train/loss": 1.0 / step})
+    sink.close()
+
+
+def test_each_line_holds_the_step_and_the_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _filled(path, [1, 2])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "train/loss": 1.0},
+        {"step": 2, "train/loss": 0.5},
+    ]
+
+
+def test_a_resume_cuts_to_the_step_of_the_checkpoint_and_keeps_what_it_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _filled(path, [1, 2, 3, 4])
+    sink = JsonlSink(path, 2)
+    sink.log(3, {})
+    sink.close()
+    assert _steps(path) == [1, 2, 3]
+    assert _steps(tmp_path / "metrics.jsonl.attempt-1") == [3, 4]
+    JsonlSink(path, 0).close()
+    assert path.read_text() == ""
+    assert _steps(tmp_path / "metrics.jsonl.attempt-2") == [1, 2, 3]
+    assert last_logged_step(path) == 4
+
+
+def test_a_line_torn_by_a_crash_is_cut_and_nothing_is_cut_without_need(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _filled(path, [1, 2])
+    cut_after(path, 2)
+    assert not (tmp_path / "metrics.jsonl.attempt-1").exists()
+    with path.open("a") as file:
+        file.write('{"step": 2, "train/lo')
+    cut_after(path, 5)
+    assert _steps(path) == [1, 2]
+    assert (tmp_path / "metrics.jsonl.attempt-1").read_text() == '{"step": 2, "train/lo'
+
+
+def test_a_run_without_metrics_has_logged_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    cut_after(path, 3)
+    assert last_logged_step(path) == 0
+    assert not path.exists()
+
+
+def test_fan_out_reaches_every_sink(tmp_path):
+    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    sink = FanOut([JsonlSink(path, 0) for path in paths])
+    sink.log(7, {"x": 1.0})
+    sink.flush()
+    sink.close()
+    assert [_steps(path) for path in paths] == [[7], [7]]
