@@ -5,10 +5,12 @@ import struct
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 from data_pipeline.decode import decode_image, patchify
 from data_pipeline.image_header import ImageError, image_size
+from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode, exif, jpeg, mutated, photo
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow, about the damaged files
@@ -152,7 +154,45 @@ def test_scale_decodes_at_exactly_that_fraction():
                 (100, 40), Image.Resampling.BICUBIC, box=(0, 0, 1023 / scale, 400 / scale)
             )
             assert image.size == (-(-1023 // scale), -(-400 // scale))
-        assert np.array_equal(decode_image(data, height=40, width=100, scale=scale), expected)
+        decoded = decode_image(data, height=40, width=100, scale=scale).astype(int)
+        assert abs(decoded - np.asarray(expected)).max() <= 2
+
+
+def test_scaled_decode_of_photographs_is_close_to_full_decode():
+    means, tails = [], []
+    for number, (height, width) in enumerate(photo_sizes(40)):
+        data = encode(photograph(height, width, seed=number), quality=90)
+        for scale in (2, 4):
+            size = {"height": height // scale // 16 * 16, "width": width // scale // 16 * 16}
+            full = decode_image(data, **size).astype(int)
+            scaled = decode_image(data, **size, scale=scale)
+            difference = abs(full - scaled)
+            means.append(difference.mean())
+            tails.append(np.percentile(difference, 95))
+            assert max(map(abs, phase_shift(full, scaled))) < 0.25
+    print(f"mean {np.mean(means):.2f}, worst mean {max(means):.2f}, p95 {max(tails):.1f} of 255")
+    assert max(means) <= 4
+    assert np.percentile(means, 95) <= 8
+
+
+def test_the_fast_path_gives_what_pillow_gives(monkeypatch):
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}):
+        data = encode(photograph(300, 451), **options)
+        fast = decode_image(data, height=96, width=144).astype(int)
+        with Image.open(io.BytesIO(data)) as image:
+            slow = np.asarray(image.resize((144, 96), Image.Resampling.BICUBIC)).astype(int)
+        assert abs(fast - slow).max() <= 1
+
+
+def test_what_the_strict_decoder_refuses_pillow_decides():
+    data = encode(photo(64, 64))
+    at = len(data) // 2
+    flawed = data[:at] + b"\xff\xd3" + data[at:]  # a restart marker where none belongs
+    with pytest.raises(ValueError, match="orrupt"):
+        simplejpeg.decode_jpeg(flawed)
+    with Image.open(io.BytesIO(flawed)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(decode_image(flawed, height=64, width=64), expected)
 
 
 def test_scale_is_ignored_where_it_cannot_help():
