@@ -17,7 +17,7 @@ from launch.errors import USER_ERRORS, message
 from launch.run_setup import resolve_with_shards, training_plan
 from zeta.console import Console
 from zeta.distributed import RankInfo, close_distributed, init_distributed, rank_from_environment
-from zeta.exit_codes import ExitCode, RunError
+from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
@@ -41,9 +41,15 @@ def train(config: ZetaConfig) -> int:
     console = Console(run_dir.rank_log(info.rank), info.rank)
     try:
         return _run(config, info, run_dir, manifest, loader, console)
-    except (ValueError, RunError) as error:
-        _report(console, info, message(error))
+    except RunError as error:
+        _report(console, info, str(error), on_every_rank=True)
         return ExitCode.NEVER_RESTART
+    except ValueError as error:
+        _report(console, info, str(error))
+        return ExitCode.NEVER_RESTART
+    except UnsavedError as error:
+        _report(console, info, str(error), on_every_rank=True)
+        return 1
     except Exception as error:  # shown in one line, kept whole in the log, counted as a crash
         log = run_dir.rank_log(info.rank)
         what = message(error) if isinstance(error, USER_ERRORS) else repr(error)
@@ -118,9 +124,10 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
 
 
-def _report(console: Console, info: RankInfo, text: str) -> None:
-    """Put the traceback into the log and the message on the terminal."""
+def _report(console: Console, info: RankInfo, text: str, *, on_every_rank: bool = False) -> None:
+    """Put the traceback into the log and the message on the terminal, once."""
     traceback.print_exc()
-    console.fatal(
-        f"zeta: error: {text}" if info.rank == 0 else f"zeta: error on rank {info.rank}: {text}"
-    )
+    if info.rank == 0:
+        console.fatal(f"zeta: error: {text}")
+    elif not on_every_rank:
+        console.fatal(f"zeta: error on rank {info.rank}: {text}")

@@ -17,4 +17,11 @@ class ExitCode(IntEnum):
 
 
 class RunError(Exception):
-    """A failure that a restart would repeat; the message tells the user what to change."""
+    """A failure that a restart would repeat, raised on every rank alike; says what to change."""
+
+
+class UnsavedError(Exception):
+    """The run ended but its last steps could not be saved, on every rank alike.
+
+    It counts as a crash: a restart repeats those steps from the last good checkpoint.
+    """

@@ -25,7 +25,7 @@ from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
 from zeta.distributed import World
 from zeta.engine import StepResult, TrainEngine
-from zeta.exit_codes import ExitCode, RunError
+from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.ledger import Ledger, Quarantine
 from zeta.objectives import Objective
 from zeta.optim import parameter_shapes
@@ -112,13 +112,18 @@ class Trainer:
         Raises:
             RunError: a restart would fail the same way (bad label, loss not finite for
                 `train.max_nonfinite_steps` steps in a row).
+            UnsavedError: the run ended, but its last checkpoint could not be written.
         """
         self.console.start(self.progress.step, self.train.max_steps)
         steps = iter(self.source.steps(self.progress.data))
         try:
             with StopSignals() as signals:
                 code = self._loop(steps, signals)
-                self._save()
+                if (error := self._save()) is not None:
+                    raise UnsavedError(
+                        f"the last checkpoint could not be written ({error}): nothing after step "
+                        f"{self.saved_step} is saved; free some space and start the run again"
+                    )
         finally:
             self.ledger.close()
             self.sink.close()
@@ -282,11 +287,11 @@ class Trainer:
 
     # Checkpoints.
 
-    def _save(self) -> None:
-        """Save the committed state, unless that was done; a failure is said and survived."""
+    def _save(self) -> str | None:
+        """Save the committed state, unless that was done; a failure is said and returned."""
         progress = self.progress
         if progress.step == self.saved_step:
-            return
+            return None
         started = time.perf_counter()
         states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
         progress.data = merge_states(states)
@@ -300,8 +305,9 @@ class Trainer:
             self.checkpoint_failures += 1
             self.console.message(
                 f"WARNING: the checkpoint of step {progress.step} could not be written ({error}); "
-                f"training goes on; the last good one is of step {self.saved_step}"
+                f"the last good one is of step {self.saved_step}"
             )
+        return error
 
     def _state(self) -> dict[str, Any]:
         """Return what trainer.json holds."""

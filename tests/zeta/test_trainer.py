@@ -246,6 +246,20 @@ def test_a_bad_label_ends_every_rank_and_names_the_sample(ranks, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_finished(
+    ranks, tmp_path, reference
+):
+    run_dir = tmp_path / "run"
+    accident = {"disk_full": {"rank": 1, "count": 4}}  # saves at 2, 4, 6 and, last, 8
+    codes, outputs = ranks.start(JOB, 2, _run(run_dir, accidents=accident))
+    assert codes == [1, 1]
+    assert "nothing after step 6 is saved" in outputs[0]
+    assert not RunDir(run_dir).finished.exists()
+    ranks.run(JOB, 2, _run(run_dir))
+    _assert_same(run_dir, reference)
+
+
+@pytest.mark.slow
 def test_runs_of_one_process(ranks, tmp_path):
     """Several claims that one rank can show, in one process group."""
     folders = {name: tmp_path / name for name in ("epoch", "kept", "third", "rejected")}

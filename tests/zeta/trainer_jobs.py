@@ -14,7 +14,7 @@ from tests.zeta.training import NUM_CLASSES, SyntheticSource, tiny_navit
 from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
 from zeta.distributed import close_distributed, init_distributed, rank_from_environment
-from zeta.exit_codes import ExitCode, RunError
+from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.run_dir import RunDir
@@ -35,6 +35,9 @@ def train(arguments):
     except (RunError, ValueError) as error:
         console.fatal(str(error))
         return int(ExitCode.NEVER_RESTART)
+    except UnsavedError as error:
+        console.fatal(str(error))
+        return 1
     finally:
         console.close()
         close_distributed()
