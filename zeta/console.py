@@ -51,12 +51,14 @@ class Console:
         self._total = max_steps
         self._started = (time.monotonic(), first_step)
         if self.rank == 0 and self.terminal.isatty():
+            sized = os.get_terminal_size(self.terminal.fileno()).columns > 0
             self._bar = tqdm(
                 total=max_steps,
                 initial=first_step,
                 file=self.terminal,
                 unit="step",
-                dynamic_ncols=True,
+                dynamic_ncols=sized,
+                ncols=None if sized else 120,  # some pseudo-terminals have no size
             )
 
     def step(self, step: int) -> None:

@@ -1,0 +1,100 @@
+"""The terminal shows the run, and everything else goes to the rank's log."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+from tests.zeta.training import ROOT
+
+_SCRIPT = """
+import os, subprocess, sys
+from pathlib import Path
+from zeta.console import Console
+console = Console(Path(sys.argv[1]), int(sys.argv[2]))
+print("from python")
+os.write(1, b"from a C library\\n")
+subprocess.run(["echo", "from a child"])
+print("to stderr", file=sys.stderr)
+console.start(2, 4)
+values = {"train/loss": 0.5, "optim/lr": 1e-3, "throughput/images_per_s": 12.5,
+          "throughput/tokens_per_s": 800.0, "data/fill": 0.985}
+for step in (3, 4):
+    console.step(step)
+    console.metrics(step, values)
+console.message("saved it")
+if sys.argv[3:]:
+    console.fatal("it broke")
+    console.fatal("it broke again")
+console.close()
+print("after the end")
+"""
+_NOISE = ["from python", "from a C library", "from a child", "to stderr"]
+
+
+def _command(log, rank, *more):
+    return [sys.executable, "-c", _SCRIPT, str(log), str(rank), *more]
+
+
+def _run(log, rank, *more):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        _command(log, rank, *more), env=environment, capture_output=True, text=True, check=True
+    )
+
+
+def test_rank_0_shows_a_line_per_log_interval_and_the_noise_goes_to_its_log(tmp_path):
+    log = tmp_path / "logs" / "rank_00000.log"
+    done = _run(log, 0)
+    lines = done.stdout.splitlines()
+    shown = "step 3/4 eta 0:00:00 loss 0.5000 lr 1.00e-03 img/s 12.5 tok/s 800 fill 98.5%"
+    assert " ".join(lines[0].split()) == shown
+    assert len(lines[0]) == len(lines[1])
+    assert lines[2:] == ["saved it", "after the end"]
+    assert done.stderr == ""
+    for text in [*_NOISE, "saved it"]:
+        assert text in log.read_text()
+
+
+def test_other_ranks_show_nothing(tmp_path):
+    log = tmp_path / "rank_00001.log"
+    done = _run(log, 1)
+    assert done.stdout == "after the end\n"
+    assert done.stderr == ""
+    for text in _NOISE:
+        assert text in log.read_text()
+
+
+def test_a_fatal_message_is_shown_once_and_a_restart_appends_to_the_log(tmp_path):
+    log = tmp_path / "rank_00000.log"
+    for _ in range(2):
+        assert _run(log, 0, "fatal").stderr == "it broke\n"
+    assert log.read_text().count("from a child") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_terminal_gets_one_live_bar(tmp_path):
+    master, slave = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = _command(tmp_path / "rank_00000.log", 0)
+    subprocess.run(command, env=environment, stdout=slave, stderr=slave, check=True)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            data = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not data:
+            break
+        shown += data
+    os.close(master)
+    text = shown.decode()
+    assert "\r" in text
+    assert "4/4" in text
+    assert "loss 0.5000 lr 1.00e-03 img/s 12.5 tok/s 800 fill 98.5%" in text
+    assert "saved it" in text
+    for noise in _NOISE:
+        assert noise not in text
