@@ -7,7 +7,7 @@ VENV_PYTHON = .venv/bin/python
 INSTALL_INPUTS = pyproject.toml constraints.txt
 TORCH_GB = 6
 
-.PHONY: help demo test test-fast test-gpu check-python check-disk slurm-tools
+.PHONY: help demo test test-fast test-gpu check-python check-disk debian-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -20,7 +20,7 @@ help:
 demo: .venv/.installed
 	.venv/bin/zeta demo
 
-test: .venv/.installed-test slurm-tools
+test: .venv/.installed-test debian-tools
 	$(VENV_PYTHON) -m pytest
 
 test-fast: .venv/.installed-test
@@ -62,17 +62,17 @@ check-disk:
 	print("Free here: %.0f GB." % free); sys.exit(free < $(TORCH_GB))' || { \
 	echo 'Not enough disk: free some, or clone to a larger one. Nothing was installed.'; exit 1; }; }
 
-# Slurm tests run against a real cluster on loopback. Where its packages cannot be installed, they
-# are skipped and say why.
-SLURM_TOOLS = slurmctld slurmd munged sbatch shellcheck
-slurm-tools:
+# Slurm tests run against a real cluster on loopback, report tests in a real browser. Where their
+# packages cannot be installed, they are skipped and say why.
+DEBIAN_TOOLS = slurmctld slurmd munged sbatch shellcheck chromium
+debian-tools:
 	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; \
-	for tool in $(SLURM_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	for tool in $(DEBIAN_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	[ -z "$$missing" ] && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo 'Installing slurm-wlm, munge and shellcheck for the Slurm tests ...'; \
+		echo 'Installing slurm-wlm, munge, shellcheck and chromium for the tests ...'; \
 		export DEBIAN_FRONTEND=noninteractive; \
-		{ apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge shellcheck; } \
+		{ apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge shellcheck chromium; } \
 		>.venv/apt.log 2>&1 || { tail -n 5 .venv/apt.log; \
 		echo 'apt-get failed (.venv/apt.log); the tests that need it will be skipped.'; }; \
-	else echo "Not installed:$$missing (that takes Debian and root); the Slurm tests will be skipped."; fi
+	else echo "Not installed:$$missing (that takes Debian and root); the tests that need them will be skipped."; fi

@@ -120,11 +120,11 @@ def test_without_debian_and_root_the_slurm_tests_are_left_out_with_the_reason(cl
     tools.mkdir()
     for name in ("sh", "id", "echo", "tail"):
         (tools / name).symlink_to(shutil.which(name))
-    hidden = {"SLURM_TOOLS": "no-such-tool", "PATH": str(tools)}
+    hidden = {"DEBIAN_TOOLS": "no-such-tool", "PATH": str(tools)}
     program = shutil.which("make")
     settings = [f"{name}={value}" for name, value in hidden.items()]
     result = subprocess.run(
-        [program, "slurm-tools", *settings], cwd=clone, capture_output=True, text=True
+        [program, "debian-tools", *settings], cwd=clone, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "no-such-tool" in result.stdout
