@@ -44,6 +44,11 @@ class Segments:
     index_T: Tensor
     """[T] int64 number of the segment that each token belongs to."""
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens T of the sequence, tail padding included."""
+        return sum(self.lengths)
+
     @classmethod
     def from_lengths(
         cls, lengths: Sequence[int], device: torch.device | str, tail: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -172,13 +173,14 @@ class NaViT(PackedViT):
     def _pool(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
         segments = packed.segments
         if self.prefix_tokens:
-            is_patch = torch.ones(len(x_TC), dtype=torch.bool)
-            is_patch[packed.prefix_rows(self.prefix_tokens)] = False
-            rows = is_patch.nonzero()[:, 0]
-            x_TC = x_TC[rows.to(x_TC.device, non_blocking=True)]
             *lengths, tail = segments.lengths
             patches = [max(0, length - self.prefix_tokens) for length in lengths]
             segments = Segments.from_lengths(patches, x_TC.device, tail)
+            before = accumulate(self.prefix_tokens if length else 0 for length in (*lengths, 0))
+            skipped_S = torch.tensor(list(before)).to(x_TC.device, non_blocking=True)
+            x_TC = x_TC[
+                torch.arange(segments.num_tokens, device=x_TC.device) + skipped_S[segments.index_T]
+            ]
         if self.attn_pool is None:
             return mean_pool(x_TC, segments)
         pooled: Tensor = self.attn_pool(x_TC, segments)

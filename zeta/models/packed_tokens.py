@@ -64,6 +64,8 @@ class PackedTokens:
     def prefix_rows(self, prefix_tokens: int) -> Tensor:
         """Return the rows, on the host, of the first tokens of every image, image by image."""
         *lengths, _ = self.segments.lengths
-        starts = torch.tensor([0, *accumulate(lengths)])[:-1]
-        used = starts[torch.tensor(lengths) > 0]
-        return (used[:, None] + torch.arange(prefix_tokens)).flatten()
+        starts = accumulate(lengths, initial=0)
+        used = [start for start, length in zip(starts, lengths, strict=False) if length]
+        return (
+            torch.tensor(used, dtype=torch.int64)[:, None] + torch.arange(prefix_tokens)
+        ).flatten()
