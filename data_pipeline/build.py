@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from data_pipeline.atomic_file import remove_leftovers, write_atomically
 from data_pipeline.index import index_shards
-from data_pipeline.manifest import Manifest, ShardSpec
+from data_pipeline.manifest import Manifest
 from data_pipeline.manifest_files import write_class_names
 from data_pipeline.parallel import run_tasks
+from data_pipeline.shard_folder import ShardSpec
 from data_pipeline.sources import FilePart, Source, SourceSample, from_memory, open_source
 
 BUILD_NAME = "build.json"

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from data_pipeline.atomic_file import write_atomically
 from data_pipeline.image_header import ImageError, ImageFormat, ImageHeader, ReadAt, read_header
-from data_pipeline.manifest import Manifest, ShardSpec, by_folder, resolve_shards
+from data_pipeline.manifest import Manifest
 from data_pipeline.manifest_files import (
+    CLASSES_NAME,
     SAMPLE_DTYPE,
     VERSION,
     RejectedLine,
@@ -33,8 +34,11 @@ from data_pipeline.manifest_files import (
     write_entries,
 )
 from data_pipeline.parallel import run_tasks
+from data_pipeline.remote import read_range, stat
+from data_pipeline.retry import PermanentError
 from data_pipeline.sample import SampleError, label_in_json, parse_label, pick_image, suffix_of
-from data_pipeline.tar_reader import Member, ShardFile, iter_samples
+from data_pipeline.shard_folder import ShardFolder, ShardSpec, by_folder, resolve_shards
+from data_pipeline.tar_reader import Member, iter_samples
 
 PARTS_FOLDER = ".manifest-parts"
 _ROW = struct.Struct("<QIHHiBBxx")
@@ -59,15 +63,17 @@ class ShardIndex:
 def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
     """Index the shards that `spec` names, write the manifests beside them, and open the result.
 
-    `spec` is what `Manifest.open` takes. Shards whose size, mtime and class map are unchanged
-    keep their rows; other indexed shards of the same folders stay in the index while they exist.
+    `spec` is what `Manifest.open` takes; the index of remote shards is written to
+    `data_pipeline.shard_folder.index_root`. Shards whose size, mtime or ETag, and class map are
+    unchanged keep their rows; other indexed shards of the same folders stay in the index while
+    they exist.
     A sample whose image, header or label is unusable is flagged, with its reason in
     ``manifest_rejected.jsonl``. Raises ValueError (`TarError`) naming shard and byte if a shard
     is damaged or cut, and ValueError if nothing usable is found.
     """
     folders = by_folder(resolve_shards(spec))
     tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
-    nbytes = sum(task.path.stat().st_size for task in tasks)
+    nbytes = sum(task.nbytes for task in tasks)
     hidden = not (progress and tasks)
     with tqdm(total=len(tasks), unit=" shards", desc="index", disable=hidden) as bar:
         for _ in run_tasks(_index_to_part, tasks, workers, nbytes):
@@ -152,24 +158,33 @@ def _within(read_at: ReadAt, member: Member) -> ReadAt:
 
 @dataclass(frozen=True)
 class _Task:
-    path: Path
+    folder: ShardFolder
+    name: str
+    nbytes: int
     class_names: tuple[str, ...] | None
 
 
-def _tasks(folder: Path, names: list[str]) -> list[_Task]:
+def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
     """Return the shards of a folder that neither its index nor a part file covers."""
-    class_names = read_class_names(folder)
-    indexed = read_entries(folder)
+    if folder.remote:
+        folder.index.mkdir(parents=True, exist_ok=True)
+        _copy_class_names(folder)
+    class_names = read_class_names(folder.index)
+    indexed = read_entries(folder.index)
     known = {entry.name: entry for entry in indexed[0]} if indexed else {}
     tasks = []
-    for name in names:
-        path, entry = folder / name, known.get(name)
-        current = entry is not None and _is_current(entry, path, class_names)
-        if not current and _read_part(path, class_names) is None:
-            tasks.append(_Task(path, class_names))
+    for name, (nbytes, mtime_ns) in zip(names, folder.stat(names), strict=True):
+        entry, found = known.get(name), (nbytes, mtime_ns, classes_digest(class_names))
+        current = entry is not None and _identity(entry) == found
+        if current:
+            _part_path(folder, name).unlink(missing_ok=True)
+            continue
+        part = _read_part(folder, name)
+        if part is None or _identity(part[0]) != found:
+            tasks.append(_Task(folder, name, nbytes, class_names))
     if tasks:
         try:
-            (folder / PARTS_FOLDER).mkdir(exist_ok=True)
+            (folder.index / PARTS_FOLDER).mkdir(exist_ok=True)
         except OSError as error:
             raise ValueError(
                 f"cannot write the index beside the shards ({error}); "
@@ -178,18 +193,30 @@ def _tasks(folder: Path, names: list[str]) -> list[_Task]:
     return tasks
 
 
-def _is_current(entry: ShardEntry, path: Path, class_names: tuple[str, ...] | None) -> bool:
-    status = path.stat()
-    found = (status.st_size, status.st_mtime_ns, classes_digest(class_names))
-    return (entry.nbytes, entry.mtime_ns, entry.classes) == found
+def _copy_class_names(folder: ShardFolder) -> None:
+    """Bring the class map that lies beside remote shards, if there is one, to their index."""
+    url, copy = folder.shard(CLASSES_NAME), folder.index / CLASSES_NAME
+    try:
+        content = read_range(url, 0, stat(url).nbytes)
+    except PermanentError:
+        copy.unlink(missing_ok=True)
+        return
+    if not copy.exists() or copy.read_bytes() != content:
+        with write_atomically(copy) as stream:
+            stream.write(content)
+
+
+def _identity(entry: ShardEntry) -> tuple[int, int, str]:
+    return entry.nbytes, entry.mtime_ns, entry.classes
 
 
 def _index_to_part(task: _Task) -> None:
     """Index one shard into its part file: a JSON line, then the rows."""
-    with ShardFile(str(task.path)) as shard:
-        index = index_shard(shard.read_at, shard.nbytes, str(task.path), task.class_names)
+    with task.folder.open(task.name) as shard:
+        path = task.folder.shard(task.name)
+        index = index_shard(shard.read_at, shard.nbytes, path, task.class_names)
         entry = ShardEntry(
-            name=task.path.name,
+            name=task.name,
             nbytes=shard.nbytes,
             mtime_ns=shard.mtime_ns,
             count=len(index.rows) // _ROW.size,
@@ -199,54 +226,53 @@ def _index_to_part(task: _Task) -> None:
             classes=classes_digest(task.class_names),
             ignored=dict(index.ignored),
         )
-    with write_atomically(_part_path(task.path)) as stream:
+    with write_atomically(_part_path(task.folder, task.name)) as stream:
         head = {"entry": asdict(entry), "rejected": index.rejected}
         stream.write(json.dumps(head).encode() + b"\n")
         stream.write(index.rows)
 
 
-def _part_path(path: Path) -> Path:
-    return path.parent / PARTS_FOLDER / f"{path.name}.v{VERSION}.part"
+def _part_path(folder: ShardFolder, name: str) -> Path:
+    return folder.index / PARTS_FOLDER / f"{name}.v{VERSION}.part"
 
 
 def _read_part(
-    path: Path, class_names: tuple[str, ...] | None
+    folder: ShardFolder, name: str
 ) -> tuple[ShardEntry, list[RejectedLine], np.ndarray] | None:
-    """Return entry, rejected lines and rows of a shard's part file; None if absent or stale."""
+    """Return entry, rejected lines and rows of a shard's part file; None if there is none."""
     try:
-        head, _, rows = _part_path(path).read_bytes().partition(b"\n")
+        head, _, rows = _part_path(folder, name).read_bytes().partition(b"\n")
     except FileNotFoundError:
         return None
     content = json.loads(head)
     entry = ShardEntry(**content["entry"])
-    if not _is_current(entry, path, class_names):
-        return None
     lines = [RejectedLine(entry.name, *line) for line in content["rejected"]]
     return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
 
 
-def _merge(folder: Path, names: list[str]) -> None:
+def _merge(folder: ShardFolder, names: list[str]) -> None:
     """Join the part files and the still valid rows of the old index into the folder's index."""
-    indexed, class_names = read_entries(folder), read_class_names(folder)
+    index = folder.index
+    indexed = read_entries(index)
     entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()
     if indexed:
         first = 0
         for entry in indexed[0]:
-            if (folder / entry.name).exists():
+            if folder.remote or (index / entry.name).exists():
                 entries[entry.name] = entry
                 rows[entry.name] = indexed[1][first : first + entry.count]
             first += entry.count
-    rejected = read_rejected(folder)
+    rejected = read_rejected(index)
     for name in names:
-        part = _read_part(folder / name, class_names)
+        part = _read_part(folder, name)
         if part:
             entries[name], rejected[name], rows[name] = part
     order = sorted(entries)
     lines = [line for name in order for line in rejected.get(name, [])]
     samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
     if indexed is None or [entries[name] for name in order] != indexed[0]:
-        write_entries(folder, [entries[name] for name in order], samples, lines)
+        write_entries(index, [entries[name] for name in order], samples, lines)
     for name in names:
-        _part_path(folder / name).unlink(missing_ok=True)
-    if (folder / PARTS_FOLDER).exists() and not any((folder / PARTS_FOLDER).iterdir()):
-        (folder / PARTS_FOLDER).rmdir()
+        _part_path(folder, name).unlink(missing_ok=True)
+    if (index / PARTS_FOLDER).exists() and not any((index / PARTS_FOLDER).iterdir()):
+        (index / PARTS_FOLDER).rmdir()

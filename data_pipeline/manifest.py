@@ -15,7 +15,6 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
-import braceexpand
 import numpy as np
 
 from data_pipeline.image_header import ImageFormat as ImageFormat
@@ -30,9 +29,17 @@ from data_pipeline.manifest_files import (
 )
 from data_pipeline.manifest_files import SAMPLE_DTYPE as SAMPLE_DTYPE
 from data_pipeline.manifest_files import SampleFlag as SampleFlag
-
-ShardSpec = str | Path | Sequence[str | Path]
-"""A folder, a ``.tar`` file, a glob, a brace expansion, or a list of these."""
+from data_pipeline.remote import is_remote
+from data_pipeline.retry import PermanentError
+from data_pipeline.shard_folder import (
+    ShardFolder,
+    by_folder,
+    folder_of,
+    remote_pattern,
+    resolve_shards,
+    spec_parts,
+)
+from data_pipeline.shard_folder import ShardSpec as ShardSpec
 
 
 @dataclass(frozen=True)
@@ -40,11 +47,23 @@ class Shard:
     """One tar file and its run of samples in the manifest."""
 
     path: str
+    """Path or URL."""
     nbytes: int
     mtime_ns: int
+    """For a remote shard, a hash of its ETag in place of the time."""
     first: int
     """Sample id of its first sample."""
     count: int
+
+
+@dataclass(frozen=True)
+class WeightedSource:
+    """A run of shards that is sampled at a rate of its own, with its own epochs."""
+
+    name: str
+    first_shard: int
+    stop_shard: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,8 @@ class Manifest:
     """Sha256 over names, sizes, mtimes, counts and row digests of the shards, and the classes."""
     highest_label: int = -1
     """Largest class index of any sample, -1 without labels."""
+    sources: tuple[WeightedSource, ...] = ()
+    """Where the spec gives weights: its sources, in order of their shards."""
 
     @staticmethod
     def open(spec: ShardSpec) -> Manifest:
@@ -103,77 +124,20 @@ class Manifest:
 
     def rejections(self) -> Iterator[Rejection]:
         """Yield the flagged samples of these shards with their reasons, in order of id."""
-        lines: dict[Path, dict[str, list[RejectedLine]]] = {}
+        lines: dict[ShardFolder, dict[str, list[RejectedLine]]] = {}
         for shard in self.shards:
-            path = Path(shard.path)
-            if path.parent not in lines:
-                lines[path.parent] = read_rejected(path.parent)
-            for line in lines[path.parent].get(path.name, []):
+            folder, name = folder_of(shard.path)
+            if folder not in lines:
+                lines[folder] = read_rejected(folder.index)
+            for line in lines[folder].get(name, []):
                 yield Rejection(shard.first + line.row, shard.path, line.key, line.reason)
-
-
-def resolve_shards(spec: ShardSpec) -> list[Path]:
-    """Return the tar files that a spec names, each once, sorted within a folder or a glob.
-
-    Raises ValueError naming the part of the spec that matches nothing.
-    """
-    found: dict[Path, None] = {}
-    for text in _parts(spec):
-        found.update(dict.fromkeys(_resolve_part(text)))
-    return list(found)
-
-
-def _parts(spec: ShardSpec) -> list[str]:
-    """Return the parts of a spec as text, a leading ~ replaced."""
-    if not isinstance(spec, str | Path | Sequence):
-        raise ValueError(f"shards are {spec!r}; give a folder, tar file, glob, braces or a list")
-    texts = []
-    for part in [spec] if isinstance(spec, str | Path) else spec:
-        if not isinstance(part, str | Path):
-            raise ValueError(f"shards hold {part!r}; each must be a path, glob or brace expansion")
-        if "://" in str(part):
-            raise ValueError(f"{part} is remote; only local shards can be read: copy them first")
-        texts.append(str(Path(part).expanduser()))
-    if not texts:
-        raise ValueError("the list of shards is empty")
-    return texts
-
-
-def by_folder(paths: list[Path]) -> dict[Path, list[str]]:
-    """Return the file names of paths by their folder, both in order of first appearance."""
-    groups: dict[Path, list[str]] = {}
-    for path in paths:
-        groups.setdefault(path.parent, []).append(path.name)
-    return groups
-
-
-def _resolve_part(text: str) -> list[Path]:
-    if Path(text).is_dir():
-        shards = sorted(path for path in Path(text).glob("*.tar") if not path.name.startswith("."))
-        if not shards:
-            raise ValueError(
-                f"{text} holds no .tar shards; write some with `zeta shards build IMAGES OUT`"
-            )
-        return shards
-    paths: list[Path] = []
-    for pattern in [text] if Path(text).is_file() else braceexpand.braceexpand(text):
-        path = Path(pattern)
-        relative = pattern.removeprefix(path.anchor)
-        matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(relative))
-        if not matches:
-            raise ValueError(f"no shard matches {pattern}")
-        paths += matches
-    for path in paths:
-        if path.suffix != ".tar" or not path.is_file():
-            raise ValueError(f"{path} is not a .tar file")
-    return paths
 
 
 @dataclass(frozen=True)
 class _Folder:
     """What a spec selects of one folder."""
 
-    path: Path
+    path: ShardFolder
     entries: list[ShardEntry]
     samples: np.ndarray
     class_names: tuple[str, ...] | None
@@ -181,28 +145,41 @@ class _Folder:
     """Shards that are in the index and no longer in the folder."""
 
 
-def _open_folder(folder: Path, names: list[str]) -> _Folder:
+def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
     command = f"`zeta shards index {folder}`"
-    indexed = read_entries(folder)
+    indexed = read_entries(folder.index)
     if indexed is None:
-        raise ValueError(f"the shards in {folder} have no index; type {command}")
+        where = f" in {folder.index} (see $ZETA_INDEX_DIR)" if folder.remote else ""
+        raise ValueError(f"the shards in {folder} have no index{where}; type {command}")
     entries, samples = indexed
-    class_names = read_class_names(folder)
+    class_names = read_class_names(folder.index)
     classes = classes_digest(class_names)
     known = {entry.name: number for number, entry in enumerate(entries)}
     for name in names:
         if name not in known:
-            raise ValueError(f"shard {folder / name} is not in the index; type {command}")
-        entry, status = entries[known[name]], (folder / name).stat()
-        if (entry.nbytes, entry.mtime_ns) != (status.st_size, status.st_mtime_ns):
-            raise ValueError(f"shard {folder / name} changed since it was indexed; type {command}")
+            raise ValueError(f"shard {folder.shard(name)} is not in the index; type {command}")
+    for name, found in zip(names, _stat(folder, names), strict=True):
+        entry = entries[known[name]]
+        if (entry.nbytes, entry.mtime_ns) != found:
+            raise ValueError(
+                f"shard {folder.shard(name)} changed since it was indexed; type {command}"
+            )
         if entry.classes != classes:
-            raise ValueError(f"{folder / CLASSES_NAME} changed since indexing; type {command}")
-    present = {path.name for path in folder.iterdir()}
+            raise ValueError(
+                f"{folder.index / CLASSES_NAME} changed since indexing; type {command}"
+            )
+    present = names if folder.remote else {path.name for path in folder.index.iterdir()}
     missing = [entry.name for entry in entries if entry.name not in present]
     chosen = [known[name] for name in names]
     rows = _rows(entries, samples, chosen)
     return _Folder(folder, [entries[i] for i in chosen], rows, class_names, missing)
+
+
+def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
+    try:
+        return folder.stat(names)
+    except PermanentError as error:
+        raise ValueError(f"shard {error.filename} cannot be read: {error.strerror}") from error
 
 
 def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> np.ndarray:
@@ -215,13 +192,14 @@ def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> 
 
 def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:
     """Raise ValueError if the spec also names a shard that is indexed but no longer there."""
-    for text in _parts(spec):
-        whole_folder = Path(text).is_dir() and Path(text) == folder.path
+    for text in spec_parts(spec):
+        pattern = remote_pattern(text) if is_remote(text) else text
+        whole_folder = Path(text).is_dir() and text == folder.path.location
         for name in folder.missing:
-            if whole_folder or fnmatchcase(str(folder.path / name), text):
+            if whole_folder or fnmatchcase(folder.path.shard(name), pattern):
                 raise ValueError(
-                    f"shard {folder.path / name} is indexed but missing; bring it back, or type "
-                    f"`zeta shards index {folder.path}` to go on without it"
+                    f"shard {folder.path.shard(name)} is indexed but missing; bring it back, or "
+                    f"type `zeta shards index {folder.path}` to go on without it"
                 )
 
 
@@ -240,7 +218,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
     for folder in folders:
         for entry in folder.entries:
             if entry.count:
-                path = str(folder.path / entry.name)
+                path = folder.path.shard(entry.name)
                 shards.append(Shard(path, entry.nbytes, entry.mtime_ns, first, entry.count))
             facts = [entry.name, entry.nbytes, entry.mtime_ns, entry.count, entry.digest]
             digest.update(json.dumps(facts).encode())

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from data_pipeline.manifest import ShardSpec, resolve_shards
 from data_pipeline.manifest_files import read_class_names
+from data_pipeline.remote import is_remote
 from data_pipeline.sample import IMAGE_SUFFIXES, suffix_of
+from data_pipeline.shard_folder import ShardSpec, resolve_shards, spec_parts
 from data_pipeline.tar_reader import ShardFile, iter_samples
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
@@ -221,7 +222,10 @@ def _read_jsonl(table: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _from_shards(spec: ShardSpec) -> Source:
-    paths, skipped = resolve_shards(spec), Counter[str]()
+    for part in spec_parts(spec):
+        if is_remote(part):
+            raise ValueError(f"{part} is remote; shards are built from local ones: copy them first")
+    paths, skipped = [Path(shard) for shard in resolve_shards(spec)], Counter[str]()
     class_maps = {read_class_names(path.parent) for path in paths}
     if len(class_maps) > 1:
         raise ValueError("the shards come from folders with different classes.json")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.index import index_shards
-from data_pipeline.manifest import SAMPLE_DTYPE, Manifest, resolve_shards
+from data_pipeline.manifest import SAMPLE_DTYPE, Manifest
+from data_pipeline.shard_folder import resolve_shards
 from tests.data_pipeline.shard_fixtures import labelled, write_shard
 
 
@@ -177,7 +178,6 @@ def test_an_index_of_another_version_counts_as_none(folder):
         ("{}/x-{{0..3}}.tar", "no shard matches .*x-0"),
         ("{}/*.zip", "no shard matches"),
         ("{}/manifest.json", "is not a .tar file"),
-        ("s3://bucket/a.tar", "is remote"),
         ([], "the list of shards is empty"),
         ([{"path": "a", "weight": 1}], "must be a path"),
         (3, "shards are 3; give a folder"),
