@@ -57,7 +57,10 @@ def serve():
     os.dup2(2, 1)
     import torch
 
-    import zeta.trainer  # noqa: F401
+    # What a rank would import by and by: seconds each, and here only once.
+    for name in ("deepspeed.runtime.zero.muon.muon_optimizer", "torch._inductor.compile_fx"):
+        importlib.import_module(name)
+    importlib.import_module("zeta.trainer")
 
     torch.set_num_threads(1)
     for line in sys.stdin:
