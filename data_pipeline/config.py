@@ -37,6 +37,31 @@ class ResolutionConfig:
 
 
 @dataclass
+class DropScheduleConfig:
+    """How the drop rate changes over the run (NaViT, section 3.3); see `data_pipeline.sampling`.
+
+    At the n-th image of the run the mean rate is `low` + (`high` - `low`) sigmoid((n - `middle`) /
+    `width`).
+    """
+
+    kind: str = "none"
+    """none (the rate stays) or sigmoid."""
+    low: float = 0.2
+    high: float = 0.8
+    middle: float = 0
+    """Images seen at which the rate is half-way."""
+    width: float = -1e6
+    """Images over which it changes; below 0 the rate falls, which trained best in the paper."""
+
+    def __post_init__(self) -> None:
+        check_choice("data.drop.schedule.kind", self.kind, ("none", "sigmoid"))
+        check_range("data.drop.schedule.low", self.low, 0, 1, open_high=True)
+        check_range("data.drop.schedule.high", self.high, self.low, 1, open_high=True)
+        if self.width == 0:
+            raise ValueError("data.drop.schedule.width is 0; give a number of images, not 0")
+
+
+@dataclass
 class DropConfig:
     """Share of an image's patches that is dropped before packing; see `data_pipeline.sampling`."""
 
@@ -46,6 +71,9 @@ class DropConfig:
     rate: float = 0.5
     min: float = 0.1
     max: float = 0.9
+    schedule: DropScheduleConfig = field(default_factory=DropScheduleConfig)
+    """Moves the rate over the run: `rate` itself, or of kind resolution the middle of min and max,
+    their distance staying."""
 
     def __post_init__(self) -> None:
         check_choice("data.drop.kind", self.kind, ("none", "constant", "beta", "resolution"))
@@ -58,6 +86,35 @@ class DropConfig:
             )
         if self.min > self.max:
             raise ValueError(f"data.drop.min is {self.min:g}, above data.drop.max = {self.max:g}")
+        schedule = self.schedule
+        if schedule.kind != "none" and self.kind == "none":
+            raise ValueError(
+                f"data.drop.schedule.kind is {schedule.kind!r}, but data.drop.kind is none: there is "
+                "no rate to schedule; set data.drop.kind"
+            )
+        if schedule.kind != "none" and self.kind == "beta" and schedule.high >= self.max:
+            raise ValueError(
+                f"data.drop.schedule.high is {schedule.high:g}; for kind beta it is a mean rate "
+                f"and must be below data.drop.max = {self.max:g}"
+            )
+
+
+@dataclass
+class AugmentConfig:
+    """Changes to training images besides their size; evaluation makes none."""
+
+    flip: bool = False
+    """Mirror every second image, left to right."""
+    crop_min_area: float = 1.0
+    """Cut a box of the image's own aspect ratio, of a share of its area drawn from this to 1, at
+    a place drawn at random, and resize that ("random resized crop"); 1 is the whole image."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_min_area <= 1:
+            raise ValueError(
+                f"data.augment.crop_min_area is {self.crop_min_area:g}; it must be above 0 and "
+                "at most 1"
+            )
 
 
 @dataclass
@@ -73,7 +130,8 @@ class DataConfig:
     """Which shards are read and how they become packs."""
 
     shards: Any = None
-    """Training shards: a folder, tar file, glob, brace expansion, or a list of these."""
+    """Training shards: a folder, tar file, glob, brace expansion, or a list of these. A list of
+    {path, weight} mixes sources at rates of their own, each with its own epochs."""
     val_shards: Any = free(None)
     """Held-out shards, written the same way."""
     token_budget: int = 4096
@@ -82,17 +140,26 @@ class DataConfig:
     """Most images in a pack: it sets the shape of labels and pooled features."""
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
     drop: DropConfig = field(default_factory=DropConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mix_by: str = "images"
+    """What the weights of sources are rates of: images or tokens."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     seed: int = 0
     """Seed of order, sizes and dropped patches."""
     window_shards: int = 1
     """K: shards whose samples a lane shuffles together."""
     pack_window: int = 2048
-    """Samples that a lane packs together."""
+    """Samples that a lane packs together; at most 4096, so that its saved state stays small."""
     workers: int = free(2)
     """Decoding processes a rank; 0 decodes in the training process."""
+    cache_dir: str = free("${oc.env:TMPDIR,/tmp}/zeta-cache")
+    """Folder on a local disk where each rank keeps the remote shards that it reads next."""
+    cache_gb: float = free(100.0)
+    """Most gigabytes (1e9 bytes) that one rank keeps there."""
+    read_deadline_s: float = free(120.0)
+    """Seconds for which reading a shard is tried again, or may hang, before the run fails."""
     require_labels: bool = False
-    """Quarantine samples without a label; set by `zeta train` from the objective."""
+    """Samples without a class are not planned; set by `zeta train` from the objective."""
     prefix_tokens: int = 0
     """Tokens the model puts before each image's patches; set by `zeta train` from the model."""
     patch_size: int | None = None
@@ -104,6 +171,9 @@ class DataConfig:
         check_range("data.token_budget", self.token_budget, 1)
         check_range("data.max_images_per_pack", self.max_images_per_pack, 1)
         check_range("data.window_shards", self.window_shards, 1)
-        check_range("data.pack_window", self.pack_window, 1)
+        check_range("data.pack_window", self.pack_window, 1, 4096)
+        check_choice("data.mix_by", self.mix_by, ("images", "tokens"))
         check_range("data.workers", self.workers, 0)
+        check_range("data.cache_gb", self.cache_gb, 0)
+        check_range("data.read_deadline_s", self.read_deadline_s, 0)
         check_range("data.prefix_tokens", self.prefix_tokens, 0)

@@ -7,67 +7,26 @@ execute it: nothing here depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig
-from data_pipeline.lanes import Cursor, LaneDeal, LaneStream
-from data_pipeline.manifest import Manifest, SampleFlag
-from data_pipeline.packing import PackLimits, image_costs, pack_window
+from data_pipeline.lane_packer import LanePacker, WindowRules
+from data_pipeline.lane_packer import LaneState as LaneState
+from data_pipeline.lane_packer import PackPlan as PackPlan
+from data_pipeline.lanes import LaneDeal, LaneStream
+from data_pipeline.manifest import Manifest, WeightedSource
+from data_pipeline.mixing import Dealt, LaneMix
+from data_pipeline.packing import PackLimits
 from data_pipeline.random_draws import Draw, sample_uniforms
-from data_pipeline.sampling import keep_counts, token_grids
+from data_pipeline.sampling import crop_sides, keep_counts, token_grids
+from data_pipeline.shard_masses import release_pages, shard_masses, usable_samples
 
 Ints = NDArray[np.int64]
 
-_MASS_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class PackPlan:
-    """The images of one pack; arrays of [n] in pack order."""
-
-    sample_ids: Ints
-    epochs: Ints
-    rows: Ints
-    columns: Ints
-    """Grid of patches that the image is resized to, before dropping."""
-    keep: Ints
-    """Patches kept of rows * columns."""
-    lengths: Ints
-    """Tokens of the budget used: kept patches and prefix tokens."""
-
-
-@dataclass(frozen=True)
-class LaneState:
-    """Where a lane stands: the start of its pack window, and the packs taken from that window."""
-
-    cursor: Cursor = field(default_factory=Cursor)
-    carry_ids: tuple[int, ...] = ()
-    carry_epochs: tuple[int, ...] = ()
-    packs_taken: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the state as plain lists and ints."""
-        return {
-            "cursor": list(self.cursor),
-            "carry_ids": list(self.carry_ids),
-            "carry_epochs": list(self.carry_epochs),
-            "packs_taken": self.packs_taken,
-        }
-
-    @classmethod
-    def from_json(cls, state: Mapping[str, Any]) -> LaneState:
-        """Read what `to_json` wrote."""
-        return cls(
-            Cursor(*state["cursor"]),
-            tuple(state["carry_ids"]),
-            tuple(state["carry_epochs"]),
-            int(state["packs_taken"]),
-        )
+_ROWS_BETWEEN_RELEASES = 1 << 20
 
 
 @dataclass
@@ -81,7 +40,8 @@ class Plan:
         max_epochs: end every lane's stream after so many epochs (None: endless).
 
     Raises:
-        ValueError: fewer samples than lanes, or a budget that cannot hold a single patch.
+        ValueError: fewer samples than lanes, a budget that cannot hold a single patch, or epochs
+            to count where several sources have epochs of their own.
     """
 
     manifest: Manifest
@@ -103,152 +63,129 @@ class Plan:
                 f"tokens an image it must be at least {config.prefix_tokens + 1}"
             )
         shards = self.manifest.shards
-        masses, usable = self._shard_masses()
-        if usable < self.num_lanes:
-            raise ValueError(
-                f"train.packs_per_step is {self.num_lanes} but the shards hold only {usable} "
-                f"usable images: every pack of a step reads images of its own, so set "
-                f"train.packs_per_step to at most {usable}"
-            )
-        self.deal = LaneDeal(
-            firsts=np.array([shard.first for shard in shards], dtype=np.int64),
-            counts=np.array([shard.count for shard in shards], dtype=np.int64),
-            masses=masses,
-            num_lanes=self.num_lanes,
-            window_shards=config.window_shards,
-            seed=config.seed,
+        self.sources = self.manifest.sources or (
+            WeightedSource("data.shards", 0, len(shards), 1.0),
         )
+        if self.max_epochs is not None and len(self.sources) > 1:
+            raise ValueError(
+                "train.max_epochs counts passes over the shards, but each weighted source of "
+                "data.shards has passes of its own: set train.max_steps instead"
+            )
+        self.masses = shard_masses(
+            self.manifest,
+            self._median_patches,
+            require_labels=config.require_labels,
+            rules={"max_tokens": self.max_tokens, "patch": self.patch_size}
+            | asdict(config.resolution),
+        )
+        self._deals = [self._deal(index, source) for index, source in enumerate(self.sources)]
+        self._rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window)
+        self._rows_read = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images that can be used: each is dealt once in an epoch of its source."""
+        return int(self.masses.usable.sum())
 
     def lane(self, lane: int, state: LaneState | None = None) -> LanePacker:
         """Return the packs of one lane, from `state` on."""
-        return LanePacker(self, LaneStream(self.deal, lane, self.max_epochs), state or LaneState())
+        return LanePacker(self.lane_mix(lane), self._rules, state)
 
-    def size_images(self, sample_ids: Ints, epochs: Ints) -> PackPlan:
-        """Draw grid and keep count of each sample in its epoch; [n] each."""
-        samples = self.manifest.samples[sample_ids]
-        seed = self.config.seed
-        rows, columns, _ = self._grids(
-            samples, sample_uniforms(Draw.RESOLUTION, seed, epochs, sample_ids)
+    def lane_mix(self, lane: int) -> LaneMix:
+        """Return the samples of one lane, in the order in which they are dealt."""
+        return LaneMix(
+            [LaneStream(deal, lane, self._usable, self.max_epochs) for deal in self._deals],
+            [source.weight for source in self.sources],
+            self.num_lanes,
+            self._count_tokens if self.config.mix_by == "tokens" else None,
         )
-        keep = keep_counts(
-            self.config.drop,
-            self.config.resolution,
-            rows * columns,
-            sample_uniforms(Draw.DROP_RATE, seed, epochs, sample_ids),
-            patch_size=self.patch_size,
-        )
-        lengths = keep + self.config.prefix_tokens
-        return PackPlan(sample_ids, epochs, rows, columns, keep, lengths)
 
-    def _grids(
-        self, samples: NDArray[np.void], u: NDArray[np.float64]
-    ) -> tuple[Ints, Ints, NDArray[np.bool_]]:
-        return token_grids(
-            self.config.resolution,
-            samples["height"].astype(np.int64),
-            samples["width"].astype(np.int64),
+    def source_of(self, sample_ids: Ints) -> Ints:
+        """Return the index in `sources` of each sample."""
+        stops = np.array([source.stop_shard for source in self.sources])
+        return np.searchsorted(stops, self.manifest.shard_of(sample_ids), side="right")
+
+    def size_images(self, sample_ids: Ints, epochs: Ints, seen: Ints | None = None) -> PackPlan:
+        """Draw grid and keep count of each sample, in its epoch, as image n of the run; [n] each.
+
+        `seen` is n of schedules; None is 0 for all.
+        """
+        self._release(len(sample_ids))
+        config, samples = self.config, self.manifest.samples[sample_ids]
+
+        def draw(purpose: Draw) -> NDArray[np.float64]:
+            return sample_uniforms(purpose, config.seed, epochs, sample_ids)
+
+        seen = np.zeros_like(sample_ids) if seen is None else seen
+        crops = np.ones(len(sample_ids))
+        if config.augment.crop_min_area < 1:
+            crops = crop_sides(config.augment, draw(Draw.CROP_AREA))
+        u = draw(Draw.RESOLUTION)
+        rows, columns, shrunk = token_grids(
+            config.resolution,
+            samples["height"] * crops,
+            samples["width"] * crops,
             u,
             patch_size=self.patch_size,
             max_tokens=self.max_tokens,
         )
-
-    def _shard_masses(self) -> tuple[NDArray[np.float64], int]:
-        """Return the tokens of each shard at the median draw, and the number of usable images.
-
-        Reads the manifest in chunks, so that memory does not grow with it.
-        """
-        masses, count = np.zeros(len(self.manifest.shards)), 0
-        for start in range(0, len(self.manifest.samples), _MASS_CHUNK):
-            ids = np.arange(start, min(start + _MASS_CHUNK, len(self.manifest.samples)))
-            samples = self.manifest.samples[ids]
-            usable = (samples["flags"] & SampleFlag.BAD) == 0
-            samples, ids = samples[usable], ids[usable]
-            rows, columns, _ = self._grids(samples, np.full(len(ids), 0.5))
-            count += len(ids)
-            masses += np.bincount(
-                self.manifest.shard_of(ids), weights=rows * columns, minlength=len(masses)
+        keep = rows * columns
+        if config.drop.kind != "none":
+            keep = keep_counts(
+                config.drop,
+                config.resolution,
+                keep,
+                draw(Draw.DROP_RATE),
+                patch_size=self.patch_size,
+                seen=seen,
             )
-        return masses, count
+        lengths = keep + config.prefix_tokens
+        return PackPlan(sample_ids, epochs, seen, rows, columns, keep, lengths, crops, shrunk)
 
+    def _size(self, dealt: Dealt) -> PackPlan:
+        return self.size_images(*dealt)
 
-class LanePacker:
-    """Iterates over the packs of one lane; `state` may be saved after any pack."""
+    def _count_tokens(self, sample_ids: Ints, epochs: Ints, seen: Ints) -> Ints:
+        return self.size_images(sample_ids, epochs, seen).lengths
 
-    def __init__(self, plan: Plan, stream: LaneStream, state: LaneState) -> None:
-        self._plan = plan
-        self._stream = stream
-        self._start = state
-        """State at the start of the current window."""
-        self._packs: list[PackPlan] = []
-        self._taken = 0
-        self._after = state
-        """State at the start of the next window."""
-        self.epoch = state.cursor.epoch
-        if state.packs_taken:
-            self._next_window()
-            self._taken = state.packs_taken
+    def _usable(self, sample_ids: Ints) -> NDArray[np.bool_]:
+        return usable_samples(self.manifest.samples[sample_ids], self.config.require_labels)
 
-    def __iter__(self) -> Iterator[PackPlan]:
-        while (pack := self.next_pack()) is not None:
-            yield pack
-
-    @property
-    def state(self) -> LaneState:
-        """State after the packs returned so far; a lane restored from it returns the next one."""
-        start = self._start
-        return LaneState(start.cursor, start.carry_ids, start.carry_epochs, self._taken)
-
-    def next_pack(self) -> PackPlan | None:
-        """Return the next pack of this lane, or None once its stream has ended."""
-        if not self._fill():
-            return None
-        pack = self._packs[self._taken]
-        self._taken += 1
-        self.epoch = int(pack.epochs.min())
-        if self._taken == len(self._packs):  # a finished window is named by where the next starts
-            self._start, self._packs, self._taken = self._after, [], 0
-        return pack
-
-    def has_more(self) -> bool:
-        """Return whether `next_pack` would return a pack."""
-        return self._fill()
-
-    def _fill(self) -> bool:
-        """Make sure that a pack is waiting; return False once the stream has ended."""
-        while self._taken == len(self._packs):
-            if self._stream.ended(self._start.cursor) and not self._start.carry_ids:
-                return False
-            self._next_window()
-            if not self._packs:  # too few samples for one full pack: deal on
-                self._start = self._after
-        return True
-
-    def _next_window(self) -> None:
-        """Deal and pack the window that `_start` stands before; set `_packs` and `_after`."""
-        start = self._start
-        dealt, cursor = np.empty(0, dtype=np.int64), start.cursor
-        if not self._stream.ended(cursor):
-            dealt, cursor = self._stream.take(cursor, self._plan.config.pack_window)
-            flags = self._plan.manifest.samples["flags"][dealt]
-            dealt = dealt[(flags & SampleFlag.BAD) == 0]
-        ids = np.concatenate([np.array(start.carry_ids, dtype=np.int64), dealt])
-        carried = np.array(start.carry_epochs, dtype=np.int64)
-        epochs = np.concatenate([carried, np.full(len(dealt), start.cursor.epoch)])
-        images = self._plan.size_images(ids, epochs)
-        packs, leftovers = pack_window(
-            images.lengths,
-            image_costs(images.lengths, self._plan.cost_dim),
-            self._plan.limits,
-            num_first=len(carried),
-            flush=self._stream.ended(cursor),
+    def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, NDArray[np.bool_]]:
+        rows, columns, shrunk = token_grids(
+            self.config.resolution,
+            samples["height"].astype(np.int64),
+            samples["width"].astype(np.int64),
+            np.full(len(samples), 0.5),
+            patch_size=self.patch_size,
+            max_tokens=self.max_tokens,
         )
-        self._packs = [_select(images, pack) for pack in packs]
-        self._taken = 0
-        self._after = LaneState(
-            cursor, tuple(ids[leftovers].tolist()), tuple(epochs[leftovers].tolist())
+        return rows * columns, shrunk
+
+    def _deal(self, index: int, source: WeightedSource) -> LaneDeal:
+        shards = self.manifest.shards[source.first_shard : source.stop_shard]
+        own = slice(source.first_shard, source.stop_shard)
+        usable = int(self.masses.usable[own].sum())
+        if usable < self.num_lanes:
+            where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"
+            raise ValueError(
+                f"train.packs_per_step is {self.num_lanes} but {where} only {usable} usable "
+                "images: every pack of a step reads images of its own, so set "
+                f"train.packs_per_step to at most {max(usable, 1)}"
+            )
+        return LaneDeal(
+            firsts=np.array([shard.first for shard in shards], dtype=np.int64),
+            counts=np.array([shard.count for shard in shards], dtype=np.int64),
+            masses=self.masses.tokens[own],
+            num_lanes=self.num_lanes,
+            window_shards=self.config.window_shards,
+            seed=self.config.seed,
+            source=index,
         )
 
-
-def _select(images: PackPlan, indices: Sequence[int]) -> PackPlan:
-    index = np.array(indices)
-    return PackPlan(*(getattr(images, name)[index] for name in PackPlan.__dataclass_fields__))
+    def _release(self, rows: int) -> None:
+        """Give back the pages of a mapped manifest now and then, so that memory stays level."""
+        self._rows_read += rows
+        if self._rows_read >= _ROWS_BETWEEN_RELEASES:
+            release_pages(self.manifest.samples)
+            self._rows_read = 0

@@ -27,6 +27,11 @@ class Draw(IntEnum):
     RESOLUTION = 2
     DROP_RATE = 3
     KEPT_PATCHES = 4
+    RUN_START = 5
+    CROP_AREA = 6
+    CROP_TOP = 7
+    CROP_LEFT = 8
+    FLIP = 9
 
 
 def mix64(values: UInt64s) -> UInt64s:

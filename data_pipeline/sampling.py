@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, expit, ndtr, ndtri
 
-from data_pipeline.config import DropConfig, ResolutionConfig
+from data_pipeline.config import AugmentConfig, DropConfig, ResolutionConfig
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -21,12 +21,14 @@ RESOLUTION_DROP_SIGMA = 0.02
 """Spread of the resolution-dependent drop rate about its mean; rejected beyond 2 sigma."""
 
 
-def sample_sides(config: ResolutionConfig, heights: Ints, widths: Ints, u: Floats) -> Floats:
+def sample_sides(
+    config: ResolutionConfig, heights: Ints | Floats, widths: Ints | Floats, u: Floats
+) -> Floats:
     """Return the side s of each image in pixels, s * s being the area it is resized to.
 
     Args:
         config: distribution of s.
-        heights, widths: [n] pixels of the stored images.
+        heights, widths: [n] pixels of the images, or of their crops.
         u: [n] uniform draws in (0, 1).
     """
     low, high = float(config.min), float(config.max)
@@ -46,8 +48,8 @@ def sample_sides(config: ResolutionConfig, heights: Ints, widths: Ints, u: Float
 
 def token_grids(
     config: ResolutionConfig,
-    heights: Ints,
-    widths: Ints,
+    heights: Ints | Floats,
+    widths: Ints | Floats,
     u: Floats,
     *,
     patch_size: int,
@@ -88,6 +90,7 @@ def keep_counts(
     u: Floats,
     *,
     patch_size: int,
+    seen: Ints | None = None,
 ) -> Ints:
     """Return how many patches of each image are kept: at least one, at most all.
 
@@ -99,10 +102,11 @@ def keep_counts(
         tokens: [n] patches of the images.
         u: [n] uniform draws in (0, 1).
         patch_size: side of a patch in pixels.
+        seen: [n] images dealt before each one, for a schedule (None: 0).
     """
     if config.kind == "none":
         return tokens.copy()
-    rates = drop_rates(config, resolution, tokens, u, patch_size=patch_size)
+    rates = drop_rates(config, resolution, tokens, u, patch_size=patch_size, seen=seen)
     return np.clip(np.rint(tokens * (1 - rates)).astype(np.int64), 1, tokens)
 
 
@@ -113,19 +117,40 @@ def drop_rates(
     u: Floats,
     *,
     patch_size: int,
+    seen: Ints | None = None,
 ) -> Floats:
     """Return the share of patches to drop for each image, in [0, 1) (NaViT, section 3.3)."""
+    mean_rates = scheduled_rates(config, np.zeros_like(tokens) if seen is None else seen)
     if config.kind == "constant":
-        return np.full(len(tokens), config.rate)
+        return mean_rates
     if config.kind == "beta":
-        mean = config.rate / config.max
+        # A mean of 0 (the low end of a schedule) is the limit in which nothing is dropped.
+        mean = np.maximum(mean_rates / config.max, 1e-6)
         strength = 1 / BETA_VARIANCE_SHARE - 1
         return np.asarray(betaincinv(strength * mean, strength * (1 - mean), u)) * config.max
     fewest, most = ((side / patch_size) ** 2 for side in (resolution.min, resolution.max))
     position = np.clip((tokens - fewest) / max(most - fewest, 1.0), 0, 1)
-    mean_rates = config.min + position * (config.max - config.min)
+    mean_rates = mean_rates + (position - 0.5) * (config.max - config.min)
     z = ndtri(ndtr(-2.0) + u * (ndtr(2.0) - ndtr(-2.0)))
     return np.asarray(np.clip(mean_rates + RESOLUTION_DROP_SIGMA * z, 0, 0.999))
+
+
+def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
+    """Return the mean drop rate at the n-th image of the run, n = `seen` ([n] each).
+
+    Without a schedule that is `rate`, and of kind resolution the middle of `min` and `max`.
+    """
+    schedule = config.schedule
+    if schedule.kind == "none":
+        still = (config.min + config.max) / 2 if config.kind == "resolution" else config.rate
+        return np.full(len(seen), still)
+    turned = expit((seen - schedule.middle) / schedule.width)
+    return np.asarray(schedule.low + (schedule.high - schedule.low) * turned)
+
+
+def crop_sides(config: AugmentConfig, u: Floats) -> Floats:
+    """Return the share of each side that a crop keeps; its area is uniform in [min area, 1]."""
+    return np.sqrt(config.crop_min_area + u * (1 - config.crop_min_area))
 
 
 def decode_scales(heights: Ints, widths: Ints, rows: Ints, columns: Ints, patch_size: int) -> Ints:
