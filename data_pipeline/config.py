@@ -89,8 +89,8 @@ class DropConfig:
         schedule = self.schedule
         if schedule.kind != "none" and self.kind == "none":
             raise ValueError(
-                f"data.drop.schedule.kind is {schedule.kind!r}, but data.drop.kind is none: there is "
-                "no rate to schedule; set data.drop.kind"
+                f"data.drop.schedule.kind is {schedule.kind!r}, but data.drop.kind is none: there "
+                "is no rate to schedule; set data.drop.kind"
             )
         if schedule.kind != "none" and self.kind == "beta" and schedule.high >= self.max:
             raise ValueError(

@@ -96,7 +96,7 @@ class LaneMix:
         assert self.count_tokens is not None
         ids, epochs, _ = self._take(source, cursor, limit)
         tokens = self.count_tokens(ids, epochs, np.full(limit, self.num_lanes * before))
-        return cursor.tokens + np.cumsum(tokens) - tokens / 2
+        return np.asarray(cursor.tokens + np.cumsum(tokens) - tokens / 2, dtype=np.float64)
 
     def _merge(self, clocks: Sequence[NDArray[np.float64]], limit: int) -> Ints:
         """Return the source of each of the next `limit` samples, by the time on their clocks."""

@@ -17,6 +17,8 @@ from data_pipeline.atomic_file import write_atomically
 from data_pipeline.manifest import Manifest, SampleFlag
 
 _CHUNK = 1 << 19
+_CACHED_FROM = 2_000_000
+"""Samples from which counting takes long enough to be worth a file."""
 _VERSION = 1
 
 
@@ -56,8 +58,11 @@ def shard_masses(
         count_patches: gives the patches of some rows, and which were shrunk to fit.
         require_labels: samples without a class cannot be used.
         rules: all that `count_patches` depends on; part of the name in the cache.
-        cache: folder of the cache; None is `$XDG_CACHE_HOME/zeta` or `~/.cache/zeta`.
+        cache: folder of the cache; None is `$XDG_CACHE_HOME/zeta` or `~/.cache/zeta`, used for
+            large manifests only.
     """
+    if cache is None and len(manifest.samples) < _CACHED_FROM:
+        return ShardMasses(*_count(manifest, count_patches, require_labels))
     facts = [_VERSION, manifest.fingerprint, len(manifest.samples), require_labels, dict(rules)]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (cache or _cache_folder()) / f"shards-{name}.npy"

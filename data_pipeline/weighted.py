@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipeline.manifest import Manifest, ShardSpec, WeightedSource
+from data_pipeline.manifest import Manifest, Shard, ShardSpec, WeightedSource
 
 
 def open_shards(spec: ShardSpec | Sequence[Mapping[str, object]]) -> Manifest:
@@ -53,7 +53,7 @@ def _entry(entry: Mapping[str, object]) -> tuple[ShardSpec, float]:
 
 def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
     """Lay the manifests end to end; a shard that two sources name is a shard of each."""
-    shards, sources, first = [], [], 0
+    shards, sources, first = list[Shard](), list[WeightedSource](), 0
     class_names = parts[0][2].class_names
     for spec, weight, manifest in parts:
         if manifest.class_names != class_names:
