@@ -83,7 +83,7 @@ class LaneMix:
         return self.num_lanes * np.arange(before, before + count)
 
     def _image_clock(self, dealt: int, limit: int) -> NDArray[np.float64]:
-        return np.arange(dealt, dealt + limit) + 0.5
+        return np.arange(dealt, dealt + limit, dtype=np.float64) + 0.5
 
     def _token_clock(
         self, source: int, cursor: Cursor, limit: int, before: int
@@ -96,7 +96,8 @@ class LaneMix:
         assert self.count_tokens is not None
         ids, epochs, _ = self._take(source, cursor, limit)
         tokens = self.count_tokens(ids, epochs, np.full(limit, self.num_lanes * before))
-        return np.asarray(cursor.tokens + np.cumsum(tokens) - tokens / 2, dtype=np.float64)
+        middles: NDArray[np.float64] = cursor.tokens + np.cumsum(tokens) - 0.5 * tokens
+        return middles
 
     def _merge(self, clocks: Sequence[NDArray[np.float64]], limit: int) -> Ints:
         """Return the source of each of the next `limit` samples, by the time on their clocks."""

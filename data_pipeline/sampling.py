@@ -153,7 +153,9 @@ def crop_sides(config: AugmentConfig, u: Floats) -> Floats:
     return np.sqrt(config.crop_min_area + u * (1 - config.crop_min_area))
 
 
-def decode_scales(heights: Ints, widths: Ints, rows: Ints, columns: Ints, patch_size: int) -> Ints:
+def decode_scales(
+    heights: Ints | Floats, widths: Ints | Floats, rows: Ints, columns: Ints, patch_size: int
+) -> Ints:
     """Return 1, 2, 4 or 8: the largest JPEG reduction that still covers the target on both sides.
 
     libjpeg can decode at 1/2, 1/4 and 1/8 of the size, which is cheaper than decoding in full; it

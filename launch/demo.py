@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.build import build_shards
-from data_pipeline.manifest import Manifest
 from data_pipeline.plan_summary import summarise
+from data_pipeline.weighted import open_shards
 from launch.config import load_config
 from launch.digits import CLASS_NAMES, render_split
 from launch.evaluate import NATIVE, evaluate_export
@@ -166,7 +166,7 @@ def _headline(number: int, text: str) -> None:
 
 def _print_plan(recipe: Sequence[str]) -> None:
     config = load_config("demo", recipe)
-    manifest = Manifest.open(config.data.shards)
+    manifest = open_shards(config.data.shards)
     summary = summarise(training_plan(resolve_with_shards(config, manifest), manifest), RANKS)
     print("\n".join(f"  {line}" for line in plan_table(summary, RANKS)))
 

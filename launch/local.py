@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.weighted import open_shards
 from launch.config import ZetaConfig, load_config
 from launch.ranks import Outcome, run_ranks
 from launch.run_setup import resolve_with_shards
@@ -34,7 +34,7 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
     """
     checked = load_config(config, overrides)
     _check_ranks(checked, nproc)
-    resolved = resolve_with_shards(checked, Manifest.open(checked.data.shards))
+    resolved = resolve_with_shards(checked, open_shards(checked.data.shards))
     check_resume(RunDir(Path(checked.run.dir)), resolved)
     outcome = run_ranks([sys.executable, "-m", "launch", "train", config, *overrides], nproc)
     if outcome.aborted:

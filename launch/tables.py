@@ -9,16 +9,41 @@ from data_pipeline.plan_summary import PlanSummary
 
 def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
     """Return the lines of `zeta data plan`."""
-    rows = (
+    about = "~" if summary.approximate else ""
+    rows = [
         ("images", f"{summary.images:,}"),
-        ("tokens", f"{summary.tokens:,}"),
-        ("packs", f"{summary.packs:,}  ({summary.images_per_pack:.1f} images each)"),
-        ("steps an epoch", f"{summary.steps_per_epoch:,}"),
-        ("fill", f"{summary.fill:.2%} of the token budget"),
-        ("dropped patches", f"{summary.drop_mean:.1%} on average"),
-        ("straggler ratio", f"{summary.straggler_ratio:.3f} on {world_size} ranks"),
-    )
+        ("tokens", f"{about}{summary.tokens:,}"),
+        ("packs", f"{about}{summary.packs:,}  ({summary.images_per_pack:.1f} images each)"),
+        ("steps an epoch", f"{about}{summary.steps_per_epoch:,}"),
+        ("fill", f"{about}{summary.fill:.2%} of the token budget"),
+        ("dropped patches", f"{about}{summary.drop_mean:.1%} on average"),
+        ("straggler ratio", f"{about}{summary.straggler_ratio:.3f} on {world_size} ranks"),
+    ]
+    rows += [
+        ("source", f"{source.name}: {source.images:,} images, {about}{source.epochs:.3g} times")
+        for source in summary.sources
+    ]
+    if summary.shrunk:
+        rows.append(("shrunk", f"{about}{summary.shrunk:,} images, to fit into one pack"))
+    rows += [("not used", f"{count:,} ({why})") for why, count in summary.rejected.items()]
     return [f"{label:<18}{value}" for label, value in rows]
+
+
+def plan_warnings(summary: PlanSummary, num_lanes: int, world_size: int) -> list[str]:
+    """Return what a user may want to change in a plan that works."""
+    warnings = []
+    if summary.short_lanes:
+        warnings.append(
+            f"{summary.short_lanes} of {num_lanes} lanes hold less than one pack of tokens an "
+            "epoch, so packs mix epochs: lower train.packs_per_step or data.token_budget"
+        )
+    slots = -(-num_lanes // world_size) * world_size
+    if slots - num_lanes > 0.1 * slots:
+        warnings.append(
+            f"{slots - num_lanes} of {slots} packs a step are empty on {world_size} ranks: choose "
+            f"a world size that divides train.packs_per_step = {num_lanes}"
+        )
+    return warnings
 
 
 def accuracy_table(result: dict[str, Any]) -> list[str]:

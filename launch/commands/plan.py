@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 
 from launch.arguments import Subparsers, add_command, add_config, add_json
@@ -25,18 +26,20 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan's numbers."""
-    from data_pipeline.manifest import Manifest
     from data_pipeline.plan_summary import summarise
+    from data_pipeline.weighted import open_shards
     from launch.config import load_config
     from launch.run_setup import resolve_with_shards, training_plan
-    from launch.tables import plan_table
+    from launch.tables import plan_table, plan_warnings
 
     config = load_config(args.config, args.overrides)
-    manifest = Manifest.open(config.data.shards)
+    manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
     summary = summarise(training_plan(config, manifest), args.world_size)
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
         print("\n".join(plan_table(summary, args.world_size)))
+    for warning in plan_warnings(summary, config.train.packs_per_step, args.world_size):
+        print(f"zeta: warning: {warning}", file=sys.stderr)
     return 0
