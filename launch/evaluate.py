@@ -76,10 +76,10 @@ def evaluation_plan(
     """Return a plan that deals every image once, at one resolution, whole and decoded in full.
 
     Raises:
-        ValueError: `resolution` is neither native nor a side in pixels.
+        ValueError: `resolution` is neither native nor a side in pixels that the model takes.
     """
     data = DataConfig(
-        resolution=_resolution(resolution),
+        resolution=_resolution(resolution, model_arguments),
         drop=DropConfig(kind="none"),
         decode=DecodeConfig(scaled=False),
         max_images_per_pack=256,
@@ -113,7 +113,14 @@ def evaluate_plan(model: nn.Module, plan: Plan, device: torch.device) -> Accurac
     return Accuracy(images, rejected, top1 / images, top5 / images)
 
 
-def _resolution(name: str) -> ResolutionConfig:
+def _resolution(name: str, model_arguments: dict[str, Any]) -> ResolutionConfig:
+    if model_arguments["arch"] == "megavit":
+        side = model_arguments["image_size"]
+        if name not in (NATIVE, str(side)):
+            raise ValueError(
+                f"resolution {name!r}: this MegaVit takes images of {side} pixels only"
+            )
+        return ResolutionConfig("fixed", max=side, fit="crop")
     if name == NATIVE:
         return ResolutionConfig("native", max=_NATIVE_CAP)
     if not name.isdecimal() or int(name) < 1:

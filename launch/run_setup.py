@@ -34,8 +34,17 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
         raise ValueError(
             f"model.num_classes is {num_classes}, but the class map of the shards has {len(names)}"
         )
+    if manifest.highest_label >= num_classes:
+        raise ValueError(
+            f"model.num_classes is {num_classes}, but the shards hold the class index "
+            f"{manifest.highest_label}: set model.num_classes to at least "
+            f"{manifest.highest_label + 1}, or correct the labels"
+        )
     model = replace(config.model, num_classes=num_classes)
-    return replace(config, model=model, data=data_for_model(config.data, model.resolve()))
+    arguments = model.resolve()
+    if arguments["arch"] == "megavit":
+        _check_fixed_size(config.data, arguments["image_size"])
+    return replace(config, model=model, data=data_for_model(config.data, arguments))
 
 
 def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataConfig:
@@ -54,3 +63,15 @@ def training_plan(config: ZetaConfig, manifest: Manifest) -> Plan:
     return Plan(
         manifest, config.data, config.train.packs_per_step, max_epochs=config.train.max_epochs
     )
+
+
+def _check_fixed_size(data: DataConfig, image_size: Any) -> None:
+    """Raise ValueError unless every image comes as the one square that a MegaVit takes."""
+    resolution = data.resolution
+    if resolution.kind != "fixed" or resolution.fit == "keep" or resolution.max != image_size:
+        raise ValueError(
+            "model.arch is megavit, which takes images of one size: set "
+            f"data.resolution.kind=fixed, data.resolution.max={image_size} and "
+            f"data.resolution.fit=crop (or squash); now they are {resolution.kind}, "
+            f"{resolution.max} and {resolution.fit}"
+        )

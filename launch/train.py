@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ import yaml
 
 from data_pipeline.loader import PackLoader
 from data_pipeline.manifest import Manifest
+from data_pipeline.weighted import open_shards
 from launch.config import ZetaConfig, fixed_changes, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.run_setup import resolve_with_shards, training_plan
@@ -21,6 +23,7 @@ from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
+from zeta.sharded_model import build_for_training
 
 
 def train(config: ZetaConfig) -> int:
@@ -34,7 +37,7 @@ def train(config: ZetaConfig) -> int:
     """
     info = rank_from_environment(os.environ)
     run_dir = RunDir(Path(config.run.dir))
-    manifest = Manifest.open(config.data.shards)
+    manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
     loader = PackLoader(training_plan(config, manifest), rank=info.rank, world_size=info.world_size)
     check_resume(run_dir, config)
@@ -96,7 +99,9 @@ def _run(
         torch.manual_seed(config.train.seed)
         num_classes = config.model.resolve()["num_classes"]
         trainer = Trainer(
-            model=build_model(config.model, config.train.seed),
+            model=build_for_training(
+                partial(build_model, config.model, config.train.seed), config.train, world
+            ),
             objective=build_objective(config.objective, num_classes),
             source=loader,
             run_dir=run_dir,

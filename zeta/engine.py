@@ -22,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
+from zeta.models.packed_vit import PackedViT
 from zeta.objectives import Objective
 from zeta.optim import build_optimizer
 from zeta.packed import PackedBatch
+from zeta.random_state import seed_device
 from zeta.train_config import OptimConfig, TrainConfig
 
 
@@ -68,6 +70,9 @@ class TrainEngine:
         self.stage = train.zero_stage
         self.packs_per_rank = -(-train.packs_per_step // world.size)
         model = model.to(world.device)
+        for module in model.modules():
+            if isinstance(module, PackedViT):
+                module.activation_checkpointing = train.activation_checkpointing
         if should_compile(train.compile, world.device):
             compile_blocks(model)
         self.deepspeed, *_ = deepspeed.initialize(
@@ -96,7 +101,7 @@ class TrainEngine:
         assert len(packs) == self.packs_per_rank, (len(packs), self.packs_per_rank)
         totals: dict[str, Tensor] = {}
         for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
-            torch.manual_seed(seed)
+            seed_device(seed, self.world.device)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
             batch = pack.to(self.world.device)
             outputs = self.deepspeed(batch)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zeta.layers import LayerScale
+from zeta.optim import full_shape
 from zeta.position import initial_table
 
 
@@ -57,14 +58,14 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 def initial_values(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, initial value) of every parameter of `model`, one at a time."""
     for name, parameter in model.named_parameters():
-        yield name, _value(model, name, full_shape(parameter), seed)
+        yield name, _value(model, name, torch.Size(full_shape(parameter)), seed)
 
 
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every parameter of `model` that is not on the meta device."""
+    """Fill every parameter of `model` but those on the meta device and those already sharded."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.is_meta:
+            if not parameter.is_meta and full_shape(parameter) == list(parameter.shape):
                 parameter.copy_(_value(model, name, parameter.shape, seed))
 
 
@@ -74,12 +75,6 @@ def _value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> Tensor:
     if isinstance(owner, LayerScale):
         return torch.full(shape, owner.initial)
     return initial_value(name, shape, seed)
-
-
-def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Return the shape of a parameter before ZeRO-3 partitioned it (DeepSpeed's `ds_shape`)."""
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return torch.Size(shape)
 
 
 def _outputs(name: str, shape: torch.Size) -> int:

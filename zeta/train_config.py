@@ -25,6 +25,8 @@ class TrainConfig:
     """Compute dtype: bf16 (fp32 master weights and accumulation) or fp32."""
     compile: str = free("auto")
     """torch.compile the blocks: auto (where a compiler is found), true or false."""
+    activation_checkpointing: bool = free(False)
+    """Recompute each block in the backward pass: a third more compute, much less memory."""
     log_every: int = free(10)
     """Steps between two lines of metrics."""
     checkpoint_every: int = free(1000)

@@ -195,3 +195,28 @@ def test_the_timm_export_gives_the_logits_of_the_zeta_export(world: Path):
             image = torch.randn(3, height, width)
             expected = ours([image])
             assert torch.allclose(theirs(image[None]), expected, atol=1e-4)
+
+
+MEGAVIT = (
+    "model.arch=megavit",
+    "model.image_size=32",
+    "data.resolution.kind=fixed",
+    "data.resolution.max=32",
+    "data.drop.kind=none",
+    "data.token_budget=170",  # ten images of 16 patches and a class token
+)
+
+
+@pytest.mark.slow
+def test_a_megavit_trains_in_the_same_loop_from_the_same_shards(world: Path) -> None:
+    run = ("train", "demo", "data.shards=shards/train", "run.dir=mega", *SETTINGS, *MEGAVIT)
+    refused = zeta(*run, "data.resolution.fit=keep", cwd=world)
+    assert refused.returncode != 0
+    assert "data.resolution.fit=crop (or squash)" in refused.stderr + refused.stdout
+    done = zeta(*run, "data.resolution.fit=squash", "train.zero_stage=3", cwd=world)
+    assert done.returncode == 0, done.stderr + done.stdout
+    lines = map(json.loads, (world / "mega/metrics.jsonl").read_text().splitlines())
+    assert {line["data/fill"] for line in lines if "data/fill" in line} == {1}
+    assert zeta("export", "mega", "mega_export", cwd=world).returncode == 0
+    scored = zeta("eval", "mega_export", "shards/val", "--json", cwd=world)
+    assert json.loads(scored.stdout)["by_resolution"]["native"]["images"] == 120

@@ -1,24 +1,27 @@
 """Jobs of test_engine: they run on every rank of a world and write what rank 0 saw."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import deepspeed
 import torch
 
-from tests.zeta.training import NUM_CLASSES, lane_pack, tiny_navit
+from tests.zeta.training import NUM_CLASSES, lane_pack, shard_small_parameters, tiny_navit
 from zeta.distributed import close_distributed, init_distributed
 from zeta.engine import TrainEngine
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.optim import is_decayed
+from zeta.sharded_model import build_for_training
 from zeta.train_config import OptimConfig, TrainConfig
 
+shard_small_parameters()
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.5)
 
 
 def build(world, packs_per_step, stage, dtype="fp32"):
-    """An engine on a tiny NaViT, small parameters sharded too."""
+    """An engine on a tiny NaViT."""
     train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype=dtype)
     return TrainEngine(tiny_navit(), objective(), world, train, OPTIM)
 
@@ -83,6 +86,27 @@ def exactness(arguments):
             )
             report[f"P={packs_per_step} stage={stage}"] = (loss_error, weight_error)
     _write(world, arguments, report)
+
+
+def sharded_construction(arguments):
+    """ZeRO-3 on a model that was never whole: weights at the start, and after a step."""
+    world = init_distributed()
+    train = TrainConfig(packs_per_step=2, zero_stage=3, dtype="fp32", seed=7)
+    train.activation_checkpointing = True
+    trained = []
+    for sharded in (True, False):
+        build = partial(tiny_navit, seed=7)
+        model = build_for_training(build, train, world) if sharded else build()
+        held = sum(p.numel() for p in model.parameters())
+        engine = TrainEngine(model, objective(), world, train, OPTIM)
+        before = weights(engine)
+        step(engine, world, 1, 2)
+        trained.append((held, before, weights(engine)))
+    differences = [
+        max((a[name] - b[name]).abs().max().item() for name in a)
+        for a, b in zip(trained[0][1:], trained[1][1:], strict=True)
+    ]
+    _write(world, arguments, {"held": [t[0] for t in trained], "differences": differences})
 
 
 class _PoisonGradient(torch.autograd.Function):

@@ -29,6 +29,14 @@ def test_loss_and_weights_equal_a_plain_loop_on_any_ranks_stage_and_accumulation
 
 
 @pytest.mark.slow
+def test_a_model_built_in_shards_for_zero_3_is_the_one_built_whole(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "sharded_construction", 2)
+    assert report["held"][0] == 0  # what a rank holds outside of its shards, once built
+    assert report["held"][1] > 1000
+    assert report["differences"] == [0, 0]
+
+
+@pytest.mark.slow
 def test_nan_on_one_rank_changes_nothing_on_any_stage_and_dtype(ranks, tmp_path):
     report = _report(ranks, tmp_path, "nonfinite", 2)
     assert len(report) == 16
