@@ -24,6 +24,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed what a forward on `device` draws from.
+
+    `torch.manual_seed` would do, but notes its call stack for every kind of absent accelerator:
+    0.7 ms a call.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of every random generator of this process, for `torch.save`."""
     kind, keys, *rest = np.random.get_state(legacy=True)

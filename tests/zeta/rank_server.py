@@ -67,10 +67,10 @@ def serve():
         answers.write(json.dumps(_run(**json.loads(line))) + "\n")
 
 
-def _run(job, world_size, arguments, kill_after=None, signals=(), grace=30.0, limit=240.0):
+def _run(job, world_size, arguments, kill_after=None, kill_ranks=(), grace=30.0, limit=240.0):
     """Fork the ranks and wait.
 
-    kill_after: seconds after which SIGKILL goes to `signals`' ranks (all of them if empty).
+    kill_after: seconds after which SIGKILL goes to `kill_ranks`.
     grace: seconds that ranks may outlive one that failed before they are killed.
     """
     port = free_port()
@@ -82,7 +82,7 @@ def _run(job, world_size, arguments, kill_after=None, signals=(), grace=30.0, li
             if pid == 0:
                 _be_rank(rank, world_size, port, logs[rank], job, arguments)
             children[pid] = rank
-        codes = _wait(children, kill_after, signals, grace, limit)
+        codes = _wait(children, kill_after, kill_ranks, grace, limit)
         outputs = [log.read_text(errors="replace")[-20000:] for log in logs]
     return {"codes": [codes[rank] for rank in range(world_size)], "outputs": outputs}
 
@@ -102,7 +102,7 @@ def _wait(children, kill_after, kill_ranks, grace, limit):
         if kill_after is not None and now > kill_after:
             kill_after = None
             for pid, rank in children.items():
-                if not kill_ranks or rank in kill_ranks:
+                if rank in kill_ranks:
                     os.kill(pid, signal.SIGKILL)
         if now > limit or (failed is not None and time.monotonic() - failed > grace):
             for pid in children:

@@ -96,23 +96,22 @@ def test_a_run_killed_again_and_again_at_random_times_ends_as_if_it_had_not_been
     ranks, tmp_path, reference
 ):
     chance = random.Random(0)
-    killed = 0
-    for _ in range(10):
-        which = chance.choice([[0], [1], []])
-        codes, _ = ranks.start(
-            JOB,
-            2,
-            _run(tmp_path / "run"),
-            kill_after=chance.uniform(0.3, 2.0),
-            signals=which,
-            grace=5.0,
-        )
-        if codes == [0, 0]:
-            break
-        killed += 1
-    assert killed
-    ranks.run(JOB, 2, _run(tmp_path / "run"))
-    _assert_same(tmp_path / "run", reference)
+    killed = attempt = 0
+    while killed < 8:
+        run_dir = tmp_path / str(attempt)
+        codes = None
+        while codes != [0, 0]:
+            codes, _ = ranks.start(
+                JOB,
+                2,
+                _run(run_dir),
+                kill_after=chance.uniform(0.2, 1.5),
+                kill_ranks=chance.choice([[0], [1], [0, 1]]),
+                grace=5.0,
+            )
+            killed += codes != [0, 0]
+        _assert_same(run_dir, reference)
+        attempt += 1
 
 
 @pytest.mark.slow
@@ -246,9 +245,7 @@ def test_a_bad_label_ends_every_rank_and_names_the_sample(ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_finished(
-    ranks, tmp_path, reference
-):
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_finished(ranks, tmp_path, reference):
     run_dir = tmp_path / "run"
     accident = {"disk_full": {"rank": 1, "count": 4}}  # saves at 2, 4, 6 and, last, 8
     codes, outputs = ranks.start(JOB, 2, _run(run_dir, accidents=accident))

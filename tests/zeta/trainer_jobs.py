@@ -10,7 +10,12 @@ import torch
 import zeta.checkpoint
 import zeta.checkpoint_store
 import zeta.engine
-from tests.zeta.training import NUM_CLASSES, SyntheticSource, tiny_navit
+from tests.zeta.training import (
+    NUM_CLASSES,
+    SyntheticSource,
+    shard_small_parameters,
+    tiny_navit,
+)
 from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
 from zeta.distributed import close_distributed, init_distributed, rank_from_environment
@@ -19,6 +24,8 @@ from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.run_dir import RunDir
 from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig, WandbConfig
+
+shard_small_parameters()
 
 
 def train(arguments):
