@@ -7,11 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from zeta.distributed import World
+from zeta.exit_codes import RunError
 from zeta.packed import PackedBatch, Rejected, StepPacks
 from zeta.run_dir import RunDir
-from zeta.sinks import JsonlFile
+from zeta.sinks import JsonlFile, cut_after
+from zeta.train_config import QuarantineConfig
 
 
 class Ledger:
@@ -22,7 +25,17 @@ class Ledger:
     because its loss or gradient was not finite also lists all its `sample_ids`.
     """
 
-    def __init__(self, run_dir: RunDir, rank: int, resume_step: int) -> None:
+    def __init__(
+        self, run_dir: RunDir, rank: int, resume_step: int, world_size: int | None = None
+    ) -> None:
+        """Open this rank's file to go on after `resume_step`.
+
+        Rank 0 also cuts the files of ranks that are no more, where `world_size` is given.
+        """
+        if rank == 0 and world_size is not None:
+            for path in sorted(run_dir.ledger.glob("rank_*.jsonl")):
+                if int(path.stem.removeprefix("rank_")) >= world_size:
+                    cut_after(path, resume_step)
         self._file = JsonlFile(run_dir.ledger / f"rank_{rank:05d}.jsonl", resume_step)
 
     def write(self, step: int, packs: StepPacks, lanes: Sequence[int], skipped: bool) -> None:
@@ -74,19 +87,81 @@ class Quarantine:
         """Different samples quarantined so far (known to rank 0 only)."""
         return len(self._known)
 
-    def add(self, step: int, rejected: Sequence[Rejected]) -> None:
+    def add(self, step: int, rejected: Sequence[Rejected], in_a_row: int) -> QuarantineNews:
         """Add the samples that this rank rejected; called by all ranks, written by rank 0.
 
-        A sample is listed once, however often it comes up (each epoch, each replay).
+        A sample is listed once, however often it comes up (each epoch, each replay). `in_a_row` is
+        the longest run of rejected images in a lane of this rank.
+
+        Returns:
+            What happened on all ranks, the same on each.
         """
-        everything = self._world.gather([asdict(item) for item in rejected])
-        if not self._world.is_main:
-            return
-        with self._path.open("a", encoding="utf-8") as file:
-            for item in (item for of_rank in everything for item in of_rank):
-                if item["sample_id"] not in self._known:
-                    self._known.add(item["sample_id"])
-                    file.write(json.dumps({"step": step, **item}) + "\n")
+        everything = self._world.gather((in_a_row, [asdict(item) for item in rejected]))
+        items = [item for _, of_rank in everything for item in of_rank]
+        if self._world.is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                for item in items:
+                    if item["sample_id"] not in self._known:
+                        self._known.add(item["sample_id"])
+                        file.write(json.dumps({"step": step, **item}) + "\n")
+        last = items[-1]
+        return QuarantineNews(
+            max(longest for longest, _ in everything),
+            f"{last['key']} in {last['shard']}: {last['reason']}",
+        )
+
+
+class QuarantineNews(NamedTuple):
+    """What a step with rejected samples means for the run."""
+
+    in_a_row: int
+    """Longest run of rejected images in a lane, up to and with this step."""
+    last: str
+    """Key, shard and reason of the last one."""
+
+
+class Streaks:
+    """Counts, in each lane of this rank, the rejected images in a row."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, int] = {}
+
+    def update(self, packs: Sequence[PackedBatch], lanes: Sequence[int]) -> int:
+        """Go on with the images of one step; return the longest run that it holds."""
+        longest = 0
+        for lane, pack in zip(lanes, packs, strict=True):
+            run = self._lanes.get(lane, 0)
+            for weight in pack.weights[pack.sample_ids >= 0].tolist():
+                run = 0 if weight > 0 else run + 1
+                longest = max(longest, run)
+            self._lanes[lane] = run
+        return longest
+
+
+def check_budgets(
+    limits: QuarantineConfig, news: QuarantineNews, *, images: int, rejected: int
+) -> None:
+    """Raise RunError if more images were rejected than a healthy data set has.
+
+    Args:
+        limits: the budgets.
+        news: of the last step that rejected an image.
+        images: images that the run has trained on.
+        rejected: images that it could not use.
+    """
+    if news.in_a_row >= limits.max_in_a_row:
+        raise RunError(
+            f"{news.in_a_row} images in a row could not be used (train.quarantine.max_in_a_row), "
+            f"the last was {news.last}. Look at quarantine.jsonl; `zeta shards verify` finds all "
+            "that are bad"
+        )
+    share = rejected / (images + rejected)
+    if images + rejected >= limits.probation_images and share > limits.max_share:
+        raise RunError(
+            f"{rejected:,} of {images + rejected:,} images ({share:.1%}) could not be used, more "
+            f"than train.quarantine.max_share = {limits.max_share:.1%}; the last was {news.last}. "
+            "Look at quarantine.jsonl, and repair the shards or raise the limit"
+        )
 
 
 def used_sample_ids(pack: PackedBatch) -> list[int]:

@@ -16,6 +16,8 @@ class Progress:
     step: int = 0
     """Committed optimizer steps."""
     images: int = 0
+    rejected: int = 0
+    """Images that could not be used, each time that they came up."""
     tokens: int = 0
     epoch: int = 0
     skipped_steps: int = 0
@@ -31,6 +33,7 @@ class Progress:
         *,
         images: int,
         tokens: int,
+        rejected: int,
         budget: int,
         epoch: int,
         result: StepResult | None,
@@ -42,6 +45,7 @@ class Progress:
         Args:
             images: images of all ranks that count in the loss.
             tokens: their tokens.
+            rejected: images of all ranks that could not be used.
             budget: token budgets of all packs of all ranks.
             epoch: lowest epoch of the step's samples.
             result: what the engine did; None if there was no image to learn from.
@@ -51,6 +55,7 @@ class Progress:
         self.step += 1
         self.images += images
         self.tokens += tokens
+        self.rejected += rejected
         self.epoch = epoch
         sums = {"steps": 1, "seconds": seconds, "waited": waited}
         sums |= {"seen": images, "tokens": tokens, "budget": budget}

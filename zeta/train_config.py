@@ -8,6 +8,24 @@ from zeta.config_field import check_choice, check_range, free
 
 
 @dataclass
+class QuarantineConfig:
+    """How many images may be unusable before the run ends, with exit code 93."""
+
+    max_share: float = free(0.05)
+    """Largest share of all images seen, once `probation_images` were seen."""
+    probation_images: int = free(10_000)
+    """Images before which the share is not judged."""
+    max_in_a_row: int = free(100)
+    """Most unusable images in a row in one lane; this many at once is a fault of the storage, or
+    shards of another kind, rather than bad images."""
+
+    def __post_init__(self) -> None:
+        check_range("train.quarantine.max_share", self.max_share, 0, 1)
+        check_range("train.quarantine.probation_images", self.probation_images, 0)
+        check_range("train.quarantine.max_in_a_row", self.max_in_a_row, 1)
+
+
+@dataclass
 class TrainConfig:
     """The loop. World size is never configured: it is what the launcher started."""
 
@@ -36,6 +54,7 @@ class TrainConfig:
     max_nonfinite_steps: int = free(10)
     """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
     run with exit code 93."""
+    quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     seed: int = 0
     """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""
 

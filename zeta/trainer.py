@@ -26,7 +26,7 @@ from zeta.console import Console
 from zeta.distributed import World
 from zeta.engine import StepResult, TrainEngine
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
-from zeta.ledger import Ledger, Quarantine
+from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
 from zeta.objectives import Objective
 from zeta.optim import parameter_shapes
 from zeta.packed import StepPacks, StepSource, merge_states
@@ -102,7 +102,8 @@ class Trainer:
         )
         self.engine = self._build_and_resume(model)
         self.saved_step = self.progress.step
-        self.ledger = Ledger(run_dir, world.rank, self.progress.step)
+        self.ledger = Ledger(run_dir, world.rank, self.progress.step, world.size)
+        self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
         self.sink = self._open_sinks(tracker, config, name)
 
@@ -221,6 +222,7 @@ class Trainer:
         progress.commit(
             images=step.images,
             tokens=step.tokens,
+            rejected=step.rejected,
             budget=step.budget,
             epoch=packs.epoch,
             result=result,
@@ -228,9 +230,14 @@ class Trainer:
             waited=waited,
         )
         skipped = result is not None and not result.applied
-        self.ledger.write(progress.step, packs, self._lanes(packs), skipped)
+        lanes = self._lanes(packs)
+        self.ledger.write(progress.step, packs, lanes, skipped)
+        in_a_row = self.streaks.update(packs.packs, lanes)
         if step.rejected:
-            self.quarantine.add(progress.step, packs.rejected)
+            news = self.quarantine.add(progress.step, packs.rejected, in_a_row)
+            check_budgets(
+                self.train.quarantine, news, images=progress.images, rejected=progress.rejected
+            )
         if skipped:
             self._report_nonfinite()
         self.console.step(progress.step)
