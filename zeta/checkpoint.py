@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -37,34 +38,19 @@ class FileRecord:
     sha256: str
 
 
-class _HashingWriter:
-    """A binary file that hashes what is written to it, so that nothing is read back."""
+def write_hashed(root: Path, path: Path, write: Callable[[IO[bytes]], object]) -> FileRecord:
+    """Create `path` under `root` by `write(file)`, fsync it, return its size and hash.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Write and hash `data`."""
-        written = self._file.write(data)
-        self.hash.update(data)
-        self.size += written
-        return written
-
-    def flush(self) -> None:
-        """Flush the file; `torch.save` asks for it."""
-        self._file.flush()
-
-
-def write_hashed(root: Path, path: Path, write: Callable[[Any], object]) -> FileRecord:
-    """Create `path` under `root` by `write(file)`, fsync it, return its size and hash."""
-    with path.open("wb") as file:
-        writer = _HashingWriter(file)
-        write(writer)
+    The hash is taken of what the system holds in memory, while the disk is still writing it.
+    """
+    with path.open("w+b") as file, ThreadPoolExecutor(1) as pool:
+        write(file)
         file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(path.relative_to(root).as_posix(), writer.size, writer.hash.hexdigest())
+        synced = pool.submit(os.fsync, file.fileno())
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        synced.result()
+        return FileRecord(path.relative_to(root).as_posix(), file.tell(), digest)
 
 
 def write_text(root: Path, path: Path, text: str) -> FileRecord:
