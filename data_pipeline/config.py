@@ -152,8 +152,9 @@ class DataConfig:
     """Samples that a lane packs together; at most 4096, so that its saved state stays small."""
     workers: int = free(2)
     """Decoding processes a rank; 0 decodes in the training process."""
-    cache_dir: str = free("${oc.env:TMPDIR,/tmp}/zeta-cache")
-    """Folder on a local disk where each rank keeps the remote shards that it reads next."""
+    cache_dir: str | None = free(None)
+    """Folder on a local disk where each rank keeps the remote shards that it reads next; unset, it
+    is zeta-cache in the system's folder for temporary files ($TMPDIR)."""
     cache_gb: float = free(100.0)
     """Most gigabytes (1e9 bytes) that one rank keeps there."""
     read_deadline_s: float = free(120.0)

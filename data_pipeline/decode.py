@@ -13,6 +13,7 @@ strict decoder refuses is given to Pillow, which has the last word. Both release
 from __future__ import annotations
 
 import io
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -43,6 +44,18 @@ _FLIPS = {
 """Steps through rows and columns by EXIF orientation, after the transposition of 5 to 8."""
 
 
+class Box(NamedTuple):
+    """A part of an upright image that has its aspect ratio, in shares of the image's sides."""
+
+    side: float
+    """Share of each side that the box keeps."""
+    top: float
+    left: float
+
+
+WHOLE = Box(1, 0, 0)
+
+
 def decode_image(
     data: bytes,
     *,
@@ -51,12 +64,15 @@ def decode_image(
     scale: int = 1,
     fit: str = "keep",
     stored_size: tuple[int, int] | None = None,
+    box: Box = WHOLE,
+    flip: bool = False,
 ) -> np.ndarray:
     """Decode an image and resize it once, antialiased (bicubic), to [height, width, 3] uint8 RGB.
 
     `scale` 1, 2, 4 or 8 decodes a JPEG at 1/scale of its size in the DCT domain (other formats
     ignore it). `fit` "crop" takes the largest centred box of the target's aspect ratio; "keep"
-    and "squash" use the whole image. `stored_size` is the upright (height, width) of the index.
+    and "squash" use the whole image. `box` is cut out first; `flip` mirrors the result, left to
+    right. `stored_size` is the upright (height, width) of the index.
     Raises `ImageError` with the reason for whatever cannot be decoded in full: not an image,
     truncated, too large, or of another size than expected.
     """
@@ -74,12 +90,17 @@ def decode_image(
     # extent keeps the picture where it is.
     factor = 1 if pixels.shape[:2] == stored else scale
     extent = (stored[0] / factor, stored[1] / factor)
-    resized = _crop(pixels, extent, target) if fit == "crop" else _resize(pixels, extent, target)
-    return _upright(resized, header.orientation)
+    if fit == "crop" or box != WHOLE:
+        part = _box_as_stored(box, header.orientation)
+        resized = _crop(pixels, extent, target, part, centred=fit == "crop")
+    else:
+        resized = _resize(pixels, extent, target)
+    upright = _upright(resized, header.orientation)
+    return upright[:, ::-1] if flip else upright
 
 
-def patchify(image: np.ndarray, patch_size: int) -> np.ndarray:
-    """Cut [h * p, w * p, 3] into [h * w, p * p * 3] patches, row-major, channels last inside one.
+def patch_view(image: np.ndarray, patch_size: int) -> np.ndarray:
+    """Return [h * p, w * p, 3] as [h, w, p, p * 3] patches, channels last inside one; no copy.
 
     The sides must be multiples of p = `patch_size`, else ValueError.
     """
@@ -88,7 +109,7 @@ def patchify(image: np.ndarray, patch_size: int) -> np.ndarray:
     if (rows * patch_size, columns * patch_size) != (height, width):
         raise ValueError(f"{height} x {width} image is not a whole number of {patch_size} patches")
     grid = image.reshape(rows, patch_size, columns, patch_size * channels)
-    return grid.swapaxes(1, 2).reshape(rows * columns, patch_size * patch_size * channels)
+    return grid.swapaxes(1, 2)
 
 
 def _pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray:
@@ -168,15 +189,37 @@ def _resize(pixels: np.ndarray, extent: tuple[float, float], target: tuple[int, 
     return resized[0, :, : target[0], : target[1]].permute(1, 2, 0).numpy()
 
 
-def _crop(pixels: np.ndarray, extent: tuple[float, float], target: tuple[int, int]) -> np.ndarray:
-    """Resize the largest centred box of `extent` that has the aspect ratio of `target`."""
-    height = min(extent[0], extent[1] * target[0] / target[1])
-    width = min(extent[1], extent[0] * target[1] / target[0])
-    top, left = (extent[0] - height) / 2, (extent[1] - width) / 2
-    box = (left, top, left + width, top + height)
+def _crop(
+    pixels: np.ndarray,
+    extent: tuple[float, float],
+    target: tuple[int, int],
+    part: Box,
+    *,
+    centred: bool,
+) -> np.ndarray:
+    """Resize a part of `extent` to `target`; or of it, the largest centred box of that aspect."""
+    height, width = part.side * extent[0], part.side * extent[1]
+    top, left = part.top * extent[0], part.left * extent[1]
+    if centred:
+        inner = min(height, width * target[0] / target[1])
+        top, height = top + (height - inner) / 2, inner
+        inner = min(width, height * target[1] / target[0])
+        left, width = left + (width - inner) / 2, inner
+    # Rounding may put an edge a hair beyond the pixels, which Pillow refuses.
+    bottom, right = min(top + height, pixels.shape[0]), min(left + width, pixels.shape[1])
+    box = (left, top, right, bottom)
     # Only Pillow takes a box that does not begin at a whole pixel.
     image = Image.fromarray(pixels)
     return np.asarray(image.resize(target[::-1], Image.Resampling.BICUBIC, box=box))
+
+
+def _box_as_stored(box: Box, orientation: int) -> Box:
+    """Return where a box of the upright image lies in the stored one."""
+    rows, columns = _FLIPS[orientation]
+    top = box.top if rows == 1 else 1 - box.side - box.top
+    left = box.left if columns == 1 else 1 - box.side - box.left
+    top, left = max(top, 0.0), max(left, 0.0)
+    return Box(box.side, left, top) if orientation >= 5 else Box(box.side, top, left)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.decode import ImageError, decode_image, patchify
+from data_pipeline.decode import ImageError, decode_image, patch_view
+from data_pipeline.fetch import SampleReader
 from data_pipeline.random_draws import hashes
 from data_pipeline.recipe import ImageRecipe, PackRecipe
 from data_pipeline.sample import Sample, SampleError
-from data_pipeline.tar_reader import read_sample
 from zeta.packed import PackedBatch, Rejected
+
+
+@dataclass
+class StageTimes:
+    """Seconds that an executor spent on a pack."""
+
+    read: float = 0.0
+    """Waiting for bytes."""
+    decode: float = 0.0
+    """Decoding and resizing."""
+    pack: float = 0.0
+    """All else: labels, kept patches, copying into the pack."""
+    finished_at: float = 0.0
+    """By the system's monotonic clock."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +39,39 @@ class ExecutedPack:
     batch: PackedBatch
     epoch: int
     rejected: tuple[Rejected, ...]
+    times: StageTimes
 
 
-def execute(recipe: PackRecipe, class_names: Sequence[str] | None = None) -> ExecutedPack:
-    """Read and decode the images of `recipe` into a packed batch.
+class Executor:
+    """Turns recipes into packs, one at a time, and remembers nothing of them.
 
-    Labels that are names are looked up in `class_names`.
-
-    An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
-    `rejected`: its neighbours in the pack, and every other pack, are what they would be without it.
-
-    Raises:
-        OSError: a shard cannot be read (the message names shard and offset).
+    Args:
+        class_names: labels that are names are looked up here.
+        deadline_s: how long reading a sample is tried.
     """
+
+    def __init__(self, class_names: Sequence[str] | None, deadline_s: float) -> None:
+        self._class_names = class_names
+        self._reader = SampleReader(deadline_s)
+
+    def execute(self, recipe: PackRecipe) -> ExecutedPack:
+        """Read and decode the images of `recipe` into a packed batch.
+
+        An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
+        `rejected`: its neighbours in the pack, and every other pack, are what they would be
+        without it.
+
+        Raises:
+            OSError: a shard cannot be read (the error names shard and byte).
+            TarError: a shard is not what was indexed.
+        """
+        return _execute(recipe, self._class_names, self._reader)
+
+
+def _execute(
+    recipe: PackRecipe, class_names: Sequence[str] | None, reader: SampleReader
+) -> ExecutedPack:
+    start, times = time.perf_counter(), StageTimes()
     budget, limit, side = recipe.token_budget, recipe.max_images, recipe.patch_size
     patches = np.zeros((budget, side * side * 3), dtype=np.uint8)
     coords = np.full((budget, 2), -1, dtype=np.int32)
@@ -47,18 +82,23 @@ def execute(recipe: PackRecipe, class_names: Sequence[str] | None = None) -> Exe
     lengths = np.zeros(limit + 1, dtype=np.int64)
     rejected: list[Rejected] = []
     row = 0
-    for index, image in enumerate(recipe.images):
+    samples = reader.read(recipe.images)
+    for index, (image, (sample, waited)) in enumerate(zip(recipe.images, samples, strict=True)):
+        times.read += waited
         lengths[index] = recipe.prefix_tokens + image.keep
         rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
         row += int(lengths[index])
         kept = kept_patches(image)
         grids[index], sample_ids[index] = image.grid, image.sample_id
-        coords[rows] = np.stack(np.divmod(kept, image.grid[1]), axis=1)
-        sample = read_sample(image.shard, image.offset, image.nbytes)
+        y, x = np.divmod(kept, image.grid[1])
+        coords[rows, 0], coords[rows, 1] = y, x
         try:
-            labels[index] = _label(sample, class_names, required=recipe.require_labels)
-            patches[rows] = image_patches(sample, image, side, recipe.fit)[kept]
-            weights[index] = 1
+            label = _label(sample, class_names, required=recipe.require_labels)
+            before = time.perf_counter()
+            pixels = decode_recipe(sample.image, image, side, recipe.fit)
+            times.decode += time.perf_counter() - before
+            patches[rows] = patch_view(pixels, side)[y, x].reshape(len(kept), -1)
+            labels[index], weights[index] = label, 1
         except (SampleError, ImageError) as error:
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
@@ -73,7 +113,9 @@ def execute(recipe: PackRecipe, class_names: Sequence[str] | None = None) -> Exe
         lengths=tuple(lengths.tolist()),
         prefix_tokens=recipe.prefix_tokens,
     )
-    return ExecutedPack(batch, recipe.epoch, tuple(rejected))
+    times.pack = time.perf_counter() - start - times.read - times.decode
+    times.finished_at = time.monotonic()
+    return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
 
 
 def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
@@ -85,22 +127,22 @@ def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
     return np.sort(np.argsort(words, kind="stable")[: image.keep])
 
 
-def image_patches(sample: Sample, image: ImageRecipe, side: int, fit: str) -> NDArray[np.uint8]:
-    """Return all patches of the image at its planned size: [rows * columns, p * p * 3] uint8.
+def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArray[np.uint8]:
+    """Return the image at its planned size: [rows * p, columns * p, 3] uint8.
 
     Raises:
-        SampleError: no image in the sample.
-        ImageError: an image that cannot be decoded to its stated size.
+        ImageError: an image that cannot be decoded, or not to its stated size.
     """
-    pixels = decode_image(
-        sample.image,
+    return decode_image(
+        data,
         height=image.grid[0] * side,
         width=image.grid[1] * side,
         scale=image.scale,
         fit=fit,
         stored_size=image.stored_size,
+        box=image.box,
+        flip=image.flip,
     )
-    return patchify(pixels, side)
 
 
 def _label(sample: Sample, class_names: Sequence[str] | None, *, required: bool) -> int:

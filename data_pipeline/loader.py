@@ -5,26 +5,38 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipeline.executor import ExecutedPack, execute
+from data_pipeline.executor import ExecutedPack, Executor
 from data_pipeline.plan import LaneState, Plan
+from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import PackRecipe, pack_recipe
+from data_pipeline.remote import is_remote
 from zeta.packed import StepPacks
 
-_PREFETCH_PACKS_PER_WORKER = 4
+PREFETCH_PACKS_PER_WORKER = 4
 
 
-class _Executors(Dataset[ExecutedPack]):
-    """A map-style dataset whose index is the recipe itself: workers hold no state at all."""
+class _Executors(Dataset["ExecutedPack | Exception"]):
+    """A map-style dataset whose index is the recipe itself: workers hold no state at all.
 
-    def __init__(self, class_names: Sequence[str] | None) -> None:
-        self._class_names = class_names
+    Errors come back as values, so that they are raised as what they were.
+    """
 
-    def __getitem__(self, recipe: PackRecipe) -> ExecutedPack:
-        return execute(recipe, self._class_names)
+    def __init__(self, class_names: Sequence[str] | None, deadline_s: float) -> None:
+        self._arguments = (class_names, deadline_s)
+        self._executor: Executor | None = None
+
+    def __getitem__(self, recipe: PackRecipe) -> ExecutedPack | Exception:
+        if self._executor is None:  # not before the worker process has begun
+            self._executor = Executor(*self._arguments)
+        try:
+            return self._executor.execute(recipe)
+        except (OSError, ValueError) as error:
+            return error
 
 
 class PackLoader:
@@ -39,7 +51,7 @@ class PackLoader:
         rank, world_size: this rank, and W.
 
     Raises:
-        ValueError: more ranks than lanes.
+        ValueError: more ranks than lanes, or a cache too small for the lanes here.
     """
 
     def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
@@ -53,6 +65,9 @@ class PackLoader:
         self._packs_per_rank = -(-plan.num_lanes // world_size)
         self._states: dict[int, dict[int, LaneState]] = {}
         self._more: dict[int, bool] = {}
+        self._prefetcher: Prefetcher | None = None
+        if any(is_remote(shard.path) for shard in plan.manifest.shards):
+            self._prefetcher = Prefetcher(plan, self._lanes, rank)
 
     def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
         """Yield the packs of each step, from `state` on (None: from the start of the run).
@@ -61,23 +76,40 @@ class PackLoader:
             ValueError: `state` belongs to other shards or another number of lanes.
         """
         first_step = self._check_state(state)
-        workers = self._plan.config.workers
-        loader = DataLoader(
-            _Executors(self._plan.manifest.class_names),
-            batch_size=None,
-            sampler=self._recipes(state, first_step),
-            num_workers=workers,
-            prefetch_factor=_PREFETCH_PACKS_PER_WORKER if workers else None,
-            worker_init_fn=_leave_signals_to_the_trainer,
-        )
+        with self._prefetcher or nullcontext():
+            yield from self._steps(state, first_step)
+
+    def _steps(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[StepPacks]:
         step = first_step
         packs: list[ExecutedPack] = []
-        for executed in loader:
+        for executed in self.executed(self._recipes(state, first_step)):
             packs.append(executed)
             if len(packs) == self._packs_per_rank:
                 yield _step_packs(step, packs, more=self._more.pop(step))
                 self._states.pop(step - 1, None)  # the trainer has committed it by now
                 packs, step = [], step + 1
+
+    def executed(self, recipes: Iterator[PackRecipe]) -> Iterator[ExecutedPack]:
+        """Yield the packs of `recipes` in their order, made by `data.workers` processes.
+
+        Raises:
+            OSError, TarError: of `Executor.execute`.
+        """
+        config = self._plan.config
+        loader = DataLoader(
+            _Executors(self._plan.manifest.class_names, config.read_deadline_s),
+            batch_size=None,
+            sampler=recipes,
+            num_workers=config.workers,
+            prefetch_factor=PREFETCH_PACKS_PER_WORKER if config.workers else None,
+            worker_init_fn=_leave_signals_to_the_trainer,
+        )
+        for executed in loader:
+            if isinstance(executed, Exception):
+                raise executed
+            if self._prefetcher is not None:
+                self._prefetcher.received()
+            yield executed
 
     def state_after(self, step: int) -> Mapping[str, Any]:
         """Return the state of this rank's lanes once `step` is committed, as JSON-able values.
@@ -117,16 +149,22 @@ class PackLoader:
             )
             for lane in self._lanes
         }
+        locate = None if self._prefetcher is None else self._prefetcher.locate
         for step in itertools.count(first_step):
+            if self._prefetcher is not None:
+                self._prefetcher.look_ahead(lanes)
             recipes = []
             for lane in lanes.values():
                 pack = lane.next_pack()
-                recipes.append(pack_recipe(self._plan, pack, lane.epoch))
+                recipes.append(pack_recipe(self._plan, pack, lane.epoch, locate))
             for _ in range(self._packs_per_rank - len(lanes)):
                 recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
             # Noted before the first recipe goes out: the step may come back at any time after.
             self._states[step] = {index: lane.state for index, lane in lanes.items()}
             self._more[step] = any(lane.has_more() for lane in lanes.values())
+            if self._prefetcher is not None:
+                for recipe in recipes:
+                    self._prefetcher.sent([image.cached for image in recipe.images if image.cached])
             yield from recipes
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.synchronize import Semaphore
 from types import FrameType
 from typing import TypeVar
 
@@ -16,6 +17,23 @@ SMALL_BYTES = 2**26
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class SpawnPool(ProcessPoolExecutor):
+    """Worker processes that leave Ctrl-C to this process and end with it."""
+
+    def __init__(self, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._end, self._count = context.Semaphore(0), workers
+        super().__init__(
+            workers, mp_context=context, initializer=_begin_worker, initargs=(self._end,)
+        )
+
+    def end(self) -> None:
+        """Drop what has not begun and end the workers, whatever they do."""
+        self.shutdown(wait=False, cancel_futures=True)
+        for _ in range(self._count):
+            self._end.release()
 
 
 def run_tasks(
@@ -30,12 +48,7 @@ def run_tasks(
     if workers < 2 or len(tasks) < 2 or nbytes < SMALL_BYTES:
         yield from map(function, tasks)
         return
-    earlier = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(
-        min(workers, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-    )
+    executor = SpawnPool(min(workers, len(tasks)))
     finished = False
     try:
         for future in as_completed([executor.submit(_run, function, task) for task in tasks]):
@@ -43,9 +56,7 @@ def run_tasks(
         finished = True
     finally:
         if not finished:
-            executor.shutdown(wait=False, cancel_futures=True)
-            for process in set(multiprocessing.active_children()) - earlier:
-                process.terminate()
+            executor.end()
         executor.shutdown(wait=True)
 
 
@@ -56,10 +67,16 @@ def _run(function: Callable[[Task], Result], task: Task) -> Result:
         os._exit(error.code if isinstance(error.code, int) else 1)
 
 
-def _begin_worker() -> None:
+def _begin_worker(end: Semaphore) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _exit)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_told, args=(end,), daemon=True).start()
+
+
+def _end_when_told(end: Semaphore) -> None:
+    end.acquire()
+    os.kill(os.getpid(), signal.SIGTERM)  # so that the main thread leaves in good order
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:

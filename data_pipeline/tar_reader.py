@@ -81,14 +81,18 @@ class ShardFile:
         os.close(self._descriptor)
 
 
-def read_sample(path: str, offset: int, nbytes: int) -> Sample:
+def read_sample(
+    path: str, offset: int, nbytes: int, stamp: tuple[int, int] | None = None
+) -> Sample:
     """Read the sample that the manifest places at `offset`, spanning `nbytes`.
 
-    Raises `TarError` if the shard does not hold it there, `OSError` if it cannot be read; both
-    name shard and byte.
+    Raises `TarError` if the shard does not hold it there, or no longer has the (bytes, mtime in
+    ns) of `stamp`; `OSError` if it cannot be read. Both name shard and byte.
     """
     try:
         with ShardFile(path) as shard:
+            if stamp is not None and (shard.nbytes, shard.mtime_ns) != stamp:
+                raise TarError(path, offset, "the shard changed since it was indexed")
             data = shard.read_at(offset, nbytes)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, reading at byte {offset}", path) from error

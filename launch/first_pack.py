@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.executor import execute, image_patches
+from data_pipeline.executor import Executor, decode_recipe
 from data_pipeline.image_header import ImageError
-from data_pipeline.manifest import Manifest
 from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.sample import SampleError
 from data_pipeline.tar_reader import read_sample
+from data_pipeline.weighted import open_shards
 from launch.config import load_config
 from launch.pack_picture import FILE_NAME, PackPicture, draw_pack
 from launch.run_setup import resolve_with_shards, training_plan
@@ -26,10 +26,10 @@ def draw_first_pack(run_dir: RunDir) -> Path:
         ValueError: the run's config or shards are gone or changed.
     """
     config = load_config(str(run_dir.config))
-    manifest = Manifest.open(config.data.shards)
+    manifest = open_shards(config.data.shards)
     plan = training_plan(resolve_with_shards(config, manifest), manifest)
     recipe = pack_recipe(plan, plan.lane(0).next_pack(), epoch=0)
-    batch = execute(recipe, manifest.class_names).batch
+    batch = Executor(manifest.class_names, plan.config.read_deadline_s).execute(recipe).batch
     names = manifest.class_names
     labels = batch.labels[: len(recipe.images)].tolist()
     picture = PackPicture.from_batch(
@@ -44,11 +44,9 @@ def draw_first_pack(run_dir: RunDir) -> Path:
 
 def _whole_image(image: ImageRecipe, recipe: PackRecipe) -> NDArray[np.uint8]:
     """Return [rows * p, columns * p, 3] pixels, dropped patches included; grey if undecodable."""
-    (rows, columns), side = image.grid, recipe.patch_size
     sample = read_sample(image.shard, image.offset, image.nbytes)
     try:
-        patches = image_patches(sample, image, side, recipe.fit)
+        return decode_recipe(sample.image, image, recipe.patch_size, recipe.fit)
     except (SampleError, ImageError):
-        return np.full((rows * side, columns * side, 3), 127, dtype=np.uint8)
-    grid = patches.reshape(rows, columns, side, side, 3)
-    return grid.swapaxes(1, 2).reshape(rows * side, columns * side, 3)
+        rows, columns = (count * recipe.patch_size for count in image.grid)
+        return np.full((rows, columns, 3), 127, dtype=np.uint8)
