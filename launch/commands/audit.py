@@ -1,0 +1,30 @@
+"""`zeta data audit`: the proof that a run used every sample once an epoch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from launch.arguments import Subparsers, add_command, add_json
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "audit",
+        run,
+        "prove from a run's files that each sample was used once an epoch, or say why not",
+        "zeta data audit runs/first",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="run.dir of a run, finished or not")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the account of every epoch; the status is 1 if it is not exact."""
+    from launch.audit import audit_run, audit_table, to_json
+
+    audit = audit_run(args.run_dir)
+    print(json.dumps(to_json(audit)) if args.json else "\n".join(audit_table(audit)))
+    return 0 if audit.exact else 1
