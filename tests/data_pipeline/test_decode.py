@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
-from data_pipeline.decode import decode_image, patch_view
+from data_pipeline.decode import Box, decode_image, patch_view
 from data_pipeline.image_header import ImageError, image_size
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode, exif, jpeg, mutated, photo
@@ -221,6 +221,22 @@ def test_a_crop_of_a_turned_image_is_upright():
     image.paste("red", (32, 0, 64, 32))
     data = encode(image, "PNG", exif=exif(6))
     assert (decode_image(data, height=20, width=20, fit="crop")[1:-1] == RED).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_box_and_a_flip_are_those_of_the_upright_image(orientation, scale):
+    upright = photo(240, 320)
+    with Image.open(io.BytesIO(encode(upright, quality=95))) as image:
+        boxed = image.resize((64, 48), Image.Resampling.BICUBIC, box=(160, 40, 320, 160))
+        expected = np.asarray(boxed.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).astype(int)
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the inverse of what is applied
+    stored = upright.transpose(Image.Transpose(turns[orientation])) if orientation > 1 else upright
+    data = encode(stored, quality=95, exif=exif(orientation))
+    box = Box(side=0.5, top=1 / 6, left=0.5)
+    decoded = decode_image(data, height=48, width=64, box=box, flip=True, scale=scale)
+    assert abs(decoded.astype(int) - expected).mean() < 2.5
+    assert max(map(abs, phase_shift(decoded, expected))) < 0.25
 
 
 def test_patches_are_row_major_with_channels_last():
