@@ -6,6 +6,9 @@ a head. A segment is one image's run of tokens; no token ever attends outside of
 Back-ends:
     sdpa_segments: scaled dot-product attention of every segment by itself (CPU, and reference).
     varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16).
+
+The CUDA path was developed without a device: its forward is checked for shapes and dtypes only;
+`make test-gpu` compares its numbers with the reference where there is one.
 """
 
 from __future__ import annotations
