@@ -83,7 +83,9 @@ def test_the_account_is_exact_across_a_kill_and_changed_world_sizes(world: Path)
         command, cwd=world, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
     )
     deadline = time.monotonic() + 200
-    while not list(world.glob("run/checkpoints/step_*")) and time.monotonic() < deadline:
+    while not list(world.glob("run/checkpoints/step_*")):
+        assert first.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     first.kill()  # its guardian then ends the ranks
     first.wait()
