@@ -28,7 +28,7 @@ def plain(q, k, v, lengths, tail):
 
 
 @pytest.mark.parametrize("tail", [0, 5])
-@pytest.mark.parametrize("lengths", [LENGTHS, (1,), (257, 3), (40,) * 9])
+@pytest.mark.parametrize("lengths", [LENGTHS, (1,), (257, 3), (40,) * 9, (700, 2)])
 def test_each_segment_attends_to_itself_alone_forward_and_backward(lengths, tail):
     x = qkv(sum(lengths) + tail)
     segments = Segments.from_lengths(lengths, "cpu", tail)

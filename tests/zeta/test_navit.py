@@ -1,9 +1,12 @@
 import copy
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 
+import zeta
 from tests.zeta import plain_navit
 from tests.zeta.packs import make_pack
 from zeta import NaViT
@@ -405,3 +408,11 @@ def test_absolute_positions_refuse_larger_images():
         model(pictures([(40, 8)]))
     with pytest.raises(ValueError, match="image 0 has 5 x 1 patches, more than the 4 x 4"):
         model(make_pack(pictures([(40, 8)]), 8, 8, 1))
+
+
+def test_importing_zeta_alone_does_not_load_torch():
+    program = "import sys, zeta; assert 'torch' not in sys.modules; zeta.NaViT; zeta.MegaVit"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    misspelt = "NaVit"
+    with pytest.raises(AttributeError, match="module 'zeta' has no attribute 'NaVit'"):
+        getattr(zeta, misspelt)
