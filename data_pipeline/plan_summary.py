@@ -66,7 +66,6 @@ class _Totals:
     dropped: float = 0.0
     shrunk: int = 0
     packs: int = 0
-    packed_images: int = 0
     packed_tokens: int = 0
     costs: list[list[float]] = field(default_factory=list)
     """Cost of each pack of each lane."""
@@ -86,7 +85,6 @@ class _Totals:
 
     def add_pack(self, plan: Plan, pack: PackPlan) -> None:
         self.packs += 1
-        self.packed_images += len(pack.lengths)
         self.packed_tokens += int(pack.lengths.sum())
         self.costs[-1].append(float(image_costs(pack.lengths, plan.cost_dim).sum()))
 
@@ -117,7 +115,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
         packs=round(packs),
         steps_per_epoch=max(1, round(packs / plan.num_lanes)),
         fill=lane_fill * plan.num_lanes / slots,
-        images_per_pack=totals.packed_images / totals.packs,
+        images_per_pack=images / packs,
         drop_mean=totals.dropped / totals.images,
         straggler_ratio=_straggler_ratio(totals.costs, world_size),
         approximate=approximate,

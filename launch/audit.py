@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def to_json(audit: Audit) -> dict[str, Any]:
         "steps": audit.steps,
         "uncommitted_steps": audit.uncommitted,
         "epochs": [
-            asdict(account) | {"open": account.open, "remainder": account.remainder}
+            vars(account) | {"open": account.open, "remainder": account.remainder}
             for account in audit.epochs
         ],
         "problems": audit.problems,
