@@ -26,7 +26,7 @@ from data_pipeline.shard_masses import release_pages, shard_masses, usable_sampl
 
 Ints = NDArray[np.int64]
 
-_ROWS_BETWEEN_RELEASES = 1 << 20
+_ROWS_BETWEEN_RELEASES = 1 << 17
 
 
 @dataclass
