@@ -175,7 +175,7 @@ def _resize(pixels: np.ndarray, extent: tuple[float, float], target: tuple[int, 
     whole = extent == pixels.shape[:2]
     if whole and target == pixels.shape[:2]:
         return pixels
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, and so stays
     resized = F.interpolate(
         image,
         size=target if whole else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class StageTimes:
     """All else: labels, kept patches, copying into the pack."""
     finished_at: float = 0.0
     """By the system's monotonic clock."""
+    process: int = 0
+    """Number of the process that made it."""
+    cpu_at: float = 0.0
+    """CPU seconds that this process had used by then."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def _execute(
             before = time.perf_counter()
             pixels = decode_recipe(sample.image, image, side, recipe.fit)
             times.decode += time.perf_counter() - before
-            patches[rows] = patch_view(pixels, side)[y, x].reshape(len(kept), -1)
+            patches[rows].reshape(len(kept), side, -1)[:] = patch_view(pixels, side)[y, x]
             labels[index], weights[index] = label, 1
         except (SampleError, ImageError) as error:
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
@@ -115,6 +120,7 @@ def _execute(
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
+    times.process, times.cpu_at = os.getpid(), time.process_time()
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
 
 
@@ -124,7 +130,7 @@ def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
     if image.keep == total:
         return np.arange(total)
     words = hashes(np.uint64(image.keep_key), np.arange(total))
-    return np.sort(np.argsort(words, kind="stable")[: image.keep])
+    return np.sort(np.argpartition(words, image.keep)[: image.keep])
 
 
 def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from data_pipeline.tar_reader import TarError, parse_sample, read_sample
 
 _THREADS = 4
 _POLL_S = 0.02
-_GRACE_S = 5.0
+_SAMPLES_A_READ = 8
 
 
 class SampleReader:
@@ -39,21 +39,33 @@ class SampleReader:
             OSError: a shard cannot be read, changed, or does not answer; names shard and byte.
             TarError: the shard does not hold the sample where the index says.
         """
-        futures = [self._threads.submit(read_image, image, self._deadline_s) for image in images]
+        # A few samples at a time: handing over each one alone would cost as much as reading it.
+        parts = [images[at : at + _SAMPLES_A_READ] for at in range(0, len(images), _SAMPLES_A_READ)]
+        futures = [self._threads.submit(_read_part, part, self._deadline_s) for part in parts]
         try:
-            for image, future in zip(images, futures, strict=True):
+            for part, future in zip(parts, futures, strict=True):
                 start = time.perf_counter()
-                try:
-                    # The reader keeps the deadline itself, unless the system never returns.
-                    limit = None if image.cached else self._deadline_s + _GRACE_S
-                    sample = future.result(timeout=limit)
-                except FutureTimeout as error:
-                    what = f"no answer for {self._deadline_s:g} s, reading at byte {image.offset}"
-                    raise OSError(errno.ETIMEDOUT, what, image.shard) from error
-                yield sample, time.perf_counter() - start
+                samples = self._result(future, part[0])
+                waited = time.perf_counter() - start
+                for sample in samples:
+                    yield sample, waited
+                    waited = 0.0
         finally:
             for future in futures:
                 future.cancel()
+
+    def _result(self, future: Future[list[Sample]], first: ImageRecipe) -> list[Sample]:
+        # Readers keep the deadline themselves, unless the system never returns to them.
+        limit = None if first.cached else 2 * self._deadline_s
+        try:
+            return future.result(timeout=limit)
+        except FutureTimeout as error:
+            what = f"no answer for {limit:g} s, reading at byte {first.offset}"
+            raise OSError(errno.ETIMEDOUT, what, first.shard) from error
+
+
+def _read_part(images: Sequence[ImageRecipe], deadline_s: float) -> list[Sample]:
+    return [read_image(image, deadline_s) for image in images]
 
 
 def read_image(image: ImageRecipe, deadline_s: float) -> Sample:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.decode import WHOLE, Box
 from data_pipeline.manifest import ImageFormat, Manifest, Shard
 from data_pipeline.plan import PackPlan, Plan
-from data_pipeline.random_draws import Draw, sample_uniforms, stream_key
+from data_pipeline.random_draws import Draw, mix64, sample_uniforms, stream_key
 from data_pipeline.sampling import decode_scales
 
 
@@ -91,6 +91,9 @@ def _image_recipes(
         reduced = decode_scales(heights, widths, pack.rows, pack.columns, plan.patch_size)
         scales = np.where(samples["format"] == ImageFormat.JPEG, reduced, 1)
     boxes, flips = _augmentation(plan, pack)
+    keep_keys = _stream_keys(
+        np.uint64(stream_key(Draw.KEPT_PATCHES, plan.config.seed)), pack.epochs, pack.sample_ids
+    )
     return tuple(
         ImageRecipe(
             sample_id=int(pack.sample_ids[i]),
@@ -101,9 +104,7 @@ def _image_recipes(
             stored_size=(int(samples["height"][i]), int(samples["width"][i])),
             grid=(int(pack.rows[i]), int(pack.columns[i])),
             keep=int(pack.keep[i]),
-            keep_key=stream_key(
-                Draw.KEPT_PATCHES, plan.config.seed, int(pack.epochs[i]), int(pack.sample_ids[i])
-            ),
+            keep_key=keep_keys[i],
             scale=int(scales[i]),
             box=boxes[i],
             flip=flips[i],
@@ -131,3 +132,11 @@ def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
     if plan.config.augment.flip:
         flips = (draw(Draw.FLIP) < 0.5).tolist()
     return boxes, flips
+
+
+def _stream_keys(key: np.uint64, *parts: NDArray[np.int64]) -> list[int]:
+    """Return what `stream_key` returns for the parts of each image, all at once."""
+    keys = np.full(len(parts[0]), key)
+    for part in parts:
+        keys = mix64(keys ^ part.astype(np.uint64))
+    return [int(key) for key in keys.tolist()]

@@ -35,6 +35,7 @@ COMMANDS = (
     Command("demo"),
     Command("shards", "shards"),
     Command("plan", "data"),
+    Command("bench", "data"),
     Command("audit", "data"),
     Command("train"),
     Command("launch_local", "launch"),

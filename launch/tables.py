@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipeline.bench import BenchResult
 from data_pipeline.plan_summary import PlanSummary
 
 
@@ -55,3 +56,18 @@ def accuracy_table(result: dict[str, Any]) -> list[str]:
     if rejected:
         lines.append(f"{rejected:,} images could not be decoded and are not counted")
     return lines
+
+
+def bench_table(result: BenchResult) -> list[str]:
+    """Return the lines of `zeta data bench`."""
+    rows = [
+        ("shards to packs", f"{result.images_per_s:,.0f} images/s, {result.workers} workers"),
+        ("bare decoding", f"{result.decode_bound_images_per_s:,.0f} images/s, as many processes"),
+        ("ratio", f"{result.efficiency:.1%}, by CPU time {result.cpu_efficiency:.1%}"),
+        ("queue", f"{result.stages['queue_occupancy']:.0%} ready when a pack is asked for"),
+    ]
+    names = {"plan": "planning", "wait": "waiting", "read": "reading", "decode": "decoding"}
+    for stage in ("plan", "wait", "read", "decode", "pack"):
+        time = f"{result.stages[f'{stage}_ms']:.3f} ms an image"
+        rows.append((names.get(stage, "packing"), time))
+    return [f"{label:<18}{value}" for label, value in rows]

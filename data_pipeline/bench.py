@@ -1,0 +1,208 @@
+"""How fast packs are made, and what bounds it: the loader against the bare decode of its images."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from data_pipeline.executor import ExecutedPack, decode_recipe
+from data_pipeline.fetch import read_image
+from data_pipeline.image_header import ImageError
+from data_pipeline.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
+from data_pipeline.parallel import SpawnPool
+from data_pipeline.plan import Plan
+from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
+
+_DECODE_IMAGES = 256
+_START_S = 0.2
+_LANES = 4
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `zeta data bench` measures."""
+
+    images_per_s: float
+    """From shards to packs, with `data.workers` processes."""
+    decode_bound_images_per_s: float
+    """Only decoding and resizing the images of the first packs, from memory, in as many
+    processes."""
+    efficiency: float
+    """Median over rounds of the ratio of the two, measured in turn."""
+    cpu_efficiency: float
+    """The same ratio by CPU time, of all processes together: steadier on a busy machine."""
+    workers: int
+    images: int
+    """Images that were timed."""
+    stages: dict[str, float]
+    """Milliseconds an image: `plan_ms` and `wait_ms` of the training process, `read_ms`,
+    `decode_ms` and `pack_ms` of an executor; and `queue_occupancy`, the mean share of the prefetch
+    queue that is ready when a pack is asked for."""
+
+
+def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
+    """Measure the loader on the first packs of a plan.
+
+    Args:
+        plan: its config says how many processes decode.
+        packs: packs timed in a round.
+        rounds: the loader and bare decoding take turns so often, so that noise of the machine
+            hits both; medians count.
+    """
+    workers = plan.config.workers
+    queue = PREFETCH_PACKS_PER_WORKER * workers
+    recipes = _TimedRecipes(plan)
+    loader = PackLoader(plan).executed(recipes)
+    decode_loop = _DecodeLoop(recipes.first_images(_DECODE_IMAGES), plan, max(workers, 1))
+    runs, bounds = [], []
+    for _ in range(rounds):
+        bounds.append(decode_loop.run())
+        for _ in range(queue + workers):  # what was made while bare decoding was measured
+            next(loader)
+        runs.append(_Run(loader, packs))
+    decode_loop.close()
+    images = sum(run.images for run in runs)
+    made = [pack.times for run in runs for pack in run.packs]
+    return BenchResult(
+        images_per_s=statistics.median(run.images_per_s for run in runs),
+        decode_bound_images_per_s=statistics.median(bound.images_per_s for bound in bounds),
+        efficiency=statistics.median(
+            run.images_per_s / bound.images_per_s for run, bound in zip(runs, bounds, strict=True)
+        ),
+        cpu_efficiency=statistics.median(
+            bound.cpu_s / run.cpu_s for run, bound in zip(runs, bounds, strict=True)
+        ),
+        workers=workers,
+        images=images,
+        stages={
+            "plan_ms": 1e3 * recipes.seconds / recipes.images,
+            "wait_ms": 1e3 * sum(sum(run.waits) for run in runs) / images,
+            "read_ms": 1e3 * sum(times.read for times in made) / images,
+            "decode_ms": 1e3 * sum(times.decode for times in made) / images,
+            "pack_ms": 1e3 * sum(times.pack for times in made) / images,
+            "queue_occupancy": statistics.mean(run.ready() for run in runs) / max(queue, 1),
+        },
+    )
+
+
+class _TimedRecipes(Iterator[PackRecipe]):
+    """The recipes of a few lanes in turn, and the time that planning them took."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._lanes = itertools.cycle(
+            [plan.lane(lane) for lane in range(min(plan.num_lanes, _LANES))]
+        )
+        self._first: list[PackRecipe] = []
+        self.seconds, self.images = 0.0, 0
+
+    def __next__(self) -> PackRecipe:
+        if self._first:
+            return self._first.pop(0)
+        start = time.perf_counter()
+        lane = next(self._lanes)
+        recipe = pack_recipe(self._plan, lane.next_pack(), lane.epoch)
+        self.seconds += time.perf_counter() - start
+        self.images += len(recipe.images)
+        return recipe
+
+    def first_images(self, count: int) -> list[ImageRecipe]:
+        """Return at least `count` images of the packs that come next, without taking them."""
+        recipes: list[PackRecipe] = []
+        while sum(len(recipe.images) for recipe in recipes) < count:
+            recipes.append(next(self))
+            if not recipes[-1].images:
+                break
+        self._first = recipes
+        return [image for recipe in recipes for image in recipe.images]
+
+
+class _Run:
+    """Some packs taken from the loader as fast as it gives them."""
+
+    def __init__(self, loader: Iterator[ExecutedPack], packs: int) -> None:
+        self.asked, self.waits, self.packs = list[float](), list[float](), list[ExecutedPack]()
+        start, cpu_start = time.perf_counter(), time.process_time()
+        for _ in range(packs):
+            self.asked.append(time.monotonic())
+            self.packs.append(next(loader))
+            self.waits.append(time.monotonic() - self.asked[-1])
+        self.images = sum(int((pack.batch.sample_ids >= 0).sum()) for pack in self.packs)
+        self.images_per_s = self.images / (time.perf_counter() - start)
+        here = (time.process_time() - cpu_start) / self.images
+        self.cpu_s = here + (0.0 if self._in_this_process() else self._executor_cpu_s())
+        """CPU seconds an image, of this process and the executors."""
+
+    def _in_this_process(self) -> bool:
+        return self.packs[0].times.process == os.getpid()
+
+    def _executor_cpu_s(self) -> float:
+        """Return the executors' CPU seconds an image, from their first pack on."""
+        seconds, images = 0.0, 0
+        for process in {pack.times.process for pack in self.packs}:
+            own = [pack for pack in self.packs if pack.times.process == process]
+            seconds += own[-1].times.cpu_at - own[0].times.cpu_at
+            images += sum(int((pack.batch.sample_ids >= 0).sum()) for pack in own[1:])
+        return seconds / max(images, 1)
+
+    def ready(self) -> float:
+        """Return the mean number of finished packs that waited when one was asked for."""
+        finished = [pack.times.finished_at for pack in self.packs]
+        return statistics.mean(
+            sum(at <= asked for at in finished[number:]) for number, asked in enumerate(self.asked)
+        )
+
+
+class _Rate(NamedTuple):
+    images_per_s: float
+    cpu_s: float
+    """CPU seconds an image."""
+
+
+class _DecodeLoop:
+    """Processes that hold encoded images in memory and do nothing but decode and resize them."""
+
+    def __init__(self, images: Sequence[ImageRecipe], plan: Plan, workers: int) -> None:
+        self._arguments = (list(images), plan.patch_size, plan.config.resolution.fit)
+        self._workers = workers
+        self._pool = SpawnPool(workers)
+
+    def run(self) -> _Rate:
+        """Return the rate of all processes together, measured over the same time."""
+        futures = [self._pool.submit(_decode_all, *self._arguments) for _ in range(self._workers)]
+        rates = [future.result() for future in futures]
+        return _Rate(
+            sum(rate.images_per_s for rate in rates), statistics.mean(rate.cpu_s for rate in rates)
+        )
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.end()
+
+
+_samples: dict[int, bytes] = {}
+"""In a process of `_DecodeLoop`: the encoded images that it has read."""
+
+
+def _decode_all(images: list[ImageRecipe], patch_size: int, fit: str) -> _Rate:
+    torch.set_num_threads(1)
+    for image in images:
+        if image.sample_id not in _samples:
+            _samples[image.sample_id] = read_image(image, deadline_s=60).image
+    # All processes begin at the same moment, so that they share the cores for all of it.
+    time.sleep(_START_S - time.time() % _START_S)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for image in images:
+        try:
+            decode_recipe(_samples[image.sample_id], image, patch_size, fit)
+        except ImageError:
+            continue
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+    return _Rate(len(images) / seconds, cpu / len(images))
