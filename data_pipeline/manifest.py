@@ -31,6 +31,7 @@ from data_pipeline.manifest_files import SAMPLE_DTYPE as SAMPLE_DTYPE
 from data_pipeline.manifest_files import SampleFlag as SampleFlag
 from data_pipeline.remote import is_remote
 from data_pipeline.retry import PermanentError
+from data_pipeline.sample_rows import SampleRows, join_rows
 from data_pipeline.shard_folder import (
     ShardFolder,
     by_folder,
@@ -85,8 +86,8 @@ class Manifest:
 
     shards: tuple[Shard, ...]
     """Those that hold samples."""
-    samples: np.ndarray
-    """[N] of SAMPLE_DTYPE, memory-mapped where the spec is one run of shards of one folder."""
+    samples: np.ndarray | SampleRows
+    """[N] of SAMPLE_DTYPE, memory-mapped where the shards of each folder are one run."""
     class_names: tuple[str, ...] | None
     fingerprint: str
     """Sha256 over names, sizes, mtimes, counts and row digests of the shards, and the classes."""
@@ -226,7 +227,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
     parts = [folder.samples for folder in folders]
     return Manifest(
         shards=tuple(shards),
-        samples=parts[0] if len(parts) == 1 else np.concatenate(parts),
+        samples=join_rows(parts),
         class_names=folders[0].class_names,
         fingerprint=digest.hexdigest(),
         highest_label=max(e.highest_label for folder in folders for e in folder.entries),

@@ -21,8 +21,9 @@ from data_pipeline.manifest import Manifest, WeightedSource
 from data_pipeline.mixing import Dealt, LaneMix
 from data_pipeline.packing import PackLimits
 from data_pipeline.random_draws import Draw, sample_uniforms
+from data_pipeline.sample_rows import release_pages
 from data_pipeline.sampling import crop_sides, keep_counts, token_grids
-from data_pipeline.shard_masses import release_pages, shard_masses, usable_samples
+from data_pipeline.shard_masses import shard_masses, usable_samples
 
 Ints = NDArray[np.int64]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.atomic_file import write_atomically
 from data_pipeline.manifest import Manifest, SampleFlag
+from data_pipeline.sample_rows import release_pages
 
 _CHUNK = 1 << 19
 _CACHED_FROM = 2_000_000
@@ -71,15 +71,6 @@ def shard_masses(
         known = _count(manifest, count_patches, require_labels)
         _write(path, known)
     return ShardMasses(*known)
-
-
-def release_pages(samples: NDArray[np.void]) -> None:
-    """Let the system take back the memory through which a mapped manifest was read."""
-    base: object = samples
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _count(

@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from data_pipeline.manifest import Manifest, Shard, ShardSpec, WeightedSource
+from data_pipeline.sample_rows import join_rows
 
 
 def open_shards(spec: ShardSpec | Sequence[Mapping[str, object]]) -> Manifest:
@@ -70,7 +69,7 @@ def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
     digest = hashlib.sha256("\n".join(manifest.fingerprint for manifest in manifests).encode())
     return Manifest(
         shards=tuple(shards),
-        samples=np.concatenate([manifest.samples for manifest in manifests]),
+        samples=join_rows([manifest.samples for manifest in manifests]),
         class_names=class_names,
         fingerprint=digest.hexdigest(),
         highest_label=max(manifest.highest_label for manifest in manifests),
