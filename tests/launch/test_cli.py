@@ -45,6 +45,7 @@ def test_the_commands_of_today_are_there():
         ("shards", "build"),
         ("shards", "index"),
         ("data", "plan"),
+        ("data", "audit"),
         ("train",),
         ("launch", "local"),
         ("launch", "check"),
