@@ -27,13 +27,15 @@ class Command(NamedTuple):
 
 
 GROUPS = {
-    "shards": "write and index WebDataset shards",
+    "shards": "write, index and check WebDataset shards",
     "data": "look at what the data pipeline will do",
     "launch": "start training",
 }
 COMMANDS = (
     Command("demo"),
     Command("shards", "shards"),
+    Command("shards_verify", "shards"),
+    Command("shards_stats", "shards"),
     Command("plan", "data"),
     Command("bench", "data"),
     Command("audit", "data"),

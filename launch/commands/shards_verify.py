@@ -1,0 +1,50 @@
+"""`zeta shards verify`: decode everything, and name what is bad."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from launch import errors
+from launch.arguments import Subparsers, add_command, add_json, positive_int
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "verify",
+        run,
+        "decode every image of shards and name the bad ones; exit status 1 if there are any",
+        "zeta shards verify shards/photos",
+    )
+    parser.add_argument(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="folders, .tar files, globs, brace expansions or URLs",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: the cores of this machine)",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print shard, key and reason of each bad sample."""
+    from data_pipeline.verify import verify_shards
+
+    result = verify_shards(args.shards, workers=args.workers, progress=not args.json)
+    if args.json:
+        numbers = {"shards": result.shards, "samples": result.samples}
+        print(json.dumps(numbers | {"bad": [bad._asdict() for bad in result.bad]}))
+    else:
+        for bad in result.bad:
+            print(f"{bad.shard}\t{bad.key or '(the shard)'}\t{bad.reason}")
+        print(f"{result.samples:,} samples in {result.shards:,} shards, {len(result.bad):,} faults")
+    return errors.FAILED if result.bad else 0
