@@ -40,12 +40,15 @@ class LaneMix:
         weights: sampling rate of each source.
         num_lanes: P.
         count_tokens: given where the weights are rates of tokens, not of images.
+        longest: most samples of several sources to deal at once: about what is left when the
+            fastest source has made one pass, so that packs do not mix many epochs of a small one.
     """
 
     streams: Sequence[LaneStream]
     weights: Sequence[float]
     num_lanes: int
     count_tokens: CountTokens | None = None
+    longest: int | None = None
 
     def start(self) -> tuple[Cursor, ...]:
         """Return the cursors before the first sample of the run."""
@@ -58,13 +61,14 @@ class LaneMix:
     def deal(self, cursors: Sequence[Cursor], limit: int) -> tuple[Dealt, tuple[Cursor, ...]]:
         """Return the next samples, at most `limit`, and the cursors after them.
 
-        Of a single source fewer are returned where its epoch ends; of several always `limit`.
+        Of a single source fewer are returned where its epoch ends, of several after `longest`.
         """
         before = sum(cursor.images for cursor in cursors)
         if len(self.streams) == 1:
             ids, cursor = self.streams[0].take(cursors[0], limit)
             epochs = np.full(len(ids), cursors[0].epoch)
             return Dealt(ids, epochs, self._seen(before, len(ids))), (cursor,)
+        limit = limit if self.longest is None else min(limit, self.longest)
         if self.count_tokens is None:
             source_of = self._merge([self._image_clock(c.images, limit) for c in cursors], limit)
             return self._collect(cursors, source_of, before)

@@ -99,7 +99,17 @@ class Plan:
             [source.weight for source in self.sources],
             self.num_lanes,
             self._count_tokens if self.config.mix_by == "tokens" else None,
+            self._one_pass(),
         )
+
+    def _one_pass(self) -> int:
+        """Return how many images a lane is dealt until the fastest source has made one pass."""
+        rates = sum(source.weight for source in self.sources)
+        passes = (
+            self.masses.usable[source.first_shard : source.stop_shard].sum() * rates / source.weight
+            for source in self.sources
+        )
+        return max(1, int(min(passes) / self.num_lanes))
 
     def source_of(self, sample_ids: Ints) -> Ints:
         """Return the index in `sources` of each sample."""

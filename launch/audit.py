@@ -56,7 +56,7 @@ def audit_table(audit: Audit) -> list[str]:
     lines = [f"{audit.steps:,} steps planned again and compared with the ledger"]
     if audit.uncommitted:
         lines.append(f"{audit.uncommitted:,} steps after the last checkpoint were cut short")
-    many = len({account.source for account in audit.epochs}) > 1
+    many = len({account.epoch for account in audit.epochs}) < len(audit.epochs)
     for account in audit.epochs:
         name = f"{account.source}, epoch {account.epoch}" if many else f"epoch {account.epoch}"
         lines += [f"{name}: {_in_words(account)}"]

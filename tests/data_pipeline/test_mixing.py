@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.index import index_shards
+from data_pipeline.lanes import Cursor
 from data_pipeline.manifest import Manifest, WeightedSource
+from data_pipeline.mixing import Dealt, LaneMix
 from data_pipeline.plan import LaneState, Plan
 from data_pipeline.plan_summary import summarise
 from data_pipeline.weighted import open_shards
@@ -33,10 +36,28 @@ def mixed(weights=WEIGHTS) -> Manifest:
     return replace(manifest, sources=sources)
 
 
+def deal(mix: LaneMix, count: int) -> tuple[Dealt, tuple[Cursor, ...]]:
+    """Deal exactly `count` samples from the start."""
+    parts, cursors = list[Dealt](), mix.start()
+    while (left := count - sum(len(part.sample_ids) for part in parts)) > 0:
+        part, cursors = mix.deal(cursors, left)
+        parts.append(part)
+    return Dealt(*(np.concatenate(column) for column in zip(*parts, strict=True))), cursors
+
+
+def test_a_pack_mixes_few_epochs_of_a_small_source():
+    plan = Plan(mixed(), config(), LANES)
+    for pack in itertools.islice(plan.lane(0), 40):
+        source = plan.source_of(pack.sample_ids)
+        for index in range(3):
+            epochs = pack.epochs[source == index]
+            assert len(epochs) == 0 or np.ptp(epochs) <= 2
+
+
 def test_at_every_point_each_source_has_its_share_to_one_image():
     plan = Plan(mixed(), config(), LANES)
     mix = plan.lane_mix(1)
-    dealt, _ = mix.deal(mix.start(), 2000)
+    dealt, _ = deal(mix, 2000)
     source = plan.source_of(dealt.sample_ids)
     counts = np.cumsum(source[:, None] == np.arange(3), axis=0)
     expected = np.arange(1, 2001)[:, None] * np.array(WEIGHTS) / sum(WEIGHTS)
@@ -46,8 +67,8 @@ def test_at_every_point_each_source_has_its_share_to_one_image():
 
 def test_the_order_does_not_depend_on_how_much_is_dealt_at_a_time():
     mix = Plan(mixed(), config(), LANES).lane_mix(0)
-    whole, _ = mix.deal(mix.start(), 300)
-    cursors, ids = mix.start(), []
+    whole, _ = deal(mix, 300)
+    cursors, ids = mix.start(), list[int]()
     while len(ids) < 300:
         part, cursors = mix.deal(cursors, 7)
         ids += part.sample_ids.tolist()
@@ -57,7 +78,7 @@ def test_the_order_does_not_depend_on_how_much_is_dealt_at_a_time():
 def test_weights_by_tokens_are_shares_of_tokens():
     plan = Plan(mixed(), config(mix_by="tokens"), LANES)
     lane, tokens, images = plan.lane(0), np.zeros(3), 0
-    while images < 20_000:
+    while images < 6_000:
         pack = lane.next_pack()
         tokens += np.bincount(plan.source_of(pack.sample_ids), weights=pack.lengths, minlength=3)
         images += len(pack.lengths)
@@ -70,7 +91,7 @@ def test_each_source_deals_each_sample_once_in_each_of_its_own_epochs(mix_by):
     seen: dict[int, Counter] = {}
     for index in range(LANES):
         mix = plan.lane_mix(index)
-        dealt, cursors = mix.deal(mix.start(), 3000)
+        dealt, cursors = deal(mix, 3000)
         assert min(cursor.epoch for cursor in cursors) >= 3
         for sample, epoch in zip(dealt.sample_ids.tolist(), dealt.epochs.tolist(), strict=True):
             seen.setdefault(epoch, Counter())[sample] += 1
