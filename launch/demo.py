@@ -39,6 +39,13 @@ RENDERINGS = 4
 RESOLUTIONS = (NATIVE, "24", "48", "64", "80", "96", "128")
 """Training draws sides of 24 to 96 px; it never sees 128."""
 _SAMPLES_PER_SHARD = 512
+_OWN_KEYS = {
+    "run.dir": "choose the folder with --out",
+    "data.shards": "it trains on its digits; for other shards use zeta launch local",
+    "data.seed": "choose the seed with --seed",
+    "train.seed": "choose the seed with --seed",
+}
+"""Settings that the demo makes itself, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,13 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         overrides: `key=value` settings of the `demo` recipe.
 
     Raises:
-        ValueError: `out` holds something else, or a demo with other settings.
+        ValueError: `out` holds something else, or a demo with other settings; or an override is
+            wrong, or of a setting that the demo makes itself.
     """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key in _OWN_KEYS:
+            raise ValueError(f"zeta demo sets {key} itself: {_OWN_KEYS[key]}")
     folder = DemoFolder(out)
     recipe = [
         f"run.dir={out}",

@@ -121,6 +121,13 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path):
     assert not (tmp_path / "demo").exists()
 
 
+def test_settings_that_the_demo_makes_itself_are_refused(tmp_path: Path):
+    done = run_zeta("demo", "--out", str(tmp_path / "demo"), "run.dir=elsewhere")
+    assert done.returncode == 1
+    assert "sets run.dir itself: choose the folder with --out" in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_reaches_its_bar(tmp_path: Path):
