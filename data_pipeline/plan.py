@@ -177,6 +177,12 @@ class Plan:
         shards = self.manifest.shards[source.first_shard : source.stop_shard]
         own = slice(source.first_shard, source.stop_shard)
         usable = int(self.masses.usable[own].sum())
+        unlabelled = int(self.masses.unlabelled[own].sum())
+        if usable == 0 and unlabelled:
+            raise ValueError(
+                f"none of the {unlabelled} images of {source.name} has the class label that the "
+                "objective needs: write .cls members, or label in .json, and index the shards again"
+            )
         if usable < self.num_lanes:
             where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"
             raise ValueError(

@@ -94,7 +94,7 @@ def evaluation_plan(
 @torch.no_grad()
 def evaluate_plan(model: nn.Module, plan: Plan, device: torch.device) -> Accuracy:
     """Return the accuracy of `model` over every image of a one-epoch plan."""
-    images, rejected, top1, top5 = 0, 0, 0, 0
+    images, rejected, top1, top5 = 0, int(plan.masses.unlabelled.sum()), 0, 0
     for step in PackLoader(plan).steps(None):
         for pack in step.packs:
             batch = pack.to(device)

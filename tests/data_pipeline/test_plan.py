@@ -187,6 +187,10 @@ def test_samples_without_the_label_that_is_needed_are_not_planned_but_counted():
         seen = {i for lane in range(2) for pack in plan.lane(lane) for i in pack.sample_ids}
         assert set(range(100)) - seen == missing
         assert plan.num_images == 100 - len(missing)
+    without = synthetic_manifest([20])
+    without.samples["label"] = -1
+    with pytest.raises(ValueError, match=r"none of the 20 images .* has the class label"):
+        Plan(without, config(require_labels=True), num_lanes=2)
     rejected = summarise(Plan(manifest, config(require_labels=True), num_lanes=2)).rejected
     assert rejected == {"unusable, see manifest_rejected.jsonl": 1, "no label": 2}
 
