@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -49,3 +50,12 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def size_mb(text: str) -> float:
+    """Read a size such as 512MB or 2GB (powers of ten); return it in MB."""
+    number, unit = text[:-2], text[-2:].lower()
+    factor = {"kb": 1e-3, "mb": 1.0, "gb": 1e3}.get(unit)
+    if factor is None or not re.fullmatch(r"\d+(\.\d+)?", number) or float(number) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MB or 2GB")
+    return float(number) * factor

@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from launch.arguments import Subparsers, add_command, add_json, positive_int
+from launch.arguments import Subparsers, add_command, add_json, positive_int, size_mb
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -30,11 +30,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     build.add_argument("out", metavar="OUT", help="new folder for the shards")
     build.add_argument(
-        "--max-size-mb",
-        type=positive_int,
-        default=512,
-        metavar="MB",
-        help="largest shard (default: %(default)s)",
+        "--max-size",
+        type=size_mb,
+        default="512MB",
+        metavar="SIZE",
+        help="largest shard, as 512MB or 2GB (default: %(default)s)",
     )
     build.add_argument(
         "--max-count",
@@ -56,7 +56,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta shards index '/data/laion/{00000..00127}.tar'",
     )
     index.add_argument(
-        "shards", metavar="SHARDS", nargs="+", help="folders, .tar files, globs or brace expansions"
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="folders, .tar files, globs, brace expansions or URLs",
     )
     _add_common(index)
 
@@ -68,7 +71,7 @@ def run_build(args: argparse.Namespace) -> int:
     manifest = build_shards(
         args.source,
         args.out,
-        max_size_mb=args.max_size_mb,
+        max_size_mb=args.max_size,
         max_count=args.max_count,
         seed=None if args.no_shuffle else args.seed,
         labels=not args.no_labels,

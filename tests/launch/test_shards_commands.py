@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_pipeline.index import index_shards
 from launch.cli import entry_point
-from tests.data_pipeline.shard_fixtures import labelled, write_shard
+from tests.data_pipeline.shard_fixtures import labelled, photo, write_shard
 from tests.data_pipeline.synthetic import write_shards
 
 
@@ -58,3 +58,17 @@ def test_bench_prints_rates_and_stages(tmp_path, capsys):
         "plan_ms", "wait_ms", "read_ms", "decode_ms", "pack_ms", "queue_occupancy",
     }  # fmt: skip
     assert 0 <= result["stages"]["queue_occupancy"] <= 1
+
+
+def test_build_takes_sizes_with_a_unit(tmp_path, capsys):
+    for number in range(6):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        photo(100, 100, number).save(tmp_path / "photos" / f"{number}.png")
+    words = ["shards", "build", str(tmp_path / "photos"), str(tmp_path / "out"), "--json"]
+    assert entry_point([*words, "--max-size", "60kB"]) == 0
+    assert json.loads(capsys.readouterr().out)["shards"] > 1
+    assert all(path.stat().st_size < 75_000 for path in (tmp_path / "out").glob("*.tar"))
+    for wrong in ("12", "0MB", "x1GB", "1TBs"):
+        with pytest.raises(SystemExit):
+            entry_point([*words, "--max-size", wrong])
+        assert "is not a size such as 512MB" in capsys.readouterr().err
