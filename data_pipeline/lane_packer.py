@@ -15,6 +15,8 @@ from data_pipeline.lanes import Cursor
 from data_pipeline.mixing import Dealt, LaneMix
 from data_pipeline.packing import Ints, PackLimits, image_costs, num_full_packs, pack_window
 
+_UNEVEN_PACKS = range(12, 48)
+"""So many packs in a window are too few to have all costs, and enough to care for."""
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 
 
@@ -187,8 +189,11 @@ class LanePacker:
             samples, cursors = self._mix.deal(cursors, rules.pack_window - dealt)
             parts.append(rules.size(samples))
             dealt += len(samples.sample_ids)
-            # A short epoch of this lane ends its window, once that can fill a pack.
-            if num_full_packs(np.concatenate([p.lengths for p in parts]), rules.limits):
+            # The end of an epoch ends the window, unless two epochs make packs more even, or one
+            # does not fill a pack. Of tiny sets, each epoch is better kept to itself.
+            full = num_full_packs(np.concatenate([p.lengths for p in parts]), rules.limits)
+            epochs = len(parts) - bool(carried)
+            if full and not (epochs == 1 and full in _UNEVEN_PACKS):
                 break
         if carried + dealt == 0:  # the run ended, and none of its last samples was usable
             self._packs, self._next = [], (self._start, cursors, None)
