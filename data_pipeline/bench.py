@@ -16,7 +16,7 @@ from data_pipeline.executor import ExecutedPack, decode_recipe
 from data_pipeline.fetch import read_image
 from data_pipeline.image_header import ImageError
 from data_pipeline.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
-from data_pipeline.parallel import SpawnPool
+from data_pipeline.parallel import SpawnPool, keep_freed_memory
 from data_pipeline.plan import Plan
 from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
 
@@ -193,6 +193,7 @@ _samples: dict[int, bytes] = {}
 
 def _decode_all(images: list[ImageRecipe], patch_size: int, fit: str) -> _Rate:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the executors do
     for image in images:
         if image.sample_id not in _samples:
             _samples[image.sample_id] = read_image(image, deadline_s=60).image

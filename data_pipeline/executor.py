@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,31 @@ class ExecutedPack:
     epoch: int
     rejected: tuple[Rejected, ...]
     times: StageTimes
+
+    def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
+        # Between processes every tensor is a shared-memory file of its own, which pays for the
+        # patches alone: the small ones travel as plain arrays.
+        batch = self.batch
+        small = {name: getattr(batch, name).numpy() for name in _SMALL}
+        rest = (batch.lengths, batch.prefix_tokens, self.epoch, self.rejected, self.times)
+        return _unpack, (batch.patches, small, *rest)
+
+
+_SMALL = ("coords", "grids", "cu_seqlens", "weights", "sample_ids", "labels")
+
+
+def _unpack(
+    patches: torch.Tensor,
+    small: dict[str, NDArray[np.generic]],
+    lengths: tuple[int, ...],
+    prefix_tokens: int,
+    epoch: int,
+    rejected: tuple[Rejected, ...],
+    times: StageTimes,
+) -> ExecutedPack:
+    tensors = {name: torch.from_numpy(array) for name, array in small.items()}
+    batch = PackedBatch(patches=patches, lengths=lengths, prefix_tokens=prefix_tokens, **tensors)
+    return ExecutedPack(batch, epoch, rejected, times)
 
 
 class Executor:

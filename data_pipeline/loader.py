@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.executor import ExecutedPack, Executor
+from data_pipeline.parallel import keep_freed_memory
 from data_pipeline.plan import LaneState, Plan
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import PackRecipe, pack_recipe
@@ -102,7 +103,7 @@ class PackLoader:
             sampler=recipes,
             num_workers=config.workers,
             prefetch_factor=PREFETCH_PACKS_PER_WORKER if config.workers else None,
-            worker_init_fn=_leave_signals_to_the_trainer,
+            worker_init_fn=_begin_worker,
         )
         for executed in loader:
             if isinstance(executed, Exception):
@@ -168,7 +169,8 @@ class PackLoader:
             yield from recipes
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
+    keep_freed_memory()
     # A terminal or Slurm signals the whole process group; the trainer saves first and then ends us.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
