@@ -117,12 +117,12 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
     """Give a directory to write into that takes the name `out_dir` once the block is through.
 
     Raises:
-        ValueError: `out_dir` exists, is not empty and is no export (has no config.json).
+        ValueError: `out_dir` exists, is not empty and is not an export and nothing else.
     """
     out_dir = Path(out_dir).absolute()
     if out_dir.is_file():
         raise ValueError(f"{out_dir} is a file: name a directory to write the model to")
-    if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / CONFIG_FILE).is_file():
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_only_an_export(out_dir):
         raise ValueError(f"{out_dir} holds something that is no exported model: name another one")
     partial = out_dir.with_name(f".tmp-{out_dir.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -141,6 +141,21 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
         _sync(out_dir.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_only_an_export(directory: Path) -> bool:
+    """Whether all that is there was written by an export, in our format or timm's.
+
+    The directory is replaced as a whole, so a file more would be lost, and a config.json alone may
+    be anybody's.
+    """
+    if {path.name for path in directory.iterdir()} != {WEIGHTS_FILE, CONFIG_FILE}:
+        return False
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+    except ValueError:
+        return False
+    return isinstance(config, dict) and (config.get("format") == FORMAT or "architecture" in config)
 
 
 def _sync(path: Path) -> None:

@@ -64,6 +64,31 @@ def test_a_directory_with_other_things_is_not_overwritten(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize(
+    ("config", "more"), [("{}", None), ("not json", None), ("[]", None), (None, "mine.txt")]
+)
+def test_a_directory_with_a_config_that_is_no_export_or_with_more_is_kept(tmp_path, config, more):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    if config is not None:
+        (out / "config.json").write_text(config)
+    if more is not None:
+        (out / more).write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ValueError, match="holds something that is no exported model"):
+        save_pretrained(out, model.state_dict(), arguments, {})
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_export_in_one_format_replaces_one_in_the_other(tmp_path):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    save_timm(out, model.state_dict(), arguments)
+    assert "architecture" in json.loads((out / "config.json").read_text())
+    save_pretrained(out, model.state_dict(), arguments, {})
+    assert json.loads((out / "config.json").read_text())["format"] == "zeta-1"
+
+
 def test_what_is_no_export_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config.json; write one: zeta export"):
         load_pretrained(tmp_path)
@@ -71,9 +96,9 @@ def test_what_is_no_export_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not in the format zeta-1"):
         load_pretrained(tmp_path)
     model, arguments = small()
-    save_pretrained(tmp_path, model.state_dict(), arguments | {"depth": 3}, {})
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments | {"depth": 3}, {})
     with pytest.raises(ValueError, match=r"(?s)do not fit its config.json.*blocks.2"):
-        load_pretrained(tmp_path)
+        load_pretrained(out)
 
 
 @pytest.mark.parametrize("position", ["fractional", "fractional_aspect"])
