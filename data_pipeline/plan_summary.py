@@ -112,7 +112,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     return PlanSummary(
         images=images,
         tokens=tokens,
-        packs=round(packs),
+        packs=max(1, round(packs)),
         steps_per_epoch=max(1, round(packs / plan.num_lanes)),
         fill=lane_fill * plan.num_lanes / slots,
         images_per_pack=images / packs,
