@@ -5,7 +5,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV_PYTHON = .venv/bin/python
 INSTALL_INPUTS = pyproject.toml constraints.txt
-TORCH_GB = 6
+TORCH_GB ?= 6
 
 .PHONY: help demo test test-fast test-gpu check-python check-disk debian-tools
 .DELETE_ON_ERROR:
