@@ -54,7 +54,7 @@ def accuracy_table(result: dict[str, Any]) -> list[str]:
         lines.append(f"{name:<12}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}")
     rejected = next(iter(result["by_resolution"].values()))["rejected"]
     if rejected:
-        lines.append(f"{rejected:,} images could not be decoded and are not counted")
+        lines.append(f"{rejected:,} images could not be used and are not counted")
     return lines
 
 
