@@ -40,7 +40,7 @@ def synthetic_manifest(shard_counts: list[int], seed: int = 0) -> Manifest:
         Shard(f"shard-{i}.tar", 1000, 0, int(firsts[i]), count)
         for i, count in enumerate(shard_counts)
     )
-    return Manifest(shards, samples, ("a", "b"), f"synthetic-{seed}")
+    return Manifest(shards, samples, ("a", "b"), f"synthetic-{seed}", highest_label=0)
 
 
 def write_shards(folder: Path, shard_counts: list[int], seed: int = 0) -> Path:
