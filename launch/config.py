@@ -29,6 +29,7 @@ from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
 from zeta.objectives.config import ObjectiveConfig
+from zeta.schedule import learning_rate
 from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
 
 _FREE_SECTIONS = ("run.", "tracker.")
@@ -202,6 +203,11 @@ def _check_sections_together(config: ZetaConfig) -> None:
         raise ValueError("set train.max_steps or train.max_epochs: a run must know where it ends")
     if optim.schedule == "rsqrt" and optim.warmup_steps == 0:
         raise ValueError("optim.schedule rsqrt needs optim.warmup_steps of at least 1")
+    learning_rate(0, optim, train.max_steps)  # raises where the schedule needs max_steps
+    if config.model.channels not in (None, 3):
+        raise ValueError(
+            f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"
+        )
     ramps = optim.warmup_steps + optim.cooldown_steps
     if train.max_steps is not None and ramps > 0 and ramps >= train.max_steps:
         raise ValueError(

@@ -40,10 +40,14 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 def check_range(
     name: str, value: float, low: float, high: float = float("inf"), *, open_high: bool = False
 ) -> None:
-    """Raise ValueError naming the field and its range unless low <= value <= high (or < high)."""
+    """Raise ValueError naming the field and its range unless low <= value <= high.
+
+    With `open_high`, value must be below high, or finite where there is no bound.
+    """
     inside = low <= value < high if open_high else low <= value <= high
     if not inside:
-        bound = (
-            "" if high == float("inf") else f" and {'below' if open_high else 'at most'} {high:g}"
-        )
+        if high == float("inf"):
+            bound = " and finite" if open_high else ""
+        else:
+            bound = f" and {'below' if open_high else 'at most'} {high:g}"
         raise ValueError(f"{name} is {value:g}; it must be at least {low:g}{bound}")

@@ -96,7 +96,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_choice("optim.schedule", self.schedule, ("cosine", "rsqrt", "constant"))
         for name in ("lr", "warmup_steps", "cooldown_steps", "weight_decay", "clip"):
-            check_range(f"optim.{name}", getattr(self, name), 0)
+            check_range(f"optim.{name}", getattr(self, name), 0, open_high=True)
+        for index, beta in enumerate(self.betas):
+            check_range(f"optim.betas[{index}]", beta, 0, 1, open_high=True)
 
 
 @dataclass

@@ -155,6 +155,14 @@ def test_a_section_cannot_be_a_value(tmp_path):
         ("train.zero_stage=4", "train.zero_stage is 4"),
         ("objective.kind=hinge", "objective.kind is 'hinge'"),
         ("optim.lr=nan", "optim.lr is nan"),
+        ("optim.lr=inf", "optim.lr is inf; it must be at least 0 and finite"),
+        ("optim.betas=[0.9,2.0]", "optim.betas[1] is 2"),
+        ("optim.betas=[-0.1,0.9]", "optim.betas[0] is -0.1"),
+        ("model.patch_size=0", "model.patch_size is 0"),
+        ("model.heads=0", "model.heads is 0"),
+        ("model.registers=-1", "model.registers is -1"),
+        ("model.dropout=1", "model.dropout is 1"),
+        ("model.channels=1", "model.channels is 1, but images are read as RGB"),
         ("run.name=a/b", "run.name is 'a/b'"),
         ("run.name=", "run.name"),
         ("run.dir=", "run.dir is None"),
@@ -168,6 +176,11 @@ def test_values_outside_their_range_are_refused_by_name(setting, part):
 def test_sections_that_contradict_each_other_are_refused():
     assert "train.max_steps = 50" in refusal("train.max_steps=50", "optim.warmup_steps=50")
     assert "train.max_epochs" in refusal("train.max_steps=null")
+    endless = ("train.max_steps=null", "train.max_epochs=3")
+    assert "optim.schedule = cosine needs to know" in refusal("optim.schedule=cosine", *endless)
+    cooldown = ("optim.schedule=constant", "optim.cooldown_steps=5", *endless)
+    assert "optim.cooldown_steps needs to know" in refusal(*cooldown)
+    load_config("demo", [SHARDS, "optim.schedule=constant", *endless])
     assert "optim.warmup_steps" in refusal("optim.schedule=rsqrt", "optim.warmup_steps=0")
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
         load_config("navit_b16_classification")

@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from zeta.config_field import check_choice
+from zeta.config_field import check_choice, check_range
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.presets import PRESETS
 
+_SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
+_RATES = ("dropout", "emb_dropout", "stochastic_depth")
 ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {"navit": NaViT, "megavit": MegaVit}
 
 
@@ -53,6 +55,16 @@ class ModelConfig:
     """Attention and MLP side by side (megavit)."""
     qk_norm: bool | None = None
     """Normalise queries and keys (megavit; navit always does)."""
+
+    def __post_init__(self) -> None:
+        for name in (*_SIZES, *_RATES, "registers"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if name in _RATES:
+                check_range(f"model.{name}", value, 0, 1, open_high=True)
+            else:
+                check_range(f"model.{name}", value, int(name in _SIZES))
 
     def resolve(self) -> dict[str, Any]:
         """Return arch and constructor arguments: the preset's, overridden by what is set here.
