@@ -14,7 +14,7 @@ from data_pipeline.sample import SampleError
 from data_pipeline.tar_reader import read_sample
 from data_pipeline.weighted import open_shards
 from launch.config import load_config
-from launch.pack_picture import FILE_NAME, PackPicture, draw_pack
+from launch.pack_picture import PackPicture, draw_pack
 from launch.run_setup import resolve_with_shards, training_plan
 from zeta.run_dir import RunDir
 
@@ -37,7 +37,7 @@ def draw_first_pack(run_dir: RunDir) -> Path:
         [_whole_image(image, recipe) for image in recipe.images],
         [str(label) if names is None or label < 0 else names[label] for label in labels],
     )
-    path = run_dir.path / FILE_NAME
+    path = run_dir.pack_picture
     path.write_bytes(draw_pack(picture))
     return path
 

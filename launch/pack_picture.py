@@ -23,9 +23,6 @@ from PIL import Image
 if TYPE_CHECKING:
     from zeta.packed import PackedBatch
 
-FILE_NAME = "pack.svg"
-"""Where in a run directory the report looks for the picture."""
-
 _WIDTH = 640.0  # of the drawing, in its own units
 _GAP = 6.0
 _CAPTION = 15.0  # room under an image, in units

@@ -31,8 +31,8 @@ from launch.figures import (
 from launch.headlines import headlines, last_value
 from launch.run_record import RunRecord, finite_number, read_run
 from zeta import metric_names as names
+from zeta.run_dir import RunDir
 
-FILE_NAME = "report.html"
 MAX_QUARANTINE_ROWS = 50
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -82,10 +82,10 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         ValueError: `run_dir` is not a run directory or holds no metrics yet, or `out` is a folder.
     """
     page = build_page(read_run(Path(run_dir)))
-    target = Path(run_dir) / FILE_NAME if out is None else Path(out)
+    target = RunDir(Path(run_dir)).report if out is None else Path(out)
     if target.is_dir():
         raise ValueError(
-            f"{target} is a folder; give the file to write, as in {target}/{FILE_NAME}"
+            f"{target} is a folder; give the file to write, as in {target}/report.html"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")

@@ -98,8 +98,8 @@ def read_run(run_dir: Path) -> RunRecord:
     files, notes = RunDir(run_dir), list[str]()
     if not files.metrics.is_file():
         raise ValueError(
-            f"{run_dir} holds no {files.metrics.name}, so it is not the directory of a run "
-            "(or the run has not started); give the run.dir that `zeta train` printed"
+            f"{run_dir} holds no {files.metrics.name}, so it is not the directory of a run, or the "
+            "run has logged nothing yet; give its run.dir, which is runs/NAME unless set"
         )
     rows = [
         row
@@ -119,8 +119,8 @@ def read_run(run_dir: Path) -> RunRecord:
         finished=files.finished.exists(),
         config_text=config_text,
         config=_parse_config(config_text, notes),
-        result=_read_object(run_dir / "result.json", notes),
-        evaluation=_read_object(run_dir / "eval.json", notes),
+        result=_read_object(files.result, notes),
+        evaluation=_read_object(files.evaluation, notes),
         quarantine=tuple(_read_lines(files.quarantine, notes)),
         pack=_read_pack(run_dir, notes),
         notes=tuple(notes),
@@ -192,9 +192,13 @@ def _parse_config(text: str, notes: list[str]) -> dict[str, Any]:
 
 
 def _read_pack(run_dir: Path, notes: list[str]) -> tuple[str, bytes] | None:
-    for name, media_type in (("pack.svg", "image/svg+xml"), ("pack.png", "image/png")):
-        if (run_dir / name).is_file():
-            return media_type, (run_dir / name).read_bytes()
+    picture = RunDir(run_dir).pack_picture
+    for path, media_type in (
+        (picture, "image/svg+xml"),
+        (picture.with_suffix(".png"), "image/png"),
+    ):
+        if path.is_file():
+            return media_type, path.read_bytes()
     notes.append("There is no picture of a pack (pack.svg or pack.png).")
     return None
 

@@ -1,4 +1,4 @@
-"""Names of the files of a run directory: the one place where they are spelled out."""
+"""Names of the files of a run directory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
     Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
-    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``,
-    ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``.
+    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``,
+    ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``. Beside what training writes:
+    ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
+    ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
     """
 
     path: Path
@@ -65,3 +67,23 @@ class RunDir:
     def finished(self) -> Path:
         """Exists once the run reached its last step."""
         return self.path / "FINISHED"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def pack_picture(self) -> Path:
+        """Picture of the first pack, which the report shows."""
+        return self.path / "pack.svg"
+
+    @property
+    def result(self) -> Path:
+        """JSON object of the figures that `zeta demo` ends with."""
+        return self.path / "result.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """JSON object as `zeta eval --json` prints it."""
+        return self.path / "eval.json"

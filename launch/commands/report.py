@@ -26,12 +26,11 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
     from launch.first_pack import draw_first_pack
-    from launch.pack_picture import FILE_NAME
     from launch.report import write_report
     from zeta.run_dir import RunDir
 
     run_dir = RunDir(args.run_dir)
-    if run_dir.config.is_file() and not (args.run_dir / FILE_NAME).exists():
+    if run_dir.config.is_file() and not run_dir.pack_picture.exists():
         try:
             draw_first_pack(run_dir)
         except ValueError as error:  # the report is about the run, which may outlive its shards
