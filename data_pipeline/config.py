@@ -132,8 +132,6 @@ class DataConfig:
     shards: Any = None
     """Training shards: a folder, tar file, glob, brace expansion, or a list of these. A list of
     {path, weight} mixes sources at rates of their own, each with its own epochs."""
-    val_shards: Any = free(None)
-    """Held-out shards, written the same way."""
     token_budget: int = 4096
     """C: tokens of a pack."""
     max_images_per_pack: int = 128

@@ -111,14 +111,17 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
     _print_plan(recipe)
 
     _headline(3, f"train: {RANKS} ranks, DeepSpeed ZeRO-2 on CPU (logs in {RunDir(out).logs})")
-    started = time.perf_counter()
-    code = launch_local("demo", recipe, RANKS)
-    settings["train_seconds"] += time.perf_counter() - started
-    folder.settings.write_text(json.dumps(settings))
-    if code != ExitCode.FINISHED:
-        if code == ExitCode.INTERRUPTED:
-            print(f"\nstopped; `zeta demo {_again(out, seed, overrides)}` continues")
-        return code
+    if RunDir(out).finished.exists():
+        print("  finished before")
+    else:
+        started = time.perf_counter()
+        code = launch_local("demo", recipe, RANKS)
+        settings["train_seconds"] += time.perf_counter() - started
+        folder.settings.write_text(json.dumps(settings))
+        if code != ExitCode.FINISHED:
+            if code == ExitCode.INTERRUPTED:
+                print(f"\nstopped; `zeta demo {_again(out, seed, overrides)}` continues")
+            return code
 
     _headline(4, "export: newest checkpoint as safetensors")
     export_run(out, folder.export)

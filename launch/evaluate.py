@@ -23,6 +23,7 @@ NATIVE = "native"
 """The resolution at which every image has its own size."""
 _NATIVE_CAP = 1024
 _MIN_BUDGET = 4096
+_MAX_TOKENS = 1 << 17
 _CHUNK = 1 << 18
 
 
@@ -54,14 +55,14 @@ def evaluate_export(
     """
     config = read_config(export)
     manifest = Manifest.open(shards)
-    _check_classes(config["info"].get("class_names"), manifest)
+    classes = class_map(config["info"].get("class_names"), config["model"]["num_classes"], manifest)
     model = load_pretrained(export)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     results = {}
     for resolution in resolutions:
         plan = evaluation_plan(manifest, config["model"], resolution, workers)
-        results[resolution] = evaluate_plan(model, plan, device)
+        results[resolution] = evaluate_plan(model, plan, device, classes)
     first = results[resolutions[0]]
     return {
         "top1": first.top1,
@@ -87,13 +88,31 @@ def evaluation_plan(
     )
     data = data_for_model(data, model_arguments)
     longest = _longest_image(manifest, data) + data.prefix_tokens
+    if longest > _MAX_TOKENS:
+        raise ValueError(
+            f"resolution {resolution!r} makes {longest:,} tokens of the largest image; an "
+            f"evaluation takes at most {_MAX_TOKENS:,} an image"
+        )
     data = replace(data, token_budget=max(_MIN_BUDGET, longest))
     return Plan(manifest, data, num_lanes=1, max_epochs=1)
 
 
 @torch.no_grad()
-def evaluate_plan(model: nn.Module, plan: Plan, device: torch.device) -> Accuracy:
-    """Return the accuracy of `model` over every image of a one-epoch plan."""
+def evaluate_plan(
+    model: nn.Module, plan: Plan, device: torch.device, classes: Sequence[int]
+) -> Accuracy:
+    """Return the accuracy of `model` over every image of a one-epoch plan.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        plan: of one epoch, in one lane.
+        device: where packs go.
+        classes: class index of the model for each class index of the shards.
+
+    Raises:
+        ValueError: no image could be decoded.
+    """
+    class_index = torch.tensor(classes, device=device)
     images, rejected, top1, top5 = 0, int(plan.masses.unlabelled.sum()), 0, 0
     for step in PackLoader(plan).steps(None):
         for pack in step.packs:
@@ -101,7 +120,7 @@ def evaluate_plan(model: nn.Module, plan: Plan, device: torch.device) -> Accurac
             logits = model(batch)
             counted = batch.weights > 0
             best = logits[counted].topk(min(5, logits.shape[1]), dim=1).indices
-            hits = best == batch.labels[counted, None]
+            hits = best == class_index[batch.labels[counted]][:, None]
             images += int(counted.sum())
             top1 += int(hits[:, 0].sum())
             top5 += int(hits.sum())
@@ -150,15 +169,33 @@ def _longest_image(manifest: Manifest, data: DataConfig) -> int:
     return longest
 
 
-def _check_classes(trained: Sequence[str] | None, manifest: Manifest) -> None:
+def class_map(trained: Sequence[str] | None, num_classes: int, manifest: Manifest) -> list[int]:
+    """Return the model's class index of each class index of the shards.
+
+    Shards that lack some classes, or have them in another order, are understood by their names.
+
+    Args:
+        trained: class names of the export, if it has any.
+        num_classes: outputs of the model.
+        manifest: the labelled shards.
+
+    Raises:
+        ValueError: the shards have no labels, or a class that the model does not know.
+    """
+    if manifest.highest_label < 0:
+        raise ValueError("no image in the shards has a class label to compare with")
     names = manifest.class_names
-    if trained is not None and names is not None and list(trained) != list(names):
-        what = _first_difference(trained, names)
-        raise ValueError(f"the classes of the shards are not those of the export: {what}")
-
-
-def _first_difference(trained: Sequence[str], names: Sequence[str]) -> str:
-    for index, (ours, theirs) in enumerate(zip(trained, names, strict=False)):
-        if ours != theirs:
-            return f"class {index} is {theirs!r} in the shards and {ours!r} in the export"
-    return f"{len(names)} classes in the shards, {len(trained)} in the export"
+    if trained is not None and names is not None:
+        unknown = [name for name in names if name not in trained]
+        if unknown:
+            raise ValueError(
+                f"class {unknown[0]!r} of the shards is none of the export's {len(trained)} "
+                f"classes: {', '.join(list(trained)[:10])}{', ...' if len(trained) > 10 else ''}"
+            )
+        return [list(trained).index(name) for name in names]
+    if manifest.highest_label >= num_classes:
+        raise ValueError(
+            f"the shards hold the class index {manifest.highest_label}, but the model has only "
+            f"{num_classes} classes"
+        )
+    return list(range(num_classes))

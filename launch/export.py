@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ def export_run(run_path: Path, out: Path, *, step: int | None = None, form: str 
     Raises:
         ValueError: no run or no whole checkpoint there, or an option that timm cannot express.
     """
+    # Only files are read: DeepSpeed, whose types they hold, shall not look for devices and say so.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     run_dir = RunDir(run_path)
     if not run_dir.config.is_file():
         raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")

@@ -36,7 +36,9 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
     _check_ranks(checked, nproc)
     resolved = resolve_with_shards(checked, open_shards(checked.data.shards))
     check_resume(RunDir(Path(checked.run.dir)), resolved)
-    outcome = run_ranks([sys.executable, "-m", "launch", "train", config, *overrides], nproc)
+    # -P: a launch.py in the folder it is started from must not stand in for ours.
+    command = [sys.executable, "-P", "-m", "launch", "train", config, *overrides]
+    outcome = run_ranks(command, nproc)
     if outcome.aborted:
         return ExitCode.INTERRUPTED
     _report_failures(outcome, RunDir(Path(checked.run.dir)))

@@ -20,8 +20,14 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     """Fill in what a config leaves to the shards and the model, and check that they agree.
 
     Raises:
-        ValueError: no classes are known, or the shards have more than the model's head.
+        ValueError: no classes are known, the shards have more than the model's head, or the config
+            says something else of the model's patches than the model.
     """
+    if manifest.highest_label < 0:
+        raise ValueError(
+            "no image in the shards has a class: put the images into one folder a class and build "
+            "the shards again, or give each sample a .cls"
+        )
     names = manifest.class_names
     num_classes = config.model.num_classes
     if num_classes is None:
@@ -48,14 +54,23 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
 
 
 def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataConfig:
-    """Return the data config with what the model decides: patch size, prefix tokens, cost."""
-    return replace(
-        data,
-        patch_size=model_arguments["patch_size"],
-        prefix_tokens=prefix_tokens(model_arguments),
-        cost_dim=model_arguments["dim"],
-        require_labels=True,
-    )
+    """Return the data config with what the model decides: patch size, prefix tokens, cost.
+
+    Raises:
+        ValueError: one of them is set to something else.
+    """
+    decided = {
+        "patch_size": model_arguments["patch_size"],
+        "prefix_tokens": prefix_tokens(model_arguments),
+        "cost_dim": model_arguments["dim"],
+        "require_labels": True,
+    }
+    unset = DataConfig()
+    for name, value in decided.items():
+        if getattr(data, name) not in (value, getattr(unset, name)):
+            what = getattr(data, name)
+            raise ValueError(f"data.{name} is {what}, but the model makes it {value}: leave it out")
+    return replace(data, **decided)
 
 
 def training_plan(config: ZetaConfig, manifest: Manifest) -> Plan:

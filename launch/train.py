@@ -23,7 +23,13 @@ from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
-from zeta.sharded_model import build_for_training
+
+_BEFORE_CONFIG = {
+    "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl", "checkpoints",
+    "slurm_restarts", "demo.json", "shards",
+}  # fmt: skip
+"""What a run directory may hold before its first step: launchers, the demo and a start that failed
+leave these."""
 
 
 def train(config: ZetaConfig) -> int:
@@ -66,9 +72,17 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
     """Refuse to continue a run under a config that changes what it computes.
 
     Raises:
-        ValueError: names every fixed field that differs from the run's config.yaml.
+        ValueError: names every fixed field that differs from the run's config.yaml, or what else
+            the folder holds if it is no run.
     """
     if not run_dir.config.exists():
+        inside = run_dir.path.iterdir() if run_dir.path.exists() else iter(())
+        foreign = sorted(path.name for path in inside if path.name not in _BEFORE_CONFIG)
+        if foreign:
+            raise ValueError(
+                f"run.dir is {run_dir.path}, which holds {foreign[0]!r} and no run; choose a new "
+                "or empty folder"
+            )
         return
     changes = fixed_changes(run_dir.config.read_text(), config)
     if changes:
@@ -90,12 +104,10 @@ def _run(
     world = init_distributed(info, device_kind=config.train.device)
     # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
+    from zeta.sharded_model import build_for_training
     from zeta.trainer import Trainer
 
     try:
-        if world.is_main:
-            _write_run_files(run_dir, config, manifest)
-        world.barrier()  # NOTE: nobody trains in a directory that is not described yet
         torch.manual_seed(config.train.seed)
         num_classes = config.model.resolve()["num_classes"]
         trainer = Trainer(
@@ -113,6 +125,10 @@ def _run(
             config=yaml.safe_load(to_yaml(config)),
             name=config.run.name,
         )
+        # Only a run that could be built fixes the config of its directory.
+        if world.is_main:
+            _write_run_files(run_dir, config, manifest)
+        world.barrier()  # NOTE: nobody trains in a directory that is not described yet
         return trainer.fit()
     finally:
         close_distributed()

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from launch.arguments import Subparsers, add_command, add_config, add_json
+from launch.arguments import Subparsers, add_command, add_config, add_json, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -20,7 +20,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta data plan navit_b16_classification data.shards=shards/train --world-size 8",
     )
     add_config(parser)
-    parser.add_argument("--world-size", type=int, default=1, metavar="W", help="ranks (default: 1)")
+    parser.add_argument(
+        "--world-size", type=positive_int, default=1, metavar="W", help="ranks (default: 1)"
+    )
     add_json(parser)
 
 

@@ -52,7 +52,7 @@ def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path
     for line in (r"step +20/24 +eta", r"loss +\d", r"img/s", r"tok/s", r"fill +9\d"):
         assert re.search(line, done.stdout), done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-    assert "deepspeed" not in (done.stdout + done.stderr).lower().replace("deepspeed zero", "")
+    assert "[WARNING]" not in done.stdout + done.stderr  # DeepSpeed's go to the logs
 
 
 @pytest.mark.slow
@@ -72,12 +72,13 @@ def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    assert len(processes_naming(interrupted)) >= 3, "launcher and two ranks"
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "continues" in output
-    assert not children_of_session(process.pid)
+    assert not processes_naming(interrupted)
     assert not (interrupted / "FINISHED").exists()
 
     for out in (interrupted, straight):
@@ -91,10 +92,10 @@ def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
     assert weights[0] == weights[1]
 
 
-def children_of_session(leader: int) -> list[str]:
-    """Return the processes that still belong to the session `leader` led."""
-    listed = subprocess.run(["ps", "-eo", "sess=,pid=,args="], capture_output=True, text=True)
-    return [line for line in listed.stdout.splitlines() if line.split()[0] == str(leader)]
+def processes_naming(folder: Path) -> list[str]:
+    """Return the processes that have `folder` among their arguments, as ranks and workers do."""
+    listed = subprocess.run(["ps", "-eo", "pid=,args=", "-ww"], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if str(folder) in line]
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):

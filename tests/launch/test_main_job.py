@@ -131,21 +131,90 @@ def test_an_evaluation_does_not_depend_on_how_images_are_packed(world: Path):
     manifest = Manifest.open(str(world / "shards/val"))
     arguments = read_config(world / "export")["model"]
     plan = evaluation_plan(manifest, arguments, "native", workers=0)
-    together = evaluate_plan(model, plan, torch.device("cpu"))
+    together = evaluate_plan(model, plan, torch.device("cpu"), range(10))
     one_image_a_pack = replace(plan.config, token_budget=200, max_images_per_pack=1)
     plan = Plan(manifest, one_image_a_pack, num_lanes=1, max_epochs=1)
-    alone = evaluate_plan(model, plan, torch.device("cpu"))
+    alone = evaluate_plan(model, plan, torch.device("cpu"), range(10))
     assert together == alone
 
 
 @pytest.mark.slow
-def test_shards_with_other_classes_than_the_export_are_refused(world: Path, tmp_path: Path):
+def test_shards_with_a_class_that_the_model_does_not_know_are_refused(world: Path, tmp_path: Path):
     samples = list(render_split("val", seed=0))[:20]
-    names = ["zero", *CLASS_NAMES[1:]]
-    build_shards(samples, tmp_path / "other", class_names=names)
+    build_shards(samples, tmp_path / "other", class_names=["zero", *CLASS_NAMES[1:]])
     done = zeta("eval", "export", str(tmp_path / "other"), cwd=world)
     assert done.returncode == 1
-    assert "class 0 is 'zero' in the shards and '0' in the export" in done.stderr
+    assert "class 'zero' of the shards is none of the export's 10 classes" in done.stderr
+
+
+@pytest.mark.slow
+def test_held_out_shards_may_lack_classes_and_number_them_differently(world: Path, tmp_path: Path):
+    samples = [(key, files) for key, files in render_split("val", seed=0) if files["cls"] in b"27"]
+    build_shards(samples, tmp_path / "whole", class_names=CLASS_NAMES)
+    renumbered = [(k, f | {"cls": {b"2": b"1", b"7": b"0"}[f["cls"]]}) for k, f in samples]
+    build_shards(renumbered, tmp_path / "part", class_names=["7", "2"])
+    results = [
+        json.loads(zeta("eval", "export", str(tmp_path / name), "--json", cwd=world).stdout)
+        for name in ("whole", "part")
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_a_start_that_failed_does_not_fix_the_config_of_its_directory(world: Path):
+    settings = ("data.shards=shards/train", "run.dir=fails", *SETTINGS)
+    refused = zeta("train", "demo", *settings, "model.heads=3", "model.dim_head=0", cwd=world)
+    assert refused.returncode == 93
+    assert zeta("train", "demo", *settings, "train.max_steps=2", cwd=world).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_folder_with_something_else_is_no_run_directory(world: Path, tmp_path: Path):
+    (tmp_path / "holiday.jpg").write_bytes(b"precious")
+    settings = ("data.shards=shards/train", f"run.dir={tmp_path}", *SETTINGS)
+    refused = zeta("train", "demo", *settings, cwd=world)
+    assert refused.returncode == 93
+    assert "holds 'holiday.jpg' and no run; choose a new or empty folder" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.slow
+def test_images_without_classes_are_refused_with_what_to_do(world: Path, tmp_path: Path):
+    samples = [(k, {"jpg": f["jpg"]}) for k, f in list(render_split("val", seed=0))[:9]]
+    build_shards(samples, tmp_path / "flat")
+    settings = (f"data.shards={tmp_path / 'flat'}", f"run.dir={tmp_path / 'run'}", *SETTINGS)
+    refused = zeta("train", "demo", *settings, cwd=world)
+    assert refused.returncode == 93
+    assert "put the images into one folder a class" in refused.stderr
+    refused = zeta("eval", "export", str(tmp_path / "flat"), cwd=world)
+    assert refused.returncode == 1
+    assert "no image in the shards has a class label" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_resolution_beyond_any_memory_is_refused(world: Path):
+    refused = zeta("eval", "export", "shards/val", "--resolutions", "999999", cwd=world)
+    assert refused.returncode == 1
+    assert "an evaluation takes at most 131,072 an image" in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_folder_it_is_started_from_cannot_stand_in_for_zeta(world: Path, tmp_path: Path):
+    (tmp_path / "launch.py").write_text("print('not zeta')")
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("zeta")),
+            *("launch", "local", "demo", "--nproc", "2"),
+            *(f"data.shards={world / 'shards/train'}", "run.dir=run"),
+            *SETTINGS,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/FINISHED").exists()
 
 
 @pytest.mark.slow
