@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 SMALL_BYTES = 2**26
+_WATCH_S = 0.2
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -71,24 +72,20 @@ def _run(function: Callable[[Task], Result], task: Task) -> Result:
 def _begin_worker(end: Semaphore) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, _exit)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    threading.Thread(target=_end_when_told, args=(end,), daemon=True).start()
+    threading.Thread(target=_watch, args=(end,), daemon=True).start()
 
 
-def _end_when_told(end: Semaphore) -> None:
-    end.acquire()
-    os.kill(os.getpid(), signal.SIGTERM)  # so that the main thread leaves in good order
+def _watch(end: Semaphore) -> None:
+    """End this process with its parent, or in good order when told."""
+    parent = multiprocessing.parent_process()
+    while not end.acquire(timeout=_WATCH_S):
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)  # the main thread removes its temporary files
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)  # an exception, so that temporary files are removed
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def keep_freed_memory() -> None:
