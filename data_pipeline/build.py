@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import sys
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -93,11 +96,19 @@ def _open(
 ) -> Source:
     if isinstance(source, str | Path):
         return open_source(source, labels=labels)
-    items = list(source)
-    paths = [item for item in items if isinstance(item, str | Path)]
-    if paths:
-        return open_source(paths, labels=labels)
-    return from_memory((item for item in items if isinstance(item, tuple)), class_names)
+    paths: list[str | Path] = []
+    pairs: list[tuple[str, Mapping[str, bytes]]] = []
+    for number, item in enumerate(source):
+        if isinstance(item, str | Path) and not pairs:
+            paths.append(item)
+        elif isinstance(item, tuple) and len(item) == 2 and not paths:
+            pairs.append(item)
+        else:
+            raise ValueError(
+                f"item {number} of the source is {item!r:.80}; all must be paths of shards, or all "
+                "(key, {suffix: content}) pairs"
+            )
+    return open_source(paths, labels=labels) if paths else from_memory(pairs, class_names)
 
 
 def _report(skipped: Counter[str]) -> None:
@@ -188,7 +199,8 @@ class _Task:
 
 def _write_shard(task: _Task) -> int:
     """Write one shard under a hidden name and rename it; return its number of samples."""
-    from webdataset import ShardWriter  # here, because it imports torch
+    with _signals_deferred():
+        from webdataset import ShardWriter  # here, because it imports torch
 
     with write_atomically(task.path) as stream:
 
@@ -211,6 +223,28 @@ def _write_shard(task: _Task) -> int:
                 content = {suffix: _content(part) for suffix, part in sample.members.items()}
                 writer.write({"__key__": sample.key, **content})
     return len(task.samples)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block is through.
+
+    An exception that is raised while torch's C++ code runs a Python import aborts the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for held in handlers:
+        signal.signal(held, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for held, handler in handlers.items():
+            signal.signal(held, handler)
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _content(part: FilePart | bytes) -> bytes:

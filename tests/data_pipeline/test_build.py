@@ -178,6 +178,52 @@ def test_a_folder_with_other_files_is_left_alone(images, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_import_of_torch_waits_for_its_end(how):
+    def leave(number, frame):
+        raise InterruptedError(number)
+
+    def be_interrupted():
+        with build._signals_deferred():
+            signal.raise_signal(how)
+            through.append(how)
+
+    previous, through = signal.signal(how, leave), []
+    try:
+        with pytest.raises(InterruptedError):
+            be_interrupted()
+        assert through == [how]
+        assert signal.getsignal(how) is leave
+    finally:
+        signal.signal(how, previous)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [("a", {"jpg": b""}), "shards/0.tar"],
+        ["shards/0.tar", ("a", {"jpg": b""})],
+        [("a", {"jpg": b""}), 7],
+        [("a", {"jpg": b""}), ("a", {"jpg": b""}, "more")],
+    ],
+)
+def test_an_item_of_another_kind_is_named_and_not_left_out(tmp_path, items):
+    with pytest.raises(ValueError, match="item 1 of the source is") as caught:
+        build_shards(items, tmp_path / "out")
+    assert f"{items[1]!r}; all must be paths" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_without_one_usable_image_names_the_folder_and_what_to_do(tmp_path):
+    for number in range(4):
+        (tmp_path / "src").mkdir(exist_ok=True)
+        (tmp_path / "src" / f"{number}.jpg").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="no usable image") as caught:
+        build_shards(tmp_path / "src", tmp_path / "out", max_count=2)
+    assert str(caught.value).startswith(f"no usable image in the shards {tmp_path}/out: 4 x ")
+    assert f"{tmp_path}/out/manifest_rejected.jsonl: put the images right" in str(caught.value)
+
+
 def test_an_image_that_may_not_be_read_is_named(images, tmp_path):
     (images / "a/0.jpg").chmod(0)
     (tmp_path / "out").mkdir()
