@@ -20,6 +20,7 @@ import numpy as np
 from data_pipeline.image_header import ImageFormat as ImageFormat
 from data_pipeline.manifest_files import (
     CLASSES_NAME,
+    REJECTED_NAME,
     RejectedLine,
     ShardEntry,
     classes_digest,
@@ -112,7 +113,10 @@ class Manifest:
         manifest = _concatenate(folders)
         bad = sum(entry.bad for folder in folders for entry in folder.entries)
         if bad == len(manifest.samples):
-            raise ValueError(f"no usable image in the shards {spec}: {_reasons(manifest)}")
+            raise ValueError(
+                f"no usable image in the shards {_spelled(spec)}: "
+                f"{_why_unusable(manifest, folders[0].path)}"
+            )
         return manifest
 
     def shard_of(self, sample_ids: np.ndarray | int) -> np.ndarray:
@@ -234,6 +238,22 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
     )
 
 
-def _reasons(manifest: Manifest) -> str:
+def _spelled(spec: ShardSpec) -> str:
+    """Return the spec as it is typed; of a list of tar files in one folder, the folder."""
+    parts = spec_parts(spec)
+    folders = {part.rpartition("/")[0] for part in parts if part.endswith(".tar")}
+    if len(parts) > 1 and len(folders) == 1 and all(part.endswith(".tar") for part in parts):
+        return folders.pop() or "."
+    return ", ".join(parts)
+
+
+def _why_unusable(manifest: Manifest, first: ShardFolder) -> str:
+    """Return the reasons of a manifest without one usable image, and what to do."""
     counts = Counter(rejection.reason for rejection in manifest.rejections())
-    return "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3)) or "they are empty"
+    if not counts:
+        return "they are empty; write some that hold images: `zeta shards build IMAGES OUT`"
+    reasons = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3))
+    return (
+        f"{reasons}; each is named in {first.index / REJECTED_NAME}: put the images right, then "
+        "build the shards again in a new folder"
+    )

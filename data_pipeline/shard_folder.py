@@ -95,7 +95,12 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
     """
     found: dict[str, None] = {}
     for text in spec_parts(spec):
-        resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
+        try:
+            resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
+        except PermissionError as error:
+            raise ValueError(
+                f"{error.filename or text} cannot be read: {error.strerror}; allow reading it"
+            ) from error
         found.update(dict.fromkeys(resolved))
     return list(found)
 
@@ -132,7 +137,9 @@ def _resolve_remote(text: str) -> list[str]:
 
 def _resolve_local(text: str) -> list[str]:
     if Path(text).is_dir():
-        shards = sorted(path for path in Path(text).glob("*.tar") if not path.name.startswith("."))
+        # Not a glob: one gives nothing for a folder that may not be read.
+        found = sorted(path for path in Path(text).iterdir() if path.suffix == ".tar")
+        shards = [path for path in found if not path.name.startswith(".")]
         if not shards:
             raise ValueError(
                 f"{text} holds no .tar shards; write some with `zeta shards build IMAGES OUT`"
@@ -144,6 +151,8 @@ def _resolve_local(text: str) -> list[str]:
         relative = pattern.removeprefix(path.anchor)
         matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(relative))
         if not matches:
+            if path.parent.is_dir():
+                any(path.parent.iterdir())  # raises where it is the folder that may not be read
             raise ValueError(f"no shard matches {pattern}")
         paths += matches
     for path in paths:

@@ -115,9 +115,19 @@ def _from_folder(folder: Path, labels: bool) -> Source:
 
 def _holds_only_shards(folder: Path) -> bool:
     """Whether a folder has tar files in it, and neither images nor folders beside them."""
-    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    try:
+        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise _unreadable(error) from error
     return any(path.suffix == ".tar" for path in visible) and not any(
         path.is_dir() or path.suffix.lower()[1:] in IMAGE_SUFFIXES for path in visible
+    )
+
+
+def _unreadable(error: OSError) -> ValueError:
+    return ValueError(
+        f"cannot read the folder {error.filename}: {error.strerror}; "
+        "allow reading it, or move it out of the source"
     )
 
 
@@ -125,10 +135,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
     """Yield the image files under a folder, sorted; links are followed, each folder once."""
 
     def refuse(error: OSError) -> None:
-        raise ValueError(
-            f"cannot read the folder {error.filename}: {error.strerror}; "
-            "allow reading it, or move it out of the source"
-        ) from error
+        raise _unreadable(error) from error
 
     visited: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):

@@ -151,7 +151,9 @@ def iter_members(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
         end = member.end
         yield member
     if read_at(end, BLOCK) != _ZEROS:
-        what = "the shard is cut: there is no end-of-archive marker" if nbytes else "empty file"
+        what = "the shard is cut: there is no end-of-archive marker"
+        if nbytes == 0:
+            what = "empty file; copy or write the shard again, or take it away"
         raise TarError(shard, end, what)
     for offset in range(end, nbytes, _CHUNK):
         if read_at(offset, min(_CHUNK, nbytes - offset)).strip(b"\0"):

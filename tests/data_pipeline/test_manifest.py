@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.index import index_shards
 from data_pipeline.manifest import SAMPLE_DTYPE, Manifest
 from data_pipeline.shard_folder import resolve_shards
-from tests.data_pipeline.shard_fixtures import labelled, write_shard
+from tests.data_pipeline.shard_fixtures import error_as_nobody, labelled, write_shard
 
 
 @pytest.fixture
@@ -87,8 +87,21 @@ def test_an_empty_shard_is_left_out_and_nothing_but_empty_shards_refused(folder)
     manifest = Manifest.open(folder)
     assert [Path(s.path).name for s in manifest.shards] == [f"train-{n}.tar" for n in range(3)]
     assert len(manifest.samples) == 12
-    with pytest.raises(ValueError, match=r"no usable image in the shards .*they are empty"):
+    with pytest.raises(
+        ValueError, match=r"train-00\.tar: they are empty; .*`zeta shards build IMAGES"
+    ):
         Manifest.open(folder / "train-00.tar")
+
+
+@pytest.mark.parametrize("part", ["", "/*.tar", "/a.tar", "/[ab].tar"])
+def test_a_folder_of_shards_that_may_not_be_read_is_named(tmp_path, part):
+    folder = tmp_path / "shards"
+    write_shard(folder / "a.tar", labelled(1))
+    tmp_path.chmod(0o755)
+    folder.chmod(0)
+    message = error_as_nobody(tmp_path, lambda: Manifest.open(f"{folder}{part}"))
+    folder.chmod(0o755)
+    assert message == f"{folder}{part} cannot be read: Permission denied; allow reading it"
 
 
 def test_shards_without_an_index_are_refused_with_the_command(tmp_path):
