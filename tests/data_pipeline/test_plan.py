@@ -100,6 +100,12 @@ def test_the_summary_is_what_the_lanes_do():
     assert 0.98 < summary.fill <= 1
 
 
+def test_an_epoch_of_less_than_half_a_pack_counts_one():
+    summary = summarise(Plan(synthetic_manifest([2]), config(token_budget=100_000), num_lanes=1))
+    assert summary.tokens < 50_000
+    assert (summary.packs, summary.steps_per_epoch) == (1, 1)
+
+
 def test_empty_packs_of_missing_lanes_count_as_padding():
     plan = Plan(synthetic_manifest([1000]), config(), num_lanes=4)
     assert summarise(plan, 3).fill == pytest.approx(summarise(plan, 1).fill * 4 / 6)
