@@ -129,12 +129,12 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
 
     _headline(5, "evaluate: scans never seen in training; 128 px was never trained at")
     evaluation = evaluate_export(folder.export, str(folder.shards("val")), RESOLUTIONS, workers=0)
-    (out / "eval.json").write_text(json.dumps(evaluation))
+    RunDir(out).evaluation.write_text(json.dumps(evaluation))
     print("\n".join(f"  {line}" for line in accuracy_table(evaluation)))
 
     _headline(6, "report")
     result = _result(RunDir(out), evaluation, settings["train_seconds"])
-    (out / "result.json").write_text(json.dumps(result) + "\n")
+    RunDir(out).result.write_text(json.dumps(result) + "\n")
     draw_first_pack(RunDir(out))
     print(f"  {write_report(out)}")
     _print_ending(result, folder)
