@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -59,3 +60,24 @@ def size_mb(text: str) -> float:
     if factor is None or not re.fullmatch(r"\d+(\.\d+)?", number) or float(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MB or 2GB")
     return float(number) * factor
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """Declare SHARDS."""
+    parser.add_argument(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="folders, .tar files, globs, brace expansions or URLs",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Declare --workers."""
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes (default: the cores of this machine)",
+    )

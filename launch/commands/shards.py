@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from typing import TYPE_CHECKING
 
-from launch.arguments import Subparsers, add_command, add_json, positive_int, size_mb
+from launch.arguments import (
+    Subparsers,
+    add_command,
+    add_json,
+    add_shards,
+    add_workers,
+    positive_int,
+    size_mb,
+)
 
 if TYPE_CHECKING:
     from data_pipeline.manifest import Manifest
@@ -47,7 +54,8 @@ def add_parser(subparsers: Subparsers) -> None:
     order.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
     order.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
     build.add_argument("--no-labels", action="store_true", help="subfolders are not classes")
-    _add_common(build)
+    add_workers(build)
+    add_json(build)
     index = add_command(
         subparsers,
         "index",
@@ -55,13 +63,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "index shards that something else wrote, or that changed",
         "zeta shards index '/data/laion/{00000..00127}.tar'",
     )
-    index.add_argument(
-        "shards",
-        metavar="SHARDS",
-        nargs="+",
-        help="folders, .tar files, globs, brace expansions or URLs",
-    )
-    _add_common(index)
+    add_shards(index)
+    add_workers(index)
+    add_json(index)
 
 
 def run_build(args: argparse.Namespace) -> int:
@@ -86,17 +90,6 @@ def run_index(args: argparse.Namespace) -> int:
     from data_pipeline.index import index_shards
 
     return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (default: the cores of this machine)",
-    )
-    add_json(parser)
 
 
 def _say(manifest: Manifest, as_json: bool) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from launch.arguments import Subparsers, add_command, add_json, positive_int
+from launch.arguments import Subparsers, add_command, add_json, add_shards, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -18,12 +18,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "print counts, sizes, aspect ratios and tokens of the images of indexed shards",
         "zeta shards stats shards/photos --png stats.png",
     )
-    parser.add_argument(
-        "shards",
-        metavar="SHARDS",
-        nargs="+",
-        help="folders, .tar files, globs, brace expansions or URLs",
-    )
+    add_shards(parser)
     parser.add_argument(
         "--patch-size",
         type=positive_int,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from launch import errors
-from launch.arguments import Subparsers, add_command, add_json, positive_int
+from launch.arguments import Subparsers, add_command, add_json, add_shards, add_workers
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -19,19 +18,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "decode every image of shards and name the bad ones; exit status 1 if there are any",
         "zeta shards verify shards/photos",
     )
-    parser.add_argument(
-        "shards",
-        metavar="SHARDS",
-        nargs="+",
-        help="folders, .tar files, globs, brace expansions or URLs",
-    )
-    parser.add_argument(
-        "--workers",
-        type=positive_int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes (default: the cores of this machine)",
-    )
+    add_shards(parser)
+    add_workers(parser)
     add_json(parser)
 
 
