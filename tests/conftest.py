@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 
@@ -15,3 +17,11 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; see `make test-gpu`"))
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where the suite was started in the background of a shell.
+
+    Such a shell has its jobs ignore SIGINT, and so would every process that a test interrupts.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
