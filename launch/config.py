@@ -24,12 +24,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
-from launch.config_keys import expected_type, leaves, parse_override
+from launch.config_keys import expected_type, leaves, parse_override, whole_number
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
 from zeta.objectives.config import ObjectiveConfig
-from zeta.schedule import learning_rate
+from zeta.schedule import build_schedule
 from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
 
 _FREE_SECTIONS = ("run.", "tracker.")
@@ -119,13 +119,15 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
         old_yaml: the config of the run so far, as `to_yaml` wrote it.
         new: the config it is resumed with.
     """
-    before = dict(leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config"))
+    # A run may be older than a field: it ran under the field's default.
+    before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
+    before |= leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config")
     after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
     free_keys = free_fields(ZetaConfig)
     return [
-        (key, before.get(key), value)
+        (key, before[key], value)
         for key, value in after.items()
-        if before.get(key) != value and key not in free_keys and not key.startswith(_FREE_SECTIONS)
+        if before[key] != value and key not in free_keys and not key.startswith(_FREE_SECTIONS)
     ]
 
 
@@ -134,6 +136,7 @@ def _compose(settings: Iterable[tuple[str, str, Any]]) -> ZetaConfig:
     composed = OmegaConf.structured(ZetaConfig)
     for source, key, value in settings:
         try:
+            value = whole_number(value, ZetaConfig, key)
             OmegaConf.update(composed, key, value, merge=False)
         except OmegaConfBaseException as error:
             raise ValueError(
@@ -196,21 +199,10 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 def _check_sections_together(config: ZetaConfig) -> None:
     """Raise ValueError where values of several sections or fields contradict each other."""
-    train, optim = config.train, config.optim
     if config.data.shards is None:
         raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
-    if train.max_steps is None and train.max_epochs is None:
-        raise ValueError("set train.max_steps or train.max_epochs: a run must know where it ends")
-    if optim.schedule == "rsqrt" and optim.warmup_steps == 0:
-        raise ValueError("optim.schedule rsqrt needs optim.warmup_steps of at least 1")
-    learning_rate(0, optim, train.max_steps)  # raises where the schedule needs max_steps
+    build_schedule(config.optim, config.train)  # raises where they do not fit
     if config.model.channels not in (None, 3):
         raise ValueError(
             f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"
-        )
-    ramps = optim.warmup_steps + optim.cooldown_steps
-    if train.max_steps is not None and ramps > 0 and ramps >= train.max_steps:
-        raise ValueError(
-            f"optim.warmup_steps + optim.cooldown_steps is {ramps}; it must be below "
-            f"train.max_steps = {train.max_steps}: lower them or train longer"
         )

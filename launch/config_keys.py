@@ -68,6 +68,18 @@ def parse_override(text: str, config_type: type) -> tuple[str, Any]:
     return key, _read_value(value, hint)
 
 
+def whole_number(value: object, config_type: type, key: str) -> object:
+    """Return 4e9, a float or text to YAML, as the int it is where `key` holds a whole number."""
+    hint = _hint(config_type, key)
+    if int not in (hint, *typing.get_args(hint)) or not isinstance(value, str | float):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() else value
+
+
 def expected_type(config_type: type, key: str) -> str:
     """Describe in words what the field `key` holds."""
     return _describe(_hint(config_type, key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,15 @@ from zeta.train_config import OptimConfig
 _TABLES = ("pos_embed", "latent", "cls_token", "reg_token", "register")
 
 
-def is_decayed(name: str, shape: Sequence[int]) -> bool:
-    """Whether weight decay applies: to matrices, not to norms, biases, tables and tokens.
+GROUPS = ("body", "head", "none")
+"""The weight-decay groups, in the order in which the optimizer has them."""
+
+
+def decay_group(name: str, shape: Sequence[int]) -> str:
+    """Return the weight-decay group of a parameter.
+
+    Matrices decay, those of the head at a rate of their own (Zhai et al. 2022, section 3.1); norms,
+    biases, position tables, learned tokens and the pooling query do not.
 
     Args:
         name: dotted name in the model, in timm's words (`blocks.0.norm1.weight`).
@@ -22,8 +29,20 @@ def is_decayed(name: str, shape: Sequence[int]) -> bool:
     """
     parts = name.split(".")
     if any("norm" in part for part in parts) or any(parts[-1].startswith(t) for t in _TABLES):
-        return False
-    return len(shape) >= 2
+        return "none"
+    if len(shape) < 2:
+        return "none"
+    return "head" if parts[0] == "head" else "body"
+
+
+def optimizer_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return the names of parameters as the optimizer numbers them: group by group.
+
+    Args:
+        shapes: full shape of every trainable parameter, in the order of the module.
+    """
+    groups = {name: decay_group(name, shape) for name, shape in shapes.items()}
+    return [name for group in GROUPS for name in shapes if groups[name] == group]
 
 
 def full_shape(parameter: nn.Parameter) -> list[int]:
@@ -31,16 +50,20 @@ def full_shape(parameter: nn.Parameter) -> list[int]:
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `module` into a decayed and an undecayed group."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in named if is_decayed(n, full_shape(p))]
-    undecayed = [p for n, p in named if not is_decayed(n, full_shape(p))]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Split the trainable parameters of `module` by weight decay; empty groups are left out."""
+    head = config.head_weight_decay
+    body = config.weight_decay
+    rates = {"body": body, "head": body if head is None else head, "none": 0.0}
+    of_group: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            of_group[decay_group(name, full_shape(parameter))].append(parameter)
+    return [
+        {"params": members, "weight_decay": rates[group]}
+        for group, members in of_group.items()
+        if members
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -49,7 +72,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW
     Raises:
         ValueError: `module` has nothing to train.
     """
-    groups = parameter_groups(module, config.weight_decay)
+    groups = parameter_groups(module, config)
     if not groups:
         raise ValueError("the model has no trainable parameter")
     # fused: one pass over memory instead of one per operation of Adam's update.

@@ -28,6 +28,11 @@ class Progress:
     data: dict[str, Any] | None = None
     """Merged state of all lanes after the last committed step; None: the start of the data."""
 
+    @property
+    def steps(self) -> int:
+        """Committed steps, under the name of the unit; `images` and `tokens` are the others."""
+        return self.step
+
     def commit(
         self,
         *,

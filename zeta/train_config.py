@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from zeta.config_field import check_choice, check_range, free
 
+UNITS = ("steps", "images", "tokens")
+"""What the progress of a run is counted in."""
+
 
 @dataclass
 class QuarantineConfig:
@@ -32,7 +35,12 @@ class TrainConfig:
     packs_per_step: int = 8
     """P: packs (so, token budgets) that one optimizer step averages over, whatever the ranks."""
     max_steps: int | None = free(None)
-    """Optimizer steps after which the run is finished; learning-rate schedules end here."""
+    """Optimizer steps after which the run is finished."""
+    max_images: int | None = free(None)
+    """Images trained on, over all ranks, at which the run is finished: the first step to reach
+    them is the last."""
+    max_tokens: int | None = free(None)
+    """Tokens trained on, over all ranks, at which the run is finished."""
     max_epochs: int | None = free(None)
     """Passes over the data after which the run is finished."""
     zero_stage: int = free(2)
@@ -69,7 +77,7 @@ class TrainConfig:
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans
         check_choice("train.compile", self.compile, ("auto", "true", "false"))
-        for name in ("max_steps", "max_epochs"):
+        for name in ("max_steps", "max_images", "max_tokens", "max_epochs"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"train.{name}", value, 1)
@@ -81,22 +89,40 @@ class OptimConfig:
 
     lr: float = 1e-3
     """Peak learning rate."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from 0."""
     schedule: str = "cosine"
-    """cosine (to 0 at train.max_steps), rsqrt (lr * sqrt(warmup / step)) or constant."""
+    """After the warm-up: cosine (to 0 at the end), rsqrt (lr * sqrt(warm-up / position)), constant,
+    or wsd (constant, with a cooldown)."""
+    schedule_by: str = "steps"
+    """What warm-up, cooldown and end are counted in: steps, images or tokens trained on so far,
+    over all ranks. The end is train.max_steps, train.max_images or train.max_tokens."""
+    warmup_steps: int = 0
+    """Linear warm-up from 0, with schedule_by=steps."""
+    warmup_images: int = 0
+    warmup_tokens: int = 0
     cooldown_steps: int = 0
-    """Last steps before train.max_steps over which rsqrt and constant fall linearly to 0."""
+    """The last steps before the end, over which every schedule but cosine falls to 0."""
+    cooldown_images: int = 0
+    cooldown_tokens: int = 0
+    cooldown_shape: str = "linear"
+    """linear, or sqrt: 1 - sqrt(share of the cooldown)."""
     weight_decay: float = 0.05
-    """Of matrices; norms, biases, position tables and the pooling query are never decayed."""
+    """Of the matrices of the body; norms, biases, position tables, learned tokens and the pooling
+    query are never decayed."""
+    head_weight_decay: float | None = None
+    """Of the head's matrix; that of the body unless set."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        check_choice("optim.schedule", self.schedule, ("cosine", "rsqrt", "constant"))
-        for name in ("lr", "warmup_steps", "cooldown_steps", "weight_decay", "clip"):
+        check_choice("optim.schedule", self.schedule, ("cosine", "rsqrt", "constant", "wsd"))
+        check_choice("optim.schedule_by", self.schedule_by, UNITS)
+        check_choice("optim.cooldown_shape", self.cooldown_shape, ("linear", "sqrt"))
+        ramps = [f"{ramp}_{unit}" for ramp in ("warmup", "cooldown") for unit in UNITS]
+        for name in ("lr", *ramps, "weight_decay", "clip"):
             check_range(f"optim.{name}", getattr(self, name), 0, open_high=True)
+        if self.head_weight_decay is not None:
+            check_range("optim.head_weight_decay", self.head_weight_decay, 0, open_high=True)
         for index, beta in enumerate(self.betas):
             check_range(f"optim.betas[{index}]", beta, 0, 1, open_high=True)
 

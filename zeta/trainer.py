@@ -33,10 +33,10 @@ from zeta.packed import StepPacks, StepSource, merge_states
 from zeta.progress import Progress
 from zeta.random_state import derive_seed, restore_random_state, seed_everything
 from zeta.run_dir import RunDir
-from zeta.schedule import learning_rate
+from zeta.schedule import build_schedule
 from zeta.sinks import FanOut, JsonlSink, MetricSink, last_logged_step
 from zeta.stop_signals import StopSignals
-from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
+from zeta.train_config import UNITS, OptimConfig, TrackerConfig, TrainConfig
 from zeta.wandb_sink import WandbSink, stable_run_id
 
 
@@ -90,7 +90,9 @@ class Trainer:
         Raises:
             ValueError: the configuration cannot work, or the checkpoint does not fit it.
         """
-        check_limits(train, optim, world.size)
+        check_limits(train, world.size)
+        self.schedule = build_schedule(optim, train)
+        self.learning_rate = 0.0
         self.objective, self.source, self.run_dir = objective, source, run_dir
         self.world, self.console = world, console
         self.train, self.optim = train, optim
@@ -133,7 +135,7 @@ class Trainer:
         return code
 
     def _loop(self, steps: Iterator[StepPacks], signals: StopSignals) -> ExitCode:
-        while not self._reached_max_steps():
+        while not self._reached_end():
             started = time.perf_counter()
             step = self._draw(steps, signals)
             waited = time.perf_counter() - started
@@ -143,7 +145,7 @@ class Trainer:
                 break
             result = self._train(step)
             self._account(step, result, time.perf_counter() - started, waited)
-            if self._reached_max_steps() or not step.more:
+            if self._reached_end() or not step.more:
                 self._log()
                 break
             if self.progress.step % self.train.log_every == 0:
@@ -202,6 +204,10 @@ class Trainer:
     def _train(self, step: _Agreed) -> StepResult | None:
         """Run the optimizer step; None if no rank has an image to learn from."""
         assert step.packs is not None
+        unit = self.optim.schedule_by
+        before: int = getattr(self.progress, unit)
+        own = {"steps": 1, "images": step.images, "tokens": step.tokens}[unit]
+        self.learning_rate = self.schedule.rate(before, before + own)
         if step.images == 0:
             return None
         index = self.progress.step
@@ -210,7 +216,7 @@ class Trainer:
             step.packs.packs,
             step.images,
             seeds=[derive_seed(self.train.seed, index, lane) for lane in lanes],
-            lr=learning_rate(index, self.optim, self.train.max_steps),
+            lr=self.learning_rate,
         )
 
     def _account(
@@ -259,8 +265,10 @@ class Trainer:
         """Lanes of this rank's packs: lane i belongs to rank i mod W."""
         return [self.world.rank + i * self.world.size for i in range(len(packs.packs))]
 
-    def _reached_max_steps(self) -> bool:
-        return self.train.max_steps is not None and self.progress.step >= self.train.max_steps
+    def _reached_end(self) -> bool:
+        """Whether the run has all the steps, images or tokens that it is to have."""
+        limits = ((getattr(self.train, f"max_{u}"), getattr(self.progress, u)) for u in UNITS)
+        return any(limit is not None and done >= limit for limit, done in limits)
 
     # Metrics.
 
@@ -268,7 +276,7 @@ class Trainer:
         """Log the steps since the last log."""
         step = self.progress.step
         metrics = self.progress.take_metrics() | {
-            names.LEARNING_RATE: learning_rate(step - 1, self.optim, self.train.max_steps),
+            names.LEARNING_RATE: self.learning_rate,
             names.QUARANTINED: self.quarantine.count,
             names.PEAK_GIB: max(self.world.gather(peak_memory_gib(self.world.device))),
             names.CHECKPOINT_FAILURES: self.checkpoint_failures,
@@ -350,16 +358,13 @@ class Trainer:
         return engine
 
 
-def check_limits(train: TrainConfig, optim: OptimConfig, world_size: int) -> None:
-    """Raise ValueError, naming the field, if the run has no end or too few packs for its ranks."""
-    if train.max_steps is None and train.max_epochs is None:
-        raise ValueError("the run has no end; set train.max_steps or train.max_epochs")
+def check_limits(train: TrainConfig, world_size: int) -> None:
+    """Raise ValueError, naming the field, if there are too few packs for the ranks."""
     if world_size > train.packs_per_step:
         raise ValueError(
             f"{world_size} ranks but train.packs_per_step is {train.packs_per_step}: each rank "
             "needs a pack; start fewer ranks or raise train.packs_per_step"
         )
-    learning_rate(0, optim, train.max_steps)
 
 
 def check_same_model(

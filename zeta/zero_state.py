@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.optim import is_decayed
+from zeta.optim import optimizer_order
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"_pp_rank_(\d+)_")
@@ -87,9 +87,7 @@ class ZeroState:
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
         for name in self.shapes:
             self._states["fp32"][name].pieces.append(model["module"][name].flatten())
-        # The optimizer numbers parameters group by group, as zeta.optim makes the groups.
-        decayed = [name for name, shape in self.shapes.items() if is_decayed(name, shape)]
-        ordered = decayed + [name for name in self.shapes if name not in set(decayed)]
+        ordered = optimizer_order(self.shapes)
         for index, state in model["optimizer"]["state"].items():
             self.optimizer_steps = int(state["step"])
             for key in MOMENTS:

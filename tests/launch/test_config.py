@@ -239,3 +239,23 @@ def test_a_resume_may_change_free_fields_and_is_told_of_fixed_ones():
         ("train.seed", 0, 1),
         ("optim.lr", 0.002, 1.0),
     ]
+
+
+def test_a_large_whole_number_may_be_written_in_scientific_notation(tmp_path):
+    for config in (
+        load_config("demo", [SHARDS, "train.max_images=4e9"]),
+        load_config(write(tmp_path, "include: [demo]\ntrain: {max_images: 4e9}\n"), [SHARDS]),
+    ):
+        assert config.train.max_images == 4_000_000_000
+    for value in ("4.5", "4e-1", "inf", "many"):
+        assert "train.max_images" in refusal(f"train.max_images={value}")
+
+
+def test_a_run_that_is_older_than_a_field_ran_under_its_default():
+    now = load_config("demo", [SHARDS])
+    old = "\n".join(line for line in to_yaml(now).splitlines() if "schedule_by" not in line)
+    assert fixed_changes(old, now) == []
+    changed = load_config(
+        "demo", [SHARDS, "optim.schedule_by=images", "optim.warmup_steps=0", "train.max_images=4e6"]
+    )
+    assert ("optim.schedule_by", "steps", "images") in fixed_changes(old, changed)

@@ -12,12 +12,11 @@ from zeta.distributed import close_distributed, init_distributed
 from zeta.engine import TrainEngine
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.optim import is_decayed
 from zeta.sharded_model import build_for_training
 from zeta.train_config import OptimConfig, TrainConfig
 
 shard_small_parameters()
-OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.5)
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=3.0, clip=0.5)
 
 
 def build(world, packs_per_step, stage, dtype="fp32"):
@@ -50,9 +49,8 @@ def plain_loop(packs_per_step, steps):
     """The reference: one process, no DeepSpeed, one loss over all images of a step."""
     model, loss = tiny_navit(), objective()
     named = dict(model.named_parameters())
-    decayed = [p for n, p in named.items() if is_decayed(n, p.shape)]
-    rest = [p for n, p in named.items() if not is_decayed(n, p.shape)]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    rates = {name: 0.1 if p.ndim == 2 else 0.0 for name, p in named.items()} | {"head.weight": 3.0}
+    groups = [{"params": [p], "weight_decay": rates[name]} for name, p in named.items()]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=OPTIM.betas)
     losses = []
     for index in range(steps):

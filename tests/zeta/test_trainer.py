@@ -138,6 +138,29 @@ def test_ranks_and_stage_may_change_at_every_resume(ranks, tmp_path, reference):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unit", ["images", "tokens"])
+def test_a_run_by_images_or_tokens_has_the_same_rates_and_end_on_any_ranks(ranks, tmp_path, unit):
+    optim = {"lr": 1e-3, "schedule": "rsqrt", "schedule_by": unit}
+    optim |= {f"warmup_{unit}": {"images": 8, "tokens": 40}[unit]}
+    limit = {"images": 40, "tokens": 200}[unit]
+
+    def run(name, share, world_size):
+        train = {"max_steps": None, f"max_{unit}": limit * share // 4}
+        ranks.run(JOB, world_size, _run(tmp_path / name, train=train, optim=optim))
+        return tmp_path / name
+
+    whole = run("whole", 4, 2)
+    for share, world_size in ((1, 1), (2, 3), (4, 1)):
+        parts = run("parts", share, world_size)
+    assert _metric(parts, "optim/lr") == _metric(whole, "optim/lr")
+    seen = _metric(whole, f"data/{unit}_seen")
+    assert _metric(parts, f"data/{unit}_seen") == seen
+    assert limit <= seen[max(seen)]
+    assert seen[max(seen) - 1] < limit
+    assert RunDir(parts).finished.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest"])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
     ranks, tmp_path, reference, damage
@@ -301,7 +324,7 @@ def test_what_cannot_work_is_refused_by_name(ranks, tmp_path):
             4,
             _run(tmp_path / "a", train={"packs_per_step": 3}),
         ),
-        "set train.max_steps or train.max_epochs": (1, _run(tmp_path / "b", None)),
+        "set train.max_steps, train.max_images": (1, _run(tmp_path / "b", None)),
         "is of another model: attn_pool.kv.weight": (1, _run(run_dir, model={"dim": 24})),
     }
     for message, (world_size, run) in refusals.items():
