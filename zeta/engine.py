@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
 from zeta.models.packed_vit import PackedViT
-from zeta.objectives import Objective
+from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.optim import build_optimizer
 from zeta.packed import PackedBatch
 from zeta.random_state import seed_device
@@ -50,7 +50,7 @@ class TrainEngine:
     def __init__(
         self,
         model: nn.Module,
-        objective: Objective,
+        objective: PackObjective | JointObjective,
         world: World,
         train: TrainConfig,
         optim: OptimConfig,
@@ -58,8 +58,9 @@ class TrainEngine:
         """Place `model` on the device and shard it over the ranks.
 
         Args:
-            model: called with a PackedBatch, returns outputs [I, K]. Every rank passes the same.
-            objective: the loss over a pack.
+            model: called with a PackedBatch, returns the outputs that `objective` takes. Every
+                rank passes the same.
+            objective: the loss.
             world: the ranks.
             train: stage, dtype, packs and compilation.
             optim: optimizer and clipping.
@@ -100,19 +101,42 @@ class TrainEngine:
         """
         assert len(packs) == self.packs_per_rank, (len(packs), self.packs_per_rank)
         totals: dict[str, Tensor] = {}
+        losses, kept = self._pack_losses(packs, seeds)
         for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
-            seed_device(seed, self.world.device)
             self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
             batch = pack.to(self.world.device)
-            outputs = self.deepspeed(batch)
-            loss_sum = self.objective.loss_sum(outputs, batch)
+            outputs = kept[index] if kept else self._forward(batch, seed)
+            loss_sum = losses[index].loss_sum(outputs, batch)
             self.deepspeed.backward(
                 loss_sum * (self.world.size / global_images), scale_wrt_gas=False
             )
-            sums = {"loss": loss_sum.detach(), **self.objective.counts(outputs.detach(), batch)}
+            with torch.no_grad():
+                sums = {"loss": loss_sum, **losses[index].counts(outputs, batch)}
             for name, value in sums.items():
-                totals[name] = totals.get(name, 0.0) + value.double()
+                totals[name] = totals.get(name, 0.0) + value.detach().double()
         return self._finish_step(totals, lr)
+
+    def _forward(self, batch: PackedBatch, seed: int) -> Any:
+        """Return the model's outputs; the same seed drops the same."""
+        seed_device(seed, self.world.device)
+        return self.deepspeed(batch)
+
+    def _pack_losses(
+        self, packs: Sequence[PackedBatch], seeds: Sequence[int]
+    ) -> tuple[list[PackLoss], list[Any]]:
+        """Return the loss of each pack, and their outputs if they need not be computed again.
+
+        Of a joint objective all packs run forward here, so that the images of a step see each
+        other whatever pack they are in. Only a single pack keeps its graph; several run forward
+        once more, at the memory of one (Gao et al. 2021, "GradCache").
+        """
+        if not isinstance(self.objective, JointObjective):
+            return [self.objective] * len(packs), []
+        batches = [pack.to(self.world.device) for pack in packs]
+        with torch.set_grad_enabled(len(packs) == 1):
+            outputs = [self._forward(*each) for each in zip(batches, seeds, strict=True)]
+        losses = list(self.objective.join(outputs, batches))
+        return losses, outputs if len(packs) == 1 else []
 
     @torch.no_grad()
     def _finish_step(self, totals: Mapping[str, Tensor], lr: float) -> StepResult:

@@ -27,7 +27,7 @@ from zeta.distributed import World
 from zeta.engine import StepResult, TrainEngine
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
-from zeta.objectives import Objective
+from zeta.objectives import JointObjective, PackObjective
 from zeta.optim import parameter_shapes
 from zeta.packed import StepPacks, StepSource, merge_states
 from zeta.progress import Progress
@@ -61,7 +61,7 @@ class Trainer:
         self,
         *,
         model: nn.Module,
-        objective: Objective,
+        objective: PackObjective | JointObjective,
         source: StepSource,
         run_dir: RunDir,
         world: World,

@@ -91,3 +91,20 @@ def test_a_label_outside_the_classes_names_the_sample(label):
     message = f"sample {int(pack.sample_ids[1])} has label {label}; labels must be 0 to 4"
     with pytest.raises(RunError, match=message):
         objective.check(replace(pack, labels=labels))
+
+
+def test_the_tally_gives_means_over_the_images_of_all_packs():
+    objective = build_objective(ObjectiveConfig(label_smoothing=0.1), NUM_CLASSES)
+    packs = [lane_pack(step=2, lane=0), lane_pack(step=1, lane=1), lane_pack(0, 0, images=0)]
+    tally, loss, top1, images = objective.tally(), 0.0, 0, 0
+    for pack in packs:
+        outputs = _outputs(pack)
+        tally.add(outputs, pack)
+        loss += objective.loss_sum(outputs, pack).item()
+        top1 += objective.counts(outputs, pack)["top1"].item()
+        images += pack.num_images
+    expected = {"images": images, "loss": loss / images, "top1": top1 / images}
+    assert tally.metrics() == pytest.approx(expected, rel=1e-6)
+    empty = objective.tally()
+    empty.add(_outputs(packs[2]), packs[2])
+    assert empty.metrics() == {"images": 0.0}

@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from zeta.config_field import check_choice, check_range
+
+CLASSIFICATION = ("softmax", "sigmoid")
+IMAGE_TEXT = ("siglip", "clip")
+
+
+@dataclass
+class TextTowerConfig:
+    """A small transformer over packed captions; see `zeta.models.text_tower`."""
+
+    dim: int = 512
+    depth: int = 8
+    heads: int = 8
+    mlp_dim: int = 2048
+    dropout: float = 0.0
+    vocab_size: int | None = None
+    """Different tokens; set by `zeta train` from `data.text.tokenizer`."""
+    max_tokens: int | None = None
+    """Tokens of the longest caption; set by `zeta train` from `data.text.max_tokens`."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "mlp_dim", "vocab_size", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"objective.text.{name}", value, 1)
+        check_range("objective.text.dropout", self.dropout, 0, 1, open_high=True)
+        if self.dim % self.heads:
+            raise ValueError(
+                f"objective.text.dim is {self.dim}, not a multiple of objective.text.heads = "
+                f"{self.heads}"
+            )
 
 
 @dataclass
@@ -12,9 +42,26 @@ class ObjectiveConfig:
     """What the model learns to predict."""
 
     kind: str = "softmax"
-    """softmax: one class an image; sigmoid: an independent yes or no for each class."""
+    """softmax: one class an image; sigmoid: an independent yes or no for each class; siglip, clip:
+    images and their captions, each against all others of the optimizer step."""
     label_smoothing: float = 0.0
+    """Of softmax and sigmoid."""
+    embed_dim: int = 768
+    """Channels of the space in which images and texts are compared (siglip, clip)."""
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    """The text encoder (siglip, clip)."""
 
     def __post_init__(self) -> None:
-        check_choice("objective.kind", self.kind, ("softmax", "sigmoid"))
+        check_choice("objective.kind", self.kind, (*CLASSIFICATION, *IMAGE_TEXT))
+        check_range("objective.embed_dim", self.embed_dim, 1)
         check_range("objective.label_smoothing", self.label_smoothing, 0, 1, open_high=True)
+        if self.kind in IMAGE_TEXT and self.label_smoothing:
+            raise ValueError(
+                f"objective.label_smoothing is {self.label_smoothing:g}, but objective.kind "
+                f"{self.kind} has no labels: leave it out"
+            )
+
+    @property
+    def image_text(self) -> bool:
+        """Whether it learns from captions rather than classes."""
+        return self.kind in IMAGE_TEXT

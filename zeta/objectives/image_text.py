@@ -1,0 +1,169 @@
+"""Image-text objectives: SigLIP and CLIP over all pairs of an optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zeta.exit_codes import RunError
+from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.pairs import (
+    MAX_SCALE,
+    ImageTextOutputs,
+    PairLoss,
+    clip_losses,
+    gather_rows,
+    retrieval_hits,
+    siglip_losses,
+)
+from zeta.packed import PackedBatch
+
+_LOSSES: dict[str, PairLoss] = {"siglip": siglip_losses, "clip": clip_losses}
+
+
+class ImageTextObjective:
+    """Every image of the step against every text of the step, on all ranks and in all packs.
+
+    The negatives of a pair are all other pairs of the optimizer step, so neither the number of
+    ranks nor that of packs a rank changes the loss. Pairs of weight 0 take no part. Two pairs with
+    the same image are two pairs.
+    """
+
+    def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
+        self.pair_loss = _LOSSES[config.kind]
+
+    def check(self, batch: PackedBatch) -> None:
+        """Raise `RunError` if an image to learn from has no caption."""
+        if batch.text_cu_seqlens is None:
+            raise RunError("the packs carry no captions, which siglip and clip learn from")
+        empty = batch.text_cu_seqlens.diff()[:-1] == 0
+        bad = torch.nonzero(empty & (batch.weights > 0))
+        if bad.numel():
+            raise RunError(f"sample {int(batch.sample_ids[int(bad[0])])} has no caption")
+
+    @torch.no_grad()
+    def join(
+        self, outputs: Sequence[ImageTextOutputs], batches: Sequence[PackedBatch]
+    ) -> list[JoinedPack]:
+        """Return the loss of each of this rank's packs, given all packs of the step.
+
+        NOTE: a collective.
+        """
+        counted = [batch.weights > 0 for batch in batches]
+        own = _counted_pairs(outputs, counted)
+        result = self.pair_loss(own)
+        gradient = result.gradient
+        totals, _ = gather_rows(torch.stack([gradient.scale, gradient.bias])[None])
+        d_scale, d_bias = totals.sum(0) / (
+            len(totals) * len(outputs)
+        )  # the same part for each pack
+        # At its limit the scale may only fall.
+        d_scale = torch.where((own.scale >= MAX_SCALE) & (d_scale < 0), 0.0, d_scale)
+        sizes = [int(mask.sum()) for mask in counted]
+        losses = torch.split(result.losses_n, sizes)
+        recalls = {name: torch.split(found, sizes) for name, found in result.recalls.items()}
+        images, texts = (torch.split(x, sizes) for x in (gradient.images, gradient.texts))
+        return [
+            JoinedPack(
+                losses[i].sum(),
+                ImageTextOutputs(
+                    _put_back(images[i], mask), _put_back(texts[i], mask), d_scale, d_bias
+                ),
+                {name: parts[i].sum() for name, parts in recalls.items()},
+            )
+            for i, mask in enumerate(counted)
+        ]
+
+    def tally(self) -> RetrievalTally:
+        """Return an empty account of held-out pairs."""
+        return RetrievalTally(self.pair_loss)
+
+
+@dataclass(frozen=True)
+class JoinedPack:
+    """The loss of one pack, whose dependence on all other packs is known already."""
+
+    loss: Tensor
+    """Scalar sum of the losses of the pack's pairs."""
+    gradient: ImageTextOutputs
+    """Of the step's loss sum, by the outputs of this pack."""
+    recalls: Mapping[str, Tensor]
+
+    def loss_sum(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Tensor:
+        """Return the pack's loss, with the gradient that the whole step has by its outputs."""
+        parts = zip(outputs, self.gradient, strict=True)
+        linear = torch.stack([(output * gradient).sum() for output, gradient in parts]).sum()
+        return self.loss + (linear - linear.detach())
+
+    def counts(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Return how many images found their text first of the whole step, and the reverse."""
+        return self.recalls
+
+
+class RetrievalTally:
+    """Loss and retrieval over all held-out pairs of all ranks."""
+
+    def __init__(self, pair_loss: PairLoss) -> None:
+        self._pair_loss = pair_loss
+        self._pairs: list[ImageTextOutputs] = []
+
+    def add(self, outputs: ImageTextOutputs, batch: PackedBatch) -> None:
+        """Keep the embeddings of a pack's pairs of weight 1."""
+        self._pairs.append(_counted_pairs([outputs], [batch.weights > 0]))
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Return `images`, the mean `loss` and `{direction}_recall{1, 5}`, each pair against all.
+
+        Every rank calls this after at least one `add`. NOTE: a collective.
+        """
+        own = _counted_pairs(self._pairs, [slice(None)] * len(self._pairs))
+        values = {"loss": self._pair_loss(own).losses_n, **retrieval_hits(own, (1, 5))}
+        table, _ = gather_rows(torch.stack(list(values.values()), dim=1))
+        if len(table) == 0:
+            return {"images": 0.0}
+        means = table.double().mean(0).tolist()
+        return {"images": float(len(table)), **dict(zip(values, means, strict=True))}
+
+
+@torch.no_grad()
+def retrieval_recall(
+    images: Tensor, texts: Tensor, within: tuple[int, ...] = (1, 5)
+) -> dict[str, float]:
+    """Return `image_to_text_recall{k}` and `text_to_image_recall{k}` over the pairs of all ranks.
+
+    NOTE: a collective. No more than a few rows of the similarities are held at a time.
+
+    Args:
+        images, texts: [n, D] embeddings of this rank's pairs, row by row; ranks may differ in n.
+        within: each k.
+
+    Raises:
+        ValueError: no rank has a pair.
+    """
+    one = torch.ones((), device=images.device)
+    hits = retrieval_hits(ImageTextOutputs(images.float(), texts.float(), one, one), within)
+    table, _ = gather_rows(torch.stack(list(hits.values()), dim=1))
+    if len(table) == 0:
+        raise ValueError("there is no pair to measure retrieval on")
+    return dict(zip(hits, table.double().mean(0).tolist(), strict=True))
+
+
+def _counted_pairs(
+    outputs: Sequence[ImageTextOutputs], rows: Sequence[Tensor | slice]
+) -> ImageTextOutputs:
+    """Return the chosen rows of all packs as one set of pairs, without their graph."""
+    return ImageTextOutputs(
+        torch.cat([o.images.detach()[r] for o, r in zip(outputs, rows, strict=True)]).float(),
+        torch.cat([o.texts.detach()[r] for o, r in zip(outputs, rows, strict=True)]).float(),
+        outputs[0].scale.detach().float(),
+        outputs[0].bias.detach().float(),
+    )
+
+
+def _put_back(rows: Tensor, mask: Tensor) -> Tensor:
+    """Return [I, D] with `rows` where `mask` is set, and zero elsewhere."""
+    return rows.new_zeros(len(mask), rows.shape[1]).masked_scatter(mask[:, None], rows)
