@@ -66,7 +66,7 @@ class Console:
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+    def metrics(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show the metrics of a log interval: beside the bar, or as one aligned line."""
         if self.rank != 0:
             return

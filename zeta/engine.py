@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zeta.balance import ForwardClock
 from zeta.distributed import World, compiler_available
 from zeta.models.packed_vit import PackedViT
 from zeta.objectives import JointObjective, PackLoss, PackObjective
@@ -69,6 +70,7 @@ class TrainEngine:
         self.objective = objective
         self.clip = optim.clip
         self.stage = train.zero_stage
+        self.forward_clock = ForwardClock(world.device)
         self.packs_per_rank = -(-train.packs_per_step // world.size)
         model = model.to(world.device)
         for module in model.modules():
@@ -105,8 +107,9 @@ class TrainEngine:
         for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
             batch = pack.to(self.world.device)
-            outputs = kept[index] if kept else self._forward(batch, seed)
-            loss_sum = losses[index].loss_sum(outputs, batch)
+            with self.forward_clock.running():
+                outputs = kept[index] if kept else self._forward(batch, seed)
+                loss_sum = losses[index].loss_sum(outputs, batch)
             self.deepspeed.backward(
                 loss_sum * (self.world.size / global_images), scale_wrt_gas=False
             )

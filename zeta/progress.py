@@ -40,6 +40,7 @@ class Progress:
         tokens: int,
         rejected: int,
         budget: int,
+        flops: float,
         epoch: int,
         result: StepResult | None,
         seconds: float,
@@ -52,6 +53,7 @@ class Progress:
             tokens: their tokens.
             rejected: images of all ranks that could not be used.
             budget: token budgets of all packs of all ranks.
+            flops: operations of training on the images of all ranks.
             epoch: lowest epoch of the step's samples.
             result: what the engine did; None if there was no image to learn from.
             seconds: wall time of the step on this rank.
@@ -63,7 +65,7 @@ class Progress:
         self.rejected += rejected
         self.epoch = epoch
         sums = {"steps": 1, "seconds": seconds, "waited": waited}
-        sums |= {"seen": images, "tokens": tokens, "budget": budget}
+        sums |= {"seen": images, "tokens": tokens, "budget": budget, "flops": flops}
         if result is not None and result.applied:
             sums |= {"learned": images, "loss": result.loss_sum}
             sums |= {f"count/{name}": value for name, value in result.counts.items()}
@@ -74,10 +76,13 @@ class Progress:
         for key, value in sums.items():
             self.window[key] = self.window.get(key, 0.0) + value
 
-    def take_metrics(self) -> dict[str, float]:
+    def take_metrics(self, peak_flops: float | None = None) -> dict[str, float]:
         """Return the metrics of the window, by name, and begin a new one.
 
         Losses and counts are means over images; rates are over the time of steps, saves left out.
+
+        Args:
+            peak_flops: operations a second that all ranks could do; None: MFU is not reported.
         """
         window, self.window = self.window, {}
         seconds = max(window["seconds"], 1e-9)
@@ -92,6 +97,8 @@ class Progress:
             names.TOKENS_SEEN: self.tokens,
             names.EPOCH: self.epoch,
         }
+        if peak_flops is not None:  # a window that an older version saved has no flops
+            metrics[names.MFU] = window.get("flops", 0.0) / seconds / peak_flops
         if "learned" in window:
             metrics[names.TRAIN_LOSS] = window["loss"] / window["learned"]
             metrics[names.GRAD_NORM] = window["grad_norm"]

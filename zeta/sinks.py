@@ -12,7 +12,7 @@ from typing import Any, Protocol
 class MetricSink(Protocol):
     """A place that metrics are logged to; only rank 0 has any."""
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Log `values`, by metric name, of the step that made `step` committed steps."""
         ...
 
@@ -55,7 +55,7 @@ class JsonlSink:
     def __init__(self, path: Path, resume_step: int) -> None:
         self._lines = JsonlFile(path, resume_step)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Append one line, and hand it over at once so that it can be watched."""
         self._lines.write({"step": step, **values})
         self._lines.flush()
@@ -74,7 +74,7 @@ class FanOut:
     def __init__(self, sinks: Iterable[MetricSink]) -> None:
         self._sinks = tuple(sinks)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Log to every sink."""
         for sink in self._sinks:
             sink.log(step, values)

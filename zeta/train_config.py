@@ -49,6 +49,9 @@ class TrainConfig:
     """cuda, cpu, or auto: CUDA where there is a device."""
     dtype: str = "bf16"
     """Compute dtype: bf16 (fp32 master weights and accumulation) or fp32."""
+    peak_tflops: float | None = free(None)
+    """Peak of one device in TFLOP/s, dense and in `dtype`, against which throughput/mfu is
+    measured; unset, known GPUs are looked up by name and MFU is not reported for others."""
     compile: str = free("auto")
     """torch.compile the blocks: auto (where a compiler is found), true or false."""
     activation_checkpointing: bool = free(False)
@@ -73,6 +76,8 @@ class TrainConfig:
         check_range("train.checkpoint_every", self.checkpoint_every, 1)
         check_range("train.keep_last", self.keep_last, 1)
         check_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 1)
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < float("inf"):
+            raise ValueError(f"train.peak_tflops is {self.peak_tflops:g}; it must be above 0")
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans

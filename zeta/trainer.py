@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from zeta import metric_names as names
+from zeta.balance import Balance
 from zeta.checkpoint import RANKS, read_trainer_state
 from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
@@ -37,6 +38,7 @@ from zeta.schedule import build_schedule
 from zeta.sinks import FanOut, JsonlSink, MetricSink, last_logged_step
 from zeta.stop_signals import StopSignals
 from zeta.train_config import UNITS, OptimConfig, TrackerConfig, TrainConfig
+from zeta.utilisation import Utilisation
 from zeta.wandb_sink import WandbSink, stable_run_id
 
 
@@ -50,6 +52,9 @@ class _Agreed:
     tokens: int
     budget: int
     rejected: int
+    flops: float
+    drawn_s: float
+    """Seconds that this rank waited for its own packs."""
     more: bool
     stop: ExitCode | None
 
@@ -104,6 +109,8 @@ class Trainer:
         )
         self.engine = self._build_and_resume(model)
         self.saved_step = self.progress.step
+        self.utilisation = Utilisation(self.engine.module, world, train, console.message)
+        self.balance = Balance(console.message)
         self.ledger = Ledger(run_dir, world.rank, self.progress.step, world.size)
         self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
@@ -160,6 +167,7 @@ class Trainer:
         """Draw this rank's packs of the next step, and agree on it with all ranks."""
         packs: StepPacks | None = None
         failure: Exception | None = None
+        began = time.perf_counter()
         if signals.requested is None:
             try:
                 packs = next(steps)
@@ -168,24 +176,25 @@ class Trainer:
             except (RunError, OSError, ValueError, RuntimeError) as error:
                 # A signal to the process group may have ended the loader's workers.
                 failure = error if signals.requested is None else None
-        requested = signals.requested
+        requested, drawn_s = signals.requested, time.perf_counter() - began
         sums = self.world.sum(
             [
                 packs.num_images if packs else 0,
                 packs.num_tokens if packs else 0,
                 sum(pack.patches.shape[0] for pack in packs.packs) if packs else 0,
                 len(packs.rejected) if packs else 0,
+                self.utilisation.count(packs.packs) if packs else 0,
                 packs.more if packs else False,
                 requested is ExitCode.INTERRUPTED,
                 requested is ExitCode.REQUEUE,
                 failure is not None,
             ]
         )
-        images, tokens, budget, rejected, more, interrupt, requeue, failed = map(int, sums)
+        images, tokens, budget, rejected, flops, more, interrupt, requeue, failed = map(int, sums)
         if failed:
             self._raise_together(failure)
         stop = ExitCode.INTERRUPTED if interrupt else ExitCode.REQUEUE if requeue else None
-        return _Agreed(packs, images, tokens, budget, rejected, more > 0, stop)
+        return _Agreed(packs, images, tokens, budget, rejected, flops, drawn_s, more > 0, stop)
 
     def _raise_together(self, failure: Exception | None) -> None:
         """Raise on every rank what some rank failed with.
@@ -230,11 +239,13 @@ class Trainer:
             tokens=step.tokens,
             rejected=step.rejected,
             budget=step.budget,
+            flops=step.flops,
             epoch=packs.epoch,
             result=result,
             seconds=seconds,
             waited=waited,
         )
+        self.balance.add(step.drawn_s, self.engine.forward_clock.take())
         skipped = result is not None and not result.applied
         lanes = self._lanes(packs)
         self.ledger.write(progress.step, packs, lanes, skipped)
@@ -275,10 +286,13 @@ class Trainer:
     def _log(self) -> None:
         """Log the steps since the last log."""
         step = self.progress.step
-        metrics = self.progress.take_metrics() | {
+        loads = self.world.gather(self.balance.take(peak_memory_gib(self.world.device)))
+        metrics: dict[str, float | str] = {
+            **self.progress.take_metrics(self.utilisation.peak),
+            **self.balance.metrics(loads),
             names.LEARNING_RATE: self.learning_rate,
             names.QUARANTINED: self.quarantine.count,
-            names.PEAK_GIB: max(self.world.gather(peak_memory_gib(self.world.device))),
+            names.PEAK_GIB: max(load.peak_gib for load in loads),
             names.CHECKPOINT_FAILURES: self.checkpoint_failures,
         }
         self.sink.log(step, metrics)

@@ -63,7 +63,7 @@ class WandbSink:
         except (wandb.Error, OSError) as error:
             self._give_up("start", error)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Log `values` unless W&B has this step already (a replay after a restart)."""
         if self._run is None or step <= self._last_logged_step:
             return

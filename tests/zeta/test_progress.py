@@ -16,6 +16,7 @@ def _commit(progress, images, loss, *, applied=True, result=True, rejected=0):
         tokens=10 * images,
         rejected=rejected,
         budget=100,
+        flops=1e9 * images,
         epoch=0,
         result=made,
         seconds=0.5,
@@ -50,6 +51,15 @@ def test_a_skipped_step_counts_as_seen_but_not_in_the_loss():
     assert metrics["data/images_seen"] == 8
     _commit(progress, 1, 1.0)
     assert (progress.skipped_steps, progress.nonfinite_in_a_row) == (1, 0)
+
+
+def test_utilisation_is_operations_over_time_and_peak():
+    progress = Progress()
+    _commit(progress, 2, 1.0)
+    _commit(progress, 6, 2.0)
+    assert progress.take_metrics(peak_flops=80e9)["throughput/mfu"] == pytest.approx(0.1)
+    _commit(progress, 2, 1.0)
+    assert "throughput/mfu" not in progress.take_metrics(peak_flops=None)
 
 
 def test_a_window_without_images_has_no_loss():

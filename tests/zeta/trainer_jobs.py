@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -211,7 +212,21 @@ def bad_label(world, *, rank, step, source, **_):
     source._packs = packs
 
 
+def slow(world, *, rank, where, seconds, source, objective, **_):
+    """This rank takes longer for every draw of data, or for every forward pass."""
+    if world.rank == rank:
+        owner, name = {"data": (source, "_packs"), "forward": (objective, "loss_sum")}[where]
+        original = getattr(owner, name)
+
+        def slowed(*args):
+            time.sleep(seconds)
+            return original(*args)
+
+        setattr(owner, name, slowed)
+
+
 ACCIDENTS = {
+    "slow": slow,
     "kill": kill,
     "raise_signal": raise_signal,
     "disk_full": disk_full,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zeta.attention import Segments
 from zeta.config_field import check_range
+from zeta.flops import FlopRates, flop_rates
 from zeta.initialization import initialize
 from zeta.layers import Norm
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
@@ -86,6 +88,14 @@ class PackedViT(nn.Module, ABC):
         for buffer, values in ((self.mean, self._mean), (self.std, self._std)):
             buffer.copy_(torch.tensor(values, device="cpu"))
         initialize(self, seed)
+
+    def training_flops(self, pack: PackedBatch) -> float:
+        """Return the operations of training on the images of `pack`, see `zeta.flops`."""
+        return self._flop_rates.of(pack.lengths[:-1])
+
+    @cached_property
+    def _flop_rates(self) -> FlopRates:
+        return flop_rates(self)
 
     def compile_blocks(self) -> None:
         """Compile each block in place: once for all of them, and for packs of any content."""

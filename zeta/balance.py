@@ -1,0 +1,128 @@
+"""Which rank the others wait for: each rank's own time in a step, compared at every log.
+
+A rank's own time is what it takes before it first waits for others: drawing its packs, and the
+forward pass and loss of each of them. The backward pass is left out, because gradients are
+exchanged in it and every rank leaves it at about the same time; a slow host or an expensive pack
+shows in the forward pass just as well.
+
+On a CUDA device work is queued and the host runs ahead of it, so the time of a forward pass is
+taken from events on the device's stream and read after the step, which ends by waiting for the
+device anyway. At ZeRO-3 the forward pass waits for the weights that other ranks hold: there the
+ratio is a lower bound.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from zeta import metric_names as names
+
+_TELL_ABOVE = 1.25
+"""Straggler ratio from which on the slowest rank is named on the terminal."""
+
+
+class ForwardClock:
+    """Seconds of the parts of a step that it is entered for, on the device that does the work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = 0.0
+        self._events: list[tuple[torch.Event, torch.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time what is done inside."""
+        if self._device.type == "cuda":
+            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._events.append((start, end))
+        else:
+            began = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - began
+
+    def take(self) -> float:
+        """Return the seconds since the last call; the device must have reached the last event."""
+        milliseconds = sum(start.elapsed_time(end) for start, end in self._events)
+        seconds = self._seconds + milliseconds / 1e3
+        self._seconds, self._events = 0.0, []
+        return seconds
+
+
+@dataclass(frozen=True)
+class RankLoad:
+    """A rank's own time since the last log, in seconds."""
+
+    host: str
+    data_s: float
+    """Waiting for its packs."""
+    forward_s: float
+    peak_gib: float = 0.0
+    """Most memory that it held so far."""
+
+    @property
+    def own_s(self) -> float:
+        """Time before it waited for others."""
+        return self.data_s + self.forward_s
+
+
+@dataclass
+class Balance:
+    """Sums this rank's own time, and compares it with that of the others."""
+
+    say: Callable[[str], None]
+    """Told when one rank is much slower than the others."""
+    host: str = field(default_factory=socket.gethostname)
+    _data_s: float = 0.0
+    _forward_s: float = 0.0
+    _steps: int = 0
+    _told: int | None = None
+    """Rank that was named last; None while there is none to name."""
+
+    def add(self, data_s: float, forward_s: float) -> None:
+        """Count one step."""
+        self._data_s += data_s
+        self._forward_s += forward_s
+        self._steps += 1
+
+    def take(self, peak_gib: float) -> RankLoad:
+        """Return the mean of the steps since the last call, for the other ranks."""
+        steps = max(self._steps, 1)
+        load = RankLoad(self.host, self._data_s / steps, self._forward_s / steps, peak_gib)
+        self._data_s = self._forward_s = 0.0
+        self._steps = 0
+        return load
+
+    def metrics(self, loads: list[RankLoad]) -> dict[str, float | str]:
+        """Return the metrics of the loads of all ranks, and name a rank that is much slower."""
+        slowest, ratio = straggler(loads)
+        if ratio < _TELL_ABOVE:
+            self._told = None
+        elif slowest != self._told:
+            self._told, load = slowest, loads[slowest]
+            self.say(
+                f"rank {slowest} on {load.host} is the slowest: {ratio:.2f} times the mean of the "
+                f"ranks; a step takes it {load.data_s:.3f} s to wait for its data and "
+                f"{load.forward_s:.3f} s forward"
+            )
+        return {
+            names.STRAGGLER_RATIO: ratio,
+            names.SLOWEST_RANK: slowest,
+            names.SLOWEST_HOST: loads[slowest].host,
+        }
+
+
+def straggler(loads: list[RankLoad]) -> tuple[int, float]:
+    """Return the rank with the most time of its own, and that time over the mean of the ranks."""
+    own = [load.own_s for load in loads]
+    slowest = max(range(len(own)), key=own.__getitem__)
+    mean = sum(own) / len(own)
+    return slowest, own[slowest] / mean if mean > 0 else 1.0

@@ -1,0 +1,89 @@
+"""Floating-point operations of training, counted from the packs that were really trained on.
+
+A model's operations are those of its matrix products, forward and backward, on the tokens of
+images: padding, recomputed activations, norms and table look-ups are left out, so that model FLOPs
+utilisation (MFU) is comparable between runs, and a step that pads or recomputes more shows a lower
+one. The formula is that of PaLM (Chowdhery et al. 2022, appendix B), image by image:
+
+    6 N a token, N the weights of its matrix products (2 forward, 4 backward; 4 in all where the
+    input needs no gradient), and 12 L H D l a token for attention over l tokens in L blocks of H
+    heads with D channels, so 12 L H D l^2 an image.
+
+What works once an image (the pooled vector, the head) counts once an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import nn
+
+from zeta.layers import Attention, AttentionPool, ParallelBlock
+from zeta.packed import PackedBatch
+
+if TYPE_CHECKING:
+    from zeta.models.packed_vit import PackedViT
+
+_MATRIX = 6
+"""Operations a weight and row: a multiplication and an addition, in three products."""
+_INPUT_MATRIX = 4
+"""Of the first product, whose input is data: two products, none for the input's gradient."""
+_ATTENTION = 12
+"""Operations a query, key and channel: two products forward and four backward."""
+
+
+@runtime_checkable
+class CountsFlops(Protocol):
+    """A model that knows its operations; MFU is reported for such models only."""
+
+    def training_flops(self, pack: PackedBatch) -> float:
+        """Return the operations of one forward and backward pass over the images of `pack`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlopRates:
+    """Operations of one forward and backward pass, by what they grow with."""
+
+    per_token: float
+    per_squared_length: float
+    """Times the sum over images of l * l, l its tokens."""
+    per_image: float
+    per_pack: float = 0.0
+
+    def of(self, lengths: Iterable[int]) -> float:
+        """Return the operations on one pack, whose images have `lengths` tokens (0: no image)."""
+        used = [length for length in lengths if length]
+        squares = sum(length * length for length in used)
+        return (
+            self.per_token * sum(used)
+            + self.per_squared_length * squares
+            + self.per_image * len(used)
+            + self.per_pack
+        )
+
+
+def flop_rates(model: PackedViT) -> FlopRates:
+    """Return the operations of a packed Vision Transformer, at any sharding of its weights."""
+    layers = [m for m in model.blocks.modules() if isinstance(m, Attention | ParallelBlock)]
+    attention = sum(layer.heads * layer.dim_head for layer in layers)
+    per_token = float(
+        _INPUT_MATRIX * linear_weights(model.embeds) + _MATRIX * linear_weights(model.blocks)
+    )
+    per_image = float(_MATRIX * linear_weights(model.head))
+    per_pack = 0.0
+    for pool in (m for m in model.modules() if isinstance(m, AttentionPool)):
+        read = _MATRIX * linear_weights(pool.kv) + _ATTENTION * pool.heads * pool.dim_head
+        per_token += read
+        per_image += _MATRIX * (linear_weights(pool.proj) + linear_weights(pool.mlp))
+        per_image -= read * model.prefix_tokens  # registers are not pooled
+        per_pack += _MATRIX * linear_weights(pool.q)  # one query for all images
+    return FlopRates(per_token, float(_ATTENTION * attention), per_image, per_pack)
+
+
+def linear_weights(module: nn.Module) -> int:
+    """Return the number of weights in all linear layers of `module`, sharded or not."""
+    linears = (m for m in module.modules() if isinstance(m, nn.Linear))
+    return sum(linear.in_features * linear.out_features for linear in linears)
