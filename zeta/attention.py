@@ -130,7 +130,7 @@ def _use_varlen(backend: str, v_THD: Tensor) -> bool:
     """Whether the varlen kernel runs; what keeps it from running is logged once."""
     if backend == "sdpa_segments" or (backend == "auto" and v_THD.device.type != "cuda"):
         return False
-    reason = _varlen_obstacle(v_THD)
+    reason = varlen_obstacle(v_THD.device, v_THD.dtype, v_THD.shape[-1])
     if reason is None:
         return True
     if backend == "varlen":
@@ -141,13 +141,14 @@ def _use_varlen(backend: str, v_THD: Tensor) -> bool:
     return False
 
 
-def _varlen_obstacle(v_THD: Tensor) -> str | None:
-    if v_THD.device.type != "cuda":
-        return f"it needs a CUDA device, the tokens are on {v_THD.device.type}"
-    if v_THD.dtype not in (torch.bfloat16, torch.float16):
-        return f"it computes in bf16 or fp16, the values are {v_THD.dtype}"
-    if v_THD.shape[-1] % 8 or v_THD.shape[-1] > 256:
-        return f"a head has {v_THD.shape[-1]} channels; it takes multiples of 8 up to 256"
+def varlen_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
+    """Return what keeps varlen from values of this kind, `channels` a head; None: nothing."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, the tokens are on {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bf16 or fp16, the values are {dtype}"
+    if channels % 8 or channels > 256:
+        return f"a head has {channels} channels; it takes multiples of 8 up to 256"
     if find_spec("torch.nn.attention.varlen") is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
     return None

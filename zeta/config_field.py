@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import MISSING, field, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 _FREE = "free_on_resume"
@@ -38,16 +39,26 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 
 
 def check_range(
-    name: str, value: float, low: float, high: float = float("inf"), *, open_high: bool = False
+    name: str, value: object, low: float, high: float = float("inf"), *, open_high: bool = False
 ) -> None:
-    """Raise ValueError naming the field and its range unless low <= value <= high.
+    """Raise ValueError naming the field and its range unless it is a number in [low, high].
 
     With `open_high`, value must be below high, or finite where there is no bound.
     """
-    inside = low <= value < high if open_high else low <= value <= high
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} is {value!r}; it must be a number")
+    number = float(value)
+    inside = low <= number < high if open_high else low <= number <= high
     if not inside:
         if high == float("inf"):
             bound = " and finite" if open_high else ""
         else:
             bound = f" and {'below' if open_high else 'at most'} {high:g}"
-        raise ValueError(f"{name} is {value:g}; it must be at least {low:g}{bound}")
+        raise ValueError(f"{name} is {number:g}; it must be at least {low:g}{bound}")
+
+
+def check_whole(name: str, value: object, low: int) -> None:
+    """Raise ValueError naming the field unless `value` is a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {low}")
+    check_range(name, value, low)

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zeta.attention import varlen_obstacle
 from zeta.balance import ForwardClock
 from zeta.distributed import World, compiler_available
 from zeta.models.packed_vit import PackedViT
@@ -76,6 +77,7 @@ class TrainEngine:
         for module in model.modules():
             if isinstance(module, PackedViT):
                 module.activation_checkpointing = train.activation_checkpointing
+                choose_attention(module, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
         self.deepspeed, *_ = deepspeed.initialize(
@@ -199,6 +201,23 @@ def should_compile(mode: str, device: torch.device) -> bool:
     if mode == "auto":
         return device.type == "cuda" and compiler_available()
     return mode == "true"
+
+
+def choose_attention(model: PackedViT, train: TrainConfig, device: torch.device) -> None:
+    """Let `model` attend by `train.attention`.
+
+    Raises:
+        ValueError: varlen was asked for where it cannot run.
+    """
+    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
+    for layer in model.attention_layers():
+        obstacle = varlen_obstacle(device, dtype, layer.dim_head)
+        if train.attention == "varlen" and obstacle is not None:
+            raise ValueError(
+                f"train.attention is varlen, which cannot run here: {obstacle}; set "
+                "train.attention=auto"
+            )
+    model.use_attention(train.attention)
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -6,8 +6,11 @@ Letters: c channels, p patch side in pixels, h and w sides of the patch grid, T 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from numbers import Integral, Real
 from typing import TypeAlias
 
 import torch
@@ -18,7 +21,8 @@ DropRate: TypeAlias = float | Callable[[int, int], float]
 Images: TypeAlias = Tensor | Sequence["Images"]
 """Images [c, height, width] as a list, a list of lists (read in order), or one tensor of them."""
 
-DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = (torch.uint8, *FLOAT_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,20 @@ def flatten_images(images: Images) -> list[Tensor]:
     if not isinstance(images, list | tuple):
         raise ValueError(f"images holds a {type(images).__name__}: pass tensors or lists of them")
     return [image for group in images for image in flatten_images(group)]
+
+
+def image_sides(image_size: object) -> tuple[int, int]:
+    """Return (height, width) in pixels of a side, or of a pair of sides.
+
+    Raises:
+        ValueError: neither of them, or a side below 1.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, Integral) else image_size
+    if isinstance(sides, Sequence) and len(sides) == 2:
+        height, width = sides
+        if isinstance(height, Integral) and isinstance(width, Integral) and min(sides) > 0:
+            return int(height), int(width)
+    raise ValueError(f"image_size is {image_size!r}: give a side, or (height, width), in pixels")
 
 
 def patchify(images: list[Tensor], patch_size: int, channels: int) -> Patches:
@@ -124,13 +142,23 @@ def _check_image(number: int, image: Tensor, first: Tensor, patch_size: int, cha
         )
 
 
-def check_finite(patches: Patches) -> None:
-    """Raise ValueError naming the first image with a NaN or infinite pixel (uint8 has none)."""
-    if not patches.pixels.is_floating_point() or bool(patches.pixels.isfinite().all()):
+def check_finite(pixels: Tensor, lengths: Sequence[int]) -> None:
+    """Raise ValueError naming the first image with a NaN or infinite pixel (uint8 has none).
+
+    Padding after the last image counts as well: its gradient is zero, yet zero times NaN is NaN in
+    every weight. Reads one answer back from the device, for float pixels only: packs of the data
+    pipeline are uint8 and are not scanned.
+
+    Args:
+        pixels: [T, p*p*c] patches of the images, end to end, then padding.
+        lengths: rows of each image.
+    """
+    if not pixels.is_floating_point() or bool(pixels.isfinite().all()):
         return
-    for number, pixels in enumerate(torch.split(patches.pixels, list(patches.lengths))):
-        if not bool(pixels.isfinite().all()):
-            raise ValueError(f"image {number} holds NaN or infinite pixels: fix or leave it out")
+    first = int(pixels.isfinite().all(dim=1).logical_not().nonzero()[0])
+    image = bisect_right(list(accumulate(lengths)), first)
+    where = f"image {image}" if image < len(lengths) else "padding"
+    raise ValueError(f"{where} holds NaN or infinite pixels: fix or leave it out")
 
 
 def keep_count(patches: int, rate: float) -> int:
@@ -140,9 +168,9 @@ def keep_count(patches: int, rate: float) -> int:
 
 def check_rate(rate: object, source: str) -> float:
     """Return `rate` as a float, or raise ValueError naming where it came from."""
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise ValueError(f"{source} is {rate!r}: a dropping rate is a number in [0, 1)")
-    return float(rate)
+    if not isinstance(rate, bool) and isinstance(rate, Real) and 0 <= float(rate) < 1:
+        return float(rate)
+    raise ValueError(f"{source} is {rate!r}: a dropping rate is a number in [0, 1)")
 
 
 def drop_tokens(patches: Patches, patch_size: int, dropout: DropRate) -> Patches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from zeta.attention import BACKENDS
 from zeta.config_field import check_choice, check_range, free
 
 UNITS = ("steps", "images", "tokens")
@@ -54,6 +55,9 @@ class TrainConfig:
     measured; unset, known GPUs are looked up by name and MFU is not reported for others."""
     compile: str = free("auto")
     """torch.compile the blocks: auto (where a compiler is found), true or false."""
+    attention: str = free("auto")
+    """Attention back-end: varlen (one fused kernel; CUDA, bf16), sdpa_segments (image by image;
+    any device), or auto: varlen where it can run."""
     activation_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: a third more compute, much less memory."""
     log_every: int = free(10)
@@ -79,6 +83,7 @@ class TrainConfig:
         if self.peak_tflops is not None and not 0 < self.peak_tflops < float("inf"):
             raise ValueError(f"train.peak_tflops is {self.peak_tflops:g}; it must be above 0")
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("train.attention", self.attention, BACKENDS)
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans
         check_choice("train.compile", self.compile, ("auto", "true", "false"))

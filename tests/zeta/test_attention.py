@@ -3,7 +3,8 @@ import logging
 import pytest
 import torch
 
-from tests.zeta.plain_navit import attention
+from tests.zeta import plain_navit
+from zeta import attention, segment_attention
 from zeta.attention import Segments, attend
 from zeta.segment_attention import _by_autograd
 
@@ -21,7 +22,7 @@ def plain(q, k, v, lengths, tail):
     for length in lengths:
         rows = slice(start, start + length)
         if length:
-            o = attention(*(t[rows].permute(1, 0, 2) for t in (q, k, v)))
+            o = plain_navit.attention(*(t[rows].permute(1, 0, 2) for t in (q, k, v)))
             out.append(o.unflatten(1, q.shape[1:]))
         start += length
     return torch.cat([*out, q.new_zeros(tail, *q.shape[1:])])
@@ -67,7 +68,7 @@ def test_cross_attention_gives_every_segment_its_own_queries():
         rows, queries = slice(start, start + length), slice(2 * i, 2 * i + 2)
         if length:
             kv = (t[rows].permute(1, 0, 2) for t in x[1:])
-            expected = attention(q[queries].permute(1, 0, 2), *kv).unflatten(1, (2, 8))
+            expected = plain_navit.attention(q[queries].permute(1, 0, 2), *kv).unflatten(1, (2, 8))
             torch.testing.assert_close(out[queries], expected, atol=1e-6, rtol=1e-5)
         else:
             assert out[queries].eq(0).all()
@@ -109,7 +110,7 @@ def test_varlen_on_cpu_is_refused_and_unknown_names_are_listed():
         attend(x[0][:3], x[1], x[2], segments)
 
 
-def test_varlen_gives_the_right_shapes_on_cuda_without_a_device(caplog):
+def test_varlen_gives_the_right_shapes_on_cuda_without_a_device():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -125,8 +126,44 @@ def test_varlen_gives_the_right_shapes_on_cuda_without_a_device(caplog):
             attend(q, q, q, segments, "varlen")
 
 
-def test_falling_back_from_varlen_is_logged_with_its_reason(caplog):
-    from zeta.attention import _use_varlen
+@pytest.mark.parametrize(
+    ("dtype", "channels", "reason"),
+    [
+        (torch.float32, 64, "it computes in bf16 or fp16, the values are torch.float32"),
+        (torch.bfloat16, 20, "a head has 20 channels; it takes multiples of 8 up to 256"),
+        (torch.float16, 264, "a head has 264 channels"),
+    ],
+)
+def test_falling_back_from_varlen_is_logged_once_with_its_reason(
+    dtype, channels, reason, caplog, monkeypatch
+):
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with caplog.at_level(logging.WARNING):
-        assert not _use_varlen("auto", torch.empty(4, 2, 64, device="meta").to("meta"))
+    ran = []
+    monkeypatch.setattr(attention, "_reported_fallbacks", set())
+    # Stands in for the reference, which would read lengths from a device that is not there.
+    monkeypatch.setattr(segment_attention, "sdpa_segments", lambda q, *rest: ran.append(q) or q)
+    with FakeTensorMode(allow_non_fake_inputs=True), caplog.at_level(logging.WARNING):
+        v = torch.empty(15, 2, channels, device="cuda", dtype=dtype)
+        ends = torch.empty(3, device="cuda", dtype=torch.int32)
+        segments = Segments(ends, (9, 6), 16, ends)
+        for _ in range(2):
+            attend(v, v, v, segments)
+        attend(v, v, v, segments, "sdpa_segments")  # as asked: nothing to report
+        with pytest.raises(ValueError, match=f"varlen cannot run here: {reason}"):
+            attend(v, v, v, segments, "varlen")
+    assert len(ran) == 3
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"falls back from varlen to sdpa_segments: {reason}" in caplog.text
+
+
+def test_without_a_device_there_is_nothing_to_fall_back_from(caplog):
+    with caplog.at_level(logging.DEBUG):
+        attend(*qkv(4), Segments.from_lengths((4,), "cpu"))
+    assert caplog.records == []
+
+
+def test_a_torch_without_the_kernel_is_named(monkeypatch):
+    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    obstacle = attention.varlen_obstacle(torch.device("cuda"), torch.bfloat16, 64)
+    assert obstacle == f"torch {torch.__version__} has no torch.nn.attention.varlen"

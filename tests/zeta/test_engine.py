@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 
-from zeta.engine import should_compile, sum_of_squares
+from tests.zeta.training import tiny_navit
+from zeta import MegaVit
+from zeta.engine import choose_attention, should_compile, sum_of_squares
+from zeta.train_config import TrainConfig
 
 
 def _report(ranks, tmp_path, job, world_size, **arguments):
@@ -74,3 +77,25 @@ def test_compile_is_off_without_a_compiler_and_on_when_asked(monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert not should_compile("auto", cuda)
+
+
+@pytest.mark.parametrize("arch", ["navit", "megavit"])
+def test_the_back_end_of_the_config_reaches_every_layer_that_attends(arch):
+    model = tiny_navit() if arch == "navit" else MegaVit(16, 4, 2, 16, 1, 2, 9)
+    layers = [module for module in model.modules() if hasattr(module, "backend")]
+    assert layers
+    for backend in ("sdpa_segments", "auto"):
+        choose_attention(model, TrainConfig(attention=backend), torch.device("cpu"))
+        assert {layer.backend for layer in layers} == {backend}
+    choose_attention(model.bfloat16(), TrainConfig(attention="varlen"), torch.device("cuda"))
+    assert {layer.backend for layer in layers} == {"varlen"}
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [("cpu", "bf16", "needs a CUDA device"), ("cuda", "fp32", "computes in bf16 or fp16")],
+)
+def test_varlen_where_it_cannot_run_is_refused_before_the_first_step(device, dtype, reason):
+    train = TrainConfig(attention="varlen", dtype=dtype)
+    with pytest.raises(ValueError, match=rf"train.attention is varlen.*{reason}.*=auto"):
+        choose_attention(tiny_navit(), train, torch.device(device))

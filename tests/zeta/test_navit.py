@@ -1,10 +1,13 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import zeta
 from tests.zeta import plain_navit
@@ -363,16 +366,32 @@ def test_bad_images_are_refused_by_number_and_reason(images, message):
         ({"emb_dropout": -1}, "emb_dropout is -1"),
         ({"image_size": 30}, "image_size is 30.*multiples of patch_size=8"),
         ({"image_size": (32, 0)}, r"image_size is \(32, 0\)"),
+        ({"image_size": 32.0}, r"image_size is 32.0: give a side, or \(height, width\)"),
+        ({"image_size": (32, 32, 32)}, r"image_size is \(32, 32, 32\): give a side"),
+        ({"image_size": None}, "image_size is None: give a side"),
+        (
+            {"patch_size": (8, 8)},
+            r"patch_size is \(8, 8\); it must be a whole number",
+        ),
+        ({"dim": 24.0}, "dim is 24.0; it must be a whole number of at least 1"),
+        ({"depth": None}, "depth is None; it must be a whole number"),
+        ({"heads": "3"}, "heads is '3'; it must be a whole number"),
+        ({"dim_head": 8.5}, "dim_head is 8.5; it must be a whole number"),
+        ({"channels": True}, "channels is True; it must be a whole number"),
         ({"heads": 5, "dim_head": None}, "dim is 24, not a multiple of heads=5: set dim_head"),
         ({"heads": 0}, "heads is 0; it must be at least 1"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"pool": "max"}, "pool is 'max'; choose one of attention, mean"),
         ({"registers": -1}, "registers is -1"),
+        ({"registers": 1.5}, "registers is 1.5; it must be a whole number of at least 0"),
+        ({"layer_scale": float("nan")}, "layer_scale is nan: give a finite number, or None"),
+        ({"layer_scale": "small"}, "layer_scale is 'small': give a finite number, or None"),
         ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
         ({"position": "rope"}, "position is 'rope'; choose one of"),
         ({"attention": "flash"}, "attention is 'flash'; choose one of"),
         ({"std": (1, 0, 1)}, "std is .*must be positive"),
         ({"mean": (1, 2)}, "mean is .*give 3 finite numbers"),
+        ({"mean": ("a", "b", "c")}, "mean is .*give 3 finite numbers"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(changes, message):
@@ -389,6 +408,19 @@ def test_a_callable_returning_nonsense_is_named_with_its_arguments(answer):
         model(pictures())
 
 
+@pytest.mark.parametrize("rate", [np.float32(0.5), np.float64(0.5), lambda h, w: np.float32(0.5)])
+def test_rates_may_be_numbers_of_numpy(rate):
+    counts = small(token_dropout_prob=rate).forward_features(pictures()).image_index.bincount()
+    assert counts.tolist() == [8, 2, 3, 8, 1, 10]
+
+
+def test_whole_numbers_of_numpy_and_one_mean_for_all_channels_are_taken():
+    model = small(image_size=np.int64(32), dim=np.int64(24), mean=0.5, std=0.25)
+    assert model.mean.tolist() == [0.5] * 3
+    pixels = torch.randint(0, 256, (3, 16, 24), dtype=torch.uint8)
+    torch.testing.assert_close(model([pixels]), model([(pixels / 255 - 0.5) / 0.25]))
+
+
 def test_options_of_another_architecture_are_refused_by_name():
     config = ModelConfig(preset="megavit_1b", num_classes=2, registers=4, position="absolute")
     with pytest.raises(ValueError, match=r"model.position, model.registers: no option of megavit"):
@@ -400,6 +432,47 @@ def test_packs_of_another_model_are_refused():
         small()(make_pack(pictures([(16, 16)]), 16, 4, 1))
     with pytest.raises(ValueError, match=r"1 prefix tokens.*data.prefix_tokens to 0"):
         small()(make_pack(pictures([(16, 16)]), 8, 8, 1, prefix_tokens=1))
+
+
+@pytest.mark.parametrize(("row", "where"), [(0, "image 0"), (20, "image 1"), (28, "padding")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_float_pack_is_named_wherever_it_lies(row, where, value):
+    """In the padding too: its gradient of zero times NaN would be NaN in every weight."""
+    model = small()
+    pack = make_pack(pictures()[:3], 8, 30, 4)
+    assert model(pack).isfinite().all()
+    pack.patches[row, 5] = value
+    with pytest.raises(ValueError, match=f"{where} holds NaN or infinite pixels"):
+        model(pack)
+
+
+def test_bytes_are_not_scanned_for_nan():
+    """The packs of the data pipeline pay nothing for the scan."""
+    pack = make_pack([torch.zeros(3, 16, 16, dtype=torch.uint8)], 8, 6, 2)
+    with TorchDispatchCounter() as seen:
+        small()(pack)
+    assert not {name for name in seen.names if "isfinite" in name or "isnan" in name}
+
+
+class TorchDispatchCounter(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __enter__(self):
+        self.names = set()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_packs_that_contradict_themselves_are_refused():
+    pack = make_pack(pictures([(16, 16)]), 8, 6, 2)
+    with pytest.raises(ValueError, match=r"patches of torch.int16: pass uint8 pixels, or norm"):
+        small()(replace(pack, patches=pack.patches.to(torch.int16)))
+    for lengths in ((4, 2), (4, 0, 1)):
+        with pytest.raises(ValueError, match=r"pack.lengths has . segments of . rows in all, the"):
+            small()(replace(pack, lengths=lengths))
 
 
 def test_absolute_positions_refuse_larger_images():

@@ -52,6 +52,10 @@ def test_weights_load_into_a_module_that_has_seen_no_image():
     assert torch.equal(first(image), second(image))
 
 
+NAN = torch.zeros(2, 3, 16, 16)
+NAN[1, 2, 3, 4] = float("nan")
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -59,6 +63,9 @@ def test_weights_load_into_a_module_that_has_seen_no_image():
         (torch.zeros(1, 1, 16, 16), r"x has shape \(1, 1, 16, 16\): pass \[batch, 3"),
         (torch.zeros(3, 16, 16), r"x has shape \(3, 16, 16\)"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "x has dtype torch.uint8: pass float"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.bool), "x has dtype torch.bool: pass float"),
+        (torch.zeros(1, 3, 0, 16), "x is 0 x 16 pixels, the weights are made for 16 x 16"),
+        (NAN, "image 1 holds NaN or infinite pixels: fix or leave it out"),
     ],
 )
 def test_bad_images_are_refused(image, message):
@@ -77,3 +84,18 @@ def test_bad_arguments_are_refused_by_name():
         PatchEmbeddings(3, 0, 4)
     with pytest.raises(ValueError, match=r"image_size is \(16,\)"):
         PatchEmbeddings(3, 4, 4, image_size=(16,))
+    with pytest.raises(ValueError, match=r"image_size is 16\.5: give a side"):
+        PatchEmbeddings(3, 4, 4, image_size=16.5)
+    with pytest.raises(ValueError, match=r"seq_len is 4\.0; it must be a whole number"):
+        PatchEmbeddings(3, 4, 4.0)
+
+
+def test_float_images_of_any_precision_and_empty_batches_are_taken():
+    embed = PatchEmbeddings(3, 4, 4)
+    image = torch.randn(2, 3, 16, 24).half()
+    out = embed(image)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, embed(image.double()))
+    assert torch.equal(out, embed(image.float()))
+    assert embed(image[:0]).shape == (0, 4, 4)
+    assert embed.bfloat16()(image).dtype == torch.bfloat16

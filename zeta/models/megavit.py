@@ -18,6 +18,7 @@ from zeta.config_field import check_choice
 from zeta.layers import Block, BlockShape, Norm, ParallelBlock, mean_pool, put_prefix
 from zeta.models.packed_vit import (
     PackedViT,
+    check_layer_scale,
     check_rates,
     check_sizes,
     depth_rates,
@@ -75,7 +76,8 @@ class MegaVit(PackedViT):
         layer_scale: initial layer scale; None: none.
         stochastic_depth: share of images that skip the last block's branches, in training;
             earlier blocks less, linearly.
-        mean, std: per channel, of pixels in [0, 1]; uint8 input is normalised with them.
+        mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
+            them.
         attention: back-end, see `zeta.attention`.
         seed: of the initial weights.
 
@@ -104,14 +106,15 @@ class MegaVit(PackedViT):
         qk_norm: bool = True,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         attention: str = "auto",
         seed: int = 0,
     ) -> None:
         check_sizes(patch_size=patch_size, num_classes=num_classes, dim=dim, depth=depth)
         check_sizes(heads=heads, mlp_dim=mlp_dim, channels=channels)
         check_rates(dropout=dropout, emb_dropout=emb_dropout, stochastic_depth=stochastic_depth)
+        check_layer_scale(layer_scale)
         check_choice("pool", pool, ("cls", "mean"))
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from zeta.attention import BACKENDS, Segments
-from zeta.config_field import check_choice, check_range
+from zeta.config_field import check_choice, check_whole
 from zeta.layers import AttentionPool, Block, BlockShape, Norm, mean_pool, put_prefix
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import (
     PackedViT,
+    check_layer_scale,
     check_rates,
     check_sizes,
     depth_rates,
@@ -86,7 +87,8 @@ class NaViT(PackedViT):
         layer_scale: initial layer scale; None: none.
         stochastic_depth: share of images that skip the last block's branches, in training;
             earlier blocks less, linearly.
-        mean, std: per channel, of pixels in [0, 1]; uint8 input is normalised with them.
+        mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
+            them.
         attention: back-end, see `zeta.attention`.
         seed: of the initial weights.
 
@@ -117,18 +119,19 @@ class NaViT(PackedViT):
         registers: int = 0,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         attention: str = "auto",
         seed: int = 0,
     ) -> None:
         check_sizes(patch_size=patch_size, num_classes=num_classes, dim=dim, depth=depth)
         check_sizes(heads=heads, mlp_dim=mlp_dim, channels=channels)
-        check_range("registers", registers, 0)
+        check_whole("registers", registers, 0)
         check_rates(dropout=dropout, emb_dropout=emb_dropout, stochastic_depth=stochastic_depth)
         if token_dropout_prob is not None and not callable(token_dropout_prob):
             check_rates(token_dropout_prob=token_dropout_prob)
         check_choice("position", position, COORDINATES)
+        check_layer_scale(layer_scale)
         check_choice("pool", pool, ("attention", "mean"))
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Self
 
@@ -18,20 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zeta.attention import Segments
-from zeta.config_field import check_range
+from zeta.attention import BACKENDS, Segments
+from zeta.config_field import check_choice, check_whole
 from zeta.flops import FlopRates, flop_rates
 from zeta.initialization import initialize
-from zeta.layers import Norm
+from zeta.layers import Attention, AttentionPool, Norm, ParallelBlock
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
 from zeta.packed import PackedBatch
 from zeta.patchify import (
+    DTYPES,
     DropRate,
     Images,
     check_finite,
     check_rate,
     drop_tokens,
     flatten_images,
+    image_sides,
     patchify,
 )
 
@@ -59,8 +62,8 @@ class PackedViT(nn.Module, ABC):
         self,
         patch_size: int,
         channels: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        mean: Sequence[float] | float | None,
+        std: Sequence[float] | float | None,
         prefix_tokens: int,
         token_dropout_prob: DropRate | None = None,
     ) -> None:
@@ -101,6 +104,17 @@ class PackedViT(nn.Module, ABC):
         """Compile each block in place: once for all of them, and for packs of any content."""
         for block in self.blocks:
             block.compile()
+
+    def use_attention(self, backend: str) -> None:
+        """Let every layer attend by this back-end, see `zeta.attention`."""
+        check_choice("backend", backend, BACKENDS)
+        for layer in self.attention_layers():
+            layer.backend = backend
+
+    def attention_layers(self) -> list[Attention | ParallelBlock | AttentionPool]:
+        """Return the layers that attend."""
+        kinds = (Attention, ParallelBlock, AttentionPool)
+        return [module for module in self.modules() if isinstance(module, kinds)]
 
     @classmethod
     def from_pretrained(cls, path: Path | str) -> Self:
@@ -148,7 +162,7 @@ class PackedViT(nn.Module, ABC):
 
     def _cut(self, images: Images) -> PackedTokens:
         patches = patchify(flatten_images(images), self.patch_size, self.channels)
-        check_finite(patches)
+        check_finite(patches.pixels, patches.lengths)
         self.check_grids(patches.grids)
         if self.training and self.token_dropout_prob is not None:
             patches = drop_tokens(patches, self.patch_size, self.token_dropout_prob)
@@ -174,6 +188,19 @@ class PackedViT(nn.Module, ABC):
                 f"the pack keeps {pack.prefix_tokens} prefix tokens an image, the model has "
                 f"{self.prefix_tokens}: set data.prefix_tokens to {self.prefix_tokens}"
             )
+        if pack.patches.dtype not in DTYPES:
+            raise ValueError(
+                f"the pack has patches of {pack.patches.dtype}: pass uint8 pixels, or normalised "
+                "floats"
+            )
+        rows = (len(pack.cu_seqlens) - 1, len(pack.patches))
+        if (len(pack.lengths), sum(pack.lengths)) != rows:
+            raise ValueError(
+                f"pack.lengths has {len(pack.lengths)} segments of {sum(pack.lengths)} rows in "
+                f"all, the pack {rows[0]} of {rows[1]}: list the rows of every image, then of the "
+                "tail padding"
+            )
+        check_finite(pack.patches, pack.lengths[:-1])
         fit = self.grids_fit(pack)
         if fit is not None and fit.device.type == "cpu" and not bool(fit):
             self.check_grids([(h, w) for h, w in pack.grids.tolist()])
@@ -189,14 +216,16 @@ class PackedViT(nn.Module, ABC):
         pixels = patches_TP.view(len(patches_TP), -1, self.channels) * scale - self.mean / self.std
         return pixels.flatten(1).to(self.head.weight.dtype)
 
-    def _set_normalisation(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    def _set_normalisation(
+        self, mean: Sequence[float] | float | None, std: Sequence[float] | float | None
+    ) -> None:
         defaults = (IMAGENET_MEAN, IMAGENET_STD) if self.channels == 3 else ((0.5,), (0.5,))
         given = (("mean", mean), ("std", std))
         for (name, chosen), default in zip(given, defaults, strict=True):
-            values = tuple(chosen) if chosen is not None else default
+            values = default if chosen is None else _numbers(chosen)
             if len(values) == 1:
                 values *= self.channels
-            if len(values) != self.channels or not all(map(math.isfinite, values)):
+            if len(values) != self.channels or not all(map(_is_finite, values)):
                 raise ValueError(f"{name} is {values}: give {self.channels} finite numbers")
             if name == "std" and min(values) <= 0:
                 raise ValueError(f"std is {values}: deviations must be positive")
@@ -215,10 +244,26 @@ class PackedViT(nn.Module, ABC):
         return self
 
 
+def _numbers(given: Sequence[float] | float) -> tuple[float, ...]:
+    return tuple(given) if isinstance(given, Iterable) else (given,)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def check_layer_scale(layer_scale: float | None) -> None:
+    """Raise ValueError unless `layer_scale` is None or a finite number."""
+    if layer_scale is not None and not _is_finite(layer_scale):
+        raise ValueError(
+            f"layer_scale is {layer_scale!r}: give a finite number, or None for no layer scale"
+        )
+
+
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first argument that is below 1."""
+    """Raise ValueError naming the first argument that is no whole number of at least 1."""
     for name, size in sizes.items():
-        check_range(name, size, 1)
+        check_whole(name, size, 1)
 
 
 def check_rates(**rates: float) -> None:
@@ -229,19 +274,19 @@ def check_rates(**rates: float) -> None:
 
 def table_grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """Return (h, w) in patches of a side, or (height, width), in pixels."""
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or any(side < 1 or side % patch_size for side in sides):
+    height, width = image_sides(image_size)
+    if height % patch_size or width % patch_size:
         raise ValueError(
             f"image_size is {image_size!r}: give a side, or (height, width), in multiples of "
             f"patch_size={patch_size}"
         )
-    return sides[0] // patch_size, sides[1] // patch_size
+    return height // patch_size, width // patch_size
 
 
 def head_width(dim: int, heads: int, dim_head: int | None) -> int:
     """Return the channels of a head: `dim_head`, or dim / heads where that is None."""
     if dim_head is not None:
-        check_range("dim_head", dim_head, 1)
+        check_whole("dim_head", dim_head, 1)
         return dim_head
     if dim % heads:
         raise ValueError(f"dim is {dim}, not a multiple of heads={heads}: set dim_head")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from zeta.config_field import check_range
+from zeta.config_field import check_whole
+from zeta.patchify import FLOAT_DTYPES, check_finite, image_sides
 
 
 class PatchEmbeddings(nn.Module):
@@ -42,19 +43,16 @@ class PatchEmbeddings(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("dim_in", dim_in), ("dim_out", dim_out), ("seq_len", seq_len)):
-            check_range(name, value, 1)
+            check_whole(name, value, 1)
         self.dim_in, self.dim_out, self.seq_len = dim_in, dim_out, seq_len
         self.image_size: tuple[int, int] | None = None
         if image_size is None:
             self.norm_in: nn.Module = _LazyLayerNorm()
             self.proj: nn.Module = nn.LazyLinear(dim_out)
         else:
-            sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-            if len(sides) != 2 or min(sides) < 1:
-                raise ValueError(f"image_size is {image_size!r}: give a side, or (height, width)")
-            h, w = patch_grid(sides[0], sides[1], seq_len)
-            self.image_size = (sides[0], sides[1])
-            patch_dim = (sides[0] // h) * (sides[1] // w) * dim_in
+            height, width = self.image_size = image_sides(image_size)
+            h, w = patch_grid(height, width, seq_len)
+            patch_dim = (height // h) * (width // w) * dim_in
             self.norm_in = nn.LayerNorm(patch_dim)
             self.proj = nn.Linear(patch_dim, dim_out)
         self.norm_out = nn.LayerNorm(dim_out)
@@ -63,12 +61,12 @@ class PatchEmbeddings(nn.Module):
         """Embed images [B, dim_in, H, W] to [B, seq_len, dim_out].
 
         Raises:
-            ValueError: another shape, an integer dtype, another size than the first image had, or
-                a size that no grid of `seq_len` patches divides.
+            ValueError: another shape, an integer dtype, another size than the first image had, a
+                size that no grid of `seq_len` patches divides, or NaN pixels, by image.
         """
         if x.ndim != 4 or x.shape[1] != self.dim_in:
             raise ValueError(f"x has shape {tuple(x.shape)}: pass [batch, {self.dim_in}, H, W]")
-        if not x.is_floating_point():
+        if x.dtype not in FLOAT_DTYPES:
             raise ValueError(f"x has dtype {x.dtype}: pass float pixels, as in x.float() / 255")
         size = (x.shape[2], x.shape[3])
         if self.image_size is not None and size != self.image_size:
@@ -78,7 +76,9 @@ class PatchEmbeddings(nn.Module):
             )
         h, w = patch_grid(*size, self.seq_len)
         cut = x.reshape(len(x), self.dim_in, h, size[0] // h, w, size[1] // w)
-        patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(len(x), self.seq_len, -1)
+        patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        check_finite(patches.flatten(0, 1), [self.seq_len] * len(x))
+        patches = patches.to(self.norm_out.weight.dtype)
         embedded: Tensor = self.norm_out(self.proj(self.norm_in(patches)))
         self.image_size = size
         return embedded
