@@ -13,7 +13,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
 from launch.config import ZetaConfig
-from zeta.models.config import prefix_tokens
+from zeta.models.config import check_arguments, prefix_tokens
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
@@ -48,6 +48,7 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
         )
     model = replace(config.model, num_classes=num_classes)
     arguments = model.resolve()
+    check_arguments(arguments)
     if arguments["arch"] == "megavit":
         _check_fixed_size(config.data, arguments["image_size"])
     return replace(config, model=model, data=data_for_model(config.data, arguments))

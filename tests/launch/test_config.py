@@ -153,6 +153,7 @@ def test_a_section_cannot_be_a_value(tmp_path):
     ("setting", "part"),
     [
         ("train.zero_stage=4", "train.zero_stage is 4"),
+        ("train.attention=flash", "train.attention is 'flash'; choose one of auto, sdpa_segments"),
         ("objective.kind=hinge", "objective.kind is 'hinge'"),
         ("optim.lr=nan", "optim.lr is nan"),
         ("optim.lr=inf", "optim.lr is inf; it must be at least 0 and finite"),
@@ -230,6 +231,7 @@ def test_a_resume_may_change_free_fields_and_is_told_of_fixed_ones():
         "tracker.wandb.mode=disabled",
         "data.workers=3",
         "train.max_steps=999",
+        "train.attention=sdpa_segments",
     ]
     assert fixed_changes(before, load_config("demo", [SHARDS, *free])) == []
     fixed = ["optim.lr=1", "data.resolution.max=64", "data.shards=elsewhere", "data.workers=3"]

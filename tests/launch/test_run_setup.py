@@ -49,3 +49,21 @@ def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
     assert "~" not in exact
     assert estimate.count("~") >= 6
     assert "not used          5 (no label)" in exact
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.pool=max", r"model\.pool is 'max'; choose one of attention, mean"),
+        ("model.position=rope", r"model\.position is 'rope'; choose one of absolute, fractional"),
+        (
+            "model.image_size=wide",
+            r"model\.image_size is .wide.: give a side, or",
+        ),
+        ("model.image_size=[96,30]", r"model\.image_size is .*96, 30.*multiples of patch_size=8"),
+        ("model.layer_scale=nan", r"model\.layer_scale is nan"),
+    ],
+)
+def test_what_the_model_refuses_is_refused_before_a_job_waits_for_its_machines(setting, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_with_shards(demo(setting), synthetic_manifest([50]))

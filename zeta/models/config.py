@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import nn
 
 from zeta.config_field import check_choice, check_range
@@ -111,6 +112,22 @@ def model_from_arguments(arguments: dict[str, Any], seed: int = 0) -> nn.Module:
     values = dict(arguments)
     check_choice("model.arch", values.get("arch"), ARCHITECTURES)
     return ARCHITECTURES[values.pop("arch")](**values, seed=seed)
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse what the model's constructor would refuse, before a job waits for its machines.
+
+    Args:
+        arguments: what `ModelConfig.resolve` returned.
+
+    Raises:
+        ValueError: names the field, `model.pool` for `pool`.
+    """
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the size
+            model_from_arguments(arguments)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from error
 
 
 def prefix_tokens(arguments: Mapping[str, Any]) -> int:
