@@ -202,6 +202,13 @@ def _check_sections_together(config: ZetaConfig) -> None:
     if config.data.shards is None:
         raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
     build_schedule(config.optim, config.train)  # raises where they do not fit
+    watchdog = config.train.watchdog
+    if config.data.read_deadline_s >= watchdog.limit("data"):
+        raise ValueError(
+            f"data.read_deadline_s is {config.data.read_deadline_s:g}; it must be below "
+            f"train.watchdog.data_s = {watchdog.data_s:g}, after which a rank that waits for data "
+            "is taken to hang: raise train.watchdog.data_s and train.watchdog.train_s"
+        )
     if config.model.channels not in (None, 3):
         raise ValueError(
             f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"

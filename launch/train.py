@@ -23,10 +23,11 @@ from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
+from zeta.watchdog import Watchdog
 
 _BEFORE_CONFIG = {
     "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl", "checkpoints",
-    "slurm_restarts", "demo.json", "shards",
+    "heartbeat", "slurm_restarts", "demo.json", "shards",
 }  # fmt: skip
 """What a run directory may hold before its first step: launchers, the demo and a start that failed
 leave these."""
@@ -48,8 +49,14 @@ def train(config: ZetaConfig) -> int:
     loader = PackLoader(training_plan(config, manifest), rank=info.rank, world_size=info.world_size)
     check_resume(run_dir, config)
     console = Console(run_dir.rank_log(info.rank), info.rank)
+    watchdog = Watchdog(
+        run_dir.rank_heartbeat(info.rank),
+        info.rank,
+        config.train.watchdog,
+        partial(_report_hang, console, info, run_dir),
+    )
     try:
-        return _run(config, info, run_dir, manifest, loader, console)
+        return _run(config, info, run_dir, manifest, loader, console, watchdog)
     except RunError as error:
         _report(console, info, str(error), on_every_rank=True)
         return ExitCode.NEVER_RESTART
@@ -65,6 +72,7 @@ def train(config: ZetaConfig) -> int:
         _report(console, info, f"{what}; the traceback is in {log}")
         return 1
     finally:
+        watchdog.close()
         console.close()
 
 
@@ -100,8 +108,11 @@ def _run(
     manifest: Manifest,
     loader: PackLoader,
     console: Console,
+    watchdog: Watchdog,
 ) -> int:
-    world = init_distributed(info, device_kind=config.train.device)
+    world = init_distributed(
+        info, config.train.watchdog.limit("start"), device_kind=config.train.device
+    )
     # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
     from zeta.sharded_model import build_for_training
@@ -124,6 +135,7 @@ def _run(
             tracker=config.tracker,
             config=yaml.safe_load(to_yaml(config)),
             name=config.run.name,
+            watchdog=watchdog,
         )
         # Only a run that could be built fixes the config of its directory.
         if world.is_main:
@@ -138,11 +150,16 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     run_dir.finished.unlink(missing_ok=True)  # a run that is continued is not finished
     text = to_yaml(config)
     print(text, flush=True)  # into the log of rank 0
-    partial = run_dir.config.with_suffix(".tmp")
-    partial.write_text(text)
-    partial.replace(run_dir.config)
+    building = run_dir.config.with_suffix(".tmp")
+    building.write_text(text)
+    building.replace(run_dir.config)
     if manifest.class_names is not None:
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
+
+
+def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -> None:
+    log = run_dir.rank_log(info.rank)
+    console.fatal(f"zeta: error on rank {info.rank}: {text}; the stacks are in {log}")
 
 
 def _report(console: Console, info: RankInfo, text: str, *, on_every_rank: bool = False) -> None:

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-_COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_COLLECTIVE_TIMEOUT_S = 30 * 60.0
+_LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class World:
 
 def init_distributed(
     info: RankInfo | None = None,
-    timeout: timedelta = _COLLECTIVE_TIMEOUT,
+    timeout_s: float = _COLLECTIVE_TIMEOUT_S,
     device_kind: str = "auto",
 ) -> World:
     """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
@@ -167,7 +168,8 @@ def init_distributed(
 
     Args:
         info: this process's rank; None reads it from the environment.
-        timeout: after which a collective that some rank never joined ends this process.
+        timeout_s: after which a collective that some rank never joined fails; see
+            `set_collective_timeout`, which changes it.
         device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
 
     Returns:
@@ -187,6 +189,7 @@ def init_distributed(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if use_cuda:
         torch.cuda.set_device(device)
+    timeout = _as_timeout(timeout_s)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
         if info.world_size == 1:
@@ -198,6 +201,24 @@ def init_distributed(
             dist.init_process_group(backend, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
     return World(info, device)
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """Let collectives that begin from now on fail once they have waited for `seconds`.
+
+    It applies to every group of this process. gloo raises in the waiting rank; NCCL ends the
+    process, since work queued behind a failed collective would compute on garbage. MPI and other
+    back-ends keep their own limit. Infinity: a week, as back-ends know no infinity.
+    """
+    if not dist.is_initialized():
+        return
+    timeout = _as_timeout(seconds)
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.set_timeout(timeout, group)
+
+
+def _as_timeout(seconds: float) -> timedelta:
+    return timedelta(seconds=min(seconds, _LONGEST_TIMEOUT_S))
 
 
 def choose_device(info: RankInfo, kind: str, visible: int) -> torch.device:

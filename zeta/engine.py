@@ -109,8 +109,8 @@ class TrainEngine:
         for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
             batch = pack.to(self.world.device)
+            outputs = kept[index] if kept else self._forward(batch, seed)
             with self.forward_clock.running():
-                outputs = kept[index] if kept else self._forward(batch, seed)
                 loss_sum = losses[index].loss_sum(outputs, batch)
             self.deepspeed.backward(
                 loss_sum * (self.world.size / global_images), scale_wrt_gas=False
@@ -124,7 +124,8 @@ class TrainEngine:
     def _forward(self, batch: PackedBatch, seed: int) -> Any:
         """Return the model's outputs; the same seed drops the same."""
         seed_device(seed, self.world.device)
-        return self.deepspeed(batch)
+        with self.forward_clock.running():
+            return self.deepspeed(batch)
 
     def _pack_losses(
         self, packs: Sequence[PackedBatch], seeds: Sequence[int]

@@ -11,7 +11,7 @@ class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
     Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
-    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``,
+    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``,
     ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``. Beside what training writes:
     ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
     ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
@@ -57,6 +57,10 @@ class RunDir:
     def rank_log(self, rank: int) -> Path:
         """Everything that one rank and its libraries print."""
         return self.logs / f"rank_{rank:05d}.log"
+
+    def rank_heartbeat(self, rank: int) -> Path:
+        """JSON object of what one rank is doing, a few seconds old at most while it lives."""
+        return self.path / "heartbeat" / f"rank_{rank:05d}.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -30,6 +30,40 @@ class QuarantineConfig:
 
 
 @dataclass
+class WatchdogConfig:
+    """Seconds that a phase may last before its rank is taken to hang, and ended; 0: no limit."""
+
+    start_s: float = free(1800.0)
+    """From the start of a rank to the end of its first step."""
+    data_s: float = free(900.0)
+    """Until the packs of a step are there."""
+    train_s: float = free(900.0)
+    """A step, waiting for the other ranks and their data included: at least `data_s`."""
+    save_s: float = free(1800.0)
+    """A checkpoint."""
+    evaluate_s: float = free(1800.0)
+    """A part of an evaluation."""
+    heartbeat_s: float = free(5.0)
+    """Seconds between two heartbeats on disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "data_s", "train_s", "save_s", "evaluate_s"):
+            check_range(f"train.watchdog.{name}", getattr(self, name), 0, open_high=True)
+        check_range("train.watchdog.heartbeat_s", self.heartbeat_s, 0.1, 3600)
+        if self.limit("train") < self.limit("data"):
+            raise ValueError(
+                f"train.watchdog.train_s is {self.train_s:g}, below train.watchdog.data_s = "
+                f"{self.data_s:g}: a rank waits for the data of the others within its step, so "
+                "raise train_s"
+            )
+
+    def limit(self, phase: str) -> float:
+        """Return the seconds that a phase may last; infinity where there is no limit."""
+        seconds = float(getattr(self, f"{phase}_s"))
+        return seconds or float("inf")
+
+
+@dataclass
 class TrainConfig:
     """The loop. World size is never configured: it is what the launcher started."""
 
@@ -69,6 +103,7 @@ class TrainConfig:
     max_nonfinite_steps: int = free(10)
     """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
     run with exit code 93."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     seed: int = 0
     """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""

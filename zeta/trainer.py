@@ -40,6 +40,7 @@ from zeta.stop_signals import StopSignals
 from zeta.train_config import UNITS, OptimConfig, TrackerConfig, TrainConfig
 from zeta.utilisation import Utilisation
 from zeta.wandb_sink import WandbSink, stable_run_id
+from zeta.watchdog import PhaseWatch, Unwatched
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Trainer:
         tracker: TrackerConfig,
         config: Mapping[str, Any],
         name: str = "zeta",
+        watchdog: PhaseWatch | None = None,
     ) -> None:
         """Build the engine and load the newest verified checkpoint of `run_dir`, if any.
 
@@ -91,6 +93,7 @@ class Trainer:
             tracker: where metrics go besides metrics.jsonl.
             config: the whole resolved config, for the checkpoint and W&B.
             name: display name of the run.
+            watchdog: told which phase this rank is in.
 
         Raises:
             ValueError: the configuration cannot work, or the checkpoint does not fit it.
@@ -102,6 +105,7 @@ class Trainer:
         self.world, self.console = world, console
         self.train, self.optim = train, optim
         self.config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        self.watchdog = watchdog or Unwatched()
         self.progress = Progress()
         self.checkpoint_failures = 0
         self.store = CheckpointStore(
@@ -167,6 +171,7 @@ class Trainer:
         """Draw this rank's packs of the next step, and agree on it with all ranks."""
         packs: StepPacks | None = None
         failure: Exception | None = None
+        self.watchdog.enter("data", self.progress.step)
         began = time.perf_counter()
         if signals.requested is None:
             try:
@@ -177,6 +182,7 @@ class Trainer:
                 # A signal to the process group may have ended the loader's workers.
                 failure = error if signals.requested is None else None
         requested, drawn_s = signals.requested, time.perf_counter() - began
+        self.watchdog.enter("train", self.progress.step)  # NOTE: waits for the data of all ranks
         sums = self.world.sum(
             [
                 packs.num_images if packs else 0,
@@ -321,6 +327,7 @@ class Trainer:
         progress = self.progress
         if progress.step == self.saved_step:
             return None
+        self.watchdog.enter("save", progress.step)
         started = time.perf_counter()
         states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
         progress.data = merge_states(states)

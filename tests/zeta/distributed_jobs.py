@@ -1,8 +1,10 @@
 """Jobs of test_distributed."""
 
 import json
+import time
+from pathlib import Path
 
-from zeta.distributed import close_distributed, init_distributed
+from zeta.distributed import close_distributed, init_distributed, set_collective_timeout
 
 
 def collectives(arguments):
@@ -17,3 +19,21 @@ def collectives(arguments):
     world.barrier()
     close_distributed()
     print(json.dumps(got))
+
+
+def timeouts(arguments):
+    """Rank 1 comes a second late to one collective, and 6 seconds late to the next."""
+    world = init_distributed()
+    set_collective_timeout(30)
+    if world.rank == 1:
+        time.sleep(1.5)
+    patient = world.sum([1.0]) == [2.0]
+    set_collective_timeout(1)
+    if world.rank == 1:
+        time.sleep(6)
+        return
+    began = time.monotonic()
+    try:
+        world.sum([1.0])
+    except RuntimeError:
+        Path(arguments["out"]).write_text(json.dumps([patient, time.monotonic() - began]))

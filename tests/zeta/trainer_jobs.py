@@ -1,5 +1,6 @@
 """Jobs of test_trainer: training runs on synthetic packs, with accidents on request."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -24,7 +25,14 @@ from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.run_dir import RunDir
-from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig, WandbConfig
+from zeta.train_config import (
+    OptimConfig,
+    TrackerConfig,
+    TrainConfig,
+    WandbConfig,
+    WatchdogConfig,
+)
+from zeta.watchdog import Watchdog
 
 shard_small_parameters()
 
@@ -61,6 +69,11 @@ def _one_run(arguments, world, console):
     )
     for name, options in arguments.get("accidents", {}).items():
         ACCIDENTS[name](world, objective=objective, source=source, **options)
+    watchdog = None
+    if limits := arguments.get("watchdog"):
+        heartbeat = RunDir(Path(arguments["run_dir"])).rank_heartbeat(world.rank)
+        config = WatchdogConfig(**limits)
+        watchdog = Watchdog(heartbeat, world.rank, config, console.fatal)
     trainer = Trainer(
         model=tiny_navit(**arguments.get("model", {})),
         objective=objective,
@@ -72,8 +85,12 @@ def _one_run(arguments, world, console):
         optim=OptimConfig(**arguments.get("optim", {"lr": 1e-3, "schedule": "constant"})),
         tracker=TrackerConfig(WandbConfig(mode=arguments.get("wandb", "disabled"))),
         config=arguments,
+        watchdog=watchdog,
     )
-    return int(trainer.fit())
+    code = int(trainer.fit())
+    if watchdog is not None:
+        watchdog.close()
+    return code
 
 
 class Brightness:
@@ -225,7 +242,22 @@ def slow(world, *, rank, where, seconds, source, objective, **_):
         setattr(owner, name, slowed)
 
 
+def hang(world, *, rank, where, source, objective, **_):
+    """This rank never comes back from the second call: of its data, its forward pass, a save."""
+    if world.rank != rank:
+        return
+    owner, name = {
+        "data": (source, "_packs"),
+        "train": (objective, "loss_sum"),
+        "train, with Python's lock": (objective, "loss_sum"),
+        "save": (CheckpointStore, "save"),
+    }[where]
+    sleep = time.sleep if "lock" not in where else ctypes.PyDLL(None).sleep
+    _before_call(owner, name, lambda: sleep(1000), 3 if where == "train" else 2)
+
+
 ACCIDENTS = {
+    "hang": hang,
     "slow": slow,
     "kill": kill,
     "raise_signal": raise_signal,
