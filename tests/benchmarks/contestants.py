@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tests.benchmarks.peers import peer_imports
 from tests.benchmarks.workload import PATCH, Workload
 
 WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 384, 6, 6, 1536, 1000
@@ -35,7 +36,8 @@ def _zeta() -> nn.Module:
 
 def timm_naflex(work: Workload) -> Contestant:
     """timm's NaFlexVit of the same layers, on a padded batch, as its loader makes it."""
-    from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+    with peer_imports():
+        from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
     cfg = NaFlexVitCfg(
         patch_size=PATCH,
@@ -56,7 +58,8 @@ def timm_naflex(work: Workload) -> Contestant:
 
 def lucid(work: Workload, group: int) -> Contestant:
     """vit-pytorch's NaViT, its own greedy grouping to sequences of at most `group` tokens."""
-    from vit_pytorch.na_vit import NaViT
+    with peer_imports():
+        from vit_pytorch.na_vit import NaViT
 
     model = NaViT(
         image_size=1024,
@@ -74,7 +77,8 @@ def lucid(work: Workload, group: int) -> Contestant:
 
 def lucid_nested(work: Workload) -> Contestant:
     """vit-pytorch's NaViT on nested (jagged) tensors."""
-    from vit_pytorch.na_vit_nested_tensor import NaViT
+    with peer_imports():
+        from vit_pytorch.na_vit_nested_tensor import NaViT
 
     model = NaViT(
         image_size=1024,
@@ -93,7 +97,8 @@ def lucid_nested(work: Workload) -> Contestant:
 
 def padded_vit(work: Workload) -> Contestant:
     """vit-pytorch's plain ViT on a batch of images of one size."""
-    from vit_pytorch import ViT
+    with peer_imports():
+        from vit_pytorch import ViT
 
     batch = torch.stack(work.normalised())
     model = ViT(

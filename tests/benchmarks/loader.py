@@ -27,6 +27,7 @@ from data_pipeline.config import DataConfig, ResolutionConfig
 from data_pipeline.loader import PackLoader
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
+from tests.benchmarks.peers import peer_imports
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode
 
@@ -97,7 +98,8 @@ def zeta_batches(plan: Plan) -> Iterator[int]:
 
 
 def timm_batches(photos: Path, workers: int) -> Iterator[int]:
-    from timm.data import create_dataset, create_naflex_loader
+    with peer_imports():
+        from timm.data import create_dataset, create_naflex_loader
 
     dataset = create_dataset("", root=str(photos))
     loader = create_naflex_loader(

@@ -45,6 +45,21 @@ def test_every_shipped_piece_holds_known_keys_of_the_right_type(tmp_path, piece)
     load_config(mine, [SHARDS])
 
 
+def test_the_recipe_of_22_billion_weights_is_that_of_the_paper():
+    """Dehghani et al. 2023, section 4.1; AdamW stands in for their Adafactor."""
+    config = load_config("megavit_22b", [SHARDS])
+    patches = (config.data.resolution.max // 14) ** 2
+    assert patches == 256
+    images = config.data.token_budget // (patches + 1)
+    assert images == config.data.max_images_per_pack
+    assert images * config.train.packs_per_step == 65_536
+    assert config.train.max_steps == 177_000
+    optim = config.optim
+    assert (optim.schedule, optim.lr) == ("rsqrt", 1e-3)
+    assert (optim.warmup_steps, optim.cooldown_steps) == (10_000, 30_000)
+    assert (optim.weight_decay, optim.head_weight_decay) == (0.03, 3.0)
+
+
 def test_the_command_line_wins_over_the_file_and_the_file_over_its_includes(tmp_path):
     write(tmp_path, "train: {max_steps: 10, packs_per_step: 3}\noptim: {lr: 0.5}\n", "base.yaml")
     mine = write(tmp_path, "include: [base]\ntrain: {max_steps: 20}\noptim: {lr: 0.25}\n")
