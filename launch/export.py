@@ -8,13 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import load_config
-from zeta.checkpoint import find_fault, load_full_weights, read_trainer_state, step_names
+from zeta.checkpoint import (
+    find_fault,
+    load_full_weights,
+    read_trainer_state,
+    step_name,
+    step_names,
+    step_of,
+)
 from zeta.pretrained import save_pretrained
 from zeta.run_dir import RunDir
 from zeta.timm_format import save_timm
 
 
-def export_run(run_path: Path, out: Path, *, step: int | None = None, form: str = "zeta") -> Path:
+def export_run(
+    run_path: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    form: str = "zeta",
+    average: bool = False,
+) -> Path:
     """Write the weights of a run's newest whole checkpoint (or of `step`) to the folder `out`.
 
     Args:
@@ -23,9 +37,11 @@ def export_run(run_path: Path, out: Path, *, step: int | None = None, form: str 
         step: checkpoint to export; None: the newest that passes its hashes.
         form: zeta (for `zeta eval` and `NaViT.from_pretrained`) or timm (for
             ``timm.create_model("local-dir:OUT", pretrained=True)``).
+        average: the moving average of the weights (`train.ema_decay`) instead of the weights.
 
     Raises:
-        ValueError: no run or no whole checkpoint there, or an option that timm cannot express.
+        ValueError: no run or no whole checkpoint there, no moving average in it, or an option that
+            timm cannot express.
     """
     # Only files are read: DeepSpeed, whose types they hold, shall not look for devices and say so.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -34,10 +50,10 @@ def export_run(run_path: Path, out: Path, *, step: int | None = None, form: str 
         raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")
     checkpoint = find_checkpoint(run_dir, step)
     arguments = load_config(str(checkpoint / "config.yaml")).model.resolve()
-    weights = load_full_weights(checkpoint)
+    weights = load_full_weights(checkpoint, average=average)
     if form == "timm":
         return save_timm(out, weights, arguments)
-    return save_pretrained(out, weights, arguments, _facts(run_dir, checkpoint))
+    return save_pretrained(out, weights, arguments, _facts(run_dir, checkpoint, average))
 
 
 def find_checkpoint(run_dir: RunDir, step: int | None) -> Path:
@@ -49,9 +65,9 @@ def find_checkpoint(run_dir: RunDir, step: int | None) -> Path:
     folder = run_dir.checkpoints
     names = step_names(folder)[::-1] if folder.is_dir() else []
     if step is not None:
-        wanted = f"step_{step:08d}"
+        wanted = step_name(step)
         if wanted not in names:
-            there = ", ".join(str(int(name.removeprefix("step_"))) for name in names) or "none"
+            there = ", ".join(str(step_of(name)) for name in names) or "none"
             raise ValueError(f"{run_dir.path} has no checkpoint of step {step}; there are: {there}")
         names = [wanted]
     faults = []
@@ -65,10 +81,11 @@ def find_checkpoint(run_dir: RunDir, step: int | None) -> Path:
     raise ValueError(f"{run_dir.path} has no checkpoint yet: train until one is saved")
 
 
-def _facts(run_dir: RunDir, checkpoint: Path) -> dict[str, Any]:
+def _facts(run_dir: RunDir, checkpoint: Path, average: bool) -> dict[str, Any]:
     progress = read_trainer_state(checkpoint)["progress"]
     return {
         "step": progress["step"],
+        "weights": "moving average" if average else "last step",
         "images_seen": progress["images"],
         "tokens_seen": progress["tokens"],
         "data_fingerprint": progress["data"]["fingerprint"],

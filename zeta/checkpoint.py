@@ -1,8 +1,9 @@
 """A checkpoint directory: what is in it, how its bytes are verified, how its weights are read.
 
-`step_XXXXXXXX/` holds DeepSpeed's files in `zero/`, the random state of each rank in `ranks/`,
-`trainer.json`, `config.yaml`, and `manifest.json` with the size and SHA-256 of every other file.
-`zeta.checkpoint_store` writes it. Nothing here needs a process group.
+`step_XXXXXXXX/` holds DeepSpeed's files in `zero/`, the random state of each rank in `ranks/`, the
+moving average of the weights in `average/` where one is kept, `trainer.json`, `config.yaml`, and
+`manifest.json` with the size and SHA-256 of every other file. `zeta.checkpoint_store` writes it.
+Nothing here needs a process group.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from zeta.zero_state import ZeroState
+from zeta.zero_state import AVERAGE, WEIGHTS, ZeroState
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.json"
 CONFIG = "config.yaml"
 ZERO = "zero"
 RANKS = "ranks"
+AVERAGES = "average"
 _STEP_NAME = re.compile(r"step_(\d{8})")
 
 
@@ -62,6 +64,16 @@ def write_manifest(directory: Path, records: list[FileRecord]) -> None:
     """Write the manifest of a directory whose other files are all written and fsynced."""
     files = {record.path: [record.size, record.sha256] for record in records}
     write_text(directory, directory / MANIFEST, json.dumps({"files": files}, indent=1))
+
+
+def step_name(step: int) -> str:
+    """Return the name of the directory of a checkpoint after `step` committed steps."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """Return the committed steps that the name of a step directory tells."""
+    return int(name.removeprefix("step_"))
 
 
 def step_names(folder: Path) -> list[str]:
@@ -104,19 +116,30 @@ def read_trainer_state(directory: Path) -> dict[str, Any]:
 
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
     """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
-    return ZeroState(directory / ZERO, trainer_state["zero_stage"], trainer_state["parameters"])
+    stage, shapes = trainer_state["zero_stage"], trainer_state["parameters"]
+    return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES)
 
 
-def load_full_weights(directory: Path) -> dict[str, Tensor]:
+def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Tensor]:
     """Return all weights and buffers of a checkpoint, fp32 on the CPU: for export, on any machine.
 
+    Args:
+        directory: `step_XXXXXXXX/`.
+        average: the moving average of the weights instead of the weights.
+
     Raises:
-        ValueError: `directory` is no checkpoint, or is damaged.
+        ValueError: `directory` is no checkpoint, is damaged, or has no moving average.
     """
     fault = find_fault(directory)
     if fault:
         raise ValueError(f"{directory} is not a whole checkpoint: {fault}")
     state = open_zero_state(directory, read_trainer_state(directory))
+    if average and not state.has_average:
+        raise ValueError(
+            f"{directory} has no moving average of the weights: it was trained without "
+            "train.ema_decay"
+        )
+    key = AVERAGE if average else WEIGHTS
     return {name: buffer.clone() for name, buffer in state.buffers.items()} | {
-        name: state.full(name) for name in state.shapes
+        name: state.full(name, key) for name in state.shapes
     }

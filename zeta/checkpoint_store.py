@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zeta.checkpoint import (
+    AVERAGES,
     CONFIG,
     MANIFEST,
     RANKS,
@@ -26,7 +28,9 @@ from zeta.checkpoint import (
     find_fault,
     open_zero_state,
     read_trainer_state,
+    step_name,
     step_names,
+    step_of,
     write_hashed,
     write_manifest,
     write_text,
@@ -34,7 +38,7 @@ from zeta.checkpoint import (
 from zeta.distributed import World
 from zeta.engine import TrainEngine
 from zeta.random_state import random_state
-from zeta.zero_state import load_into
+from zeta.zero_layout import load_into
 
 _LATEST = "latest"
 _BUILDING = ".tmp-"
@@ -44,19 +48,25 @@ class CheckpointStore:
     """The checkpoints of one run; every method is called by all ranks together."""
 
     def __init__(
-        self, folder: Path, world: World, keep_last: int, say: Callable[[str], None]
+        self,
+        folder: Path,
+        world: World,
+        keep_last: int,
+        keep_every: int | None,
+        say: Callable[[str], None],
     ) -> None:
         """Open (or create) the store.
 
         Args:
             folder: `checkpoints/` of the run directory, visible to all ranks.
             world: the ranks.
-            keep_last: newest checkpoints to keep.
+            keep_last: newest checkpoints to keep, at least 1.
+            keep_every: checkpoints of its multiples are kept besides; None: no others.
             say: called on rank 0 with what the user should know (a bad checkpoint set aside).
         """
         self.folder = folder
         self.world = world
-        self.keep_last = keep_last
+        self.keep_last, self.keep_every = keep_last, keep_every
         self.say = say
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -86,8 +96,16 @@ class CheckpointStore:
 
     def load(self, directory: Path, engine: TrainEngine) -> None:
         """Load weights and optimizer state into `engine`, whatever ranks and stage wrote them."""
-        state = open_zero_state(directory, read_trainer_state(directory))
+        trainer_state = read_trainer_state(directory)
+        state = open_zero_state(directory, trainer_state)
         load_into(engine.deepspeed, engine.stage, state)
+        if engine.average is not None:
+            engine.average.load(state, trainer_state.get("average_updates", 0))
+            if not state.has_average:
+                self.say(
+                    f"{directory.name} has no moving average of the weights; one begins at its "
+                    "weights (train.ema_decay)"
+                )
 
     def save(
         self, engine: TrainEngine, step: int, state: Mapping[str, Any], config_yaml: str
@@ -102,9 +120,10 @@ class CheckpointStore:
 
         A failure leaves the earlier checkpoints as they were, on every rank alike.
         """
-        name = f"step_{step:08d}"
+        name = step_name(step)
         building = self.folder / f"{_BUILDING}{name}"
-        error = self._agree(_attempt(lambda: self._prepare(building)))
+        parts = (ZERO, RANKS) if engine.average is None else (ZERO, RANKS, AVERAGES)
+        error = self._agree(_attempt(lambda: self._prepare(building, parts)))
         if error is None:
             records: list[FileRecord] = []
             local_error = self._write_rank_files(engine, building, state, config_yaml, records)
@@ -125,8 +144,8 @@ class CheckpointStore:
         errors: list[str | None] = self.world.gather(local_error)
         return next((text for text in errors if text), None)
 
-    def _prepare(self, building: Path) -> None:
-        for part in (ZERO, RANKS):
+    def _prepare(self, building: Path, parts: Sequence[str]) -> None:
+        for part in parts:
             (building / part).mkdir(parents=True, exist_ok=True)
 
     def _write_rank_files(
@@ -147,9 +166,13 @@ class CheckpointStore:
         engine.deepspeed.save_checkpoint(str(building), tag=ZERO, save_latest=False)
 
         def write_small_files() -> None:
-            own = building / RANKS / f"rank_{self.world.rank:05d}.pt"
-            generators = random_state()
-            records.append(write_hashed(building, own, lambda f: torch.save(generators, f)))
+            own = f"rank_{self.world.rank:05d}.pt"
+            contents = {RANKS: random_state()}
+            if engine.average is not None and (pieces := engine.average.pieces()):
+                contents[AVERAGES] = pieces
+            for part, content in contents.items():
+                save = partial(torch.save, content)
+                records.append(write_hashed(building, building / part / own, save))
             if self.world.is_main:
                 texts = {TRAINER_STATE: json.dumps(state, indent=1), CONFIG: config_yaml}
                 for file_name, text in texts.items():
@@ -180,11 +203,12 @@ class CheckpointStore:
         _fsync_directory(self.folder)
 
     def _prune(self) -> None:
-        """Delete all but the `keep_last` newest; a damaged one does not count as kept."""
+        """Delete all but those to keep; a damaged one does not count as one of the newest."""
         kept = 0
         for name in reversed(step_names(self.folder)):
             directory = self.folder / name
-            if kept >= self.keep_last:
+            kept_for_good = self.keep_every is not None and step_of(name) % self.keep_every == 0
+            if kept >= self.keep_last and not kept_for_good:
                 (directory / MANIFEST).unlink(missing_ok=True)  # first: a half-deleted one is bad
                 shutil.rmtree(directory)
             elif find_fault(directory, hashes=False) is None:

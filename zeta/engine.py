@@ -30,6 +30,7 @@ from zeta.optim import build_optimizer
 from zeta.packed import PackedBatch
 from zeta.random_state import seed_device
 from zeta.train_config import OptimConfig, TrainConfig
+from zeta.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class TrainEngine:
             optimizer=build_optimizer(model, optim),
             config=deepspeed_config(train, world.size),
         )
+        decay = train.ema_decay
+        self.average = None if decay is None else WeightAverage(self.deepspeed, self.stage, decay)
+        """The moving average of the weights, if the run keeps one."""
 
     @property
     def module(self) -> nn.Module:
@@ -163,6 +167,8 @@ class TrainEngine:
             for group in self.deepspeed.optimizer.param_groups:
                 group["lr"] = lr
             self.deepspeed.step()
+            if self.average is not None:
+                self.average.update()
         else:
             self._discard(gradients)
         return StepResult(loss_sum, counts, grad_norm, applied=finite)

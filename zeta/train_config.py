@@ -94,12 +94,22 @@ class TrainConfig:
     any device), or auto: varlen where it can run."""
     activation_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: a third more compute, much less memory."""
+    ema_decay: float | None = free(None)
+    """Keep an exponential moving average of the weights with this decay a step (0.9999), for
+    `zeta export --ema`; it decays faster over the first steps: min(ema_decay, (1 + n) / (10 + n))
+    after n of them. Null: none."""
     log_every: int = free(10)
     """Steps between two lines of metrics."""
-    checkpoint_every: int = free(1000)
-    """Steps between two checkpoints."""
+    checkpoint_every: int | None = free(1000)
+    """Steps between two checkpoints; null: none by steps. One is written at the end of the run and
+    when it is asked to stop in any case."""
+    checkpoint_minutes: float | None = free(None)
+    """Minutes after which the next step is followed by a checkpoint, by rank 0's clock; null: none
+    by time."""
     keep_last: int = free(2)
     """Newest checkpoints to keep."""
+    keep_every: int | None = free(None)
+    """Checkpoints at multiples of so many steps are written besides, and kept for good."""
     max_nonfinite_steps: int = free(10)
     """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
     run with exit code 93."""
@@ -111,8 +121,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_range("train.packs_per_step", self.packs_per_step, 1)
         check_range("train.zero_stage", self.zero_stage, 0, 3)
+        if self.ema_decay is not None:
+            check_range("train.ema_decay", self.ema_decay, 0, 1, open_high=True)
         check_range("train.log_every", self.log_every, 1)
-        check_range("train.checkpoint_every", self.checkpoint_every, 1)
         check_range("train.keep_last", self.keep_last, 1)
         check_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 1)
         if self.peak_tflops is not None and not 0 < self.peak_tflops < float("inf"):
@@ -122,7 +133,12 @@ class TrainConfig:
         check_choice("train.dtype", self.dtype, ("bf16", "fp32"))
         self.compile = str(self.compile).lower()  # YAML reads true and false as booleans
         check_choice("train.compile", self.compile, ("auto", "true", "false"))
-        for name in ("max_steps", "max_images", "max_tokens", "max_epochs"):
+        if self.checkpoint_minutes is not None and not 0 < self.checkpoint_minutes < float("inf"):
+            raise ValueError(
+                f"train.checkpoint_minutes is {self.checkpoint_minutes:g}; it must be above 0"
+            )
+        limits = ("max_steps", "max_images", "max_tokens", "max_epochs")
+        for name in (*limits, "checkpoint_every", "keep_every"):
             value = getattr(self, name)
             if value is not None:
                 check_range(f"train.{name}", value, 1)

@@ -11,28 +11,24 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from zeta import metric_names as names
 from zeta.balance import Balance
-from zeta.checkpoint import RANKS, read_trainer_state
-from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
 from zeta.distributed import World
-from zeta.engine import StepResult, TrainEngine
+from zeta.engine import StepResult
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
 from zeta.objectives import JointObjective, PackObjective
-from zeta.optim import parameter_shapes
 from zeta.packed import StepPacks, StepSource, merge_states
-from zeta.progress import Progress
-from zeta.random_state import derive_seed, restore_random_state, seed_everything
+from zeta.random_state import derive_seed
+from zeta.run_checkpoints import RunCheckpoints
 from zeta.run_dir import RunDir
 from zeta.schedule import build_schedule
 from zeta.sinks import FanOut, JsonlSink, MetricSink, last_logged_step
@@ -57,6 +53,8 @@ class _Agreed:
     drawn_s: float
     """Seconds that this rank waited for its own packs."""
     more: bool
+    save: bool
+    """Whether a checkpoint is due after it by the clock."""
     stop: ExitCode | None
 
 
@@ -104,15 +102,10 @@ class Trainer:
         self.objective, self.source, self.run_dir = objective, source, run_dir
         self.world, self.console = world, console
         self.train, self.optim = train, optim
-        self.config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         self.watchdog = watchdog or Unwatched()
-        self.progress = Progress()
-        self.checkpoint_failures = 0
-        self.store = CheckpointStore(
-            run_dir.checkpoints, world, train.keep_last, say=console.message
-        )
-        self.engine = self._build_and_resume(model)
-        self.saved_step = self.progress.step
+        config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        self.checkpoints = RunCheckpoints(run_dir, world, console, train, config_yaml)
+        self.engine, self.progress = self.checkpoints.resume(model, objective, optim)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
         self.balance = Balance(console.message)
         self.ledger = Ledger(run_dir, world.rank, self.progress.step, world.size)
@@ -136,7 +129,8 @@ class Trainer:
                 if (error := self._save()) is not None:
                     raise UnsavedError(
                         f"the last checkpoint could not be written ({error}): nothing after step "
-                        f"{self.saved_step} is saved; free some space and start the run again"
+                        f"{self.checkpoints.saved_step} is saved; free some space and start the "
+                        "run again"
                     )
         finally:
             self.ledger.close()
@@ -161,7 +155,7 @@ class Trainer:
                 break
             if self.progress.step % self.train.log_every == 0:
                 self._log()
-            if self.progress.step % self.train.checkpoint_every == 0:
+            if step.save or self.checkpoints.due_at(self.progress.step):
                 self._save()
         return ExitCode.FINISHED
 
@@ -191,16 +185,19 @@ class Trainer:
                 len(packs.rejected) if packs else 0,
                 self.utilisation.count(packs.packs) if packs else 0,
                 packs.more if packs else False,
+                self.world.is_main and self.checkpoints.asked_by_clock(),
                 requested is ExitCode.INTERRUPTED,
                 requested is ExitCode.REQUEUE,
                 failure is not None,
             ]
         )
-        images, tokens, budget, rejected, flops, more, interrupt, requeue, failed = map(int, sums)
+        images, tokens, budget, rejected, flops, more, save, *stops, failed = map(int, sums)
         if failed:
             self._raise_together(failure)
-        stop = ExitCode.INTERRUPTED if interrupt else ExitCode.REQUEUE if requeue else None
-        return _Agreed(packs, images, tokens, budget, rejected, flops, drawn_s, more > 0, stop)
+        stop = ExitCode.INTERRUPTED if stops[0] else ExitCode.REQUEUE if stops[1] else None
+        return _Agreed(
+            packs, images, tokens, budget, rejected, flops, drawn_s, more > 0, save > 0, stop
+        )
 
     def _raise_together(self, failure: Exception | None) -> None:
         """Raise on every rank what some rank failed with.
@@ -299,7 +296,7 @@ class Trainer:
             names.LEARNING_RATE: self.learning_rate,
             names.QUARANTINED: self.quarantine.count,
             names.PEAK_GIB: max(load.peak_gib for load in loads),
-            names.CHECKPOINT_FAILURES: self.checkpoint_failures,
+            names.CHECKPOINT_FAILURES: self.checkpoints.failures,
         }
         self.sink.log(step, metrics)
         self.console.metrics(step, metrics)
@@ -323,60 +320,20 @@ class Trainer:
     # Checkpoints.
 
     def _save(self) -> str | None:
-        """Save the committed state, unless that was done; a failure is said and returned."""
+        """Save the committed state, unless that was done; return why it failed, if it did."""
         progress = self.progress
-        if progress.step == self.saved_step:
+        if progress.step == self.checkpoints.saved_step:
             return None
         self.watchdog.enter("save", progress.step)
         started = time.perf_counter()
         states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
         progress.data = merge_states(states)
         self.ledger.flush()
-        error = self.store.save(self.engine, progress.step, self._state(), self.config_yaml)
+        error = self.checkpoints.save(self.engine, progress)
         if error is None:
-            self.saved_step = progress.step
             seconds = time.perf_counter() - started
             self.sink.log(progress.step, {names.CHECKPOINT_SAVE_S: seconds})
-        else:
-            self.checkpoint_failures += 1
-            self.console.message(
-                f"WARNING: the checkpoint of step {progress.step} could not be written ({error}); "
-                f"the last good one is of step {self.saved_step}"
-            )
         return error
-
-    def _state(self) -> dict[str, Any]:
-        """Return what trainer.json holds."""
-        run_id = self.run_dir.wandb_run_id
-        return {
-            "progress": asdict(self.progress),
-            "world_size": self.world.size,
-            "zero_stage": self.train.zero_stage,
-            "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,
-            "versions": {
-                "python": sys.version.split()[0],
-                "torch": torch.__version__,
-                "deepspeed": deepspeed.__version__,
-            },
-            "parameters": parameter_shapes(self.engine.module),
-        }
-
-    def _build_and_resume(self, model: nn.Module) -> TrainEngine:
-        """Build the engine, and load the newest verified checkpoint if there is one."""
-        found = self.store.newest_verified()
-        saved = None if found is None else read_trainer_state(found)
-        if saved is not None:
-            check_same_model(saved["parameters"], parameter_shapes(model), str(found))
-        engine = TrainEngine(model, self.objective, self.world, self.train, self.optim)
-        if found is not None and saved is not None:
-            self.store.load(found, engine)
-            self.progress = Progress(**saved["progress"])
-            self.console.message(f"continuing from {found.name}")
-        if found is not None and saved is not None and saved["world_size"] == self.world.size:
-            restore_random_state(found / RANKS / f"rank_{self.world.rank:05d}.pt")
-        else:
-            seed_everything(derive_seed(self.train.seed, self.progress.step, self.world.rank))
-        return engine
 
 
 def check_limits(train: TrainConfig, world_size: int) -> None:
@@ -386,19 +343,6 @@ def check_limits(train: TrainConfig, world_size: int) -> None:
             f"{world_size} ranks but train.packs_per_step is {train.packs_per_step}: each rank "
             "needs a pack; start fewer ranks or raise train.packs_per_step"
         )
-
-
-def check_same_model(
-    saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
-) -> None:
-    """Raise ValueError, naming the first difference, unless the parameters are the same."""
-    for name in sorted({*saved, *wanted}):
-        if saved.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
-                f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
-                "model that the run began with"
-            )
 
 
 def peak_memory_gib(device: torch.device) -> float:

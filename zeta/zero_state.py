@@ -2,10 +2,10 @@
 
 DeepSpeed writes, for each rank, flat fp32 tensors that hold pieces of many parameters. Here each
 parameter is put together again as a list of pieces on memory-mapped files, and a rank that loads
-copies only the range that it holds in the new layout. So one path serves the same and a changed
-world size or stage, reads every byte once, and needs no conversion on disk. (DeepSpeed 0.19.8's own
-universal checkpoints, at stage 3, count Adam's steps once per parameter group and give every group
-the weight decay of the first.)
+(`zeta.zero_layout`) copies only the range that it holds in the new layout. So one path serves the
+same and a changed world size or stage, reads every byte once, and needs no conversion on disk.
+(DeepSpeed 0.19.8's own universal checkpoints, at stage 3, count Adam's steps once per parameter
+group and give every group the weight decay of the first.)
 
 File layouts: deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, `state_dict`.
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from zeta.optim import optimizer_order
 
+WEIGHTS, AVERAGE = "fp32", "average"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _RANK = re.compile(r"_pp_rank_(\d+)_")
 
@@ -48,17 +49,20 @@ class _Flat:
 class ZeroState:
     """The full state of every parameter of a checkpoint, read lazily."""
 
-    def __init__(self, folder: Path, stage: int, shapes: Mapping[str, list[int]]) -> None:
-        """Open the files of `folder` without reading the tensors.
+    def __init__(
+        self, folder: Path, stage: int, shapes: Mapping[str, list[int]], averages: Path
+    ) -> None:
+        """Open the files without reading the tensors.
 
         Args:
             folder: `zero/` of a checkpoint directory.
             stage: ZeRO stage that wrote it.
             shapes: full shape of every trainable parameter, in the order of the module.
+            averages: folder of the averaged weights, which need not exist.
         """
         self.shapes = shapes
         self._states: dict[str, dict[str, _Flat]] = {
-            key: {name: _Flat() for name in shapes} for key in ("fp32", *MOMENTS)
+            key: {name: _Flat() for name in shapes} for key in (WEIGHTS, *MOMENTS, AVERAGE)
         }
         self.optimizer_steps = 0
         """Updates that AdamW has applied."""
@@ -74,19 +78,31 @@ class ZeroState:
                 self._add_stage_3(shard, models[0]["param_shapes"])
             else:
                 self._add_stage_1_2(shard)
+        self.has_average = averages.is_dir()
+        """Whether the moving average of the weights is there."""
+        if self.has_average:
+            self._add_averages(averages)
 
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
-        """Return elements of one state (fp32, exp_avg, exp_avg_sq) of parameter `name`, flat."""
+        """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
         return self._states[key][name].read(start, length)
 
-    def full(self, name: str) -> Tensor:
-        """Return the whole fp32 weight of parameter `name`, a copy."""
+    def full(self, name: str, key: str = WEIGHTS) -> Tensor:
+        """Return one fp32 state of parameter `name` in its whole shape, a copy."""
         shape = self.shapes[name]
-        return self.read(name, "fp32", 0, math.prod(shape)).reshape(shape).clone()
+        return self.read(name, key, 0, math.prod(shape)).reshape(shape).clone()
+
+    def _add_averages(self, folder: Path) -> None:
+        pieces: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
+        for path in folder.iterdir():
+            for name, (start, piece) in _load(path).items():
+                pieces[name].append((start, piece))
+        for name, found in pieces.items():
+            self._states[AVERAGE][name].pieces = [piece for _, piece in sorted(found, key=_start)]
 
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
         for name in self.shapes:
-            self._states["fp32"][name].pieces.append(model["module"][name].flatten())
+            self._states[WEIGHTS][name].pieces.append(model["module"][name].flatten())
         ordered = optimizer_order(self.shapes)
         for index, state in model["optimizer"]["state"].items():
             self.optimizer_steps = int(state["step"])
@@ -121,84 +137,15 @@ class ZeroState:
     def _flats(
         self, weights: Tensor, optimizer: Mapping[int, Mapping[str, Any]], group: int
     ) -> dict[str, Tensor]:
-        flats = {"fp32": weights}
+        flats = {WEIGHTS: weights}
         if group in optimizer:  # absent before the first applied step
             self.optimizer_steps = int(optimizer[group]["step"])
             flats |= {key: optimizer[group][key] for key in MOMENTS}
         return flats
 
 
-@dataclass(frozen=True)
-class _Held:
-    """The range of one parameter that this rank holds, inside a flat tensor of the optimizer."""
-
-    name: str
-    flat: Tensor
-    offset: int
-    start: int
-    length: int
-
-
-@torch.no_grad()
-def load_into(engine: Any, stage: int, state: ZeroState) -> None:
-    """Copy the weights, buffers and optimizer state that this rank holds into a DeepSpeed engine.
-
-    Args:
-        engine: a `DeepSpeedEngine` over AdamW, on the module that the state is of.
-        stage: its ZeRO stage.
-    """
-    optimizer = engine.optimizer
-    if stage == 3:
-        optimizer.checkpoint_event_prologue()  # every parameter is its shard alone
-    inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
-    for held in list(_held_ranges(engine.module, optimizer, stage)):
-        moments = inner.state[held.flat]
-        if state.optimizer_steps and not moments:
-            count = torch.tensor(float(state.optimizer_steps), device=held.flat.device)
-            moments["step"] = count
-            for key in MOMENTS:
-                moments[key] = torch.zeros_like(held.flat)
-        targets = {"fp32": held.flat.data}
-        targets |= {key: moments[key] for key in MOMENTS if key in moments}
-        for key, target in targets.items():
-            piece = state.read(held.name, key, held.start, held.length)
-            target.view(-1)[held.offset : held.offset + held.length].copy_(piece)
-    for name, buffer in engine.module.named_buffers():
-        if name in state.buffers:
-            buffer.copy_(state.buffers[name])
-    if stage == 3:
-        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
-            optimizer.fp16_partitioned_groups_flat[index].data.copy_(flat.data)
-        optimizer.checkpoint_event_epilogue()  # small parameters are gathered again
-    elif stage > 0:
-        optimizer.update_lp_params()
-
-
-def _held_ranges(module: Any, optimizer: Any, stage: int) -> Iterator[_Held]:
-    """Find the ranges of this rank; `module` is Any for the attributes that DeepSpeed adds."""
-    if stage == 3:
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        for flat, group in zip(
-            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_groups, strict=True
-        ):
-            offset = 0
-            for parameter in group:
-                size = parameter.partition_numel()
-                start = size * torch.distributed.get_rank()
-                length = max(0, min(size, parameter.ds_numel - start))
-                yield _Held(names[id(parameter)], flat, offset, start, length)
-                offset += size
-        return
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if stage == 0:
-            yield _Held(name, parameter, 0, 0, parameter.numel())
-        elif parameter._hp_mapping is not None:
-            mapping = parameter._hp_mapping
-            flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            source, target = mapping.lp_fragment_address, mapping.hp_fragment_address
-            yield _Held(name, flat, target.start, source.start, source.numel)
+def _start(piece: tuple[int, Tensor]) -> int:
+    return piece[0]
 
 
 def _by_rank(paths: Iterator[Path]) -> list[Path]:

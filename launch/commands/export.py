@@ -25,6 +25,11 @@ def add_parser(subparsers: Subparsers) -> None:
         default="zeta",
         help="timm: for timm.create_model('local-dir:OUT', pretrained=True) (default: zeta)",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the moving average of the weights, which train.ema_decay keeps",
+    )
     parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
 
 
@@ -32,6 +37,6 @@ def run(args: argparse.Namespace) -> int:
     """Export and say where to."""
     from launch.export import export_run
 
-    out = export_run(args.run_dir, args.out, step=args.step, form=args.format)
+    out = export_run(args.run_dir, args.out, step=args.step, form=args.format, average=args.ema)
     print(f"exported {args.run_dir} to {out}")
     return 0

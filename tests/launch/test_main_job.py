@@ -18,6 +18,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
 from launch.digits import CLASS_NAMES, render_split
 from launch.evaluate import evaluate_plan, evaluation_plan
+from zeta.checkpoint import load_full_weights
 from zeta.pretrained import load_pretrained, read_config
 
 SETTINGS = (
@@ -27,6 +28,7 @@ SETTINGS = (
     "train.log_every=2",
     "tracker.wandb.mode=disabled",
     "data.workers=0",
+    "train.ema_decay=0.9",
 )
 
 
@@ -215,6 +217,19 @@ def test_the_folder_it_is_started_from_cannot_stand_in_for_zeta(world: Path, tmp
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/FINISHED").exists()
+
+
+@pytest.mark.slow
+def test_the_moving_average_is_exported_on_request_and_evaluates(world: Path):
+    assert zeta("export", "run", "averaged", "--ema", cwd=world).returncode == 0
+    average = load_pretrained(world / "averaged").state_dict()
+    checkpoint = world / "run" / "checkpoints" / "step_00000006"
+    for name, value in load_full_weights(checkpoint, average=True).items():
+        assert torch.equal(average[name], value)
+    last = load_pretrained(world / "export").state_dict()
+    assert not torch.equal(average["head.weight"], last["head.weight"])
+    assert read_config(world / "averaged")["info"]["weights"] == "moving average"
+    assert zeta("eval", "averaged", "shards/val", cwd=world).returncode == 0
 
 
 @pytest.mark.slow

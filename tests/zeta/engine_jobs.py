@@ -19,9 +19,9 @@ shard_small_parameters()
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=3.0, clip=0.5)
 
 
-def build(world, packs_per_step, stage, dtype="fp32"):
+def build(world, packs_per_step, stage, dtype="fp32", **options):
     """An engine on a tiny NaViT."""
-    train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype=dtype)
+    train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype=dtype, **options)
     return TrainEngine(tiny_navit(), objective(), world, train, OPTIM)
 
 
@@ -160,6 +160,47 @@ def nonfinite(arguments):
                     and all(torch.equal(resumed[n], wanted[n]) for n in wanted),
                     "flags": world.gather(poisoned.applied),
                 }
+    _write(world, arguments, report)
+
+
+def average(arguments):
+    """The moving average at every stage against one of the whole weights, over a skipped step."""
+    world = init_distributed()
+    report = {}
+    for stage in range(4):
+        engine = build(world, 4, stage, ema_decay=0.3)
+        twin = build(world, 4, stage)
+        expected, updates = weights(engine), 0
+        for index in range(5):
+            clean = engine.objective.loss_sum
+            if index == 2:
+                _poison(engine, "loss")
+            result, _ = step(engine, world, index, 4)
+            engine.objective.loss_sum = clean
+            if index != 2:
+                step(twin, world, index, 4)
+            if result.applied:
+                decay = min(0.3, (1 + updates) / (10 + updates))
+                updates += 1
+                trained = weights(engine)
+                for name, value in expected.items():
+                    value.lerp_(trained[name], 1 - decay)
+            with engine.average.as_weights():  # in between, it must leave no trace
+                averaged = weights(engine)
+                packs = [lane_pack(0, 0)]
+                outputs = engine.deepspeed(packs[0]).detach()
+        with torch.no_grad():
+            plain = tiny_navit()
+            plain.load_state_dict(expected, strict=False)
+            outputs_error = (plain(packs[0]) - outputs).abs().max().item()
+        ours, theirs = weights(engine), weights(twin)
+        report[f"stage={stage}"] = {
+            "updates": engine.average.updates,
+            "error": max((averaged[n] - v).abs().max().item() for n, v in expected.items()),
+            "outputs error": outputs_error,
+            "distance to weights": max((averaged[n] - ours[n]).abs().max().item() for n in ours),
+            "training is untouched": all(torch.equal(ours[n], theirs[n]) for n in ours),
+        }
     _write(world, arguments, report)
 
 

@@ -54,6 +54,21 @@ def test_nan_on_one_rank_changes_nothing_on_any_stage_and_dtype(ranks, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_moving_average_is_that_of_the_whole_weights_on_every_stage(
+    ranks, tmp_path, world_size
+):
+    report = _report(ranks, tmp_path, "average", world_size)
+    assert len(report) == 4
+    for case, seen in report.items():
+        assert seen["updates"] == 4, case  # of 5 steps one was not finite
+        assert seen["error"] < 1e-6, case
+        assert seen["outputs error"] < 1e-5, case
+        assert seen["distance to weights"] > 1e-4, case
+        assert seen["training is untouched"], case
+
+
+@pytest.mark.slow
 def test_bf16_trains_on_every_stage_with_fp32_weights(ranks, tmp_path):
     report = _report(ranks, tmp_path, "bf16", 2)
     for stage in range(4):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from zeta.checkpoint import load_full_weights, step_names
+from zeta.code_version import code_version
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
 
@@ -16,7 +17,8 @@ JOB = "tests.zeta.trainer_jobs.train"
 
 def _run(run_dir, steps=8, *, accidents=None, stage=2, train=None, **changes):
     options = {"packs_per_step": 4, "max_steps": steps, "zero_stage": stage, "dtype": "fp32"}
-    options |= {"log_every": 1, "checkpoint_every": 2, "keep_last": 3, **(train or {})}
+    options |= {"log_every": 1, "checkpoint_every": 2, "keep_last": 3, "ema_decay": 0.5}
+    options |= train or {}
     run = {"run_dir": str(run_dir), "train": options, "model": {"dropout": 0.1}}
     return run | {"accidents": accidents or {}} | changes
 
@@ -34,8 +36,11 @@ def _losses(run_dir):
 
 
 def _final_weights(run_dir):
+    """The weights of the newest checkpoint, and their moving average as `ema/NAME`."""
     folder = RunDir(run_dir).checkpoints
-    return load_full_weights(folder / step_names(folder)[-1])
+    newest = folder / step_names(folder)[-1]
+    average = load_full_weights(newest, average=True)
+    return load_full_weights(newest) | {f"ema/{name}": value for name, value in average.items()}
 
 
 def _samples(run_dir):
@@ -135,6 +140,25 @@ def test_ranks_and_stage_may_change_at_every_resume(ranks, tmp_path, reference):
     for name, value in theirs.items():
         assert torch.allclose(ours[name], value, rtol=0, atol=1e-5), name
     assert _samples(run_dir) == _samples(reference)
+
+
+@pytest.mark.slow
+def test_a_moving_average_may_begin_and_end_with_any_resume(ranks, tmp_path):
+    run_dir = tmp_path / "run"
+    ranks.run(JOB, 2, _run(run_dir, 2, train={"ema_decay": None}))
+    newest = RunDir(run_dir).checkpoints / "step_00000002"
+    with pytest.raises(ValueError, match="has no moving average"):
+        load_full_weights(newest, average=True)
+    outputs = ranks.run(JOB, 2, _run(run_dir, 3))
+    assert "step_00000002 has no moving average of the weights; one begins" in outputs[0]
+    state = json.loads((RunDir(run_dir).checkpoints / "step_00000003/trainer.json").read_text())
+    assert state["average_updates"] == 1
+    before, after = load_full_weights(newest), _final_weights(run_dir)
+    for name, value in before.items():
+        expected = value.lerp(after[name], 0.9)  # the first update decays by 1 / 10
+        assert torch.allclose(after[f"ema/{name}"], expected, rtol=0, atol=1e-6), name
+    ranks.run(JOB, 1, _run(run_dir, 4, train={"ema_decay": None}))
+    assert not (RunDir(run_dir).checkpoints / "step_00000004/average").exists()
 
 
 @pytest.mark.slow
@@ -282,12 +306,24 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_finished(ranks, tm
 @pytest.mark.slow
 def test_runs_of_one_process(ranks, tmp_path):
     """Several claims that one rank can show, in one process group."""
-    folders = {name: tmp_path / name for name in ("epoch", "kept", "third", "rejected")}
+    kinds = ("epoch", "kept", "every", "both", "clock", "third", "rejected")
+    folders = {name: tmp_path / name for name in kinds}
     epoch = {"max_steps": None, "max_epochs": 1}
     runs = [
         _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
         _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
         _run(folders["kept"], 8, train={"keep_last": 2}),
+        _run(
+            folders["every"],
+            7,
+            train={"keep_last": 1, "keep_every": 3, "checkpoint_every": None},
+        ),
+        _run(folders["both"], 8, train={"keep_last": 2, "keep_every": 5}),
+        _run(
+            folders["clock"],
+            4,
+            train={"checkpoint_minutes": 1e-9, "checkpoint_every": None, "keep_last": 9},
+        ),
         _run(folders["third"], 4, objective="brightness"),
         _run(folders["rejected"], 4, source={"reject_at": [1, 3]}),
         _run(folders["rejected"], 6, source={"reject_at": [1, 3, 5]}),
@@ -302,6 +338,22 @@ def test_runs_of_one_process(ranks, tmp_path):
     checkpoints = RunDir(folders["kept"]).checkpoints
     assert step_names(checkpoints) == ["step_00000006", "step_00000008"]
     assert (checkpoints / "latest").read_text() == "step_00000008\n"
+
+    # Those at multiples of keep_every are written and kept besides; `null` is no interval.
+    names = step_names(RunDir(folders["every"]).checkpoints)
+    assert names == ["step_00000003", "step_00000006", "step_00000007"]
+    names = step_names(RunDir(folders["both"]).checkpoints)
+    assert names == ["step_00000005", "step_00000006", "step_00000008"]
+
+    # By the clock: every step takes longer than so short an interval.
+    assert step_names(RunDir(folders["clock"]).checkpoints) == [
+        f"step_{step:08d}" for step in (1, 2, 3, 4)
+    ]
+
+    # trainer.json tells which code wrote it.
+    state = json.loads((checkpoints / "step_00000008" / "trainer.json").read_text())
+    assert state["code"] == code_version()
+    assert set(state["versions"]) == {"python", "torch", "deepspeed"}
 
     # An objective that the loop has never heard of.
     assert set(_metric(folders["third"], "train/close")) == {1, 2, 3, 4}

@@ -26,7 +26,8 @@ def test_any_range_of_a_parameter_is_read_across_its_pieces(tmp_path):
             {"optimizer_state_dict": shard | {"optimizer_state_dict": optimizer}},
             zero / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
         )
-    state = ZeroState(zero, 3, shapes)
+    state = ZeroState(zero, 3, shapes, tmp_path / "average")
+    assert not state.has_average
     assert state.optimizer_steps == 3
     assert torch.equal(state.full("w"), whole.reshape(2, 5))
     for start in range(10):

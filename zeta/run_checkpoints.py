@@ -1,0 +1,138 @@
+"""The checkpoints of a run: when one is due, what is in its trainer.json, how a run goes on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from zeta.checkpoint import RANKS, read_trainer_state
+from zeta.checkpoint_store import CheckpointStore
+from zeta.code_version import code_version
+from zeta.console import Console
+from zeta.distributed import World
+from zeta.engine import TrainEngine
+from zeta.objectives import JointObjective, PackObjective
+from zeta.optim import parameter_shapes
+from zeta.progress import Progress
+from zeta.random_state import derive_seed, restore_random_state, seed_everything
+from zeta.run_dir import RunDir
+from zeta.train_config import OptimConfig, TrainConfig
+
+
+class RunCheckpoints:
+    """Saves and resumes one run; every method but `asked_by_clock` is called by all ranks."""
+
+    def __init__(
+        self, run_dir: RunDir, world: World, console: Console, train: TrainConfig, config_yaml: str
+    ) -> None:
+        """Open the checkpoints of `run_dir`; nothing is read yet.
+
+        Args:
+            run_dir: the same directory on every rank.
+            world: the ranks.
+            console: this rank's log and terminal.
+            train: when to save and what to keep.
+            config_yaml: the resolved config, which goes into every checkpoint.
+        """
+        self.run_dir, self.world, self.console, self.train = run_dir, world, console, train
+        self.config_yaml = config_yaml
+        self.store = CheckpointStore(
+            run_dir.checkpoints, world, train.keep_last, train.keep_every, say=console.message
+        )
+        self.saved_step = 0
+        """Committed steps of the newest good checkpoint."""
+        self.failures = 0
+        """Saves that failed since this process started."""
+        self._code = code_version() if world.is_main else None
+        self._last_attempt = time.monotonic()
+
+    def asked_by_clock(self) -> bool:
+        """Whether it is time for a checkpoint by `train.checkpoint_minutes`, by this rank's clock.
+
+        Clocks differ: the ranks agree on what rank 0 says.
+        """
+        minutes = self.train.checkpoint_minutes
+        return minutes is not None and time.monotonic() - self._last_attempt >= 60 * minutes
+
+    def due_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` committed steps, whatever the clock says."""
+        intervals = (self.train.checkpoint_every, self.train.keep_every)
+        return any(every is not None and step % every == 0 for every in intervals)
+
+    def resume(
+        self, model: nn.Module, objective: PackObjective | JointObjective, optim: OptimConfig
+    ) -> tuple[TrainEngine, Progress]:
+        """Build the engine, and load the newest verified checkpoint if there is one.
+
+        Raises:
+            ValueError: the checkpoint is of another model.
+        """
+        found = self.store.newest_verified()
+        saved = None if found is None else read_trainer_state(found)
+        if saved is not None:
+            check_same_model(saved["parameters"], parameter_shapes(model), str(found))
+        engine = TrainEngine(model, objective, self.world, self.train, optim)
+        progress = Progress()
+        if found is not None and saved is not None:
+            self.store.load(found, engine)
+            progress = Progress(**saved["progress"])
+            self.console.message(f"continuing from {found.name}")
+        if found is not None and saved is not None and saved["world_size"] == self.world.size:
+            restore_random_state(found / RANKS / f"rank_{self.world.rank:05d}.pt")
+        else:
+            seed_everything(derive_seed(self.train.seed, progress.step, self.world.rank))
+        self.saved_step = progress.step
+        return engine, progress
+
+    def save(self, engine: TrainEngine, progress: Progress) -> str | None:
+        """Save the committed state; a failure is said, counted and returned."""
+        state = self._trainer_state(engine, progress)
+        error = self.store.save(engine, progress.step, state, self.config_yaml)
+        self._last_attempt = time.monotonic()
+        if error is None:
+            self.saved_step = progress.step
+        else:
+            self.failures += 1
+            self.console.message(
+                f"WARNING: the checkpoint of step {progress.step} could not be written ({error}); "
+                f"the last good one is of step {self.saved_step}"
+            )
+        return error
+
+    def _trainer_state(self, engine: TrainEngine, progress: Progress) -> dict[str, Any]:
+        """Return what trainer.json holds."""
+        run_id = self.run_dir.wandb_run_id
+        return {
+            "progress": asdict(progress),
+            "world_size": self.world.size,
+            "zero_stage": self.train.zero_stage,
+            "average_updates": None if engine.average is None else engine.average.updates,
+            "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,
+            "code": self._code,
+            "versions": {
+                "python": sys.version.split()[0],
+                "torch": torch.__version__,
+                "deepspeed": deepspeed.__version__,
+            },
+            "parameters": parameter_shapes(engine.module),
+        }
+
+
+def check_same_model(
+    saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
+) -> None:
+    """Raise ValueError, naming the first difference, unless the parameters are the same."""
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
+                f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
+                "model that the run began with"
+            )
