@@ -7,6 +7,9 @@ Back-ends:
     sdpa_segments: scaled dot-product attention of every segment by itself (CPU, and reference).
     varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16).
 
+A run chooses by `train.attention`, a model built by hand by its argument `attention`; automatic
+unless set.
+
 The CUDA path was developed without a device: its forward is checked for shapes and dtypes only;
 `make test-gpu` compares its numbers with the reference where there is one.
 """

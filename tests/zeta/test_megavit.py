@@ -1,9 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch.nn import functional as F
 
 from tests.zeta.packs import make_pack
 from tests.zeta.plain_navit import attention, gelu, layer_norm, split_heads
+from zeta.attention import Segments
 from zeta.models import MegaVit
 from zeta.models.config import ModelConfig, build_model, prefix_tokens
 from zeta.pretrained import load_pretrained, save_pretrained
@@ -121,6 +125,39 @@ def test_queries_and_keys_are_normalised_values_are_not():
     plain = small(qk_norm=False)
     assert not any("q_norm" in name for name, _ in plain.named_parameters())
     assert plain(pictures()).isfinite().all()
+
+
+def test_its_parallel_block_is_timm_s():
+    model = small(pool="mean", layer_scale=0.3)
+    ours = model.blocks[0]
+    theirs = ParallelScalingBlock(
+        24,
+        3,
+        mlp_ratio=40.5 / 24,
+        qk_norm=True,
+        init_values=1.0,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    )
+    loaded = theirs.load_state_dict(ours.state_dict(), strict=False)
+    assert loaded.unexpected_keys == []
+    assert all(name.endswith(".bias") for name in loaded.missing_keys)  # ours has none: zeros
+    with torch.no_grad():
+        for name in loaded.missing_keys:
+            theirs.get_parameter(name).zero_()
+    x = torch.randn(2, 9, 24)
+    segments = Segments.from_lengths((9, 9), "cpu")
+    torch.testing.assert_close(ours(x.flatten(0, 1), segments), theirs(x).flatten(0, 1))
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_no_gradient_leaks_between_neighbours(pool):
+    model = small(pool=pool)
+    images = [image.clone().requires_grad_() for image in pictures()]
+    out = model(images)
+    for i in range(len(images)):
+        grads = torch.autograd.grad(out[i].sum(), images, retain_graph=True)
+        for j, grad in enumerate(grads):
+            assert bool(grad.abs().max() > 0) if i == j else bool((grad == 0).all())
 
 
 def test_the_documented_example_runs_as_written():

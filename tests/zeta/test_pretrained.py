@@ -136,6 +136,28 @@ def test_timm_has_a_word_for_registers_layer_scale_pool_and_stochastic_depth(tmp
             torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("position", ["fractional", "fractional_aspect"])
+@pytest.mark.parametrize("pool", ["attention", "mean"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patch_size": 14, "image_size": (70, 42)},
+        {"channels": 1, "mlp_dim": 61, "registers": 1},
+        {"heads": 1, "depth": 1, "image_size": 8},
+        {"dim": 40, "heads": 5, "layer_scale": 0.3},
+    ],
+)
+def test_timm_gives_the_same_logits_whatever_the_sizes(tmp_path, changes, pool, position):
+    model, arguments = small(position=position, pool=pool, **changes)
+    save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    p = model.patch_size
+    for h, w in ((1, 1), (1, 23), (17, 3), (5, 7), (12, 12)):
+        image = torch.randn(model.channels, h * p, w * p)
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
+
+
 def test_timm_gets_every_weight_and_the_preprocessing(tmp_path):
     model, arguments = small()
     model.mean.copy_(torch.tensor((0.1, 0.2, 0.3)))
