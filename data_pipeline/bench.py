@@ -16,9 +16,10 @@ from data_pipeline.executor import ExecutedPack, decode_recipe
 from data_pipeline.fetch import read_image
 from data_pipeline.image_header import ImageError
 from data_pipeline.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
-from data_pipeline.parallel import SpawnPool, keep_freed_memory
+from data_pipeline.parallel import SpawnPool
 from data_pipeline.plan import Plan
 from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
+from zeta.host_memory import keep_freed_memory
 
 _DECODE_IMAGES = 256
 _START_S = 0.2

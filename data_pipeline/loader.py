@@ -11,11 +11,11 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.executor import ExecutedPack, Executor
-from data_pipeline.parallel import keep_freed_memory
 from data_pipeline.plan import LaneState, Plan
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import PackRecipe, pack_recipe
 from data_pipeline.remote import is_remote
+from zeta.host_memory import keep_freed_memory
 from zeta.packed import StepPacks
 
 PREFETCH_PACKS_PER_WORKER = 4

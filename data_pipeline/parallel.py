@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -86,20 +85,3 @@ def _watch(end: Semaphore) -> None:
 
 def _exit(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)  # an exception, so that temporary files are removed
-
-
-def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of giving it back to the system.
-
-    Buffers of images come and go by the megabyte, and by default glibc asks the system for each
-    one anew: first touching the pages then costs as much as filling them. Other C libraries, which
-    have no `mallopt`, are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
-        mallopt(_M_TRIM_THRESHOLD, _LARGE)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_LARGE = 2**28

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from zeta.host_memory import keep_freed_memory
+
 _COLLECTIVE_TIMEOUT_S = 30 * 60.0
 _LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 
@@ -189,6 +191,8 @@ def init_distributed(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if use_cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     timeout = _as_timeout(timeout_s)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"

@@ -22,6 +22,14 @@ class Norm(nn.LayerNorm):
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`, computing in fp32."""
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            # The CPU kernel reads bf16 and computes in fp32; autocast would make fp32 copies.
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
+        return super().forward(x)
+
 
 class LayerScale(nn.Module):
     """A learned factor per channel on what a branch adds (Touvron et al. 2021)."""

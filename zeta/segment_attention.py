@@ -19,6 +19,8 @@ _BLOCK_SCORES = 2**19
 """Scores (heads x queries x keys) that one matrix product works on: about 1 MiB in bf16."""
 _LEAST_BLOCK = 64
 """Queries of a block at least: products of fewer rows are slow."""
+_SOFTMAX_KEYS = 32
+"""Keys of one vector instruction in bf16."""
 
 
 def sdpa_segments(
@@ -67,6 +69,8 @@ class _Run:
     queries: slice
     keys: slice
     count: int
+    length: int
+    """Keys of one segment."""
 
 
 def _runs(cu_queries: Tensor, cu_seqlens: Tensor, heads: int) -> list[_Run]:
@@ -81,25 +85,38 @@ def _runs(cu_queries: Tensor, cu_seqlens: Tensor, heads: int) -> list[_Run]:
         last = runs[-1] if shape == (q1 - q0, k1 - k0) else None
         if last and last.queries.stop == q0 and (last.count + 1) * scores <= _BLOCK_SCORES:
             queries, keys = slice(last.queries.start, q1), slice(last.keys.start, k1)
-            runs[-1] = _Run(queries, keys, last.count + 1)
+            runs[-1] = _Run(queries, keys, last.count + 1, last.length)
         else:
-            runs.append(_Run(slice(q0, q1), slice(k0, k1), 1))
+            runs.append(_Run(slice(q0, q1), slice(k0, k1), 1, k1 - k0))
         shape = (q1 - q0, k1 - k0)
     return runs
 
 
-def _take(x_THD: Tensor, rows: slice, count: int) -> Tensor:
-    """Return the rows of `count` segments as [count * H, length, D]; a view if count is 1."""
+def _take(x_THD: Tensor, rows: slice, count: int, length: int | None = None) -> Tensor:
+    """Copy the rows of `count` segments to [count * H, length, D], zeros after their own length.
+
+    A copy also of a single segment: of a strided operand every product would make one for itself.
+    """
     _, heads, channels = x_THD.shape
     x_BLHD = x_THD[rows].view(count, -1, heads, channels)
-    return x_BLHD.transpose(1, 2).reshape(count * heads, -1, channels)
+    x_BHLD = x_BLHD.transpose(1, 2)
+    missing = 0 if length is None else length - x_BLHD.shape[1]
+    if missing:
+        x_BHLD = F.pad(x_BHLD, (0, 0, 0, missing))
+    return x_BHLD.reshape(count * heads, -1, channels).contiguous()
 
 
-def _put(x_NLD: Tensor, rows: slice, count: int, out_THD: Tensor) -> None:
-    """Write [count * H, length, D] to the rows of `count` segments."""
+def _put(x_NLD: Tensor, run_rows: slice, count: int, out_THD: Tensor) -> None:
+    """Write [count * H, length or more, D] to the rows of `count` segments."""
     _, heads, channels = out_THD.shape
-    x_BHLD = x_NLD.view(count, heads, -1, channels)
-    out_THD[rows].view(count, -1, heads, channels).copy_(x_BHLD.transpose(1, 2))
+    out_BLHD = out_THD[run_rows].view(count, -1, heads, channels)
+    x_BHLD = x_NLD.view(count, heads, -1, channels)[:, :, : out_BLHD.shape[1]]
+    out_BLHD.copy_(x_BHLD.transpose(1, 2))
+
+
+def _padded(length: int, dtype: torch.dtype) -> int:
+    """Return the number of keys to compute with: softmax in bf16 is slow between multiples."""
+    return length if dtype.itemsize > 2 else -(-length // _SOFTMAX_KEYS) * _SOFTMAX_KEYS
 
 
 def _blocks(q_NLD: Tensor, k_NLD: Tensor) -> list[slice]:
@@ -109,8 +126,12 @@ def _blocks(q_NLD: Tensor, k_NLD: Tensor) -> list[slice]:
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
-def _attention_weights(q_NLD: Tensor, k_NLD: Tensor, scale: float) -> Tensor:
-    return torch._softmax(_product(q_NLD, k_NLD.mT, scale), -1, False)
+def _attention_weights(q_NLD: Tensor, k_NLD: Tensor, length: int, scale: float) -> Tensor:
+    """Return the softmax over the first `length` keys; the weights of the padding are zero."""
+    scores_NQK = _product(q_NLD, k_NLD.mT, scale)
+    if length < scores_NQK.shape[-1]:
+        scores_NQK[..., length:] = -torch.inf
+    return torch.softmax(scores_NQK, dim=-1, out=scores_NQK)
 
 
 def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -126,9 +147,13 @@ def _forward(
     out_QHD = torch.zeros(q_QHD.shape, dtype=q_QHD.dtype)
     scale = q_QHD.shape[-1] ** -0.5
     for run in _runs(cu_queries, cu_seqlens, q_QHD.shape[1]):
+        padded = _padded(run.length, q_QHD.dtype)
         q = _take(q_QHD, run.queries, run.count)
-        k, v = (_take(x, run.keys, run.count) for x in (k_THD, v_THD))
-        blocks = [torch.bmm(_attention_weights(q[:, b], k, scale), v) for b in _blocks(q, k)]
+        k, v = (_take(x, run.keys, run.count, padded) for x in (k_THD, v_THD))
+        blocks = [
+            torch.bmm(_attention_weights(q[:, b].contiguous(), k, run.length, scale), v)
+            for b in _blocks(q, k)
+        ]
         out = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
         _put(out, run.queries, run.count, out_QHD)
     return out_QHD
@@ -146,9 +171,10 @@ def _backward(
     dq_QHD, dk_THD, dv_THD = (torch.zeros(x.shape, dtype=x.dtype) for x in (q_QHD, k_THD, v_THD))
     scale = q_QHD.shape[-1] ** -0.5
     for run in _runs(cu_queries, cu_seqlens, q_QHD.shape[1]):
+        padded = _padded(run.length, q_QHD.dtype)
         q, grad = (_take(x, run.queries, run.count) for x in (q_QHD, grad_QHD))
-        k, v = (_take(x, run.keys, run.count) for x in (k_THD, v_THD))
-        dq, dk, dv = _run_gradients(grad, q, k, v, scale)
+        k, v = (_take(x, run.keys, run.count, padded) for x in (k_THD, v_THD))
+        dq, dk, dv = _run_gradients(grad, q, k, v, run.length, scale)
         _put(dq, run.queries, run.count, dq_QHD)
         _put(dk, run.keys, run.count, dk_THD)
         _put(dv, run.keys, run.count, dv_THD)
@@ -156,17 +182,17 @@ def _backward(
 
 
 def _run_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, length: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     blocks = _blocks(q, k)
-    dq, dk, dv = _block_gradients(grad[:, blocks[0]], q[:, blocks[0]], k, v, scale)
     if len(blocks) == 1:
-        return dq, dk, dv
-    dqs = [dq]
+        return _block_gradients(grad, q, k, v, length, scale)
+    dqs = []
     sum_dtype = torch.promote_types(k.dtype, torch.float32)
-    dk, dv = dk.to(sum_dtype), dv.to(sum_dtype)
-    for block in blocks[1:]:
-        dq, more_dk, more_dv = _block_gradients(grad[:, block], q[:, block], k, v, scale)
+    dk, dv = (torch.zeros(x.shape, dtype=sum_dtype) for x in (k, v))
+    for block in blocks:
+        q_block, grad_block = q[:, block].contiguous(), grad[:, block].contiguous()
+        dq, more_dk, more_dv = _block_gradients(grad_block, q_block, k, v, length, scale)
         dqs.append(dq)
         dk += more_dk
         dv += more_dv
@@ -174,9 +200,9 @@ def _run_gradients(
 
 
 def _block_gradients(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, length: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights = _attention_weights(q, k, scale)
+    weights = _attention_weights(q, k, length, scale)
     dv = torch.bmm(weights.mT, grad)
     d_weights = torch.bmm(grad, v.mT)
     d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
