@@ -5,7 +5,7 @@ l (1 + l / 6d) is tokens plus a part that grows with l squared, and only that pa
 between full packs. So images are dealt longest first (LPT, Graham 1969), each onto the pack that
 would end cheapest if the rest of its room were filled with average images of those still to come;
 the shortest images, which cost about the same wherever they go, then fill the gaps, each in the
-pack where it fits tightest.
+pack where it fits tightest. Where that leaves more than a little unused, packs exchange images.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-_TAIL_SHARE = 0.12
-"""Share of all tokens, in the shortest images, that is kept back to fill gaps."""
+_TAIL_SHARES = (0.12, 0.2, 0.3)
+"""Share of all tokens, in the shortest images, that is kept back to fill gaps; the later ones are
+tried where the gaps stay larger than this share of the budget:"""
+_FULL_ENOUGH = 0.002
+_WORTH_A_SEARCH = 0.002
+"""Share of the budget that a pack may have left without a search for images that fill it."""
+_SEARCHES = 2
+"""Searches of a pack at most."""
+_EXCHANGE_WITH = 32
+"""Packs that one pack exchanges images with: those with the most room."""
 _ROUNDS_PER_PACK = 8
 """Images are dealt in rounds of 1 / 8 of the packs: nearly as even as one by one, and fast."""
 
@@ -65,23 +73,37 @@ def pack_window(
     num_packs = num_full_packs(lengths, limits)
     if flush or num_first:
         num_packs = max(num_packs, 1 if len(lengths) else 0)
-    order = np.lexsort((-lengths, np.arange(len(lengths)) >= num_first))
-    packs, rest = _place(order, lengths, costs, limits, num_packs)
+    order = np.argsort(-lengths, kind="stable")
+    packs, rest = _place(order, lengths, costs, limits, num_packs, num_first)
     while len(rest) and (flush or rest.min() < num_first):
-        more, rest = _place(rest, lengths, costs, limits, 1)
+        more, rest = _place(rest, lengths, costs, limits, 1, num_first)
         packs += more
     return [pack for pack in packs if len(pack)], np.sort(rest)
 
 
 def _place(
-    order: Ints, lengths: Ints, costs: Floats, limits: PackLimits, num_packs: int
+    order: Ints, lengths: Ints, costs: Floats, limits: PackLimits, num_packs: int, num_first: int
 ) -> tuple[list[Ints], Ints]:
     """Place the images, in `order`, onto `num_packs` packs; return packs and what had no room."""
     if num_packs == 0:
         return [], order
-    packs = _OpenPacks(limits, num_packs)
-    dealt = packs.deal(lengths[order], costs[order])
-    home = np.concatenate([dealt, packs.fill_gaps(lengths[order[len(dealt) :]].tolist())])
+    best = np.empty(0, dtype=np.int64), order
+    best_room = np.inf
+    by_tokens = int(lengths[order].sum()) >= num_packs * limits.token_budget
+    for tail_share in _TAIL_SHARES if by_tokens else _TAIL_SHARES[:1]:
+        packs = _OpenPacks(limits, num_packs)
+        num_dealt = len(dealt := packs.deal(lengths[order], costs[order], tail_share))
+        # In the gaps, what was left over before comes first.
+        tail = order[num_dealt:]
+        tail = tail[np.argsort(tail >= num_first, kind="stable")]
+        tried = np.concatenate([order[:num_dealt], tail])
+        home = np.concatenate([dealt, packs.fill_gaps(lengths[tail].tolist())])
+        packs.make_room(home, lengths[tried], first=tried < num_first)
+        if packs.room < best_room:
+            best, best_room = (home, tried), packs.room
+        if packs.room <= _FULL_ENOUGH * num_packs * limits.token_budget or (home >= 0).all():
+            break
+    home, order = best
     by_home = np.argsort(home, kind="stable")
     bounds = np.searchsorted(home[by_home], np.arange(num_packs + 1))
     sorted_images = order[by_home]
@@ -98,14 +120,19 @@ class _OpenPacks:
         self._images = np.zeros(num_packs, dtype=np.int64)
         self._costs = np.zeros(num_packs)
 
-    def deal(self, lengths: Ints, costs: Floats) -> Ints:
+    @property
+    def room(self) -> int:
+        """Tokens for which there is room, in all packs."""
+        return int(self._room.sum())
+
+    def deal(self, lengths: Ints, costs: Floats, tail_share: float) -> Ints:
         """Place images in order, all but the tail; return the pack of each placed so far."""
         num_packs, budget = len(self._room), self._limits.token_budget
         tokens_left = np.cumsum(lengths[::-1])[::-1]
         costs_left = np.cumsum(costs[::-1])[::-1]
         # Where the limit of images binds, packs end below their budget.
         unused = max(0.0, budget - tokens_left[0] / num_packs)
-        tail = _TAIL_SHARE * min(int(tokens_left[0]), num_packs * budget)
+        tail = tail_share * min(int(tokens_left[0]), num_packs * budget)
         surplus = max(0, int(tokens_left[0]) - num_packs * budget)
         stop = int(np.searchsorted(-tokens_left, -(tail + surplus)))
         batch = max(1, num_packs // _ROUNDS_PER_PACK)
@@ -148,7 +175,62 @@ class _OpenPacks:
                 continue
             room, pack = rooms.pop(index)
             home.append(pack)
+            self._room[pack] -= length
             images[pack] += 1
             if room - length >= shortest and images[pack] < max_images:
                 insort(rooms, (room - length, pack))
+        self._images = np.array(images, dtype=np.int64)
         return np.array(home, dtype=np.int64)
+
+    def make_room(self, home: Ints, lengths: Ints, first: NDArray[np.bool_]) -> None:
+        """Exchange images between packs so that others, which found no room, fit tightly.
+
+        Where lengths are few or coarse (photographs of a few cameras) the shortest images do not
+        fill the gaps: a pack gives an image to one that is not full either, takes a shorter one
+        for it, and has room for one that waits. `home` is changed in place; `first` wait first.
+        """
+        least = self._limits.token_budget * _WORTH_A_SEARCH
+        for _ in range(_SEARCHES):
+            waiting = np.flatnonzero(home < 0)
+            if first[waiting].any():
+                waiting = waiting[first[waiting]]
+            waiting = waiting[np.argsort(lengths[waiting], kind="stable")]
+            roomiest = np.argsort(-self._room, kind="stable")
+            for place, pack in enumerate(roomiest.tolist()):
+                if self._room[pack] <= least or len(waiting) == 0:
+                    break
+                if self._images[pack] < self._limits.max_images:
+                    others = roomiest[place + 1 : place + 1 + _EXCHANGE_WITH]
+                    waiting = self._make_room_in(pack, others, home, lengths, waiting)
+
+    def _make_room_in(
+        self, pack: int, others: Ints, home: Ints, lengths: Ints, waiting: Ints
+    ) -> Ints:
+        """Put one image of `waiting` into a pack, by the exchange that leaves the least unused.
+
+        `waiting` is in order of length; returned is what goes on waiting.
+        """
+        room = int(self._room[pack])
+        asked = np.zeros(len(self._room) + 1, dtype=np.bool_)  # the last is home -1
+        asked[others] = True
+        given = _one_of_each(lengths, np.flatnonzero(home == pack))
+        taken = _one_of_each(lengths, np.flatnonzero(asked[home]))
+        freed = lengths[given, None] - lengths[taken]
+        freed = np.where((freed > 0) & (freed <= self._room[home[taken]]), freed, 0)
+        found = np.searchsorted(lengths[waiting], room + freed, side="right") - 1
+        unused = np.where(found >= 0, room + freed - lengths[waiting[found]], room)
+        if unused.size == 0 or found.flat[best := int(unused.argmin())] < 0:
+            return waiting
+        if freed.flat[best] > 0:
+            out, into = given[best // len(taken)], taken[best % len(taken)]
+            self._room[home[into]] -= freed.flat[best]
+            home[out], home[into] = home[into], pack
+        home[waiting[found.flat[best]]] = pack
+        self._room[pack] = unused.flat[best]
+        self._images[pack] += 1
+        return np.delete(waiting, found.flat[best])
+
+
+def _one_of_each(lengths: Ints, images: Ints) -> Ints:
+    """Return the first image of each length, by length."""
+    return images[np.unique(lengths[images], return_index=True)[1]]

@@ -6,8 +6,6 @@ of what was passed over and why. No image is opened here; the index judges them.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +16,8 @@ from data_pipeline.manifest_files import read_class_names
 from data_pipeline.remote import is_remote
 from data_pipeline.sample import IMAGE_SUFFIXES, suffix_of
 from data_pipeline.shard_folder import ShardSpec, resolve_shards, spec_parts
+from data_pipeline.table_rows import TABLE_SUFFIXES, TableRow, class_indices, read_rows
 from data_pipeline.tar_reader import ShardFile, iter_samples
-
-TABLE_SUFFIXES = (".csv", ".jsonl")
-_COLUMNS = ("path", "label", "caption")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +54,19 @@ def open_source(source: ShardSpec, *, labels: bool = True) -> Source:
     """List the samples of a source.
 
     - a folder of images: the class of an image is the name of the folder directly below `source`
-      that holds it, however deep; a folder without subfolders, or ``labels=False``, gives no
-      labels;
+      that holds it, however deep; a folder without subfolders gives no labels;
     - a ``.csv`` or ``.jsonl`` file with a column ``path`` (relative to the file, or absolute) and
       ``label`` and/or ``caption``; labels that are all integers are class indices, others names;
     - shards (a folder of ``.tar``, tar files, globs, braces): their samples as they are.
+
+    With ``labels=False`` folders are no classes, and the labels of a table are left out.
 
     Raises ValueError saying what to do if nothing can be read or no image is found.
     """
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix.lower() in TABLE_SUFFIXES:
-            return _with_unique_keys(_from_table(path))
+            return _with_unique_keys(_from_table(path, labels))
         if path.is_dir() and not _holds_only_shards(path):
             return _with_unique_keys(_from_folder(path, labels))
         if not path.exists() and path.suffix != ".tar":
@@ -160,72 +157,32 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
                 yield path
 
 
-def _from_table(table: Path) -> Source:
+def _from_table(table: Path, labels: bool) -> Source:
     skipped: Counter[str] = Counter()
-    rows = list(_read_csv(table) if table.suffix.lower() == ".csv" else _read_jsonl(table))
-    kept: list[tuple[Path, str, str]] = []
-    for path_text, label, caption in rows:
-        path = table.parent / path_text
-        if not path_text or not path.is_file():
+    rows = read_rows(table)
+    kept: list[tuple[Path, TableRow]] = []
+    for row in rows:
+        path = table.parent / row.path
+        if not row.path or not path.is_file():
             skipped["row whose file does not exist"] += 1
         else:
-            kept.append((path, label, caption))
+            kept.append((path, row if labels else row._replace(label="")))
     if not kept:
         raise ValueError(
             f"{table} names no file that exists ({len(rows)} rows); "
             f"paths are relative to {table.parent.resolve()}"
         )
-    names = {label for _, label, _ in kept if label}
-    if all(name.isascii() and name.isdigit() for name in names):
-        classes: tuple[str, ...] | None = None
-        index = {name: int(name) for name in names}
-    else:
-        classes = tuple(sorted(names))
-        index = {name: number for number, name in enumerate(classes)}
+    classes, index = class_indices((row.label for _, row in kept if row.label), table)
     samples = []
-    for path, label, caption in kept:
+    for path, row in kept:
         members: dict[str, FilePart | bytes] = {_image_suffix(path): _file_part(path)}
-        if label:
-            members["cls"] = str(index[label]).encode()
-        if caption:
-            members["txt"] = caption.encode("utf-8")
+        if row.label:
+            members["cls"] = str(index[row.label]).encode()
+        if row.caption:
+            members["txt"] = row.caption.encode("utf-8")
         relative = os.path.relpath(path, table.parent)
         samples.append(SourceSample(_key_of(PurePath(relative)), members))
     return Source(samples, classes, skipped)
-
-
-def _read_csv(table: Path) -> Iterator[tuple[str, str, str]]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            if "path" not in (reader.fieldnames or ()):
-                raise ValueError(
-                    f"{table} has the columns {reader.fieldnames}; it needs a header with path, "
-                    "and label and/or caption"
-                )
-            for row in reader:
-                path, label, caption = (row.get(name) or "" for name in _COLUMNS)
-                yield path.strip(), label.strip(), caption.strip()
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ValueError(f"{table} cannot be read as UTF-8 CSV: {error}") from error
-
-
-def _read_jsonl(table: Path) -> Iterator[tuple[str, str, str]]:
-    try:
-        lines = table.read_text("utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{table} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{table} line {number} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-            raise ValueError(f"{table} line {number} is not an object with a path")
-        path, label, caption = ("" if row.get(k) is None else str(row[k]) for k in _COLUMNS)
-        yield path, label.strip(), caption
 
 
 def _from_shards(spec: ShardSpec) -> Source:

@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
     order = build.add_mutually_exclusive_group()
     order.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
     order.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
-    build.add_argument("--no-labels", action="store_true", help="subfolders are not classes")
+    build.add_argument("--no-labels", action="store_true", help="leave classes out")
     add_workers(build)
     add_json(build)
     index = add_command(

@@ -55,3 +55,22 @@ def test_what_was_left_over_is_placed_first():
 
 def test_cost_counts_attention_as_length_squared_over_six_widths():
     assert image_costs(np.array([600]), 100)[0] == 600 * (1 + 600 / 600)
+
+
+def test_short_leftovers_do_not_pile_up_in_one_pack():
+    rng = np.random.default_rng(2)
+    short = rng.integers(9, 37, 600)
+    fresh = np.concatenate([rng.integers(16, 80, 550), rng.integers(400, 1100, 230)])
+    lengths = np.concatenate([short, fresh])
+    costs = image_costs(lengths, 1024)
+    packs, _ = pack_window(lengths, costs, PackLimits(16384, 256), num_first=600)
+    assert min(lengths[pack].sum() for pack in packs) > 0.995 * 16384
+
+
+def test_few_and_coarse_lengths_fill_packs_by_exchanges():
+    rng = np.random.default_rng(3)
+    usual = rng.choice([1200, 1080, 713, 1444], 2048, p=[0.45, 0.33, 0.15, 0.07])
+    lengths = np.where(rng.random(2048) < 0.15, 40 * rng.integers(12, 41, 2048), usual)
+    costs = image_costs(lengths, 1024)
+    packs, _ = pack_window(lengths, costs, PackLimits(16384, 256))
+    assert np.mean([lengths[pack].sum() for pack in packs]) > 0.993 * 16384

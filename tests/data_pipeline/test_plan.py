@@ -245,7 +245,7 @@ def photo_sizes() -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", ["photos", "lognormal", "few large", "half large"])
+@pytest.mark.parametrize("sizes", ["photos", "lognormal", "few large", "half large", "web"])
 def test_ranks_wait_little_for_each_other_and_packs_are_full(sizes):
     rng = np.random.default_rng(11)
     manifest = synthetic_manifest([2200] * 96, seed=5)
@@ -256,6 +256,10 @@ def test_ranks_wait_little_for_each_other_and_packs_are_full(sizes):
         sides = np.exp(rng.normal(6.4, 0.7, n)).clip(16, 8000)
         aspect = np.exp(rng.normal(0, 0.3, n))
         width, height = (sides * aspect).astype(np.int64), (sides / aspect).astype(np.int64)
+    elif sizes == "web":  # a few usual sizes, as in COCO, whose lengths are coarse
+        usual = np.array([(640, 480), (640, 427), (480, 640), (500, 375), (612, 612), (640, 0)])
+        width, height = usual[rng.choice(6, n, p=[0.25, 0.3, 0.15, 0.12, 0.05, 0.13])].T
+        height = np.where(height == 0, rng.integers(200, 640, n), height)
     else:
         large = rng.random(n) < (0.05 if sizes == "few large" else 0.5)
         width = height = np.where(large, 1024, rng.integers(120, 400, n))

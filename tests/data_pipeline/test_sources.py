@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,8 +77,23 @@ def test_linked_class_folders_are_followed(tmp_path):
         (lambda p: put(p / "a.zip"), "not a .tar file"),
         (lambda p: put(p / "a.csv", b"file,label\na.jpg,1\n"), "needs a header with path"),
         (lambda p: put(p / "a.csv", b"path\n\xff\xfe.jpg\n"), "cannot be read as UTF-8 CSV"),
-        (lambda p: put(p / "a.csv", b"path\nx.jpg\n"), r"names no file that exists \(1 rows\)"),
+        (
+            lambda p: put(p / "a.csv", b"path,label\nx.jpg,1\n"),
+            r"no file that exists \(1 rows\)",
+        ),
+        (lambda p: put(p / "a.csv", b"path,class\nx.jpg,1\n"), "path, class; it needs a header"),
+        (lambda p: put(p / "a.csv", b""), "of an empty file; it needs a header"),
         (lambda p: put(p / "a.jsonl", b"{"), "line 1 is not JSON"),
+        (lambda p: put(p / "a.jsonl", b"[" * 99999), "line 1 is not JSON"),
+        (lambda p: put(p / "a.jsonl", b'{"path": "x"}'), "no line of .* has a label or a caption"),
+        (
+            lambda p: put(p / "a.jsonl", b'{"path": "x", "label": 1.0}'),
+            r"label is 1.0, a float; it must be an integer or a name",
+        ),
+        (
+            lambda p: put(p / "a.jsonl", b'{"path": "x", "caption": "\\ud83d"}'),
+            "caption of row 1 is no Unicode text",
+        ),
         (lambda p: put(p / "a.jsonl", b"\n[1]"), "line 2 is not an object with a path"),
     ],
 )
@@ -118,6 +134,43 @@ def test_a_csv_of_paths_names_and_captions(tmp_path):
     ]
     assert source.skipped == {"row whose file does not exist": 1}
     assert source.samples[2].members["jpg"].path == str(elsewhere)
+
+
+def test_columns_are_found_by_name_whatever_their_case_and_spaces(tmp_path):
+    put(tmp_path / "1.jpg")
+    table = put(tmp_path / "t.csv", b"Caption, Label ,PATH\r\n a dog, dog, 1.jpg\r\n")
+    sample = open_source(table).samples[0]
+    assert (sample.members["cls"], sample.members["txt"]) == (b"0", b"a dog")
+
+
+def test_captions_keep_every_unicode_character(tmp_path):
+    put(tmp_path / "1.jpg")
+    caption = "".join(map(chr, (0x2028, 0x85, 0x0B, 0x1C, 0x1F98A, 0x301, 0x202E))) + "\n\t\"'" * 2
+    for name, text in (
+        ("raw.jsonl", json.dumps({"path": "1.jpg", "caption": caption}, ensure_ascii=False)),
+        ("escaped.jsonl", json.dumps({"path": "1.jpg", "caption": caption})),
+        ("t.csv", 'path,caption\n1.jpg,"x' + caption.replace('"', '""') + 'x"\n'),
+        ("long.csv", f"path,caption\n1.jpg,{'é' * 200_000}\n"),
+    ):
+        stored = open_source(put(tmp_path / name, text.encode())).samples[0].members["txt"].decode()
+        expected = {"t.csv": f"x{caption}x", "long.csv": "é" * 200_000}.get(name, caption)
+        assert stored == expected
+
+
+@pytest.mark.parametrize("label", ["-1", "1.0", "+3", "2e3"])
+def test_a_number_that_is_no_class_index_does_not_turn_indices_into_names(tmp_path, label):
+    put(tmp_path / "1.jpg")
+    table = put(tmp_path / "t.csv", f"path,label\n1.jpg,10\n1.jpg,{label}\n".encode())
+    with pytest.raises(ValueError, match=rf"has the label {re.escape(label)}; labels must be"):
+        open_source(table)
+
+
+def test_labels_of_a_table_are_left_out_on_request(tmp_path):
+    put(tmp_path / "1.jpg")
+    table = put(tmp_path / "t.csv", b"path,label,caption\n1.jpg,dog,hello\n")
+    source = open_source(table, labels=False)
+    assert source.class_names is None
+    assert set(source.samples[0].members) == {"jpg", "txt"}
 
 
 def test_integer_labels_of_a_table_are_class_indices(tmp_path):
