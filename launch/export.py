@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.config import load_config
-from zeta.checkpoint import (
-    find_fault,
-    load_full_weights,
-    read_trainer_state,
-    step_name,
-    step_names,
-    step_of,
-)
+from zeta.checkpoint import load_full_weights, newest_whole, read_trainer_state
 from zeta.pretrained import save_pretrained
 from zeta.run_dir import RunDir
 from zeta.timm_format import save_timm
@@ -48,37 +41,12 @@ def export_run(
     run_dir = RunDir(run_path)
     if not run_dir.config.is_file():
         raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")
-    checkpoint = find_checkpoint(run_dir, step)
+    checkpoint = newest_whole(run_dir.checkpoints, step)
     arguments = load_config(str(checkpoint / "config.yaml")).model.resolve()
     weights = load_full_weights(checkpoint, average=average)
     if form == "timm":
         return save_timm(out, weights, arguments)
     return save_pretrained(out, weights, arguments, _facts(run_dir, checkpoint, average))
-
-
-def find_checkpoint(run_dir: RunDir, step: int | None) -> Path:
-    """Return the newest checkpoint whose files all pass their hashes, or that of `step`.
-
-    Raises:
-        ValueError: there is none; says what is wrong with those that are there.
-    """
-    folder = run_dir.checkpoints
-    names = step_names(folder)[::-1] if folder.is_dir() else []
-    if step is not None:
-        wanted = step_name(step)
-        if wanted not in names:
-            there = ", ".join(str(step_of(name)) for name in names) or "none"
-            raise ValueError(f"{run_dir.path} has no checkpoint of step {step}; there are: {there}")
-        names = [wanted]
-    faults = []
-    for name in names:
-        fault = find_fault(folder / name)
-        if fault is None:
-            return folder / name
-        faults.append(f"{name}: {fault}")
-    if faults:
-        raise ValueError(f"no whole checkpoint in {run_dir.path}: {'; '.join(faults)}")
-    raise ValueError(f"{run_dir.path} has no checkpoint yet: train until one is saved")
 
 
 def _facts(run_dir: RunDir, checkpoint: Path, average: bool) -> dict[str, Any]:

@@ -108,6 +108,42 @@ def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = Tr
     return None
 
 
+def require_whole(directory: Path) -> None:
+    """Raise ValueError, telling what is wrong, unless `directory` is a whole checkpoint."""
+    fault = find_fault(directory)
+    if fault:
+        raise ValueError(f"{directory} is not a whole checkpoint: {fault}")
+
+
+def newest_whole(folder: Path, step: int | None = None) -> Path:
+    """Return the newest checkpoint whose files all pass their hashes, or that of `step`.
+
+    Args:
+        folder: `checkpoints/` of a run directory; nothing in it is changed.
+        step: the one to take; None: the newest.
+
+    Raises:
+        ValueError: there is none; says what is wrong with those that are there.
+    """
+    run = folder.parent
+    names = step_names(folder)[::-1] if folder.is_dir() else []
+    if step is not None:
+        wanted = step_name(step)
+        if wanted not in names:
+            there = ", ".join(str(step_of(name)) for name in names) or "none"
+            raise ValueError(f"{run} has no checkpoint of step {step}; there are: {there}")
+        names = [wanted]
+    faults = []
+    for name in names:
+        fault = find_fault(folder / name)
+        if fault is None:
+            return folder / name
+        faults.append(f"{name}: {fault}")
+    if faults:
+        raise ValueError(f"no whole checkpoint in {run}: {'; '.join(faults)}")
+    raise ValueError(f"{run} has no checkpoint yet: train until one is saved")
+
+
 def read_trainer_state(directory: Path) -> dict[str, Any]:
     """Return the trainer's state of a checkpoint."""
     state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
@@ -130,9 +166,7 @@ def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Te
     Raises:
         ValueError: `directory` is no checkpoint, is damaged, or has no moving average.
     """
-    fault = find_fault(directory)
-    if fault:
-        raise ValueError(f"{directory} is not a whole checkpoint: {fault}")
+    require_whole(directory)
     state = open_zero_state(directory, read_trainer_state(directory))
     if average and not state.has_average:
         raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zeta.train_config import OptimConfig
 
@@ -45,7 +45,7 @@ def optimizer_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     return [name for group in GROUPS for name in shapes if groups[name] == group]
 
 
-def full_shape(parameter: nn.Parameter) -> list[int]:
+def full_shape(parameter: Tensor) -> list[int]:
     """Return the shape of a parameter, also where ZeRO-3 left only a shard of it."""
     return list(getattr(parameter, "ds_shape", parameter.shape))
 

@@ -18,6 +18,8 @@ from zeta.code_version import code_version
 from zeta.console import Console
 from zeta.distributed import World
 from zeta.engine import TrainEngine
+from zeta.exit_codes import RunError
+from zeta.initial_weights import load_initial_weights
 from zeta.objectives import JointObjective, PackObjective
 from zeta.optim import parameter_shapes
 from zeta.progress import Progress
@@ -71,13 +73,17 @@ class RunCheckpoints:
     ) -> tuple[TrainEngine, Progress]:
         """Build the engine, and load the newest verified checkpoint if there is one.
 
+        A run without a checkpoint begins at the weights of `train.init_from`, if that is set.
+
         Raises:
-            ValueError: the checkpoint is of another model.
+            RunError: the checkpoint, or what `train.init_from` names, is of another model.
         """
         found = self.store.newest_verified()
         saved = None if found is None else read_trainer_state(found)
         if saved is not None:
             check_same_model(saved["parameters"], parameter_shapes(model), str(found))
+        elif self.train.init_from is not None:
+            self._begin_at(model, self.train.init_from)
         engine = TrainEngine(model, objective, self.world, self.train, optim)
         progress = Progress()
         if found is not None and saved is not None:
@@ -90,6 +96,11 @@ class RunCheckpoints:
             seed_everything(derive_seed(self.train.seed, progress.step, self.world.rank))
         self.saved_step = progress.step
         return engine, progress
+
+    def _begin_at(self, model: nn.Module, path: str) -> None:
+        left = load_initial_weights(model, path, self.world)
+        but = f", but {' and '.join(left)}: of another shape there, as initialised" if left else ""
+        self.console.message(f"the weights are those of {path}{but} (train.init_from)")
 
     def save(self, engine: TrainEngine, progress: Progress) -> str | None:
         """Save the committed state; a failure is said, counted and returned."""
@@ -128,10 +139,10 @@ class RunCheckpoints:
 def check_same_model(
     saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
 ) -> None:
-    """Raise ValueError, naming the first difference, unless the parameters are the same."""
+    """Raise RunError, naming the first difference, unless the parameters are the same."""
     for name in sorted({*saved, *wanted}):
         if saved.get(name) != wanted.get(name):
-            raise ValueError(
+            raise RunError(
                 f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
                 f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
                 "model that the run began with"

@@ -114,6 +114,10 @@ class TrainConfig:
     """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
     run with exit code 93."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    init_from: str | None = None
+    """Begin at the weights of a run directory, of a checkpoint in it, or of a folder written by
+    `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
+    initial values. Null: initial weights."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     seed: int = 0
     """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""

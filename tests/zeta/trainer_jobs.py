@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def train(arguments):
 
 
 def _one_run(arguments, world, console):
+    from zeta.sharded_model import build_for_training
     from zeta.trainer import Trainer
 
     train_config = TrainConfig(**arguments["train"])
@@ -75,7 +77,9 @@ def _one_run(arguments, world, console):
         config = WatchdogConfig(**limits)
         watchdog = Watchdog(heartbeat, world.rank, config, console.fatal)
     trainer = Trainer(
-        model=tiny_navit(**arguments.get("model", {})),
+        model=build_for_training(
+            partial(tiny_navit, **arguments.get("model", {})), train_config, world
+        ),
         objective=objective,
         source=source,
         run_dir=RunDir(Path(arguments["run_dir"])),
