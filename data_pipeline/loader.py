@@ -76,7 +76,7 @@ class PackLoader:
         Raises:
             ValueError: `state` belongs to other shards or another number of lanes.
         """
-        first_step = self._check_state(state)
+        first_step = check_state(self._plan, state)
         with self._prefetcher or nullcontext():
             yield from self._steps(state, first_step)
 
@@ -125,22 +125,6 @@ class PackLoader:
             "lanes": {str(lane): state.to_json() for lane, state in self._states[step].items()},
         }
 
-    def _check_state(self, state: Mapping[str, Any] | None) -> int:
-        if state is None:
-            return 0
-        plan = self._plan
-        if state["fingerprint"] != plan.manifest.fingerprint:
-            raise ValueError(
-                "data.shards are not the shards that this run was started on (their fingerprint "
-                "differs): restore them, or start a new run in another run.dir"
-            )
-        if state["num_lanes"] != plan.num_lanes:
-            raise ValueError(
-                f"train.packs_per_step is {plan.num_lanes}, but this run was started with "
-                f"{state['num_lanes']}"
-            )
-        return int(state["step"]) + 1
-
     def _recipes(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[PackRecipe]:
         """Yield the recipes of this rank's packs without end, noting the state after each step."""
         saved = {} if state is None else state["lanes"]
@@ -167,6 +151,27 @@ class PackLoader:
                 for recipe in recipes:
                     self._prefetcher.sent([image.cached for image in recipe.images if image.cached])
             yield from recipes
+
+
+def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
+    """Return the step at which `plan` goes on from a saved state of the data.
+
+    Raises:
+        ValueError: `state` belongs to other shards or another number of lanes.
+    """
+    if state is None:
+        return 0
+    if state["fingerprint"] != plan.manifest.fingerprint:
+        raise ValueError(
+            "data.shards are not the shards that this run was started on (their fingerprint "
+            "differs): restore them, or start a new run in another run.dir"
+        )
+    if state["num_lanes"] != plan.num_lanes:
+        raise ValueError(
+            f"train.packs_per_step is {plan.num_lanes}, but this run was started with "
+            f"{state['num_lanes']}"
+        )
+    return int(state["step"]) + 1
 
 
 def _begin_worker(_worker: int) -> None:

@@ -62,10 +62,13 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, *errors.USER_ERRORS) as error:
         if debug:
             raise
-        interrupted = isinstance(error, KeyboardInterrupt)
-        text = "interrupted" if interrupted else f"error: {errors.message(error)}"
-        print(f"zeta: {text}", file=sys.stderr)
-        return errors.exit_code(error, in_training=args.command in ("train", "launch"))
+        in_training = args.command in ("train", "launch")
+        if not isinstance(error, KeyboardInterrupt):
+            print(f"zeta: error: {errors.message(error)}", file=sys.stderr)
+        elif os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # said once
+            how = "; the same command goes on from the last checkpoint, or from the start"
+            print(f"zeta: interrupted{how if in_training else ''}", file=sys.stderr)
+        return errors.exit_code(error, in_training=in_training)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from data_pipeline.weighted import open_shards
-from launch.config import ZetaConfig, load_config
+from launch.config import load_config
 from launch.ranks import Outcome, run_ranks
-from launch.run_setup import resolve_with_shards
-from launch.train import check_resume
+from launch.start import check_start
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
 
@@ -32,16 +29,16 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
             config, shards that cannot be read, a run directory of another run, more ranks than
             packs in a step.
     """
-    checked = load_config(config, overrides)
-    _check_ranks(checked, nproc)
-    resolved = resolve_with_shards(checked, open_shards(checked.data.shards))
-    check_resume(RunDir(Path(checked.run.dir)), resolved)
+    start = check_start(load_config(config, overrides), nproc)
+    if start.already_finished is not None:
+        print(start.already_finished)
+        return ExitCode.FINISHED
     # -P: a launch.py in the folder it is started from must not stand in for ours.
     command = [sys.executable, "-P", "-m", "launch", "train", config, *overrides]
     outcome = run_ranks(command, nproc)
     if outcome.aborted:
         return ExitCode.INTERRUPTED
-    _report_failures(outcome, RunDir(Path(checked.run.dir)))
+    _report_failures(outcome, start.run_dir)
     return combined_exit_code(
         [code for rank, code in enumerate(outcome.codes) if rank not in outcome.killed]
     )
@@ -58,14 +55,6 @@ def combined_exit_code(codes: Sequence[int]) -> int:
         if code in plain:
             return int(code)
     return next((code for code in plain if code != 0), 0)
-
-
-def _check_ranks(config: ZetaConfig, nproc: int) -> None:
-    if nproc > config.train.packs_per_step:
-        raise ValueError(
-            f"{nproc} ranks were asked for, but a step has only train.packs_per_step = "
-            f"{config.train.packs_per_step} packs to share; start fewer ranks or raise it"
-        )
 
 
 def _report_failures(outcome: Outcome, run_dir: RunDir) -> None:

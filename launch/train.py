@@ -5,32 +5,32 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 import torch
 import yaml
 
 from data_pipeline.loader import PackLoader
 from data_pipeline.manifest import Manifest
-from data_pipeline.weighted import open_shards
-from launch.config import ZetaConfig, fixed_changes, to_yaml
+from launch.config import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
-from launch.run_setup import resolve_with_shards, training_plan
+from launch.start import Start, check_start
+from launch.verdict import RefusedError, check_together
 from zeta.console import Console
-from zeta.distributed import RankInfo, close_distributed, init_distributed, rank_from_environment
+from zeta.distributed import (
+    RankInfo,
+    Store,
+    close_distributed,
+    init_distributed,
+    meeting_place,
+    rank_from_environment,
+)
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
 from zeta.watchdog import Watchdog
-
-_BEFORE_CONFIG = {
-    "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl", "checkpoints",
-    "heartbeat", "slurm_restarts", "demo.json", "shards",
-}  # fmt: skip
-"""What a run directory may hold before its first step: launchers, the demo and a start that failed
-leave these."""
 
 
 def train(config: ZetaConfig) -> int:
@@ -43,20 +43,29 @@ def train(config: ZetaConfig) -> int:
         The exit status, see `zeta.exit_codes`.
     """
     info = rank_from_environment(os.environ)
-    run_dir = RunDir(Path(config.run.dir))
-    manifest = open_shards(config.data.shards)
-    config = resolve_with_shards(config, manifest)
-    loader = PackLoader(training_plan(config, manifest), rank=info.rank, world_size=info.world_size)
-    check_resume(run_dir, config)
-    console = Console(run_dir.rank_log(info.rank), info.rank)
-    watchdog = Watchdog(
-        run_dir.rank_heartbeat(info.rank),
-        info.rank,
-        config.train.watchdog,
-        partial(_report_hang, console, info, run_dir),
-    )
+    start_s = config.train.watchdog.limit("start")
+    store = meeting_place(info, start_s)
     try:
-        return _run(config, info, run_dir, manifest, loader, console, watchdog)
+        start = check_together(partial(_check, config, info), store, info, start_s)
+    except RefusedError as refused:
+        return refused.status
+    if start.already_finished is not None:
+        if info.rank == 0:
+            print(start.already_finished)
+        return ExitCode.FINISHED
+    with closing(Console(start.run_dir.rank_log(info.rank), info.rank)) as console:
+        console.message(f"run directory: {start.run_dir.path}")
+        return _run_and_report(start, info, store, console)
+
+
+def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console) -> int:
+    """Run under the watchdog; say in one message why it failed, if it does."""
+    run_dir = start.run_dir
+    heartbeat, limits = run_dir.rank_heartbeat(info.rank), start.config.train.watchdog
+    report_hang = partial(_report_hang, console, info, run_dir)
+    try:
+        with closing(Watchdog(heartbeat, info.rank, limits, report_hang)) as watchdog:
+            return _run(start, info, store, console, watchdog)
     except RunError as error:
         _report(console, info, str(error), on_every_rank=True)
         return ExitCode.NEVER_RESTART
@@ -71,48 +80,22 @@ def train(config: ZetaConfig) -> int:
         what = message(error) if isinstance(error, USER_ERRORS) else repr(error)
         _report(console, info, f"{what}; the traceback is in {log}")
         return 1
-    finally:
-        watchdog.close()
-        console.close()
 
 
-def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
-    """Refuse to continue a run under a config that changes what it computes.
-
-    Raises:
-        ValueError: names every fixed field that differs from the run's config.yaml, or what else
-            the folder holds if it is no run.
-    """
-    if not run_dir.config.exists():
-        inside = run_dir.path.iterdir() if run_dir.path.exists() else iter(())
-        foreign = sorted(path.name for path in inside if path.name not in _BEFORE_CONFIG)
-        if foreign:
-            raise ValueError(
-                f"run.dir is {run_dir.path}, which holds {foreign[0]!r} and no run; choose a new "
-                "or empty folder"
-            )
-        return
-    changes = fixed_changes(run_dir.config.read_text(), config)
-    if changes:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
-        raise ValueError(
-            f"{run_dir.path} holds a run with another config: {listed}. Change it back, or choose "
-            "another run.dir"
-        )
+def _check(config: ZetaConfig, info: RankInfo) -> Start:
+    """Check the start as it is on this rank, whose view of the disks is its own."""
+    try:
+        return check_start(config, info.world_size)
+    except ValueError as error:
+        if info.rank == 0:
+            raise
+        raise ValueError(f"on rank {info.rank}, though not on rank 0: {error}") from error
 
 
-def _run(
-    config: ZetaConfig,
-    info: RankInfo,
-    run_dir: RunDir,
-    manifest: Manifest,
-    loader: PackLoader,
-    console: Console,
-    watchdog: Watchdog,
-) -> int:
-    world = init_distributed(
-        info, config.train.watchdog.limit("start"), device_kind=config.train.device
-    )
+def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:
+    config, run_dir = start.config, start.run_dir
+    loader = PackLoader(start.plan, rank=info.rank, world_size=info.world_size)
+    world = init_distributed(info, config.train.watchdog.limit("start"), config.train.device, store)
     # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
     from zeta.sharded_model import build_for_training
@@ -139,9 +122,13 @@ def _run(
         )
         # Only a run that could be built fixes the config of its directory.
         if world.is_main:
-            _write_run_files(run_dir, config, manifest)
+            _write_run_files(run_dir, config, start.manifest)
         world.barrier()  # NOTE: nobody trains in a directory that is not described yet
-        return trainer.fit()
+        code = trainer.fit()
+        if code is not ExitCode.FINISHED:
+            at = f"saved at step {step}" if (step := trainer.progress.step) else "before any step"
+            console.message(f"zeta: stopped as asked, {at}; the same command goes on from there")
+        return code
     finally:
         close_distributed()
 

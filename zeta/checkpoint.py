@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
+from zeta.exit_codes import RunError
 from zeta.zero_state import AVERAGE, WEIGHTS, ZeroState
 
 MANIFEST = "manifest.json"
@@ -148,6 +149,19 @@ def read_trainer_state(directory: Path) -> dict[str, Any]:
     """Return the trainer's state of a checkpoint."""
     state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
     return state
+
+
+def check_same_model(
+    saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
+) -> None:
+    """Raise RunError, naming the first difference, unless the parameters are the same."""
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise RunError(
+                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
+                f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
+                "model that the run began with"
+            )
 
 
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
+from torch._C._distributed_c10d import Store as Store
 
 from zeta.host_memory import keep_freed_memory
 
@@ -162,6 +163,7 @@ def init_distributed(
     info: RankInfo | None = None,
     timeout_s: float = _COLLECTIVE_TIMEOUT_S,
     device_kind: str = "auto",
+    store: Store | None = None,
 ) -> World:
     """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
 
@@ -173,6 +175,7 @@ def init_distributed(
         timeout_s: after which a collective that some rank never joined fails; see
             `set_collective_timeout`, which changes it.
         device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
+        store: where the ranks meet, if they have met already; see `meeting_place`.
 
     Returns:
         The world; `close_distributed` ends it.
@@ -196,15 +199,31 @@ def init_distributed(
     timeout = _as_timeout(timeout_s)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
-        if info.world_size == 1:
-            # Needs no port, so any number of single-process runs fit on one machine.
-            dist.init_process_group(
-                backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
-            )
-        else:
-            dist.init_process_group(backend, timeout=timeout)
+        store = store or meeting_place(info, timeout_s)
+        size, rank = info.world_size, info.rank
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
     return World(info, device)
+
+
+def meeting_place(info: RankInfo, timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Store:
+    """Return the store of this job: rank 0 serves it at once, the others wait until it does.
+
+    A single process needs no port, so any number of them fit on one machine. Under torchrun the
+    store is that of its agent, and every restart has keys of its own.
+    """
+    if info.world_size == 1:
+        return HashStore()
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = TCPStore(
+        info.master_addr,
+        info.master_port,
+        info.world_size,
+        is_master=info.rank == 0 and not agent,
+        timeout=_as_timeout(timeout_s),
+        wait_for_workers=False,
+    )
+    return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def set_collective_timeout(seconds: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +11,12 @@ import deepspeed
 import torch
 from torch import nn
 
-from zeta.checkpoint import RANKS, read_trainer_state
+from zeta.checkpoint import RANKS, check_same_model, read_trainer_state
 from zeta.checkpoint_store import CheckpointStore
 from zeta.code_version import code_version
 from zeta.console import Console
 from zeta.distributed import World
 from zeta.engine import TrainEngine
-from zeta.exit_codes import RunError
 from zeta.initial_weights import load_initial_weights
 from zeta.objectives import JointObjective, PackObjective
 from zeta.optim import parameter_shapes
@@ -134,16 +132,3 @@ class RunCheckpoints:
             },
             "parameters": parameter_shapes(engine.module),
         }
-
-
-def check_same_model(
-    saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
-) -> None:
-    """Raise RunError, naming the first difference, unless the parameters are the same."""
-    for name in sorted({*saved, *wanted}):
-        if saved.get(name) != wanted.get(name):
-            raise RunError(
-                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
-                f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
-                "model that the run began with"
-            )
