@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from data_pipeline.lane_packer import LanePacker, PackPlan
+from data_pipeline.lane_packer import LanePacker, LaneState, PackPlan
 from data_pipeline.plan import Plan
 from data_pipeline.plan_summary import rejected_by_reason
 from zeta.ledger import id_digest
@@ -35,6 +35,8 @@ class LedgerStep:
     skipped: bool
     repeated: list[int]
     """Lanes that more than one line speaks of."""
+    max_epochs: int | None = None
+    """Epochs after which the run was to end when it made this step."""
 
 
 @dataclass
@@ -97,8 +99,13 @@ def audit_ledger(
         committed: step of the newest checkpoint; later steps may be incomplete.
     """
     audit, accounts = Audit(), dict[tuple[int, int], EpochAccount]()
-    lanes = [plan.lane(lane) for lane in range(plan.num_lanes)]
+    lanes: list[LanePacker] = []
     for line in ledger:
+        if not lanes or line.max_epochs != plan.max_epochs:
+            # Resumed under another limit: the lanes go on from where they stood.
+            plan = replace(plan, max_epochs=line.max_epochs)
+            states = [lane.state for lane in lanes] or [LaneState()] * plan.num_lanes
+            lanes = [plan.lane(lane, state) for lane, state in enumerate(states)]
         packs = _plan_step(lanes)
         problems, wrong = _compare(line, packs, audit.steps + 1)
         if problems and line.step > committed and not wrong:

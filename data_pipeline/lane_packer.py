@@ -69,6 +69,9 @@ class LaneState:
     """Packs that this lane gave before the next window."""
     packs_taken: int = 0
     """Packs taken from the next window."""
+    max_epochs: int | None = None
+    """Where the run was to end when those packs were made: how a last window is packed depends on
+    it, so a run that goes on under another limit first finishes this window as it was."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as plain lists, ints and text.
@@ -84,6 +87,7 @@ class LaneState:
             "carry": base64.b85encode(packed).decode("ascii"),
             "step": self.step,
             "packs_taken": self.packs_taken,
+            **({} if self.max_epochs is None else {"max_epochs": self.max_epochs}),
         }
 
     @classmethod
@@ -97,6 +101,7 @@ class LaneState:
             tuple(np.flatnonzero(np.unpackbits(marks)).tolist()),
             int(state["step"]),
             int(state["packs_taken"]),
+            state.get("max_epochs"),
         )
 
 
@@ -130,10 +135,14 @@ class LanePacker:
         self._next = (self._start, self._cursors, self._carry)
         """State, cursors and leftovers at the start of the next window."""
         self.epoch = min((cursor.epoch for cursor in self._cursors), default=0)
+        self._window_epochs = mix.max_epochs
+        """Epochs of the run when the waiting packs were made."""
         if self._start.packs_taken:
             taken, self._start = self._start.packs_taken, self._at_window(self._start)
+            self._window_epochs = (state or self._start).max_epochs
+            self._mix = mix.until(self._window_epochs)
             self._next_window()
-            self._taken = taken
+            self._mix, self._taken = mix, taken
 
     def __iter__(self) -> Iterator[PackPlan]:
         while (pack := self.next_pack()) is not None:
@@ -143,7 +152,8 @@ class LanePacker:
     def state(self) -> LaneState:
         """State after the packs returned so far; a lane restored from it returns the next one."""
         start = self._start
-        return LaneState(start.origin, start.dealt, start.carry, start.step, self._taken)
+        epochs = self._window_epochs if self._taken else None
+        return LaneState(start.origin, start.dealt, start.carry, start.step, self._taken, epochs)
 
     @property
     def cursors(self) -> tuple[Cursor, ...]:
@@ -164,6 +174,7 @@ class LanePacker:
         self.epoch = int(pack.epochs.min())
         if self._taken == len(self._packs):  # a finished window is named by where the next starts
             (self._start, self._cursors, self._carry), self._packs, self._taken = self._next, [], 0
+            self._window_epochs = self._mix.max_epochs
         return pack
 
     def has_more(self) -> bool:

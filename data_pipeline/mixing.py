@@ -8,7 +8,7 @@ and Weihl 1995). So at every point of a lane the shares are exact to one image; 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,15 @@ class LaneMix:
     def start(self) -> tuple[Cursor, ...]:
         """Return the cursors before the first sample of the run."""
         return (Cursor(),) * len(self.streams)
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs after which the stream ends; None: it is endless."""
+        return self.streams[0].max_epochs
+
+    def until(self, max_epochs: int | None) -> LaneMix:
+        """Return the same stream, but with another end."""
+        return replace(self, streams=[replace(s, max_epochs=max_epochs) for s in self.streams])
 
     def ended(self, cursors: Sequence[Cursor]) -> bool:
         """Return whether the run has no samples left for this lane."""

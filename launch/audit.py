@@ -34,7 +34,8 @@ def audit_run(path: str) -> Audit:
             f"the shards {config.data.shards} are not those that {path} was trained on (their "
             "fingerprint differs): restore them to audit the run"
         )
-    return audit_ledger(plan, _ledger_steps(run_dir), _reasons(run_dir), committed=committed)
+    steps = _ledger_steps(run_dir, config.train.max_epochs)
+    return audit_ledger(plan, steps, _reasons(run_dir), committed=committed)
 
 
 def to_json(audit: Audit) -> dict[str, Any]:
@@ -79,13 +80,17 @@ def _in_words(account: EpochAccount) -> str:
     )
 
 
-def _ledger_steps(run_dir: RunDir) -> Iterator[LedgerStep]:
-    """Yield what all ranks noted of each step, in order of steps."""
+def _ledger_steps(run_dir: RunDir, max_epochs: int | None) -> Iterator[LedgerStep]:
+    """Yield what all ranks noted of each step, in order of steps.
+
+    `max_epochs` is that of the config: of runs whose ledger does not say it.
+    """
     files = [_lines(path) for path in sorted(run_dir.ledger.glob("rank_*.jsonl"))]
     merged = heapq.merge(*files, key=_step)
     for step, lines in groupby(merged, key=_step):
-        result = LedgerStep(step, {}, set(), False, [])
+        result = LedgerStep(step, {}, set(), False, [], max_epochs)
         for line in lines:
+            result.max_epochs = line.get("max_epochs", max_epochs)
             noted = {int(lane): (int(n), str(ids)) for lane, (n, ids) in line["lanes"].items()}
             result.repeated += sorted(result.lanes.keys() & noted.keys())
             result.lanes |= noted

@@ -22,16 +22,23 @@ class Ledger:
 
     A line has `step` (committed steps, this one included), `epoch`, `images`, `tokens`, `lanes`
     (lane: [images, digest of their ids in order]) and `rejected` ids. A step that was skipped
-    because its loss or gradient was not finite also lists all its `sample_ids`.
+    because its loss or gradient was not finite also lists all its `sample_ids`. `max_epochs` is
+    there where the run had one: how the last packs are closed depends on it.
     """
 
     def __init__(
-        self, run_dir: RunDir, rank: int, resume_step: int, world_size: int | None = None
+        self,
+        run_dir: RunDir,
+        rank: int,
+        resume_step: int,
+        world_size: int | None = None,
+        max_epochs: int | None = None,
     ) -> None:
         """Open this rank's file to go on after `resume_step`.
 
         Rank 0 also cuts the files of ranks that are no more, where `world_size` is given.
         """
+        self._limit = {} if max_epochs is None else {"max_epochs": max_epochs}
         if rank == 0 and world_size is not None:
             for path in sorted(run_dir.ledger.glob("rank_*.jsonl")):
                 if int(path.stem.removeprefix("rank_")) >= world_size:
@@ -55,6 +62,7 @@ class Ledger:
                 lane: [len(i), id_digest(i)] for lane, i in zip(lanes, ids, strict=True) if i
             },
             "rejected": [rejected.sample_id for rejected in packs.rejected],
+            **self._limit,
         }
         if skipped:
             line |= {"skipped": True, "sample_ids": [i for pack_ids in ids for i in pack_ids]}

@@ -108,7 +108,9 @@ class Trainer:
         self.engine, self.progress = self.checkpoints.resume(model, objective, optim)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
         self.balance = Balance(console.message)
-        self.ledger = Ledger(run_dir, world.rank, self.progress.step, world.size)
+        self.ledger = Ledger(
+            run_dir, world.rank, self.progress.step, world.size, self.train.max_epochs
+        )
         self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
         self.sink = self._open_sinks(tracker, config, name)

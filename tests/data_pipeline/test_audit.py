@@ -26,10 +26,10 @@ def plan() -> Plan:
     return Plan(manifest, config(pack_window=16, require_labels=True), LANES, max_epochs=2)
 
 
-def ledger(plan: Plan) -> list[LedgerStep]:
+def ledger(plan: Plan, lanes=None, first: int = 0, most: int = 9999) -> list[LedgerStep]:
     """What a run notes that rejects three samples whenever they come up."""
-    lanes, steps = [plan.lane(lane) for lane in range(LANES)], []
-    while any(lane.has_more() for lane in lanes):
+    lanes, steps = lanes or [plan.lane(lane) for lane in range(LANES)], []
+    while any(lane.has_more() for lane in lanes) and len(steps) < most:
         noted, rejected = {}, set()
         for index, lane in enumerate(lanes):
             pack = lane.next_pack()
@@ -38,7 +38,8 @@ def ledger(plan: Plan) -> list[LedgerStep]:
             used = [i for i in ids if i not in REJECTED]
             if used:
                 noted[index] = (len(used), id_digest(used))
-        steps.append(LedgerStep(len(steps) + 1, noted, rejected, False, []))
+        step = first + len(steps) + 1
+        steps.append(LedgerStep(step, noted, rejected, False, [], plan.max_epochs))
     return steps
 
 
@@ -71,6 +72,21 @@ def test_an_unfinished_epoch_shows_as_open(plan):
     first = result.epochs[0]
     assert 0 < first.open == 145 - first.planned
     assert first.planned == first.trained + sum(first.rejected.values())
+
+
+def test_a_run_that_goes_on_under_another_limit_of_epochs_is_exact(plan):
+    """Raised in the middle and after the end, and then cut: each step has the limit it knew."""
+    steps, lanes = list[LedgerStep](), [plan.lane(lane) for lane in range(LANES)]
+    for epochs, count in ((2, 7), (3, 999), (4, 5), (5, 999)):
+        longer = replace(plan, max_epochs=epochs)
+        lanes = [longer.lane(index, lane.state) for index, lane in enumerate(lanes)]
+        made = ledger(longer, lanes, len(steps), count)
+        steps += [replace(step, max_epochs=epochs) for step in made]
+    result = audit(replace(plan, max_epochs=5), steps)
+    assert result.exact, result.problems
+    assert [account.planned for account in result.epochs] == [145] * 5
+    wrong = audit(plan, [replace(step, max_epochs=5) for step in steps])
+    assert not wrong.exact
 
 
 def test_a_step_that_changed_nothing_is_rejected_with_its_reason(plan):

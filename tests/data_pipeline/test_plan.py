@@ -163,6 +163,28 @@ def test_any_plan_is_exact_from_any_kill_point(
     assert sorted(seen) == [(epoch, sample) for epoch in range(2) for sample in samples]
 
 
+@pytest.mark.parametrize("window", [16, 300])
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (None, 3), (3, 5)])
+def test_another_limit_of_epochs_loses_and_repeats_nothing_from_any_kill_point(
+    window, before, after
+):
+    manifest = synthetic_manifest([60, 40, 50])
+    short, long = (
+        Plan(manifest, config(pack_window=window), 2, max_epochs=epochs)
+        for epochs in (before, after)
+    )
+    for kill in range(26):
+        seen = []
+        for index in range(2):
+            lane = short.lane(index)
+            packs = [pack for _ in range(kill) if (pack := lane.next_pack()) is not None]
+            state = LaneState.from_json(json.loads(json.dumps(lane.state.to_json())))
+            packs += list(long.lane(index, state))
+            seen += [pair for p in packs for pair in zip(p.epochs, p.sample_ids, strict=True)]
+        first = sorted((int(e), int(i)) for e, i in seen if e < 3)
+        assert first == [(epoch, sample) for epoch in range(3) for sample in range(150)]
+
+
 def test_the_state_of_a_lane_stays_below_one_kilobyte_at_any_number_of_leftovers():
     marks = np.random.default_rng(0).random(4096) < 0.5
     carry = tuple(np.flatnonzero(marks).tolist())
