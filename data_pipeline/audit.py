@@ -16,7 +16,7 @@ import numpy as np
 from data_pipeline.lane_packer import LanePacker, LaneState, PackPlan
 from data_pipeline.plan import Plan
 from data_pipeline.plan_summary import rejected_by_reason
-from zeta.ledger import id_digest
+from zeta.packed import id_digest
 
 _MOST_PROBLEMS = 20
 NOT_FINITE = "loss or gradient was not finite"

@@ -25,7 +25,8 @@ class ResolutionConfig:
     fit: str = "keep"
     """keep the aspect ratio, or make a square: crop the middle, or squash."""
     max_upscale: float = 1.0
-    """An image is never enlarged by more than this factor."""
+    """An image is never enlarged by more than this factor, rounding to whole patches aside; only
+    kind fixed with crop or squash gives max x max whatever the image, for models of one size."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "area", "side", "side_normal", "native")

@@ -69,7 +69,9 @@ def token_grids(
         scales = np.minimum(scales, config.max_upscale)
         rows = np.maximum(1, np.rint(heights * scales / patch_size)).astype(np.int64)
         columns = np.maximum(1, np.rint(widths * scales / patch_size)).astype(np.int64)
-    else:  # squares have the drawn side whatever the image: a fixed-size model needs it
+    else:
+        if config.kind != "fixed":  # a model of one size needs it whatever the image
+            sides = np.minimum(sides, config.max_upscale * np.minimum(heights, widths))
         rows = np.maximum(1, np.rint(sides / patch_size)).astype(np.int64)
         columns = rows.copy()
     shrunk = rows * columns > max_tokens

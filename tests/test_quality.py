@@ -60,13 +60,19 @@ def test_imports_go_from_launch_over_data_pipeline_to_zeta():
 
 @pytest.mark.parametrize(
     ("package", "imported"),
-    [("zeta", "data_pipeline"), ("zeta", "launch"), ("data_pipeline", "launch")],
+    [
+        ("zeta", "data_pipeline"),
+        ("zeta", "launch"),
+        ("data_pipeline", "launch"),
+        ("data_pipeline", "zeta.trainer"),
+    ],
 )
 def test_an_import_against_the_arrows_would_be_found(tmp_path, package, imported):
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     for name in PACKAGES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "zeta/trainer.py").touch()
     (tmp_path / package / "planted.py").write_text(f"import {imported}\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     result = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from zeta.distributed import World
 from zeta.exit_codes import RunError
-from zeta.packed import PackedBatch, Rejected, StepPacks
+from zeta.packed import PackedBatch, Rejected, StepPacks, id_digest
 from zeta.run_dir import RunDir
 from zeta.sinks import JsonlFile, cut_after
 from zeta.train_config import QuarantineConfig
@@ -176,8 +175,3 @@ def used_sample_ids(pack: PackedBatch) -> list[int]:
     """Return the ids of the images of weight 1, in order."""
     ids: list[int] = pack.sample_ids[pack.weights > 0].tolist()
     return ids
-
-
-def id_digest(ids: Sequence[int]) -> str:
-    """Return a short digest of sample ids in order."""
-    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]

@@ -7,7 +7,8 @@ code and ZeRO-3 see the same shapes on every rank; whatever an image does not us
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -139,3 +140,8 @@ def merge_states(states: list[Mapping[str, Any]]) -> dict[str, Any]:
     for state in states:
         lanes.update(state["lanes"])
     return {**states[0], "lanes": dict(sorted(lanes.items(), key=lambda item: int(item[0])))}
+
+
+def id_digest(ids: Sequence[int]) -> str:
+    """Return a short digest of sample ids in order."""
+    return hashlib.sha256(",".join(map(str, ids)).encode()).hexdigest()[:16]

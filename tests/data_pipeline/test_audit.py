@@ -12,7 +12,7 @@ from data_pipeline.audit import NOT_FINITE, LedgerStep, audit_ledger
 from data_pipeline.manifest import SampleFlag
 from data_pipeline.plan import Plan
 from tests.data_pipeline.synthetic import config, synthetic_manifest
-from zeta.ledger import id_digest
+from zeta.packed import id_digest
 
 LANES = 3
 REJECTED = {7: "truncated", 50: "truncated", 90: "no image"}

@@ -57,6 +57,17 @@ def test_images_are_not_enlarged_beyond_max_upscale():
         assert (rows[0], columns[0]) == expected
 
 
+@pytest.mark.parametrize("kind", ["area", "side", "side_normal", "native"])
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_squares_are_not_enlarged_beyond_max_upscale_either(kind: str, fit: str):
+    config = ResolutionConfig(kind, 200, 512, fit=fit, max_upscale=1.5)
+    heights, widths = np.full(99, 96), np.full(99, 480)
+    u = np.linspace(0.01, 0.99, 99)
+    rows, columns, _ = token_grids(config, heights, widths, u, patch_size=16, max_tokens=4096)
+    assert (rows == 9).all()  # 1.5 x 96 pixels
+    assert (columns == 9).all()
+
+
 @pytest.mark.parametrize(("height", "width"), [(4000, 3000), (16, 65_000), (65_000, 16), (1, 1)])
 def test_an_image_above_the_budget_is_scaled_down_to_fit(height: int, width: int):
     config = ResolutionConfig("native", 1, 100_000)
