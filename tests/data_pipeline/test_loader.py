@@ -147,7 +147,7 @@ def test_a_bad_image_costs_its_own_slot_only(tmp_path: Path, manifest):
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
     damaged = read_first_steps(folder, 4)
     rejected = [r for step in damaged for r in step.rejected]
-    assert [r.sample_id for r in rejected] == [77]
+    assert {r.sample_id for r in rejected} == {77}  # once in each epoch that the steps reach
     assert rejected[0].key == "s00077"
     assert "shard-001.tar" in rejected[0].shard
     for a, b in zip(good, damaged, strict=True):

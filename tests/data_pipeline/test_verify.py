@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.build import build_shards
+from data_pipeline.index import index_shards
+from data_pipeline.stats import shard_stats
 from data_pipeline.verify import verify_shards
 from tests.data_pipeline.shard_fixtures import encode, jpeg, labelled, photo, tar_bytes, write_shard
 from tests.data_pipeline.shard_server import serve
@@ -72,3 +76,23 @@ def test_remote_shards_can_be_verified(tmp_path, monkeypatch):
     with serve(tmp_path / "remote") as server:
         near, far = verify_shards(tmp_path / "remote"), verify_shards(f"{server.url}/0.tar")
     assert [bad[1:] for bad in far.bad] == [bad[1:] for bad in near.bad]
+
+
+def test_a_caption_that_is_not_utf8_costs_nothing_where_captions_are_not_read(tmp_path):
+    """Index, statistics and a build leave its bytes alone; verification names it."""
+    caption = "caf\xe9".encode("latin-1")
+    image = jpeg(60, 80)
+    members = [("a.jpg", image), ("a.txt", b"fine"), ("bad.jpg", image), ("bad.txt", caption)]
+    (tmp_path / "in").mkdir()
+    write_shard(tmp_path / "in/a.tar", members)
+    manifest = index_shards(tmp_path / "in")
+    assert list(manifest.rejections()) == []
+    stats = shard_stats(manifest)
+    assert (stats.images, stats.captioned) == (2, 2)
+    rebuilt = build_shards(tmp_path / "in", tmp_path / "out")
+    assert len(rebuilt.samples) == 2
+    with tarfile.open(rebuilt.shards[0].path) as tar:
+        assert tar.extractfile("bad.txt").read() == caption
+    assert [line[1:] for line in verify_shards(tmp_path / "in").bad] == [
+        ("bad", "caption is not UTF-8 (byte 3)")
+    ]
