@@ -30,6 +30,7 @@ from data_pipeline.sources import FilePart, Source, SourceSample, from_memory, o
 
 BUILD_NAME = "build.json"
 _BLOCK = 512
+_RECORD = 20 * _BLOCK
 
 
 def build_shards(
@@ -132,12 +133,17 @@ def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[
     size = 0
     for sample in samples:
         nbytes = _tar_bytes(sample)
-        if shards[-1] and (size + nbytes > max_bytes or len(shards[-1]) >= max_count):
+        if shards[-1] and (_file_bytes(size + nbytes) > max_bytes or len(shards[-1]) >= max_count):
             shards.append([])
             size = 0
         shards[-1].append(sample)
         size += nbytes
     return shards
+
+
+def _file_bytes(nbytes: int) -> int:
+    """Return the size of a tar file around samples of `nbytes`: whole records."""
+    return -(-(nbytes + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
 def _tar_bytes(sample: SourceSample) -> int:

@@ -103,6 +103,13 @@ def test_shards_stay_within_the_size_limit(tmp_path):
         assert shard.nbytes <= 100_000 + 10_240  # and tar's closing record
 
 
+def test_the_end_of_a_tar_file_counts_too(tmp_path):
+    samples = [(f"{i}", {"jpg": jpeg(20 + i, 30)}) for i in range(60)]
+    manifest = build_shards(samples, tmp_path / "out", max_size_mb=0.025)
+    assert len(manifest.shards) > 2
+    assert max(Path(shard.path).stat().st_size for shard in manifest.shards) <= 25_000
+
+
 def test_one_sample_larger_than_a_shard_gets_its_own(tmp_path):
     samples = [("a", {"jpg": jpeg()}), ("b", {"jpg": jpeg(200, 200)}), ("c", {"jpg": jpeg()})]
     manifest = build_shards(samples, tmp_path / "out", max_size_mb=0.001, seed=None)
