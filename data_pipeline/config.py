@@ -127,6 +127,29 @@ class DecodeConfig:
 
 
 @dataclass
+class TextConfig:
+    """How captions become tokens; see `data_pipeline.targets`."""
+
+    tokenizer: str = "bytes"
+    """bytes (the 256 bytes of UTF-8), or the path of a tokenizer.json of the tokenizers library."""
+    max_tokens: int = 64
+    """Most tokens of a caption."""
+    truncate: bool = False
+    """Cut longer captions to max_tokens, counted as train/truncated; otherwise their pair is
+    rejected, with the reason."""
+    budget: int | None = None
+    """Tokens of all captions of a pack; unset: max_images_per_pack * max_tokens, which always
+    suffices. A pair whose caption finds no room is rejected, with the reason."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.strip():
+            raise ValueError("data.text.tokenizer is empty; give bytes, or a tokenizer.json")
+        check_range("data.text.max_tokens", self.max_tokens, 1)
+        if self.budget is not None:
+            check_range("data.text.budget", self.budget, self.max_tokens)
+
+
+@dataclass
 class DataConfig:
     """Which shards are read and how they become packs."""
 
@@ -160,6 +183,12 @@ class DataConfig:
     """Seconds for which reading a shard is tried again, or may hang, before the run fails."""
     require_labels: bool = False
     """Samples without a class are not planned; set by `zeta train` from the objective."""
+    max_labels: int | None = free(None)
+    """Most labels of an image, where images have lists of them; set by `zeta train`."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Captions (siglip, clip)."""
+    require_captions: bool = False
+    """Samples without a caption are not planned; set by `zeta train` from the objective."""
     prefix_tokens: int = 0
     """Tokens the model puts before each image's patches; set by `zeta train` from the model."""
     patch_size: int | None = None

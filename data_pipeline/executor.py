@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from data_pipeline.decode import ImageError, decode_image, patch_view
 from data_pipeline.fetch import SampleReader
 from data_pipeline.random_draws import hashes
 from data_pipeline.recipe import ImageRecipe, PackRecipe
-from data_pipeline.sample import Sample, SampleError
+from data_pipeline.sample import SampleError
+from data_pipeline.targets import PackTargets
 from zeta.packed import PackedBatch, Rejected
 
 
@@ -50,25 +52,27 @@ class ExecutedPack:
         # Between processes every tensor is a shared-memory file of its own, which pays for the
         # patches alone: the small ones travel as plain arrays.
         batch = self.batch
-        small = {name: getattr(batch, name).numpy() for name in _SMALL}
-        rest = (batch.lengths, batch.prefix_tokens, self.epoch, self.rejected, self.times)
+        tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        small = {
+            name: value.numpy()
+            for name, value in tensors.items()
+            if isinstance(value, torch.Tensor) and name != "patches"
+        }
+        counts = {name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens")}
+        rest = (counts, self.epoch, self.rejected, self.times)
         return _unpack, (batch.patches, small, *rest)
-
-
-_SMALL = ("coords", "grids", "cu_seqlens", "weights", "sample_ids", "labels")
 
 
 def _unpack(
     patches: torch.Tensor,
     small: dict[str, NDArray[np.generic]],
-    lengths: tuple[int, ...],
-    prefix_tokens: int,
+    counts: dict[str, Any],
     epoch: int,
     rejected: tuple[Rejected, ...],
     times: StageTimes,
 ) -> ExecutedPack:
-    tensors = {name: torch.from_numpy(array) for name, array in small.items()}
-    batch = PackedBatch(patches=patches, lengths=lengths, prefix_tokens=prefix_tokens, **tensors)
+    values = counts | {name: torch.from_numpy(array) for name, array in small.items()}
+    batch = PackedBatch(patches=patches, **values)
     return ExecutedPack(batch, epoch, rejected, times)
 
 
@@ -108,7 +112,7 @@ def _execute(
     grids = np.ones((limit, 2), dtype=np.int32)
     weights = np.zeros(limit, dtype=np.float32)
     sample_ids = np.full(limit, -1, dtype=np.int64)
-    labels = np.full(limit, -1, dtype=np.int64)
+    targets = PackTargets(recipe)
     lengths = np.zeros(limit + 1, dtype=np.int64)
     rejected: list[Rejected] = []
     row = 0
@@ -123,12 +127,13 @@ def _execute(
         y, x = np.divmod(kept, image.grid[1])
         coords[rows, 0], coords[rows, 1] = y, x
         try:
-            label = _label(sample, class_names, required=recipe.require_labels)
+            target = targets.read(sample, class_names)
             before = time.perf_counter()
             pixels = decode_recipe(sample.image, image, side, recipe.fit)
             times.decode += time.perf_counter() - before
             patches[rows].reshape(len(kept), side, -1)[:] = patch_view(pixels, side)[y, x]
-            labels[index], weights[index] = label, 1
+            targets.put(index, target)
+            weights[index] = 1
         except (SampleError, ImageError) as error:
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
@@ -139,9 +144,9 @@ def _execute(
         cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
         weights=torch.from_numpy(weights),
         sample_ids=torch.from_numpy(sample_ids),
-        labels=torch.from_numpy(labels),
         lengths=tuple(lengths.tolist()),
         prefix_tokens=recipe.prefix_tokens,
+        **targets.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
@@ -174,10 +179,3 @@ def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArr
         box=image.box,
         flip=image.flip,
     )
-
-
-def _label(sample: Sample, class_names: Sequence[str] | None, *, required: bool) -> int:
-    label = sample.label(class_names)
-    if label < 0 and required:
-        raise SampleError("no label: the objective needs .cls, or label in .json")
-    return label

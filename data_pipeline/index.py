@@ -22,6 +22,7 @@ from data_pipeline.image_header import ImageError, ImageFormat, ImageHeader, Rea
 from data_pipeline.manifest import Manifest
 from data_pipeline.manifest_files import (
     CLASSES_NAME,
+    READER,
     SAMPLE_DTYPE,
     VERSION,
     RejectedLine,
@@ -36,7 +37,14 @@ from data_pipeline.manifest_files import (
 from data_pipeline.parallel import run_tasks
 from data_pipeline.remote import read_range, stat
 from data_pipeline.retry import PermanentError
-from data_pipeline.sample import SampleError, label_in_json, parse_label, pick_image, suffix_of
+from data_pipeline.sample import (
+    SampleError,
+    caption_in_json,
+    labels_in_json,
+    parse_labels,
+    pick_image,
+    suffix_of,
+)
 from data_pipeline.shard_folder import ShardFolder, ShardSpec, by_folder, resolve_shards
 from data_pipeline.tar_reader import Member, iter_samples
 
@@ -56,8 +64,23 @@ class ShardIndex:
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
     """(row, key, reason) of each bad sample."""
     highest_label: int = -1
+    label_lists: int = 0
+    most_labels: int = 1
     ignored: Counter[str] = field(default_factory=Counter)
     """Tar entries that belong to no sample, by kind."""
+
+
+@dataclass
+class _Targets:
+    """What a sample has to learn from."""
+
+    labels: tuple[int, ...] | None = None
+    captioned: bool = False
+
+    @property
+    def flags(self) -> SampleFlag:
+        flags = SampleFlag(0) if self.labels is None else SampleFlag.LABELLED
+        return flags | SampleFlag.CAPTIONED if self.captioned else flags
 
 
 def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
@@ -92,20 +115,24 @@ def index_shard(
         if not key:
             index.ignored[_kind_ignored(members[0])] += 1
             continue
-        offset, header, label, flags = members[0].offset, _UNSIZED, -1, 0
+        offset, header, targets = members[0].offset, _UNSIZED, _Targets()
+        flags = SampleFlag(0)
         span = members[-1].end - offset
         try:
-            header, label, flags = _examine(read_at, members, class_names)
+            header, targets = _examine(read_at, members, class_names)
+            flags = targets.flags
             if span > _MAX_NBYTES:
                 raise SampleError(f"sample of {span} bytes; at most 4 GiB are read")
         except (ImageError, SampleError) as error:
             row = len(index.rows) // _ROW.size
             index.rejected.append((row, key, str(error)))
             flags |= SampleFlag.BAD
-        index.highest_label = max(index.highest_label, label)
-        index.rows += _ROW.pack(
-            offset, min(span, _MAX_NBYTES), header.height, header.width, label, header.format, flags
-        )
+        labels = targets.labels or ()
+        index.highest_label = max(index.highest_label, *labels, -1)
+        index.label_lists += targets.labels is not None and len(labels) != 1
+        index.most_labels = max(index.most_labels, len(labels))
+        label, size = next(iter(labels), -1), (header.height, header.width)
+        index.rows += _ROW.pack(offset, min(span, _MAX_NBYTES), *size, label, header.format, flags)
     return index
 
 
@@ -117,8 +144,8 @@ def _kind_ignored(member: Member) -> str:
 
 def _examine(
     read_at: ReadAt, members: list[Member], class_names: tuple[str, ...] | None
-) -> tuple[ImageHeader, int, int]:
-    """Return image header, label and flags of a sample; raises ImageError or SampleError."""
+) -> tuple[ImageHeader, _Targets]:
+    """Return image header and targets of a sample; raises ImageError or SampleError."""
     by_suffix: dict[str, Member] = {}
     for member in members:
         suffix = suffix_of(member.name)
@@ -127,16 +154,26 @@ def _examine(
         by_suffix[suffix] = member
     image = by_suffix[pick_image(by_suffix)]
     header = read_header(_within(read_at, image), image.nbytes)
-    flags, label = 0, -1
+    targets = _Targets()
     if "cls" in by_suffix:
-        label = parse_label(_content(read_at, by_suffix["cls"]), class_names)
-    elif "json" in by_suffix:
-        label = label_in_json(_content(read_at, by_suffix["json"]), class_names)
-    if label >= 0:
-        flags |= SampleFlag.LABELLED
+        targets.labels = parse_labels(_content(read_at, by_suffix["cls"]), class_names)
     if "txt" in by_suffix:
-        flags |= SampleFlag.CAPTIONED
-    return header, label, flags
+        targets.captioned = by_suffix["txt"].nbytes > 0
+    if "json" in by_suffix and not {"cls", "txt"} <= by_suffix.keys():
+        content = _content(read_at, by_suffix["json"])
+        if "cls" not in by_suffix:
+            targets.labels = labels_in_json(content, class_names)
+        if "txt" not in by_suffix:
+            targets.captioned = _is_captioned(content)
+    return header, targets
+
+
+def _is_captioned(content: bytes) -> bool:
+    """Whether JSON holds a usable caption; a bad one is no reason against a labelled image."""
+    try:
+        return caption_in_json(content) is not None
+    except SampleError:
+        return False
 
 
 def _content(read_at: ReadAt, member: Member) -> bytes:
@@ -175,12 +212,12 @@ def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
     tasks = []
     for name, (nbytes, mtime_ns) in zip(names, folder.stat(names), strict=True):
         entry, found = known.get(name), (nbytes, mtime_ns, classes_digest(class_names))
-        current = entry is not None and _identity(entry) == found
+        current = entry is not None and _identity(entry) == (*found, READER)
         if current:
             _part_path(folder, name).unlink(missing_ok=True)
             continue
         part = _read_part(folder, name)
-        if part is None or _identity(part[0]) != found:
+        if part is None or _identity(part[0]) != (*found, READER):
             tasks.append(_Task(folder, name, nbytes, class_names))
     if tasks:
         try:
@@ -206,8 +243,8 @@ def _copy_class_names(folder: ShardFolder) -> None:
             stream.write(content)
 
 
-def _identity(entry: ShardEntry) -> tuple[int, int, str]:
-    return entry.nbytes, entry.mtime_ns, entry.classes
+def _identity(entry: ShardEntry) -> tuple[int, int, str, int]:
+    return entry.nbytes, entry.mtime_ns, entry.classes, entry.reader
 
 
 def _index_to_part(task: _Task) -> None:
@@ -225,6 +262,9 @@ def _index_to_part(task: _Task) -> None:
             digest=hashlib.sha256(index.rows).hexdigest(),
             classes=classes_digest(task.class_names),
             ignored=dict(index.ignored),
+            label_lists=index.label_lists,
+            most_labels=index.most_labels,
+            reader=READER,
         )
     with write_atomically(_part_path(task.folder, task.name)) as stream:
         head = {"entry": asdict(entry), "rejected": index.rejected}

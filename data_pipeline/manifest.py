@@ -20,6 +20,7 @@ import numpy as np
 from data_pipeline.image_header import ImageFormat as ImageFormat
 from data_pipeline.manifest_files import (
     CLASSES_NAME,
+    READER,
     REJECTED_NAME,
     RejectedLine,
     ShardEntry,
@@ -94,6 +95,12 @@ class Manifest:
     """Sha256 over names, sizes, mtimes, counts and row digests of the shards, and the classes."""
     highest_label: int = -1
     """Largest class index of any sample, -1 without labels."""
+    label_lists: int = 0
+    """Samples with several labels, or with an empty list of them."""
+    most_labels: int = 1
+    """Labels of the sample that has most."""
+    old_index: str | None = None
+    """A folder indexed before captions in ``.json`` and lists of labels were read, if any is."""
     sources: tuple[WeightedSource, ...] = ()
     """Where the spec gives weights: its sources, in order of their shards."""
 
@@ -148,6 +155,11 @@ class _Folder:
     class_names: tuple[str, ...] | None
     missing: list[str]
     """Shards that are in the index and no longer in the folder."""
+
+    @property
+    def is_old(self) -> bool:
+        """Whether a shard was indexed by a former reader."""
+        return any(entry.reader < READER for entry in self.entries)
 
 
 def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
@@ -229,12 +241,16 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
             digest.update(json.dumps(facts).encode())
             first += entry.count
     parts = [folder.samples for folder in folders]
+    entries = [entry for folder in folders for entry in folder.entries]
     return Manifest(
         shards=tuple(shards),
         samples=join_rows(parts),
         class_names=folders[0].class_names,
         fingerprint=digest.hexdigest(),
-        highest_label=max(e.highest_label for folder in folders for e in folder.entries),
+        highest_label=max(entry.highest_label for entry in entries),
+        label_lists=sum(entry.label_lists for entry in entries),
+        most_labels=max(entry.most_labels for entry in entries),
+        old_index=next((str(folder.path) for folder in folders if folder.is_old), None),
     )
 
 

@@ -22,6 +22,8 @@ MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "manifest_rejected.jsonl"
 CLASSES_NAME = "classes.json"
 VERSION = 1
+READER = 2
+"""Reader 1 took lists of labels for errors, and saw captions in ``.txt`` only."""
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -43,9 +45,9 @@ class SampleFlag(IntFlag):
     BAD = 1
     """Cannot be trained on: never planned, counted as rejected, its reason in the rejected list."""
     LABELLED = 2
-    """Has a class label."""
+    """Has a class label, or a list of them, which may be empty."""
     CAPTIONED = 4
-    """Has a ``.txt`` member."""
+    """Has a caption: a ``.txt`` member that is not empty, or ``caption`` in ``.json``."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class ShardEntry:
     """Digest of the class map that its labels were read with."""
     ignored: dict[str, int]
     """Tar entries that belong to no sample, counted by kind."""
+    label_lists: int = 0
+    """Samples with several labels, or with an empty list of them."""
+    most_labels: int = 1
+    """Labels of the sample that has most."""
+    reader: int = 1
+    """What read the samples; see `READER`."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from data_pipeline.packing import PackLimits
 from data_pipeline.random_draws import Draw, sample_uniforms
 from data_pipeline.sample_rows import release_pages
 from data_pipeline.sampling import crop_sides, keep_counts, token_grids
-from data_pipeline.shard_masses import shard_masses, usable_samples
+from data_pipeline.shard_masses import Needs, shard_masses, usable_samples
 
 Ints = NDArray[np.int64]
 
@@ -72,10 +72,15 @@ class Plan:
                 "train.max_epochs counts passes over the shards, but each weighted source of "
                 "data.shards has passes of its own: set train.max_steps instead"
             )
+        self._needs = Needs(
+            label=config.require_labels and config.max_labels is None,
+            label_list=config.require_labels and config.max_labels is not None,
+            caption=config.require_captions,
+        )
         self.masses = shard_masses(
             self.manifest,
             self._median_patches,
-            require_labels=config.require_labels,
+            needs=self._needs,
             rules={"max_tokens": self.max_tokens, "patch": self.patch_size}
             | asdict(config.resolution),
         )
@@ -160,7 +165,7 @@ class Plan:
         return self.size_images(sample_ids, epochs, seen).lengths
 
     def _usable(self, sample_ids: Ints) -> NDArray[np.bool_]:
-        return usable_samples(self.manifest.samples[sample_ids], self.config.require_labels)
+        return usable_samples(self.manifest.samples[sample_ids], self._needs)
 
     def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, NDArray[np.bool_]]:
         rows, columns, shrunk = token_grids(
@@ -179,9 +184,12 @@ class Plan:
         usable = int(self.masses.usable[own].sum())
         unlabelled = int(self.masses.unlabelled[own].sum())
         if usable == 0 and unlabelled:
+            what, where = "class label", ".cls members, or label in .json"
+            if self.config.require_captions:
+                what, where = "caption", ".txt members, or caption in .json"
             raise ValueError(
-                f"none of the {unlabelled} images of {source.name} has the class label that the "
-                "objective needs: write .cls members, or label in .json, and index the shards again"
+                f"none of the {unlabelled} images of {source.name} has the {what} that the "
+                f"objective needs: write {where}, and index the shards again"
             )
         if usable < self.num_lanes:
             where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"

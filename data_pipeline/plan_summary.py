@@ -128,9 +128,10 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
 
 def rejected_by_reason(plan: Plan, shards: slice = slice(None)) -> dict[str, int]:
     """Return how many samples of some shards are never planned, by reason."""
+    missing = "no caption" if plan.config.require_captions else "no label"
     counts = {
         "unusable, see manifest_rejected.jsonl": plan.masses.bad[shards].sum(),
-        "no label": plan.masses.unlabelled[shards].sum(),
+        missing: plan.masses.unlabelled[shards].sum(),
     }
     return {reason: int(count) for reason, count in counts.items() if count}
 

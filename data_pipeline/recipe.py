@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.config import TextConfig
 from data_pipeline.decode import WHOLE, Box
 from data_pipeline.manifest import ImageFormat, Manifest, Shard
 from data_pipeline.plan import PackPlan, Plan
@@ -56,6 +57,10 @@ class PackRecipe:
     require_labels: bool
     epoch: int
     """Lowest epoch of its samples."""
+    max_labels: int | None = None
+    """Most labels of an image, where images have lists of them."""
+    text: TextConfig | None = None
+    """How captions become tokens, where they are needed."""
 
 
 Locate = Callable[[Shard], str | None]
@@ -76,6 +81,8 @@ def pack_recipe(
         fit=config.resolution.fit,
         require_labels=config.require_labels,
         epoch=epoch,
+        max_labels=config.max_labels,
+        text=config.text if config.require_captions else None,
     )
 
 

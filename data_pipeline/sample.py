@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = (
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _META = re.compile(r"__[^/]*__($|/)")
 _INTEGER = re.compile(r"[0-9]{1,10}")
+_SEPARATOR = re.compile(r"[\s,]+")
+_INTEGERS = re.compile(r"[0-9]{1,10}([\s,]+[0-9]{1,10})+")
 _MAX_LABEL = 2**31 - 1
 
 
@@ -40,28 +42,31 @@ class Sample:
         """The encoded image; `SampleError` if the sample has none."""
         return self.members[pick_image(self.members)]
 
-    def label(self, class_names: Sequence[str] | None) -> int:
-        """Return the class index from ``.cls``, or from ``label`` in ``.json``; -1 if absent.
+    def labels(self, class_names: Sequence[str] | None) -> tuple[int, ...] | None:
+        """Return the class indices from ``.cls``, or from ``label`` or ``labels`` in ``.json``.
 
-        A class is an integer, or a name if `class_names` is given. `SampleError` if the label
-        cannot be understood.
+        None if there is neither. A class is an integer, or a name if `class_names` is given.
+        `SampleError` if the labels cannot be understood.
         """
         if "cls" in self.members:
-            return parse_label(self.members["cls"], class_names)
+            return parse_labels(self.members["cls"], class_names)
         if "json" in self.members:
-            return label_in_json(self.members["json"], class_names)
-        return -1
+            return labels_in_json(self.members["json"], class_names)
+        return None
 
     @property
     def caption(self) -> str | None:
-        """Text of ``.txt``, or of ``caption`` in ``.json``; `SampleError` unless it is UTF-8."""
+        """Text of ``.txt``, or of ``caption`` in ``.json``; None if there is none but space.
+
+        `SampleError` unless it is UTF-8.
+        """
         if "txt" in self.members:
             try:
-                return self.members["txt"].decode("utf-8")
+                text = self.members["txt"].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise SampleError(f"caption is not UTF-8 (byte {error.start})") from None
-        value = _load_json(self.members["json"]).get("caption") if "json" in self.members else None
-        return value if isinstance(value, str) else None
+            return text if text.strip() else None
+        return caption_in_json(self.members["json"]) if "json" in self.members else None
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -93,15 +98,34 @@ def pick_image(suffixes: Iterable[str]) -> str:
 _RANK = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
 
 
-def parse_label(value: bytes | str | int, class_names: Sequence[str] | None) -> int:
+def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...]:
+    """Return the class indices of a ``.cls`` member, without repeats; else `SampleError`.
+
+    One integer or name; several integers, apart by spaces or commas; or a JSON list of integers
+    and names, which may be empty: an image of none of the classes.
+    """
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise SampleError("label is not UTF-8") from None
+    if text.startswith("[") and text not in (class_names or ()):
+        try:
+            return _label_set(json.loads(text), class_names)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, SampleError):
+                raise
+            raise SampleError(f"label {text[:80]!r} is no JSON list") from None
+    if _INTEGERS.fullmatch(text):
+        return _label_set(_SEPARATOR.split(text), class_names)
+    return (parse_label(text, class_names),)
+
+
+def parse_label(value: str | int, class_names: Sequence[str] | None) -> int:
     """Return the class index of an integer, or of a name in `class_names`; else `SampleError`.
 
     Digits are always an index, even where classes are named by numbers.
     """
-    try:
-        text = value.decode("utf-8").strip() if isinstance(value, bytes) else str(value).strip()
-    except UnicodeDecodeError:
-        raise SampleError("label is not UTF-8") from None
+    text = str(value).strip()
     if _INTEGER.fullmatch(text):
         label = int(text)
         limit = _MAX_LABEL if class_names is None else len(class_names) - 1
@@ -115,16 +139,50 @@ def parse_label(value: bytes | str | int, class_names: Sequence[str] | None) -> 
     return class_names.index(text)
 
 
-def label_in_json(content: bytes, class_names: Sequence[str] | None) -> int:
-    """Return the class index under ``label`` in a JSON object; -1 if absent or null."""
-    if b'"label"' not in content:
-        return -1
-    value = _load_json(content).get("label")
-    if value is None:
-        return -1
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise SampleError(f"label in json is a {type(value).__name__}, not an integer or a name")
-    return parse_label(value, class_names)
+def labels_in_json(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Return the class indices under ``label`` or ``labels`` in a JSON object.
+
+    `label` may be an integer, a name, or a list of them; `labels`, which is also said of other
+    things, counts if it is a list of such that can be understood. None if there is neither.
+    """
+    if b'"label' not in content:
+        return None
+    record = _load_json(content)
+    value, values = record.get("label"), record.get("labels")
+    if value is not None:
+        return _label_set(value if isinstance(value, list) else [value], class_names)
+    if not isinstance(values, list) or not all(type(item) in (int, str) for item in values):
+        return None
+    if class_names is None and not all(isinstance(item, int) for item in values):
+        return None
+    return _label_set(values, class_names)
+
+
+def caption_in_json(content: bytes) -> str | None:
+    """Return the text under ``caption`` in a JSON object; None if there is none but space.
+
+    `SampleError` if it is no valid Unicode: JSON can spell half of a surrogate pair.
+    """
+    if b'"caption"' not in content:
+        return None
+    value = _load_json(content).get("caption")
+    if not isinstance(value, str) or not value.strip():
+        return None
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SampleError(f"caption is not valid Unicode (character {error.start})") from None
+    return value
+
+
+def _label_set(values: object, class_names: Sequence[str] | None) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise SampleError(f"label is a {type(values).__name__}, not an integer, name or list")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            what = type(value).__name__
+            raise SampleError(f"label is a {what}, not an integer or a name")
+    return tuple(dict.fromkeys(parse_label(value, class_names) for value in values))
 
 
 def _load_json(content: bytes) -> dict[str, object]:

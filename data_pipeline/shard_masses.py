@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,22 +33,40 @@ class ShardMasses:
     bad: NDArray[np.float64]
     """Samples that the index flagged."""
     unlabelled: NDArray[np.float64]
-    """Samples without the class that the objective needs, bad ones not counted again."""
+    """Samples without the class, or caption, that the objective needs; bad ones not again."""
     shrunk: NDArray[np.float64]
     """Usable images with more tokens than a pack holds, at the median draw."""
 
 
-def usable_samples(samples: NDArray[np.void], require_labels: bool) -> NDArray[np.bool_]:
+class Needs(NamedTuple):
+    """What a sample must have to be planned."""
+
+    label: bool = False
+    """One class."""
+    label_list: bool = False
+    """Any number of classes, also none, as long as it is known."""
+    caption: bool = False
+
+
+def usable_samples(samples: NDArray[np.void], needs: Needs) -> NDArray[np.bool_]:
     """Return which rows of the manifest may be planned: [n]."""
     usable = (samples["flags"] & SampleFlag.BAD) == 0
-    return np.asarray(usable & (samples["label"] >= 0) if require_labels else usable)
+    if needs.label:
+        usable &= samples["label"] >= 0
+    for needed, flag in (
+        (needs.label_list, SampleFlag.LABELLED),
+        (needs.caption, SampleFlag.CAPTIONED),
+    ):
+        if needed:
+            usable &= (samples["flags"] & flag) != 0
+    return np.asarray(usable)
 
 
 def shard_masses(
     manifest: Manifest,
     count_patches: Callable[[NDArray[np.void]], tuple[NDArray[np.int64], NDArray[np.bool_]]],
     *,
-    require_labels: bool,
+    needs: Needs,
     rules: Mapping[str, object],
     cache: Path | None = None,
 ) -> ShardMasses:
@@ -56,19 +75,19 @@ def shard_masses(
     Args:
         manifest: read in chunks, so that memory does not grow with it.
         count_patches: gives the patches of some rows, and which were shrunk to fit.
-        require_labels: samples without a class cannot be used.
+        needs: samples without these cannot be used.
         rules: all that `count_patches` depends on; part of the name in the cache.
         cache: folder of the cache; None is `$XDG_CACHE_HOME/zeta` or `~/.cache/zeta`, used for
             large manifests only.
     """
     if cache is None and len(manifest.samples) < _CACHED_FROM:
-        return ShardMasses(*_count(manifest, count_patches, require_labels))
-    facts = [_VERSION, manifest.fingerprint, len(manifest.samples), require_labels, dict(rules)]
+        return ShardMasses(*_count(manifest, count_patches, needs))
+    facts = [_VERSION, manifest.fingerprint, len(manifest.samples), needs, dict(rules)]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (cache or _cache_folder()) / f"shards-{name}.npy"
     known = _read(path, (5, len(manifest.shards)))
     if known is None:
-        known = _count(manifest, count_patches, require_labels)
+        known = _count(manifest, count_patches, needs)
         _write(path, known)
     return ShardMasses(*known)
 
@@ -76,14 +95,14 @@ def shard_masses(
 def _count(
     manifest: Manifest,
     count_patches: Callable[[NDArray[np.void]], tuple[NDArray[np.int64], NDArray[np.bool_]]],
-    require_labels: bool,
+    needs: Needs,
 ) -> NDArray[np.float64]:
     sums = np.zeros((5, len(manifest.shards)))
     for start in range(0, len(manifest.samples), _CHUNK):
         samples = np.array(manifest.samples[start : start + _CHUNK])
         shards = manifest.shard_of(np.arange(start, start + len(samples)))
         bad = (samples["flags"] & SampleFlag.BAD) != 0
-        usable = usable_samples(samples, require_labels)
+        usable = usable_samples(samples, needs)
         patches, shrunk = count_patches(samples[usable])
         columns = (
             (shards[usable], patches),

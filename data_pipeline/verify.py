@@ -107,7 +107,7 @@ def _faults(
     sample = parse_sample(data, shard=path, offset=offset)
     checks: tuple[Callable[[], object], ...] = (
         lambda: _decode(sample),
-        lambda: sample.label(class_names),
+        lambda: sample.labels(class_names),
         lambda: sample.caption,
     )
     for check in checks:

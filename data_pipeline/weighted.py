@@ -74,4 +74,7 @@ def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
         fingerprint=digest.hexdigest(),
         highest_label=max(manifest.highest_label for manifest in manifests),
         sources=tuple(sources),
+        label_lists=sum(manifest.label_lists for manifest in manifests),
+        most_labels=max(manifest.most_labels for manifest in manifests),
+        old_index=next((m.old_index for m in manifests if m.old_index is not None), None),
     )

@@ -209,6 +209,12 @@ def _check_sections_together(config: ZetaConfig) -> None:
             f"train.watchdog.data_s = {watchdog.data_s:g}, after which a rank that waits for data "
             "is taken to hang: raise train.watchdog.data_s and train.watchdog.train_s"
         )
+    objective, outputs = config.objective, config.model.num_classes
+    if objective.image_text and outputs not in (None, objective.embed_dim):
+        raise ValueError(
+            f"model.num_classes is {outputs}, but objective.kind {objective.kind} has no classes: "
+            f"leave it out (images are embedded in objective.embed_dim = {objective.embed_dim})"
+        )
     if config.model.channels not in (None, 3):
         raise ValueError(
             f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"

@@ -54,6 +54,11 @@ def evaluate_export(
         ValueError: not an export, no labels, or classes that the model was not trained on.
     """
     config = read_config(export)
+    if "text" in config:
+        raise ValueError(
+            f"{export} is the export of an image-text model: its outputs are embeddings to compare "
+            "with texts, not classes"
+        )
     manifest = Manifest.open(shards)
     classes = class_map(config["info"].get("class_names"), config["model"]["num_classes"], manifest)
     model = load_pretrained(export)

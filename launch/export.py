@@ -9,7 +9,8 @@ from typing import Any
 
 from launch.config import load_config
 from zeta.checkpoint import load_full_weights, newest_whole, read_trainer_state
-from zeta.pretrained import save_pretrained
+from zeta.models.image_text import split_weights, text_arguments
+from zeta.pretrained import TextExport, save_pretrained
 from zeta.run_dir import RunDir
 from zeta.timm_format import save_timm
 
@@ -28,8 +29,9 @@ def export_run(
         run_path: run directory.
         out: folder to write; a former export there is replaced once the new one is whole.
         step: checkpoint to export; None: the newest that passes its hashes.
-        form: zeta (for `zeta eval` and `NaViT.from_pretrained`) or timm (for
-            ``timm.create_model("local-dir:OUT", pretrained=True)``).
+        form: zeta (for `zeta eval` and `NaViT.from_pretrained`; with the text encoder and the
+            tokenizer, if there are any) or timm (for ``timm.create_model("local-dir:OUT",
+            pretrained=True)``; of an image-text model the image encoder alone).
         average: the moving average of the weights (`train.ema_decay`) instead of the weights.
 
     Raises:
@@ -42,11 +44,17 @@ def export_run(
     if not run_dir.config.is_file():
         raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")
     checkpoint = newest_whole(run_dir.checkpoints, step)
-    arguments = load_config(str(checkpoint / "config.yaml")).model.resolve()
-    weights = load_full_weights(checkpoint, average=average)
+    config = load_config(str(checkpoint / "config.yaml"))
+    arguments, objective = config.model.resolve(), config.objective
+    weights, text = load_full_weights(checkpoint, average=average), None
+    if objective.image_text:
+        weights, others = split_weights(weights)
+        tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
+        text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
     if form == "timm":
         return save_timm(out, weights, arguments)
-    return save_pretrained(out, weights, arguments, _facts(run_dir, checkpoint, average))
+    facts = _facts(run_dir, checkpoint, average)
+    return save_pretrained(out, weights, arguments, facts, text)
 
 
 def _facts(run_dir: RunDir, checkpoint: Path, average: bool) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_pipeline.executor import Executor, decode_recipe
@@ -12,10 +14,12 @@ from data_pipeline.image_header import ImageError
 from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.sample import SampleError
 from data_pipeline.tar_reader import read_sample
+from data_pipeline.tokenizer import open_tokenizer
 from data_pipeline.weighted import open_shards
 from launch.config import load_config
 from launch.pack_picture import PackPicture, draw_pack
 from launch.run_setup import resolve_with_shards, training_plan
+from zeta.packed import PackedBatch
 from zeta.run_dir import RunDir
 
 
@@ -30,16 +34,32 @@ def draw_first_pack(run_dir: RunDir) -> Path:
     plan = training_plan(resolve_with_shards(config, manifest), manifest)
     recipe = pack_recipe(plan, plan.lane(0).next_pack(), epoch=0)
     batch = Executor(manifest.class_names, plan.config.read_deadline_s).execute(recipe).batch
-    names = manifest.class_names
-    labels = batch.labels[: len(recipe.images)].tolist()
     picture = PackPicture.from_batch(
         batch,
         [_whole_image(image, recipe) for image in recipe.images],
-        [str(label) if names is None or label < 0 else names[label] for label in labels],
+        titles(batch, len(recipe.images), manifest.class_names, plan.config.text.tokenizer),
     )
     path = run_dir.pack_picture
     path.write_bytes(draw_pack(picture))
     return path
+
+
+def titles(
+    batch: PackedBatch, images: int, class_names: Sequence[str] | None, tokenizer: str
+) -> list[str]:
+    """Return what the first `images` images of a pack are said to show: captions or classes."""
+    if batch.text_ids is not None:
+        captions = torch.split(batch.text_ids, list(batch.text_lengths))[:images]
+        return [open_tokenizer(tokenizer).decode(ids.tolist()) for ids in captions]
+    rows = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
+
+    def name(label: int) -> str:
+        return str(label) if class_names is None else class_names[label]
+
+    return [
+        ", ".join(name(label) for label in row if label >= 0) or "-"
+        for row in rows[:images].tolist()
+    ]
 
 
 def _whole_image(image: ImageRecipe, recipe: PackRecipe) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from typing import Any
 from data_pipeline.config import DataConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
+from data_pipeline.tokenizer import open_tokenizer
 from launch.config import ZetaConfig
 from zeta.models.config import check_arguments, prefix_tokens
 
@@ -20,9 +21,60 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     """Fill in what a config leaves to the shards and the model, and check that they agree.
 
     Raises:
-        ValueError: no classes are known, the shards have more than the model's head, or the config
-            says something else of the model's patches than the model.
+        ValueError: no classes are known, the shards have more than the model's head, or labels
+            that the objective cannot learn from; the tokenizer of captions cannot be read; or the
+            config says something else of the model's patches than the model.
     """
+    image_text = config.objective.image_text
+    outputs = config.objective.embed_dim if image_text else _classes(config, manifest)
+    model = replace(config.model, num_classes=outputs)
+    arguments = model.resolve()
+    check_arguments(arguments)
+    if arguments["arch"] == "megavit":
+        _check_fixed_size(config.data, arguments["image_size"])
+    resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
+    return _with_captions(resolved, manifest) if image_text else _with_labels(resolved, manifest)
+
+
+def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Plan captioned samples only, and give the text encoder the vocabulary of the tokenizer."""
+    if manifest.old_index is not None:
+        raise ValueError(
+            f"objective.kind {config.objective.kind} needs captions, and the shards in "
+            f"{manifest.old_index} were indexed by a version that did not read all of them: type "
+            f"`zeta shards index {manifest.old_index}`"
+        )
+    text = config.data.text
+    vocabulary = {
+        "vocab_size": open_tokenizer(text.tokenizer).vocab_size,
+        "max_tokens": text.max_tokens,
+    }
+    for name, value in vocabulary.items():
+        if getattr(config.objective.text, name) not in (None, value):
+            raise ValueError(
+                f"objective.text.{name} is {getattr(config.objective.text, name)}, but data.text "
+                f"makes it {value}: leave it out"
+            )
+    objective = replace(config.objective, text=replace(config.objective.text, **vocabulary))
+    data = replace(config.data, require_labels=False, require_captions=True)
+    return replace(config, objective=objective, data=data)
+
+
+def _with_labels(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Have the lists of labels read where there are any, if the objective can learn from them."""
+    if manifest.label_lists == 0:
+        return config
+    if config.objective.kind != "sigmoid":
+        raise ValueError(
+            f"objective.kind is {config.objective.kind}, which learns one class an image, but "
+            f"{manifest.label_lists} images of the shards have several labels, or an empty list "
+            "of them: set objective.kind=sigmoid"
+        )
+    return replace(config, data=replace(config.data, max_labels=manifest.most_labels))
+
+
+def _classes(config: ZetaConfig, manifest: Manifest) -> int:
+    """Return the number of classes, from the config or the shards."""
     if manifest.highest_label < 0:
         raise ValueError(
             "no image in the shards has a class: put the images into one folder a class and build "
@@ -46,12 +98,7 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             f"{manifest.highest_label}: set model.num_classes to at least "
             f"{manifest.highest_label + 1}, or correct the labels"
         )
-    model = replace(config.model, num_classes=num_classes)
-    arguments = model.resolve()
-    check_arguments(arguments)
-    if arguments["arch"] == "megavit":
-        _check_fixed_size(config.data, arguments["image_size"])
-    return replace(config, model=model, data=data_for_model(config.data, arguments))
+    return num_classes
 
 
 def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataConfig:

@@ -22,7 +22,8 @@ from data_pipeline.weighted import open_shards
 from launch.config import ZetaConfig, fixed_changes, load_config
 from launch.run_setup import resolve_with_shards, training_plan
 from zeta.checkpoint import check_same_model, read_trainer_state, step_names
-from zeta.models.config import build_model, prefix_tokens
+from zeta.models.config import prefix_tokens
+from zeta.models.image_text import build_for_objective
 from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
 
@@ -113,6 +114,12 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
             f"{run_dir.path} holds a run with another config: {listed}. Change it back, or choose "
             "another run.dir"
         )
+    tokenizer = Path(config.data.text.tokenizer).expanduser()
+    if run_dir.tokenizer.exists() and run_dir.tokenizer.read_bytes() != tokenizer.read_bytes():
+        raise ValueError(
+            f"data.text.tokenizer {tokenizer} is not the one that the run in {run_dir.path} began "
+            f"with; that is {run_dir.tokenizer}"
+        )
 
 
 def check_writable(run_dir: RunDir) -> None:
@@ -173,7 +180,7 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
     except (OSError, ValueError, KeyError):
         return None  # a damaged checkpoint is set aside when the run starts
     with torch.device("meta"):
-        model = build_model(config.model, config.train.seed)
+        model = build_for_objective(config.model, config.objective, config.train.seed)
     check_same_model(parameters, parameter_shapes(model), str(newest))
     check_state(plan, data)
     return dict(saved)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import traceback
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import torch
 import yaml
 
 from data_pipeline.loader import PackLoader
 from data_pipeline.manifest import Manifest
+from data_pipeline.tokenizer import BYTES
 from launch.config import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.start import Start, check_start
@@ -27,7 +30,7 @@ from zeta.distributed import (
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
-from zeta.models.config import build_model
+from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
 from zeta.watchdog import Watchdog
@@ -106,7 +109,9 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
         num_classes = config.model.resolve()["num_classes"]
         trainer = Trainer(
             model=build_for_training(
-                partial(build_model, config.model, config.train.seed), config.train, world
+                partial(build_for_objective, config.model, config.objective, config.train.seed),
+                config.train,
+                world,
             ),
             objective=build_objective(config.objective, num_classes),
             source=loader,
@@ -142,6 +147,8 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     building.replace(run_dir.config)
     if manifest.class_names is not None:
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
+    if config.data.require_captions and config.data.text.tokenizer != BYTES:
+        shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
 
 
 def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -> None:

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from zeta.attention import varlen_obstacle
 from zeta.balance import ForwardClock
 from zeta.distributed import World, compiler_available
+from zeta.layers import Attention, AttentionPool, ParallelBlock
 from zeta.models.packed_vit import PackedViT
+from zeta.models.text_tower import TextTower
 from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.optim import build_optimizer
 from zeta.packed import PackedBatch
@@ -76,9 +78,9 @@ class TrainEngine:
         self.packs_per_rank = -(-train.packs_per_step // world.size)
         model = model.to(world.device)
         for module in model.modules():
-            if isinstance(module, PackedViT):
+            if isinstance(module, PackedViT | TextTower):
                 module.activation_checkpointing = train.activation_checkpointing
-                choose_attention(module, train, world.device)
+        choose_attention(model, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
         self.deepspeed, *_ = deepspeed.initialize(
@@ -210,21 +212,22 @@ def should_compile(mode: str, device: torch.device) -> bool:
     return mode == "true"
 
 
-def choose_attention(model: PackedViT, train: TrainConfig, device: torch.device) -> None:
+def choose_attention(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
     """Let `model` attend by `train.attention`.
 
     Raises:
         ValueError: varlen was asked for where it cannot run.
     """
     dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    for layer in model.attention_layers():
+    kinds = (Attention, AttentionPool, ParallelBlock)
+    for layer in (module for module in model.modules() if isinstance(module, kinds)):
         obstacle = varlen_obstacle(device, dtype, layer.dim_head)
         if train.attention == "varlen" and obstacle is not None:
             raise ValueError(
                 f"train.attention is varlen, which cannot run here: {obstacle}; set "
                 "train.attention=auto"
             )
-    model.use_attention(train.attention)
+        layer.backend = train.attention
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -232,8 +235,9 @@ def compile_blocks(model: nn.Module) -> None:
 
     Block by block, so that the code is compiled once for all blocks of one shape.
     """
-    for block in getattr(model, "blocks", ()):
-        block.compile()
+    for module in model.modules():
+        for block in getattr(module, "blocks", ()):
+            block.compile()
 
 
 def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
     from zeta.models.packed_vit import PackedViT
+    from zeta.models.text_tower import TextTower
 
 _MATRIX = 6
 """Operations a weight and row: a multiplication and an addition, in three products."""
@@ -65,8 +66,8 @@ class FlopRates:
         )
 
 
-def flop_rates(model: PackedViT) -> FlopRates:
-    """Return the operations of a packed Vision Transformer, at any sharding of its weights."""
+def flop_rates(model: PackedViT | TextTower) -> FlopRates:
+    """Return the operations of a packed transformer, at any sharding of its weights."""
     layers = [m for m in model.blocks.modules() if isinstance(m, Attention | ParallelBlock)]
     attention = sum(layer.heads * layer.dim_head for layer in layers)
     per_token = float(

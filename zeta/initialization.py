@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from zeta.layers import LayerScale
+from zeta.layers import LayerScale, LogitScale
 from zeta.optim import full_shape
 from zeta.position import initial_table
 
@@ -24,12 +24,12 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
 
     Norm weights are 1 and biases 0; position tables are smooth with unit variance
     (`initial_table`); matrices are drawn for even variance forward and backward (Glorot and Bengio
-    2010), the patch projection for tokens of unit variance; the head starts small.
+    2010), patch projection and token table for tokens of unit variance; heads start small.
     """
     generator = torch.Generator().manual_seed(_stream(name, seed))
     leaf = name.rsplit(".", 1)[-1]
     leaf_module = name.split(".")[-2] if "." in name else ""
-    if leaf in ("pos_embed_y", "pos_embed_x"):
+    if leaf in ("pos_embed_y", "pos_embed_x", "pos_embed_text"):
         return initial_table(shape[1], shape[2], generator)[None]
     if leaf == "pos_embed":
         rows, columns = (initial_table(n, shape[3], generator) for n in shape[1:3])
@@ -40,9 +40,11 @@ def initial_value(name: str, shape: torch.Size, seed: int) -> Tensor:
         return torch.ones(shape)
     if leaf == "latent":
         deviation = shape[-1] ** -0.5
-    elif leaf in ("reg_token", "cls_token") or name == "head.weight":
+    elif leaf in ("reg_token", "cls_token") or leaf_module == "head":
         deviation = 0.02
-    elif name == "embeds.proj.weight" or leaf_module == "in_proj":
+    elif leaf == "token_embed":
+        deviation = 1.0
+    elif name.endswith("embeds.proj.weight") or leaf_module == "in_proj":
         deviation = shape[1] ** -0.5
     elif len(shape) == 2:
         deviation = math.sqrt(2 / (_outputs(name, shape) + shape[1]))
@@ -70,10 +72,13 @@ def initialize(model: nn.Module, seed: int) -> None:
 
 
 def _value(model: nn.Module, name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The one value that is an option of its layer is the layer scale; else `initial_value`."""
-    owner = model.get_submodule(name.rpartition(".")[0])
+    """The values that are options of their layer are the scales'; else `initial_value`."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
     if isinstance(owner, LayerScale):
         return torch.full(shape, owner.initial)
+    if isinstance(owner, LogitScale):
+        return torch.full(shape, owner.initial[leaf])
     return initial_value(name, shape, seed)
 
 

@@ -7,11 +7,14 @@ bias: a bias on the keys has a true gradient of zero, and Adam would amplify its
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from zeta.attention import Segments, attend
 
@@ -176,6 +179,18 @@ class ParallelBlock(nn.Module):
         return out_TC
 
 
+def run_blocks(
+    blocks: Iterable[nn.Module], x_TC: Tensor, segments: Segments, *, recompute: bool
+) -> Tensor:
+    """Map tokens [T, C] through transformer blocks; `recompute` keeps no activations of a block."""
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x_TC = checkpoint(block, x_TC, segments, use_reentrant=False)
+        else:
+            x_TC = block(x_TC, segments)
+    return x_TC
+
+
 class AttentionPool(nn.Module):
     """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
 
@@ -214,3 +229,27 @@ def put_prefix(x_TC: Tensor, token_1RC: Tensor | None, rows: Tensor | None) -> T
         return x_TC
     images = len(rows) // token_1RC.shape[1]
     return x_TC.index_copy(0, rows, token_1RC[0].to(x_TC.dtype).repeat(images, 1))
+
+
+class LogitScale(nn.Module):
+    """The learned temperature, and bias, of the similarities of images and texts.
+
+    Args:
+        scale: initial factor on the cosines; its logarithm is learned.
+        bias: initial bias; None: there is none.
+        limit: the factor goes no higher.
+    """
+
+    def __init__(self, scale: float, bias: float | None, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.initial = {"log_scale": math.log(scale), "logit_bias": bias or 0.0}
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.empty(1))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return scale and bias, float32 scalars; the gradient passes the limit of the scale."""
+        scale = self.log_scale.float().exp()[0]
+        scale = scale + (scale.clamp(max=self.limit) - scale).detach()
+        bias = torch.zeros_like(scale) if self.logit_bias is None else self.logit_bias.float().sum()
+        return scale, bias

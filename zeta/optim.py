@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zeta.train_config import OptimConfig
 
-_TABLES = ("pos_embed", "latent", "cls_token", "reg_token", "register")
+_TABLES = ("pos_embed", "token_embed", "latent", "cls_token", "reg_token", "register")
 
 
 GROUPS = ("body", "head", "none")

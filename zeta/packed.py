@@ -44,10 +44,17 @@ class PackedBatch:
     """Host copy of the I + 1 segment lengths, so that no kernel choice waits for the device."""
     prefix_tokens: int = 0
     """Rows at the start of every image that belong to the model, not to patches."""
+    label_sets: Tensor | None = None
+    """[I, M] int64 class indices of images with any number of them, -1 after the last one; None
+    where every image has one label. `labels` then holds the first."""
     text_ids: Tensor | None = None
     """[text budget] int64 tokens of all captions, end to end (image-text objectives only)."""
     text_cu_seqlens: Tensor | None = None
     """[I + 2] int32 boundaries of the captions, laid out as `cu_seqlens`."""
+    text_lengths: tuple[int, ...] = ()
+    """Host copy of the I + 1 lengths of the captions; the last one is tail padding."""
+    text_cut: Tensor | None = None
+    """[I] bool: the caption had more tokens than `data.text.max_tokens`, and was cut."""
 
     @property
     def max_seqlen(self) -> int:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,21 @@ from zeta.models.config import model_from_arguments
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+TEXT_FILE = "text.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 FORMAT = "zeta-1"
+
+
+@dataclass(frozen=True)
+class TextExport:
+    """The text encoder of an image-text model, as it goes into an export."""
+
+    arguments: Mapping[str, Any]
+    """Constructor arguments of `zeta.models.text_tower.TextTower`, and the `kind` of objective."""
+    state_dict: Mapping[str, Tensor]
+    """Weights of the text tower under `text.`, of scale and bias under `logits.`."""
+    tokenizer: Path | None
+    """The tokenizer.json; None: bytes."""
 
 
 def save_pretrained(
@@ -31,6 +46,7 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor],
     model_arguments: Mapping[str, Any],
     info: Mapping[str, Any],
+    text: TextExport | None = None,
 ) -> Path:
     """Write a model to `out_dir` and return its path.
 
@@ -39,6 +55,7 @@ def save_pretrained(
         state_dict: whole (not sharded) weights by parameter name, buffers mean and std included.
         model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
         info: JSON-able facts to keep with the weights (step, class names, where they come from).
+        text: the text encoder that the model, then an image encoder, was trained with.
 
     Raises:
         ValueError: `out_dir` exists and is no export.
@@ -49,8 +66,15 @@ def save_pretrained(
         "preprocessing": preprocessing(state_dict, model_arguments),
         "info": dict(info),
     }
+    if text is not None:
+        tokenizer = "bytes" if text.tokenizer is None else TOKENIZER_FILE
+        config["text"] = {"model": dict(text.arguments), "tokenizer": tokenizer}
     with whole_directory(out_dir) as partial:
         write_weights(partial, state_dict)
+        if text is not None:
+            write_weights(partial, text.state_dict, TEXT_FILE)
+            if text.tokenizer is not None:
+                shutil.copyfile(text.tokenizer, partial / TOKENIZER_FILE)
         write_config(partial, config)
     return Path(out_dir)
 
@@ -94,7 +118,9 @@ def preprocessing(
     }
 
 
-def write_weights(directory: Path, state_dict: Mapping[str, Tensor]) -> None:
+def write_weights(
+    directory: Path, state_dict: Mapping[str, Tensor], name: str = WEIGHTS_FILE
+) -> None:
     """Write the tensors as safetensors, contiguous and on the CPU.
 
     Raises:
@@ -102,9 +128,9 @@ def write_weights(directory: Path, state_dict: Mapping[str, Tensor]) -> None:
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     try:
-        save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(tensors, directory / name, metadata={"format": "pt"})
     except SafetensorError as error:  # its own type even for a full disk
-        raise OSError(f"{directory / WEIGHTS_FILE} cannot be written: {error}") from error
+        raise OSError(f"{directory / name} cannot be written: {error}") from error
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
@@ -149,7 +175,8 @@ def _is_only_an_export(directory: Path) -> bool:
     The directory is replaced as a whole, so a file more would be lost, and a config.json alone may
     be anybody's.
     """
-    if {path.name for path in directory.iterdir()} != {WEIGHTS_FILE, CONFIG_FILE}:
+    there = {path.name for path in directory.iterdir()}
+    if there - {TEXT_FILE, TOKENIZER_FILE} != {WEIGHTS_FILE, CONFIG_FILE}:
         return False
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())

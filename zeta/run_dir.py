@@ -30,6 +30,11 @@ class RunDir:
         return self.path / "classes.json"
 
     @property
+    def tokenizer(self) -> Path:
+        """The tokenizer.json of captions, unless they are read as bytes."""
+        return self.path / "tokenizer.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: `step` and the metrics logged at it."""
         return self.path / "metrics.jsonl"

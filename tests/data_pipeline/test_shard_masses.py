@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.manifest import SampleFlag
-from data_pipeline.shard_masses import shard_masses
+from data_pipeline.shard_masses import Needs, shard_masses
 from tests.data_pipeline.synthetic import synthetic_manifest
 
 
@@ -24,13 +24,30 @@ def test_every_sample_of_every_shard_is_counted_as_one_thing():
     samples = manifest.samples
     samples["flags"][[2, 40]] |= np.uint8(SampleFlag.BAD)
     samples["label"][[2, 50]] = -1
-    masses = shard_masses(manifest, count, require_labels=True, rules={})
+    masses = shard_masses(manifest, count, needs=Needs(label=True), rules={})
     assert masses.bad.tolist() == [1, 0, 1]
     assert masses.unlabelled.tolist() == [0, 0, 1]
     assert (masses.usable + masses.bad + masses.unlabelled).tolist() == [30, 1, 69]
     usable = np.setdiff1d(np.arange(100), [2, 40, 50])
     assert masses.tokens.sum() == np.minimum(samples["height"][usable], 150).sum()
     assert masses.shrunk.sum() == (samples["height"][usable] > 150).sum()
+
+
+def test_what_a_sample_needs_is_a_class_a_list_of_them_or_a_caption():
+    manifest = synthetic_manifest([4, 4])
+    samples = manifest.samples
+    samples["label"] = -1
+    samples["label"][:3] = 0
+    samples["flags"][:5] |= np.uint8(SampleFlag.LABELLED)  # two of them with an empty list
+    samples["flags"][[0, 7]] |= np.uint8(SampleFlag.CAPTIONED)
+    samples["flags"][7] |= np.uint8(SampleFlag.BAD)
+    for needs, usable in (
+        (Needs(), 7),
+        (Needs(label=True), 3),
+        (Needs(label_list=True), 5),
+        (Needs(caption=True), 1),
+    ):
+        assert shard_masses(manifest, count, needs=needs, rules={}).usable.sum() == usable
 
 
 def test_the_cache_is_used_only_for_the_same_shards_and_rules(tmp_path: Path):
@@ -42,7 +59,7 @@ def test_the_cache_is_used_only_for_the_same_shards_and_rules(tmp_path: Path):
 
     def masses(labels: bool = False, **rules: object):
         return shard_masses(
-            manifest, counted, require_labels=labels, rules=rules, cache=tmp_path / "cache"
+            manifest, counted, needs=Needs(label=labels), rules=rules, cache=tmp_path / "cache"
         )
 
     first = masses(patch=16)
@@ -60,7 +77,7 @@ def test_the_cache_is_used_only_for_the_same_shards_and_rules(tmp_path: Path):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     masses = shard_masses(
-        synthetic_manifest([5]), count, require_labels=False, rules={}, cache=tmp_path / "file"
+        synthetic_manifest([5]), count, needs=Needs(), rules={}, cache=tmp_path / "file"
     )
     assert masses.usable.tolist() == [5]
 

@@ -33,7 +33,7 @@ def random_outputs(count, seed=0, scale=8.0, bias=-3.0, dim=6):
 
 
 def pack_of(count, used):
-    return SimpleNamespace(weights=(torch.arange(count) < used).float())
+    return SimpleNamespace(weights=(torch.arange(count) < used).float(), text_cut=None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

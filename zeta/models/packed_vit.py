@@ -17,13 +17,12 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from zeta.attention import BACKENDS, Segments
-from zeta.config_field import check_choice, check_whole
+from zeta.attention import Segments
+from zeta.config_field import check_whole
 from zeta.flops import FlopRates, flop_rates
 from zeta.initialization import initialize
-from zeta.layers import Attention, AttentionPool, Norm, ParallelBlock
+from zeta.layers import Norm, run_blocks
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
 from zeta.packed import PackedBatch
 from zeta.patchify import (
@@ -105,17 +104,6 @@ class PackedViT(nn.Module, ABC):
         for block in self.blocks:
             block.compile()
 
-    def use_attention(self, backend: str) -> None:
-        """Let every layer attend by this back-end, see `zeta.attention`."""
-        check_choice("backend", backend, BACKENDS)
-        for layer in self.attention_layers():
-            layer.backend = backend
-
-    def attention_layers(self) -> list[Attention | ParallelBlock | AttentionPool]:
-        """Return the layers that attend."""
-        kinds = (Attention, ParallelBlock, AttentionPool)
-        return [module for module in self.modules() if isinstance(module, kinds)]
-
     @classmethod
     def from_pretrained(cls, path: Path | str) -> Self:
         """Load the model that `zeta.pretrained.save_pretrained` wrote to a directory."""
@@ -148,11 +136,9 @@ class PackedViT(nn.Module, ABC):
         x_TC = self.embeds(
             self._normalise(packed.patches), packed.coords, packed.grids[image_T], prefix_rows
         )
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_TC = checkpoint(block, x_TC, packed.segments, use_reentrant=False)
-            else:
-                x_TC = block(x_TC, packed.segments)
+        x_TC = run_blocks(
+            self.blocks, x_TC, packed.segments, recompute=self.activation_checkpointing
+        )
         features: Tensor = self.norm(x_TC)
         return features
 

@@ -23,13 +23,18 @@ class _Classification(ABC):
         self.label_smoothing = config.label_smoothing
 
     def check(self, batch: PackedBatch) -> None:
-        """Raise `RunError` if an image to learn from has no label in [0, num_classes)."""
+        """Raise `RunError` if an image to learn from has no label in [0, num_classes).
+
+        Where images have lists of labels, -1 ends a list and an empty one is a target too.
+        """
         outside = (batch.labels < 0) | (batch.labels >= self.num_classes)
+        if batch.label_sets is not None:
+            outside = (batch.label_sets >= self.num_classes).any(dim=1)
         bad = torch.nonzero(outside & (batch.weights > 0))
         if bad.numel():
             row = int(bad[0])
             raise RunError(
-                f"sample {int(batch.sample_ids[row])} has label {int(batch.labels[row])}; labels "
+                f"sample {int(batch.sample_ids[row])} has label {_largest(batch, row)}; labels "
                 f"must be 0 to {self.num_classes - 1} (model.num_classes = {self.num_classes}). "
                 "Correct the sample's .cls member or model.num_classes"
             )
@@ -43,9 +48,12 @@ class _Classification(ABC):
         return ClassificationTally(self)
 
     def counts(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return top1: the number of weighted images whose largest output is their label."""
-        correct = (outputs.argmax(dim=-1) == batch.labels) & (batch.weights > 0)
-        return {"top1": correct.sum()}
+        """Return top1: weighted images whose largest output is their label, or one of them."""
+        best = outputs.argmax(dim=-1)
+        hit = best == batch.labels
+        if batch.label_sets is not None:
+            hit = (best[:, None] == batch.label_sets).any(dim=1)
+        return {"top1": (hit & (batch.weights > 0)).sum()}
 
     @staticmethod
     def _weighted_sum(losses: Tensor, batch: PackedBatch) -> Tensor:
@@ -53,8 +61,21 @@ class _Classification(ABC):
         return torch.where(batch.weights > 0, losses * batch.weights, 0.0).sum()
 
 
+def _largest(batch: PackedBatch, row: int) -> int:
+    return int(batch.labels[row] if batch.label_sets is None else batch.label_sets[row].max())
+
+
 class SoftmaxClassification(_Classification):
     """Cross-entropy of the softmax over classes, with label smoothing (Szegedy et al. 2016)."""
+
+    def check(self, batch: PackedBatch) -> None:
+        """As for any classification; and raise `RunError` if images have lists of labels."""
+        if batch.label_sets is not None:
+            raise RunError(
+                "the packs carry lists of labels, and objective.kind=softmax learns one class an "
+                "image: set objective.kind=sigmoid"
+            )
+        super().check(batch)
 
     def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Return the sum of cross-entropies, in nats, of the weighted images of [I, K] outputs."""
@@ -68,13 +89,17 @@ class SoftmaxClassification(_Classification):
 class SigmoidClassification(_Classification):
     """Binary cross-entropy of each class, summed over classes (Beyer et al. 2020).
 
-    Smoothing s gives the label 1 - s + s/K and every other class s/K.
+    An image may have any number of labels. Smoothing s gives each of them 1 - s + s/K and every
+    other class s/K.
     """
 
     def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Return the sum over weighted images and all classes of [I, K] outputs, in nats."""
-        labels = batch.labels.clamp(0, self.num_classes - 1)
-        targets = F.one_hot(labels, self.num_classes).to(torch.float32)
+        labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
+        # -1 marks a label in a column of its own, which is cut off.
+        targets = outputs.new_zeros(len(labels), self.num_classes + 1, dtype=torch.float32)
+        targets = targets.scatter(1, torch.where(labels < 0, self.num_classes, labels), 1.0)
+        targets = targets[:, : self.num_classes]
         targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / self.num_classes
         losses = F.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none")
         return self._weighted_sum(losses.sum(dim=-1), batch)

@@ -66,16 +66,15 @@ class ImageTextObjective:
         losses = torch.split(result.losses_n, sizes)
         recalls = {name: torch.split(found, sizes) for name, found in result.recalls.items()}
         images, texts = (torch.split(x, sizes) for x in (gradient.images, gradient.texts))
-        return [
-            JoinedPack(
-                losses[i].sum(),
-                ImageTextOutputs(
-                    _put_back(images[i], mask), _put_back(texts[i], mask), d_scale, d_bias
-                ),
-                {name: parts[i].sum() for name, parts in recalls.items()},
-            )
-            for i, mask in enumerate(counted)
-        ]
+        packs = []
+        for i, mask in enumerate(counted):
+            by_images, by_texts = _put_back(images[i], mask), _put_back(texts[i], mask)
+            sums = {name: parts[i].sum() for name, parts in recalls.items()}
+            if (cut := batches[i].text_cut) is not None:
+                sums["truncated"] = (cut & mask).sum()
+            by_outputs = ImageTextOutputs(by_images, by_texts, d_scale, d_bias)
+            packs.append(JoinedPack(losses[i].sum(), by_outputs, sums))
+        return packs
 
     def tally(self) -> RetrievalTally:
         """Return an empty account of held-out pairs."""
@@ -90,7 +89,7 @@ class JoinedPack:
     """Scalar sum of the losses of the pack's pairs."""
     gradient: ImageTextOutputs
     """Of the step's loss sum, by the outputs of this pack."""
-    recalls: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
 
     def loss_sum(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Tensor:
         """Return the pack's loss, with the gradient that the whole step has by its outputs."""
@@ -99,8 +98,8 @@ class JoinedPack:
         return self.loss + (linear - linear.detach())
 
     def counts(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return how many images found their text first of the whole step, and the reverse."""
-        return self.recalls
+        """Return how many pairs were found first of the whole step, and how many captions cut."""
+        return self.sums
 
 
 class RetrievalTally:

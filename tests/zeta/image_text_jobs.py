@@ -1,0 +1,189 @@
+"""Jobs of test_image_text_model: they run on every rank of a world and write what rank 0 saw."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.nn.functional as F
+from deepspeed.utils import safe_get_full_grad
+
+from tests.zeta.test_text_tower import ARGUMENTS
+from tests.zeta.training import MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
+from zeta.distributed import close_distributed, init_distributed
+from zeta.engine import TrainEngine
+from zeta.models.image_text import ImageTextModel
+from zeta.models.text_tower import TextTower
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.image_text import retrieval_recall
+from zeta.optim import decay_group
+from zeta.train_config import OptimConfig, TrainConfig
+
+EMBED_DIM = 12
+TEXT_BUDGET = 64
+OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, clip=0.5)
+STEPS = 3
+
+shard_small_parameters()
+
+
+def tiny_model(kind, dropout=0.0):
+    text = TextTower(**ARGUMENTS, embed_dim=EMBED_DIM, dropout=dropout)
+    image = tiny_navit(num_classes=EMBED_DIM, dropout=dropout)
+    return ImageTextModel(image, text, kind)
+
+
+def captioned_pack(step, lane, images=None):
+    """`lane_pack` with a caption of 1 to 9 tokens for each image; some pairs have weight 0."""
+    pack = lane_pack(step, lane, images)
+    generator = torch.Generator().manual_seed(7000 + 1000 * step + lane)
+    lengths = [
+        int(torch.randint(1, 10, (), generator=generator)) if weight else 0
+        for weight in pack.weights.tolist()
+    ]
+    lengths.append(TEXT_BUDGET - sum(lengths))
+    weights = pack.weights.clone()
+    if (step + lane) % 3 == 2 and weights[1:].any():
+        weights[1] = 0  # an image that could not be decoded
+    return replace(
+        pack,
+        weights=weights,
+        text_ids=torch.randint(0, 20, (TEXT_BUDGET,), generator=generator),
+        text_cu_seqlens=torch.tensor((0, *lengths)).cumsum(0).int(),
+        text_lengths=tuple(lengths),
+        text_cut=torch.zeros(MAX_IMAGES, dtype=torch.bool),
+    )
+
+
+def reference(kind, packs_per_step):
+    """One process, no DeepSpeed, one matrix of logits over all pairs of a step."""
+    model = tiny_model(kind)
+    named = dict(model.named_parameters())
+    groups = [
+        {
+            "params": [p for n, p in named.items() if (decay_group(n, p.shape) == "none") is none],
+            "weight_decay": 0.0 if none else 0.1,
+        }
+        for none in (False, True)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=OPTIM.betas)
+    losses, gradients = [], []
+    for index in range(STEPS):
+        packs = [captioned_pack(index, lane) for lane in range(packs_per_step)]
+        outputs = [model(pack) for pack in packs]
+        used = [pack.weights > 0 for pack in packs]
+        images = torch.cat([o.images[u] for o, u in zip(outputs, used, strict=True)])
+        texts = torch.cat([o.texts[u] for o, u in zip(outputs, used, strict=True)])
+        logits = outputs[0].scale * images @ texts.T + outputs[0].bias
+        count = len(images)
+        if kind == "siglip":
+            loss = -F.logsigmoid((2 * torch.eye(count) - 1) * logits).sum() / count
+        else:
+            targets = torch.arange(count)
+            loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in named.items()})
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, gradients, {name: p.detach() for name, p in named.items()}
+
+
+def build(world, kind, packs_per_step, stage, dropout=0.0):
+    train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype="fp32")
+    objective = build_objective(ObjectiveConfig(kind), EMBED_DIM)
+    return TrainEngine(tiny_model(kind, dropout), objective, world, train, OPTIM)
+
+
+def step(engine, world, index, packs_per_step, seed=0):
+    lanes = list(range(world.rank, packs_per_step, world.size))
+    packs = [captioned_pack(index, lane) for lane in lanes]
+    missing = engine.packs_per_rank - len(packs)
+    packs += [captioned_pack(index, 0, images=0)] * missing
+    pairs = int(world.sum([sum(pack.num_images for pack in packs)])[0])
+    seeds = [1000 * seed + lane for lane in (lanes + [0] * missing)]
+    return engine.train_step(packs, pairs, seeds=seeds, lr=1e-3), pairs
+
+
+def weights(engine):
+    parameters = list(engine.module.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.stage == 3):
+        return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
+
+
+def note_gradient(engine, into):
+    """Append the whole gradient of the next step, before it is clipped, to `into`."""
+    finish = type(engine)._finish_step
+
+    def noting(totals, lr):
+        named = engine.module.named_parameters()
+        into.append({name: safe_get_full_grad(p).clone() for name, p in named})
+        return finish(engine, totals, lr)
+
+    engine._finish_step = noting
+
+
+def difference(ours, wanted):
+    """Largest difference of two gradients, as a share of the largest element."""
+    largest = max(value.abs().max().item() for value in wanted.values())
+    apart = max((ours[n] - value).abs().max().item() for n, value in wanted.items())
+    return apart / max(largest, 1e-3)  # one pair alone has nothing to learn by clip
+
+
+def exactness(arguments):
+    """Every loss, stage and number of packs of one world against the reference."""
+    world = init_distributed()
+    report = {}
+    for kind in ("siglip", "clip"):
+        for packs_per_step in arguments["packs_per_step"]:
+            losses, wanted_gradients, wanted = reference(kind, packs_per_step)
+            for stage in range(4):
+                engine = build(world, kind, packs_per_step, stage)
+                results, gradients = [], []
+                for index in range(STEPS):
+                    note_gradient(engine, gradients)
+                    results.append(step(engine, world, index, packs_per_step))
+                trained = weights(engine)
+                report[f"{kind} P={packs_per_step} stage={stage}"] = [
+                    max(abs(r.loss_sum / n - x) for (r, n), x in zip(results, losses, strict=True)),
+                    max(map(difference, gradients, wanted_gradients)),
+                    max((trained[n] - value).abs().max().item() for n, value in wanted.items()),
+                ]
+    _write(world, arguments, report)
+
+
+def dropout(arguments):
+    """With dropout, packs that run forward twice give the gradient of what was compared."""
+    world = init_distributed()
+    engine = build(world, "siglip", 2 * world.size, 0, dropout=0.3)
+    engine.module.train()
+    seen = []
+    forward = engine._forward
+    engine._forward = lambda batch, seed: seen.append(forward(batch, seed)) or seen[-1]
+    step(engine, world, 2, 2 * world.size, seed=1)
+    twice = [torch.equal(seen[i].images, seen[i + 2].images) for i in range(2)]
+    twice += [torch.equal(seen[i].texts, seen[i + 2].texts) for i in range(2)]
+    step(engine, world, 2, 2 * world.size, seed=2)
+    others = torch.equal(seen[0].images, seen[4].images)
+    _write(world, arguments, {"equal": twice, "another seed": others})
+
+
+def recall(arguments):
+    """Recall over ranks with different numbers of pairs, against one process."""
+    world = init_distributed()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(17, 4, generator=generator)
+    texts = images + torch.randn(17, 4, generator=generator)
+    ends = [0, 10, 10, 17] if world.size == 3 else [0, 17]
+    mine = slice(ends[world.rank], ends[world.rank + 1])
+    _write(world, arguments, retrieval_recall(images[mine], texts[mine]))
+
+
+def _write(world, arguments, report):
+    everyone = world.gather(report)
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(everyone))
+    close_distributed()

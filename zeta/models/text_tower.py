@@ -1,0 +1,137 @@
+"""A small transformer over packed captions, made of the image model's parts.
+
+Letters in shape suffixes: T tokens of all captions, I captions, C channels of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from zeta.attention import Segments
+from zeta.config_field import check_range
+from zeta.flops import FlopRates, flop_rates
+from zeta.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
+from zeta.models.packed_vit import check_rates, check_sizes, head_width
+from zeta.packed import PackedBatch
+
+_SHAPES = 16
+"""Different lengths that a text budget is cut to: padding costs little, compiled code is reused."""
+
+
+class TokenPositionEmbedding(nn.Module):
+    """A learned vector for each token and for each place in a caption."""
+
+    def __init__(self, vocab_size: int, max_tokens: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.token_embed = nn.Parameter(torch.empty(vocab_size, dim))
+        self.pos_embed_text = nn.Parameter(torch.empty(1, max_tokens, dim))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, ids_T: Tensor, places_T: Tensor) -> Tensor:
+        """Map token ids [T] at places [T] of their captions to [T, C]."""
+        tokens_TC = nn.functional.embedding(ids_T, self.token_embed)
+        dropped: Tensor = self.drop(tokens_TC + self.pos_embed_text[0][places_T])
+        return dropped
+
+
+class TextTower(nn.Module):
+    """Encodes captions that lie end to end in one sequence, each as if it were alone.
+
+    Args:
+        vocab_size: different tokens.
+        max_tokens: tokens of the longest caption.
+        dim: channels of a token.
+        depth: number of transformer blocks.
+        heads: attention heads.
+        mlp_dim: hidden channels of the MLPs.
+        embed_dim: channels of a caption's embedding.
+        dropout: rate on embedded tokens, after attention and in the MLPs, in training.
+        attention: back-end, see `zeta.attention`.
+
+    Raises:
+        ValueError: an argument out of range, by name.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_tokens: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        embed_dim: int,
+        dropout: float = 0.0,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_sizes(vocab_size=vocab_size, max_tokens=max_tokens, dim=dim, depth=depth)
+        check_sizes(heads=heads, mlp_dim=mlp_dim, embed_dim=embed_dim)
+        check_rates(dropout=dropout)
+        self.vocab_size, self.max_tokens = vocab_size, max_tokens
+        self.prefix_tokens = 0
+        self.activation_checkpointing = False
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        dim_head = head_width(dim, heads, None)
+        self.embeds = TokenPositionEmbedding(vocab_size, max_tokens, dim, dropout)
+        shape = BlockShape(dim, heads, dim_head, mlp_dim, dropout, backend=attention)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
+        self.norm = Norm(dim)
+        self.attn_pool = AttentionPool(dim, heads, dim_head, mlp_dim, attention)
+        self.head = nn.Linear(dim, embed_dim)
+
+    def forward(self, captions: PackedBatch | Sequence[Sequence[int]]) -> Tensor:
+        """Return the embedding [I, embed_dim] of every caption.
+
+        Args:
+            captions: a pack with captions, where an empty one gives an embedding without a
+                meaning; or the token ids of each caption.
+
+        Raises:
+            ValueError: the pack has no captions, or a caption is too long or has an unknown token.
+        """
+        if isinstance(captions, PackedBatch):
+            ids_T, segments = _from_pack(captions)
+        else:
+            ids_T, segments = self._from_lists(captions)
+        starts_T = segments.cu_seqlens[segments.index_T]
+        places_T = torch.arange(segments.num_tokens, device=ids_T.device) - starts_T
+        # Rows of tail padding have no place in a caption.
+        x_TC = self.embeds(ids_T, places_T.clamp(max=self.max_tokens - 1))
+        x_TC = run_blocks(self.blocks, x_TC, segments, recompute=self.activation_checkpointing)
+        embeddings: Tensor = self.head(self.attn_pool(self.norm(x_TC), segments))
+        return embeddings
+
+    def training_flops(self, pack: PackedBatch) -> float:
+        """Return the operations of training on the captions of `pack`, see `zeta.flops`."""
+        return self._flop_rates.of(pack.text_lengths[:-1])
+
+    @cached_property
+    def _flop_rates(self) -> FlopRates:
+        return flop_rates(self)
+
+    def _from_lists(self, captions: Sequence[Sequence[int]]) -> tuple[Tensor, Segments]:
+        for number, ids in enumerate(captions):
+            check_range(f"tokens of caption {number}", len(ids), 1, self.max_tokens)
+            for token in ids:
+                check_range(f"a token of caption {number}", token, 0, self.vocab_size - 1)
+        device = self.head.weight.device
+        ids_T = torch.tensor([token for ids in captions for token in ids], device=device)
+        return ids_T, Segments.from_lengths([len(ids) for ids in captions], device)
+
+
+def _from_pack(pack: PackedBatch) -> tuple[Tensor, Segments]:
+    """Return the tokens of a pack's captions, with no more tail padding than keeps shapes few."""
+    if pack.text_ids is None or pack.text_cu_seqlens is None:
+        raise ValueError("the pack carries no captions: load it with data.require_captions")
+    *lengths, tail = pack.text_lengths
+    used, step = sum(lengths), -(-len(pack.text_ids) // _SHAPES)
+    kept = min(used + tail, max(step, -(-used // step) * step))
+    segments = Segments.from_boundaries(
+        pack.text_cu_seqlens.clamp(max=kept), (*lengths, kept - used)
+    )
+    return pack.text_ids[:kept], segments
