@@ -92,6 +92,8 @@ def _read_value(text: str, hint: object) -> object:
         return text  # globs such as *.tar or {0..9}.tar are not YAML
     if parsed is None:
         return None
+    if hint is object or typing.get_origin(hint) is dict:
+        return parsed
     is_text = str in (hint, *typing.get_args(hint))
     # A glob or brace list may happen to be a YAML mapping or tag; no field that takes one is of
     # type Any, so only lists are read as YAML there.
@@ -104,6 +106,8 @@ def _hint(config_type: type, key: str) -> object:
     """Return the type of a dotted key, or None where there is no such key."""
     hint: object = config_type
     for name in key.split("."):
+        if typing.get_origin(hint) is dict:
+            return object  # whatever the mapping holds
         if not is_dataclass(hint):
             return None
         hint = typing.get_type_hints(typing.cast(type, hint)).get(name)
@@ -116,6 +120,8 @@ def _describe(hint: object) -> str:
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " or ".join(_describe(argument) for argument in arguments)
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
     if typing.get_origin(hint) in (tuple, list):
         return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
     return "another type"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from zeta.attention import varlen_obstacle
 from zeta.balance import ForwardClock
+from zeta.deepspeed_passthrough import merged, offloads_optimizer
 from zeta.distributed import World, compiler_available
 from zeta.layers import Attention, AttentionPool, ParallelBlock
 from zeta.models.packed_vit import PackedViT
@@ -33,6 +34,7 @@ from zeta.packed import PackedBatch
 from zeta.random_state import seed_device
 from zeta.train_config import OptimConfig, TrainConfig
 from zeta.weight_average import WeightAverage
+from zeta.zero_layout import flat_weights
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class TrainEngine:
         self.objective = objective
         self.clip = optim.clip
         self.stage = train.zero_stage
+        self.offloaded = offloads_optimizer(train.deepspeed)
         self.forward_clock = ForwardClock(world.device)
         self.packs_per_rank = -(-train.packs_per_step // world.size)
         model = model.to(world.device)
@@ -85,7 +88,7 @@ class TrainEngine:
             compile_blocks(model)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, optim),
+            optimizer=build_optimizer(model, optim, train.deepspeed.get("optimizer")),
             config=deepspeed_config(train, world.size),
         )
         decay = train.ema_decay
@@ -179,6 +182,11 @@ class TrainEngine:
         """This rank's share of the reduced gradient: shards of it, or all of it at stage 0."""
         if self.stage == 0:
             return [p.grad for p in self.module.parameters() if p.grad is not None]
+        if self.offloaded:  # in host memory, beside the weights that the optimizer updates
+            if self.world.device.type == "cuda":
+                torch.cuda.synchronize(self.world.device)  # the copies to there may be under way
+            flats = flat_weights(self.deepspeed, self.stage)
+            return [flat.grad for flat in flats if flat.grad is not None]
         shards = self.deepspeed.optimizer.averaged_gradients.values()
         return [shard for group in shards for shard in group if shard.numel()]
 
@@ -190,7 +198,10 @@ class TrainEngine:
         # DeepSpeed's own overflow path knows every buffer to reset; it is taken if the norm of
         # the gradient is NaN. Only rank 0's first element is written: it is always real data,
         # which the next backward overwrites, where the padding of a shard would stay NaN.
-        if self.world.is_main:
+        if self.world.is_main and self.offloaded:
+            norms = self.deepspeed.optimizer.norm_for_param_grads  # taken when they were copied
+            norms[next(iter(norms))] = torch.tensor(float("nan"))
+        elif self.world.is_main:
             gradients[0].view(-1)[0] = float("nan")
         self.deepspeed.step()
         if self.deepspeed.was_step_applied():
@@ -202,7 +213,7 @@ def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=device)
     norms = torch.stack(torch._foreach_norm(list(tensors)))
-    return norms.double().square().sum()
+    return norms.double().square().sum().to(device)
 
 
 def should_compile(mode: str, device: torch.device) -> bool:
@@ -241,7 +252,9 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's config: sharding and dtype only; clipping, schedule and logging are ours.
+    """Return DeepSpeed's config: sharding and dtype, and what `train.deepspeed` adds.
+
+    Clipping, schedule and logging are ours.
 
     Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16: there the weights of linear
     layers are gathered, and so their gradients reduced, in bf16.
@@ -250,7 +263,7 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
     autocast: dict[str, Any] = {"enabled": train.dtype == "bf16", "dtype": "bfloat16"}
     if train.zero_stage < 3:
         autocast["lower_precision_safe_modules"] = []
-    return {
+    config = {
         "train_micro_batch_size_per_gpu": 1,  # one pack
         "gradient_accumulation_steps": packs_per_rank,
         "train_batch_size": packs_per_rank * world_size,
@@ -259,3 +272,4 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
         "torch_autocast": autocast,
         "steps_per_print": None,
     }
+    return merged(config, train.deepspeed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,15 +66,28 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
     ]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, other: Mapping[str, Any] | None = None
+) -> torch.optim.Optimizer:
     """Build AdamW over `module`; the trainer sets the learning rate before every step.
 
+    Args:
+        module: the model.
+        config: AdamW's options; rate and weight decay are those of any optimizer.
+        other: type (a class of torch.optim) and params of another optimizer instead.
+
     Raises:
-        ValueError: `module` has nothing to train.
+        ValueError: `module` has nothing to train, or the other optimizer does not take its params.
     """
     groups = parameter_groups(module, config)
     if not groups:
         raise ValueError("the model has no trainable parameter")
+    if other is not None:
+        build: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, other["type"])
+        try:
+            return build(groups, lr=config.lr, **other.get("params", {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"train.deepspeed.optimizer.params: {error}") from error
     # fused: one pass over memory instead of one per operation of Adam's update.
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 

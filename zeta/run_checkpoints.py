@@ -15,8 +15,10 @@ from zeta.checkpoint import RANKS, check_same_model, read_trainer_state
 from zeta.checkpoint_store import CheckpointStore
 from zeta.code_version import code_version
 from zeta.console import Console
+from zeta.deepspeed_passthrough import optimizer_name
 from zeta.distributed import World
 from zeta.engine import TrainEngine
+from zeta.exit_codes import RunError
 from zeta.initial_weights import load_initial_weights
 from zeta.objectives import JointObjective, PackObjective
 from zeta.optim import parameter_shapes
@@ -51,6 +53,7 @@ class RunCheckpoints:
         self.failures = 0
         """Saves that failed since this process started."""
         self._code = code_version() if world.is_main else None
+        self._optimizer = optimizer_name(train.deepspeed)
         self._last_attempt = time.monotonic()
 
     def asked_by_clock(self) -> bool:
@@ -80,6 +83,7 @@ class RunCheckpoints:
         saved = None if found is None else read_trainer_state(found)
         if saved is not None:
             check_same_model(saved["parameters"], parameter_shapes(model), str(found))
+            check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
         elif self.train.init_from is not None:
             self._begin_at(model, self.train.init_from)
         engine = TrainEngine(model, objective, self.world, self.train, optim)
@@ -122,6 +126,7 @@ class RunCheckpoints:
             "progress": asdict(progress),
             "world_size": self.world.size,
             "zero_stage": self.train.zero_stage,
+            "optimizer": self._optimizer,
             "average_updates": None if engine.average is None else engine.average.updates,
             "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,
             "code": self._code,
@@ -132,3 +137,13 @@ class RunCheckpoints:
             },
             "parameters": parameter_shapes(engine.module),
         }
+
+
+def check_same_optimizer(saved: str, wanted: str, checkpoint: str) -> None:
+    """Raise RunError unless the optimizers, named by their types, are the same."""
+    if saved != wanted:
+        raise RunError(
+            f"{checkpoint} has the state of {saved}, but train.deepspeed.optimizer asks for "
+            f"{wanted}; go on with {saved}, or begin another run at these weights "
+            "(train.init_from)"
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from zeta.attention import BACKENDS
 from zeta.config_field import check_choice, check_range, free
+from zeta.deepspeed_passthrough import check_passthrough
 
 UNITS = ("steps", "images", "tokens")
 """What the progress of a run is counted in."""
@@ -114,6 +116,9 @@ class TrainConfig:
     """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
     run with exit code 93."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    deepspeed: dict[str, Any] = free(factory=dict)
+    """More settings of DeepSpeed, laid out as its config (zero_optimization.offload_optimizer,
+    another torch optimizer, bucket sizes); what zeta itself decides is refused by name."""
     init_from: str | None = None
     """Begin at the weights of a run directory, of a checkpoint in it, or of a folder written by
     `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
@@ -125,6 +130,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_range("train.packs_per_step", self.packs_per_step, 1)
         check_range("train.zero_stage", self.zero_stage, 0, 3)
+        check_passthrough(self.deepspeed, self.zero_stage)
         if self.ema_decay is not None:
             check_range("train.ema_decay", self.ema_decay, 0, 1, open_high=True)
         check_range("train.log_every", self.log_every, 1)

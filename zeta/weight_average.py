@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.zero_layout import HeldRange, held_ranges, weights_changed
+from zeta.zero_layout import HeldRange, flat_weights, held_ranges, weights_changed
 from zeta.zero_state import AVERAGE, ZeroState
 
 
@@ -24,7 +24,7 @@ class WeightAverage:
         """Begin an average at the weights of a `DeepSpeedEngine` as they are."""
         self._engine, self._stage, self.decay = engine, stage, decay
         self._held = held_ranges(engine, stage)
-        self._flats = list({id(held.flat): held.flat for held in self._held}.values())
+        self._flats = flat_weights(engine, stage)
         self._averages = [flat.detach().clone() for flat in self._flats]
         self._average_of = {
             id(flat): average for flat, average in zip(self._flats, self._averages, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.zero_state import MOMENTS, WEIGHTS, ZeroState
+from zeta.zero_state import WEIGHTS, ZeroState
 
 
 @dataclass(frozen=True)
@@ -48,25 +48,29 @@ def held_ranges(engine: Any, stage: int) -> list[HeldRange]:
     return list(find(engine.module, engine.optimizer))
 
 
+def flat_weights(engine: Any, stage: int) -> list[Tensor]:
+    """Return the flat fp32 tensors of a `DeepSpeedEngine` that hold this rank's weights."""
+    return list({id(held.flat): held.flat for held in held_ranges(engine, stage)}.values())
+
+
 @torch.no_grad()
 def load_into(engine: Any, stage: int, state: ZeroState) -> None:
     """Copy the weights, buffers and optimizer state that this rank holds into a DeepSpeed engine.
 
     Args:
-        engine: a `DeepSpeedEngine` over AdamW, on the module that the state is of.
+        engine: a `DeepSpeedEngine`, on the module and optimizer that the state is of.
         stage: its ZeRO stage.
         state: the checkpoint.
     """
     inner = engine.optimizer if stage == 0 else engine.optimizer.optimizer
     for held in held_ranges(engine, stage):
-        moments = inner.state[held.flat]
-        if state.optimizer_steps and not moments:
-            count = torch.tensor(float(state.optimizer_steps), device=held.flat.device)
-            moments["step"] = count
-            for key in MOMENTS:
-                moments[key] = torch.zeros_like(held.flat)
-        targets = {WEIGHTS: held.flat.data}
-        targets |= {key: moments[key] for key in MOMENTS if key in moments}
+        own = inner.state[held.flat]
+        for key, value in state.counts.items():
+            own[key] = value.to(held.flat.device, copy=True)
+        for key in state.moments:
+            if key not in own:
+                own[key] = torch.zeros_like(held.flat)
+        targets = {WEIGHTS: held.flat.data} | {key: own[key] for key in state.moments}
         for key, target in targets.items():
             held.of(target).copy_(state.read(held.name, key, held.start, held.length))
     for name, buffer in engine.module.named_buffers():

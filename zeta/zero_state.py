@@ -25,7 +25,8 @@ from torch import Tensor
 from zeta.optim import optimizer_order
 
 WEIGHTS, AVERAGE = "fp32", "average"
-MOMENTS = ("exp_avg", "exp_avg_sq")
+_COUNTS = ("step", "mu_product")
+"""What an optimizer keeps once for a parameter; all else it keeps for every weight."""
 _RANK = re.compile(r"_pp_rank_(\d+)_")
 
 
@@ -61,11 +62,9 @@ class ZeroState:
             averages: folder of the averaged weights, which need not exist.
         """
         self.shapes = shapes
-        self._states: dict[str, dict[str, _Flat]] = {
-            key: {name: _Flat() for name in shapes} for key in (WEIGHTS, *MOMENTS, AVERAGE)
-        }
-        self.optimizer_steps = 0
-        """Updates that AdamW has applied."""
+        self._states: dict[str, dict[str, _Flat]] = {}
+        self.counts: dict[str, Tensor] = {}
+        """What the optimizer counts, the same for all parameters: its updates as `step`."""
         models = [_load(path) for path in _by_rank(folder.glob("*model_states.pt"))]
         self.buffers: dict[str, Tensor] = {
             name: models[0]["module"][name] for name in models[0]["buffer_names"]
@@ -83,6 +82,11 @@ class ZeroState:
         if self.has_average:
             self._add_averages(averages)
 
+    @property
+    def moments(self) -> list[str]:
+        """What the optimizer keeps for every weight: exp_avg and exp_avg_sq of AdamW."""
+        return [key for key in self._states if key not in (WEIGHTS, AVERAGE)]
+
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
         """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
         return self._states[key][name].read(start, length)
@@ -98,16 +102,15 @@ class ZeroState:
             for name, (start, piece) in _load(path).items():
                 pieces[name].append((start, piece))
         for name, found in pieces.items():
-            self._states[AVERAGE][name].pieces = [piece for _, piece in sorted(found, key=_start)]
+            self._of(AVERAGE, name).extend(piece for _, piece in sorted(found, key=_start))
 
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
         for name in self.shapes:
-            self._states[WEIGHTS][name].pieces.append(model["module"][name].flatten())
+            self._of(WEIGHTS, name).append(model["module"][name].flatten())
         ordered = optimizer_order(self.shapes)
         for index, state in model["optimizer"]["state"].items():
-            self.optimizer_steps = int(state["step"])
-            for key in MOMENTS:
-                self._states[key][ordered[index]].pieces.append(state[key].flatten())
+            for key, value in self._per_weight(state).items():
+                self._of(key, ordered[index]).append(value.flatten())
 
     def _add_stage_1_2(self, shard: Mapping[str, Any]) -> None:
         optimizer = shard["base_optimizer_state"]["state"]
@@ -116,7 +119,7 @@ class ZeroState:
             for name, address in pieces.items():
                 for key, flat in flats.items():
                     piece = flat[address.start : address.start + address.numel]
-                    self._states[key][name].pieces.append(piece)
+                    self._of(key, name).append(piece)
 
     def _add_stage_3(self, shard: Mapping[str, Any], groups: list[Mapping[str, Any]]) -> None:
         optimizer = shard["optimizer_state_dict"]["state"]
@@ -128,19 +131,30 @@ class ZeroState:
                 total = math.prod(self.shapes[name])
                 held = math.ceil(total / ranks)
                 for key, flat in flats.items():
-                    state = self._states[key][name]
-                    present = sum(piece.numel() for piece in state.pieces)
+                    pieces = self._of(key, name)
+                    present = sum(piece.numel() for piece in pieces)
                     real = min(held, total - present)  # the last shards end in padding
-                    state.pieces.append(flat[offset : offset + real])
+                    pieces.append(flat[offset : offset + real])
                 offset += held
+
+    def _of(self, key: str, name: str) -> list[Tensor]:
+        """Return the pieces of one state of one parameter, to add to."""
+        if key not in self._states:
+            self._states[key] = {name: _Flat() for name in self.shapes}
+        return self._states[key][name].pieces
+
+    def _per_weight(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return what an optimizer's state holds for every weight, and note what it counts."""
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        self.counts |= {key: value for key, value in tensors.items() if key in _COUNTS}
+        return {key: value for key, value in tensors.items() if key not in _COUNTS}
 
     def _flats(
         self, weights: Tensor, optimizer: Mapping[int, Mapping[str, Any]], group: int
     ) -> dict[str, Tensor]:
         flats = {WEIGHTS: weights}
         if group in optimizer:  # absent before the first applied step
-            self.optimizer_steps = int(optimizer[group]["step"])
-            flats |= {key: optimizer[group][key] for key in MOMENTS}
+            flats |= self._per_weight(optimizer[group])
         return flats
 
 

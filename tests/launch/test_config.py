@@ -268,6 +268,24 @@ def test_a_large_whole_number_may_be_written_in_scientific_notation(tmp_path):
         assert "train.max_images" in refusal(f"train.max_images={value}")
 
 
+def test_deepspeed_settings_may_be_set_whole_or_one_by_one(tmp_path):
+    zero = {"offload_optimizer": {"device": "cpu", "pin_memory": False}, "reduce_bucket_size": 1000}
+    mine = "include: [demo]\ntrain: {deepspeed: {zero_optimization: {reduce_bucket_size: 1000}}}\n"
+    one_by_one = [
+        "train.deepspeed.zero_optimization.offload_optimizer.device=cpu",
+        "train.deepspeed.zero_optimization.offload_optimizer.pin_memory=false",
+    ]
+    config = load_config(write(tmp_path, mine), [SHARDS, *one_by_one])
+    assert config.train.deepspeed == {"zero_optimization": zero}
+    text = "train.deepspeed={zero_optimization: {reduce_bucket_size: 5}}"
+    again = load_config("demo", [SHARDS, text])
+    assert again.train.deepspeed == {"zero_optimization": {"reduce_bucket_size": 5}}
+    assert fixed_changes(to_yaml(config), again) == []
+    assert load_config(write(tmp_path, to_yaml(config))) == config
+    assert "decided by optim.clip" in refusal("train.deepspeed.gradient_clipping=1.0")
+    assert "train.deepspeed is 3" in refusal("train.deepspeed=3")
+
+
 def test_a_run_that_is_older_than_a_field_ran_under_its_default():
     now = load_config("demo", [SHARDS])
     old = "\n".join(line for line in to_yaml(now).splitlines() if "schedule_by" not in line)

@@ -20,7 +20,8 @@ def test_any_range_of_a_parameter_is_read_across_its_pieces(tmp_path):
     torch.save(model, zero / "zero_pp_rank_0_mp_rank_00_model_states.pt")
     for rank in range(12):  # one element each, two ranks of padding: rank 10 comes after rank 2
         held = whole[rank : rank + 1] if rank < 10 else torch.full((1,), float("nan"))
-        optimizer = {"state": {0: {"step": 3.0, "exp_avg": held + 100, "exp_avg_sq": held + 200}}}
+        own = {"step": torch.tensor(3.0), "exp_avg": held + 100, "exp_avg_sq": held + 200}
+        optimizer = {"state": {0: own}}
         shard = {"fp32_flat_groups": [held], "partition_count": 12}
         torch.save(
             {"optimizer_state_dict": shard | {"optimizer_state_dict": optimizer}},
@@ -28,7 +29,8 @@ def test_any_range_of_a_parameter_is_read_across_its_pieces(tmp_path):
         )
     state = ZeroState(zero, 3, shapes, tmp_path / "average")
     assert not state.has_average
-    assert state.optimizer_steps == 3
+    assert state.counts == {"step": 3}
+    assert state.moments == ["exp_avg", "exp_avg_sq"]
     assert torch.equal(state.full("w"), whole.reshape(2, 5))
     for start in range(10):
         for length in range(1, 11 - start):

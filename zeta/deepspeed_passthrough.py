@@ -1,0 +1,226 @@
+"""`train.deepspeed`: settings of DeepSpeed that zeta leaves to the user, checked for conflicts.
+
+DeepSpeed itself ignores a top-level key that it does not know, and would let many settings undo
+what zeta promises (the exact mean, the finite check, whole checkpoints). So only keys that are
+known to go with zeta's loop pass; any other is refused with the zeta field that decides it, or with
+the nearest name. Values are checked by DeepSpeed when the run starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+_LOOP = "zeta's training loop, which has no such feature"
+_MEAN = "the exact mean over all images of the step"
+_CHECKPOINTS = "zeta's checkpoints, which no longer fit"
+_FINITE = "zeta's finite check and clipping (optim.clip), which need the whole gradient"
+
+OPTIMIZERS = ("Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
+"""Types of `optimizer`, of torch.optim: their state belongs to single weights, so that checkpoints
+carry it to any ranks and stage. (AdamW is zeta's own: `optim.*`; Adagrad fails in DeepSpeed 0.19.8
+at ZeRO-2.)"""
+
+_ALLOWED: dict[str, tuple[str, ...] | None] = {
+    "zero_optimization": (
+        "contiguous_gradients",
+        "reduce_scatter",
+        "reduce_bucket_size",
+        "use_multi_rank_bucket_allreduce",
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "overlap_comm",
+        "offload_optimizer",
+        "sub_group_size",
+        "stage3_prefetch_bucket_size",
+        "stage3_param_persistence_threshold",
+        "stage3_model_persistence_threshold",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_module_granularity_threshold",
+        "stage3_use_all_reduce_for_fetch_params",
+        "stage3_allgather_sequential",
+        "round_robin_gradients",
+        "memory_efficient_linear",
+        "log_trace_cache_warnings",
+        "enable_sanity_checks",
+    ),
+    "optimizer": ("type", "params"),
+    "comms_logger": None,
+    "flops_profiler": None,
+    "wall_clock_breakdown": None,
+    "memory_breakdown": None,
+    "dump_state": None,
+    "disable_allgather": None,
+    "disable_python_gc": None,
+    "log_level": None,
+    "timers": None,
+}
+"""Keys that pass, each with those below it that pass (None: any)."""
+
+_DECIDED = {
+    "train_batch_size": "train.packs_per_step",
+    "train_micro_batch_size_per_gpu": "data.token_budget",
+    "gradient_accumulation_steps": "train.packs_per_step",
+    "managed_gradient_accumulation": "train.packs_per_step",
+    "gradient_clipping": "optim.clip",
+    "scheduler": "optim.schedule",
+    "fp16": "train.dtype",
+    "bf16": "train.dtype",
+    "bfloat16": "train.dtype",
+    "amp": "train.dtype",
+    "torch_autocast": "train.dtype",
+    "data_types": "train.dtype",
+    "communication_data_type": "train.dtype",
+    "seq_parallel_communication_data_type": "train.dtype",
+    "steps_per_print": "train.log_every",
+    "wandb": "tracker.wandb",
+    "tensorboard": "tracker.wandb",
+    "csv_monitor": "tracker.wandb",
+    "comet": "tracker.wandb",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "compile": "train.compile",
+    "gradient_allreduce_op": _MEAN,
+    "prescale_gradients": _MEAN,
+    "gradient_predivide_factor": _MEAN,
+    "sparse_gradients": _MEAN,
+    "checkpoint": "train.checkpoint_every",
+    "datastates_ckpt": "train.checkpoint_every",
+    "nebula": "train.checkpoint_every",
+    "zero_allow_untested_optimizer": "train.deepspeed.optimizer.type",
+    "zero_force_ds_cpu_optimizer": "train.deepspeed.optimizer.type",
+    "zero_optimization.stage": "train.zero_stage",
+    "zero_optimization.elastic_checkpoint": _CHECKPOINTS,
+    "zero_optimization.mics_shard_size": _CHECKPOINTS,
+    "zero_optimization.mics_hierarchical_params_gather": _CHECKPOINTS,
+    "zero_optimization.zero_hpz_partition_size": _CHECKPOINTS,
+    "zero_optimization.offload_param": _CHECKPOINTS,
+    "zero_optimization.zero_quantized_weights": _MEAN,
+    "zero_optimization.zero_quantized_gradients": _MEAN,
+    "zero_optimization.compute_grad_norm": _FINITE,
+    "zero_optimization.zenflow": _FINITE,
+    "zero_optimization.ignore_unused_parameters": _LOOP,
+    "zero_optimization.load_from_fp32_weights": _CHECKPOINTS,
+    "optimizer.params.lr": "optim.lr",
+    "optimizer.params.weight_decay": "optim.weight_decay",
+    "optimizer.params.max_grad_norm": "optim.clip",
+    "zero_optimization.offload_optimizer.ratio": _FINITE,
+    "zero_optimization.offload_optimizer.super_offload": _FINITE,
+    "zero_optimization.offload_optimizer.nvme_path": _CHECKPOINTS,
+} | dict.fromkeys(
+    (
+        "aio",
+        "autotuning",
+        "compression_training",
+        "curriculum_learning",
+        "data_efficiency",
+        "dataloader_drop_last",
+        "eigenvalue",
+        "elasticity",
+        "expert_parallel",
+        "graph_harvesting",
+        "hybrid_engine",
+        "pipeline",
+        "progressive_layer_drop",
+        "quantize_training",
+        "sequence_parallel_size",
+        "sparse_attention",
+        "tensor_parallel",
+        "use_data_before_expert_parallelism",
+        "vocabulary_size",
+        "weight_quantization",
+    ),
+    _LOOP,
+)
+"""Keys that are refused, and what decides them here."""
+
+
+def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
+    """Raise ValueError, naming the key and what to set instead, unless zeta can pass them all on.
+
+    Args:
+        settings: the value of `train.deepspeed`, laid out as DeepSpeed's config.
+        zero_stage: `train.zero_stage`.
+    """
+    for key, value in settings.items():
+        _check_key(key, tuple(_ALLOWED))
+        inner = _ALLOWED[key]
+        if inner is None:
+            continue
+        if not isinstance(value, Mapping):
+            raise ValueError(f"train.deepspeed.{key} is {value!r}; it must be a mapping")
+        for name in value:
+            _check_key(f"{key}.{name}", tuple(f"{key}.{known}" for known in inner))
+    _check_optimizer(settings.get("optimizer"))
+    _check_offload(settings, zero_stage)
+
+
+def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
+    """Whether the optimizer's state, and the gradients with it, live in host memory."""
+    offload = settings.get("zero_optimization", {}).get("offload_optimizer")
+    return isinstance(offload, Mapping) and offload.get("device") == "cpu"
+
+
+def optimizer_name(settings: Mapping[str, Any]) -> str:
+    """Return the type of the optimizer: AdamW, or what the settings ask for."""
+    return str(settings.get("optimizer", {}).get("type", "AdamW"))
+
+
+def merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return zeta's DeepSpeed config with the user's settings, which passed the check.
+
+    The optimizer is not among them: zeta builds it, and hands it to DeepSpeed.
+    """
+    passed = {key: value for key, value in settings.items() if key != "optimizer"}
+    zero = {**config["zero_optimization"], **passed.get("zero_optimization", {})}
+    result = deepcopy({**config, **passed, "zero_optimization": zero})
+    if offloads_optimizer(settings):
+        result["zero_force_ds_cpu_optimizer"] = False  # torch's own needs no compiler
+    if "optimizer" in settings:
+        result["zero_allow_untested_optimizer"] = True
+    return result
+
+
+def _check_key(key: str, known: tuple[str, ...]) -> None:
+    if key in known:
+        return
+    if key in _DECIDED:
+        raise ValueError(f"train.deepspeed.{key} is decided by {_DECIDED[key]}: leave it out")
+    near = difflib.get_close_matches(key, [*known, *_DECIDED], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise ValueError(f"train.deepspeed.{key} is no key that DeepSpeed can be given here; {hint}")
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if optimizer is None:
+        return
+    if optimizer.get("type") not in OPTIMIZERS:
+        raise ValueError(
+            f"train.deepspeed.optimizer.type is {optimizer.get('type')!r}; choose one of "
+            f"{', '.join(OPTIMIZERS)}, or leave optimizer out for AdamW (optim.*)"
+        )
+    params = optimizer.get("params", {})
+    if not isinstance(params, Mapping):
+        raise ValueError(f"train.deepspeed.optimizer.params is {params!r}; it must be a mapping")
+    for name in params:
+        key = f"optimizer.params.{name}"
+        if key in _DECIDED:
+            _check_key(key, ())
+
+
+def _check_offload(settings: Mapping[str, Any], zero_stage: int) -> None:
+    offload = settings.get("zero_optimization", {}).get("offload_optimizer")
+    if offload is None:
+        return
+    where = "zero_optimization.offload_optimizer"
+    if not isinstance(offload, Mapping) or offload.get("device") not in ("cpu", "none"):
+        raise ValueError(
+            f"train.deepspeed.{where} is {offload!r}; it must be a mapping with device cpu or none"
+        )
+    for name in offload:
+        known = ("device", "pin_memory", "buffer_count", "pipeline_read", "pipeline_write")
+        _check_key(f"{where}.{name}", tuple(f"{where}.{item}" for item in (*known, "fast_init")))
+    if offload["device"] == "cpu" and zero_stage == 0:
+        raise ValueError(f"train.deepspeed.{where} needs train.zero_stage of 1, 2 or 3; it is 0")
