@@ -156,6 +156,9 @@ class DataConfig:
     shards: Any = None
     """Training shards: a folder, tar file, glob, brace expansion, or a list of these. A list of
     {path, weight} mixes sources at rates of their own, each with its own epochs."""
+    val_shards: Any = free(None)
+    """Held-out shards to evaluate on while training (`train.evaluate`), as `shards` but without
+    weights; every image is scored once."""
     token_budget: int = 4096
     """C: tokens of a pack."""
     max_images_per_pack: int = 128

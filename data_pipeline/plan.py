@@ -39,6 +39,9 @@ class Plan:
         config: `data.*`, with patch_size and cost_dim set from the model.
         num_lanes: P, packs a step.
         max_epochs: end every lane's stream after so many epochs (None: endless).
+        max_patches: larger images are made smaller, to at most so many patches (None: to what a
+            pack holds).
+        lanes_may_be_empty: allow fewer samples than lanes, as in a pass over a few held-out ones.
 
     Raises:
         ValueError: fewer samples than lanes, a budget that cannot hold a single patch, or epochs
@@ -49,6 +52,8 @@ class Plan:
     config: DataConfig
     num_lanes: int
     max_epochs: int | None = None
+    max_patches: int | None = None
+    lanes_may_be_empty: bool = False
     limits: PackLimits = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,6 +68,8 @@ class Plan:
                 f"data.token_budget is {config.token_budget}; with {config.prefix_tokens} prefix "
                 f"tokens an image it must be at least {config.prefix_tokens + 1}"
             )
+        if self.max_patches is not None:
+            self.max_tokens = min(self.max_tokens, self.max_patches)
         shards = self.manifest.shards
         self.sources = self.manifest.sources or (
             WeightedSource("data.shards", 0, len(shards), 1.0),
@@ -191,7 +198,7 @@ class Plan:
                 f"none of the {unlabelled} images of {source.name} has the {what} that the "
                 f"objective needs: write {where}, and index the shards again"
             )
-        if usable < self.num_lanes:
+        if usable < (1 if self.lanes_may_be_empty else self.num_lanes):
             where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"
             raise ValueError(
                 f"train.packs_per_step is {self.num_lanes} but {where} only {usable} usable "

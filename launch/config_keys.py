@@ -122,7 +122,9 @@ def _describe(hint: object) -> str:
         return " or ".join(_describe(argument) for argument in arguments)
     if typing.get_origin(hint) is dict:
         return "a mapping"
-    if typing.get_origin(hint) in (tuple, list):
+    if typing.get_origin(hint) is list:
+        return f"a list, each {_describe(arguments[0])}"
+    if typing.get_origin(hint) is tuple:
         return f"a list of {len(arguments)}, each {_describe(arguments[0])}"
     return "another type"
 

@@ -22,9 +22,10 @@ from data_pipeline.plan_summary import summarise
 from data_pipeline.weighted import open_shards
 from launch.config import load_config
 from launch.digits import CLASS_NAMES, render_split
-from launch.evaluate import NATIVE, evaluate_export
+from launch.evaluate import evaluate_export
 from launch.export import export_run
 from launch.first_pack import draw_first_pack
+from launch.held_out import NATIVE
 from launch.local import launch_local
 from launch.report import write_report
 from launch.run_setup import resolve_with_shards, training_plan

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from launch.config import load_config
+from launch.config import ZetaConfig, load_config
 from zeta.checkpoint import load_full_weights, newest_whole, read_trainer_state
 from zeta.models.image_text import split_weights, text_arguments
 from zeta.pretrained import TextExport, save_pretrained
@@ -53,11 +53,12 @@ def export_run(
         text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
     if form == "timm":
         return save_timm(out, weights, arguments)
-    facts = _facts(run_dir, checkpoint, average)
+    facts = _facts(run_dir, checkpoint, config, average)
     return save_pretrained(out, weights, arguments, facts, text)
 
 
-def _facts(run_dir: RunDir, checkpoint: Path, average: bool) -> dict[str, Any]:
+def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool) -> dict[str, Any]:
+    resolution = config.data.resolution
     progress = read_trainer_state(checkpoint)["progress"]
     return {
         "step": progress["step"],
@@ -65,6 +66,8 @@ def _facts(run_dir: RunDir, checkpoint: Path, average: bool) -> dict[str, Any]:
         "images_seen": progress["images"],
         "tokens_seen": progress["tokens"],
         "data_fingerprint": progress["data"]["fingerprint"],
+        "objective": config.objective.kind,
+        "resolution": {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")},
         "class_names": json.loads(run_dir.classes.read_text())
         if run_dir.classes.exists()
         else None,

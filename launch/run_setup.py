@@ -33,7 +33,17 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     if arguments["arch"] == "megavit":
         _check_fixed_size(config.data, arguments["image_size"])
     resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
-    return _with_captions(resolved, manifest) if image_text else _with_labels(resolved, manifest)
+    return with_targets(resolved, manifest)
+
+
+def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Have the targets of the objective read from the shards: captions, a class, lists of labels.
+
+    Raises:
+        ValueError: the objective cannot learn from what the shards hold.
+    """
+    read = _with_captions if config.objective.image_text else _with_labels
+    return read(config, manifest)
 
 
 def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:

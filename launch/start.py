@@ -21,6 +21,7 @@ from data_pipeline.plan import Plan
 from data_pipeline.weighted import open_shards
 from launch.config import ZetaConfig, fixed_changes, load_config
 from launch.run_setup import resolve_with_shards, training_plan
+from launch.validation import HeldOutImages, open_held_out
 from zeta.checkpoint import check_same_model, read_trainer_state, step_names
 from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
@@ -28,8 +29,8 @@ from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
 
 _BEFORE_CONFIG = {
-    "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl", "checkpoints",
-    "heartbeat", "slurm_restarts", "demo.json", "shards",
+    "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl",
+    "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts", "demo.json", "shards",
 }  # fmt: skip
 """What a run directory may hold before its first step: launchers, the demo and a start that failed
 leave these."""
@@ -45,6 +46,8 @@ class Start:
     run_dir: RunDir
     manifest: Manifest
     plan: Plan
+    held_out: HeldOutImages | None
+    """What the run is evaluated on; None: nothing."""
     saved: dict[str, Any] | None
     """trainer.json of the newest checkpoint, whose bytes are not verified yet; None: none."""
 
@@ -79,7 +82,9 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     check_writable(run_dir)
     plan = training_plan(config, manifest)
     check_images_fit(plan, config)
-    return Start(config, run_dir, manifest, plan, _check_checkpoint(run_dir, config, plan))
+    held_out = open_held_out(config, manifest)
+    saved = _check_checkpoint(run_dir, config, plan)
+    return Start(config, run_dir, manifest, plan, held_out, saved)
 
 
 def check_world_size(config: ZetaConfig, world_size: int) -> None:

@@ -49,10 +49,16 @@ def plan_warnings(summary: PlanSummary, num_lanes: int, world_size: int) -> list
 
 def accuracy_table(result: dict[str, Any]) -> list[str]:
     """Return the lines of `zeta eval`, from the result of `launch.evaluate.evaluate_export`."""
-    lines = [f"{'resolution':<12}{'images':>8}{'top-1':>9}{'top-5':>9}"]
-    for name, row in result["by_resolution"].items():
-        lines.append(f"{name:<12}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}")
-    rejected = next(iter(result["by_resolution"].values()))["rejected"]
+    rows = dict(result["by_resolution"])
+    rows |= {f"{budget} tokens": row for budget, row in result.get("by_tokens", {}).items()}
+    width = max(12, *(len(name) + 2 for name in rows))
+    lines = [f"{'resolution':<{width}}{'images':>8}{'top-1':>9}{'top-5':>9}{'loss':>9}"]
+    for name, row in rows.items():
+        lines.append(
+            f"{name:<{width}}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}"
+            f"{row['loss']:>9.4f}"
+        )
+    rejected = next(iter(rows.values()))["rejected"]
     if rejected:
         lines.append(f"{rejected:,} images could not be used and are not counted")
     return lines

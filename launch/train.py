@@ -58,6 +58,12 @@ def train(config: ZetaConfig) -> int:
         return ExitCode.FINISHED
     with closing(Console(start.run_dir.rank_log(info.rank), info.rank)) as console:
         console.message(f"run directory: {start.run_dir.path}")
+        if start.held_out is not None and start.held_out.trained_on:
+            console.message(
+                f"WARNING: {start.held_out.trained_on} of data.val_shards are in data.shards too: "
+                "val/ is not measured on images never seen; `zeta shards build --val-share` makes "
+                "shards that share no image"
+            )
         return _run_and_report(start, info, store, console)
 
 
@@ -124,6 +130,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             config=yaml.safe_load(to_yaml(config)),
             name=config.run.name,
             watchdog=watchdog,
+            held_out=[] if start.held_out is None else start.held_out.of_rank(info),
         )
         # Only a run that could be built fixes the config of its directory.
         if world.is_main:

@@ -24,6 +24,8 @@ _SHOWN = (
     ("tok/s", names.TOKENS_PER_S, "{:.0f}"),
     ("fill", names.FILL, "{:.1%}"),
 )
+_REFRESH_S = 0.2
+"""Seconds between two pictures of an evaluation's progress."""
 
 
 class Console:
@@ -45,6 +47,7 @@ class Console:
         self._total: int | None = None
         self._started = (0.0, 0)
         self._said_fatal = False
+        self._shown_at = 0.0
 
     def start(self, first_step: int, max_steps: int | None) -> None:
         """Begin to show progress, from `first_step` committed steps on."""
@@ -74,10 +77,30 @@ class Console:
         if self._bar is not None:
             self._bar.set_postfix_str(" ".join(f"{key} {text}" for key, text in shown))
             return
-        total = "" if self._total is None else f"/{self._total}"
         columns = "  ".join(f"{key} {text:>9}" for key, text in shown)
-        width = 2 * len(str(self._total)) + 1 if self._total else 8
-        self._print(f"step {f'{step}{total}':>{width}}  eta {self._eta(step):>8}  {columns}")
+        self._print(f"{self._step(step)}  eta {self._eta(step):>8}  {columns}")
+
+    def evaluating(self, done: int, images: int) -> None:
+        """Show beside the bar how far an evaluation is: `done` of `images`."""
+        if self._bar is not None and time.monotonic() - self._shown_at > _REFRESH_S:
+            self._shown_at = time.monotonic()
+            self._bar.set_description_str(f"evaluating {done / max(images, 1):4.0%}")
+
+    def evaluation(self, step: int, loss: float, scores: Mapping[str, float], best: str) -> None:
+        """Show an evaluation as one aligned line, above the bar if there is one.
+
+        Args:
+            step: committed steps.
+            loss: on the held-out images.
+            scores: shares of them in [0, 1], by what to call them.
+            best: what to say of the best step so far.
+        """
+        if self.rank != 0:
+            return
+        if self._bar is not None:
+            self._bar.set_description_str("")
+        columns = [f"{name} {value:>7.2%}" for name, value in scores.items()]
+        self._print("  ".join([f"{self._step(step)}  val loss {loss:>9.4f}", *columns, best]))
 
     def message(self, text: str) -> None:
         """Show one line, from rank 0 only; it is in the log as well."""
@@ -115,6 +138,11 @@ class Console:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+    def _step(self, step: int) -> str:
+        total = "" if self._total is None else f"/{self._total}"
+        width = 2 * len(str(self._total)) + 1 if self._total else 8
+        return f"step {f'{step}{total}':>{width}}"
 
     def _eta(self, step: int) -> str:
         began, first = self._started

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from torch._C._distributed_c10d import Store as Store
 
+from zeta.exit_codes import RunError
 from zeta.host_memory import keep_freed_memory
 
 _COLLECTIVE_TIMEOUT_S = 30 * 60.0
@@ -121,7 +122,7 @@ class World:
         self.device = device
         # Host values go over gloo: they must not wait for kernels queued on the device.
         self._host_group: dist.ProcessGroup | None = None
-        if device.type == "cuda":
+        if device.type == "cuda" and self.size > 1:
             group = dist.new_group(backend="gloo")
             assert isinstance(group, dist.ProcessGroup)
             self._host_group = group
@@ -133,6 +134,8 @@ class World:
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the element-wise sum of `values` over all ranks, in float64."""
+        if self.size == 1:  # needs no process group, so that `zeta eval` starts without one
+            return [float(value) for value in values]
         vector = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(vector, group=self._host_group)
         result: list[float] = vector.tolist()
@@ -144,12 +147,16 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Return `value` of every rank, by rank. For small Python objects of our own."""
+        if self.size == 1:
+            return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host_group)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's `value` on every rank."""
+        if self.size == 1:
+            return value
         holder = [value]
         dist.broadcast_object_list(holder, src=0, group=self._host_group)
         return holder[0]
@@ -157,6 +164,24 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.sum([0.0])
+
+    def raise_together(self, failure: Exception | None) -> NoReturn:
+        """Raise on every rank what some rank failed with; `failure` is this rank's, if any.
+
+        NOTE: every rank raises, else the others would wait for the failed one in a collective.
+
+        Raises:
+            RunError: some rank failed with one.
+            RuntimeError: some other rank failed with anything else.
+        """
+        failures: list[tuple[str, bool] | None] = self.gather(
+            None if failure is None else (str(failure), isinstance(failure, RunError))
+        )
+        if failure is not None:
+            raise failure
+        told = {rank: item for rank, item in enumerate(failures) if item is not None}
+        text = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in told.items())
+        raise RunError(text) if any(fatal for _, fatal in told.values()) else RuntimeError(text)
 
 
 def init_distributed(

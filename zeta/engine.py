@@ -12,7 +12,8 @@ DeepSpeed shards and communicates; what decides the numbers is here and the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,26 @@ class TrainEngine:
             outputs = [self._forward(*each) for each in zip(batches, seeds, strict=True)]
         losses = list(self.objective.join(outputs, batches))
         return losses, outputs if len(packs) == 1 else []
+
+    @contextmanager
+    def evaluating(self, *, average: bool = False) -> Iterator[Callable[[PackedBatch], Any]]:
+        """Give the model as a function from a pack on the device to its outputs, to evaluate.
+
+        Without dropout or gradients, in the dtype of training. Nothing that training goes on with
+        is changed, the state of random generators included. At ZeRO-3 a call is a collective.
+
+        Args:
+            average: with the moving average of the weights, which the run must keep.
+        """
+        devices = [self.world.device] if self.world.device.type == "cuda" else []
+        assert self.average is not None or not average, "train.ema_decay is not set"
+        averaged = self.average.as_weights() if self.average and average else nullcontext()
+        self.deepspeed.eval()
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad(), averaged:
+                yield self.deepspeed
+        finally:
+            self.deepspeed.train()
 
     @torch.no_grad()
     def _finish_step(self, totals: Mapping[str, Tensor], lr: float) -> StepResult:

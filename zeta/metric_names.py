@@ -30,8 +30,32 @@ PEAK_GIB = "memory/peak_gib"
 CHECKPOINT_SAVE_S = "checkpoint/save_s"
 CHECKPOINT_FAILURES = "checkpoint/failures"
 """Saves that failed since this process started; training went on from memory."""
+VAL_IMAGES = "val/images"
+"""Held-out images that were scored, each once."""
+VAL_REJECTED = "val/rejected"
+"""Held-out images that could not be used."""
+VAL_BEST_STEP = "val/best_step"
+"""Step of the best value so far of the objective's headline score."""
+EVALUATION_S = "time/evaluation_s"
 
 
 def train_mean(count: str) -> str:
     """Return the name of an objective's count, as a mean over images: `train/top1`."""
     return f"train/{count}"
+
+
+def val_score(score: str, tokens: int | None = None, *, average: bool = False) -> str:
+    """Return the name of a score on held-out images: `val/top1`, or `val/top1_at_64_tokens`.
+
+    Args:
+        score: name of the objective's score.
+        tokens: token budget of an image; None is the size of training.
+        average: of the moving average of the weights: `val/top1_of_average`.
+    """
+    budget = "" if tokens is None else f"_at_{tokens}_tokens"
+    return f"val/{score}{budget}{'_of_average' if average else ''}"
+
+
+def val_best(score: str) -> str:
+    """Return the name of the best value so far of a score: `val/best_top1`."""
+    return f"val/best_{score}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,14 @@ class Progress:
     nonfinite_in_a_row: int = 0
     window: dict[str, float] = field(default_factory=dict)
     """Sums since the last log, so that a resumed run logs what an uninterrupted one would."""
+    validated_step: int = 0
+    """Step whose weights were evaluated last; 0: none."""
+    validated_on: str = ""
+    """Fingerprint of the held-out images of that evaluation."""
+    best_value: float | None = None
+    """Best value so far of the objective's headline score on those images; None: no evaluation."""
+    best_step: int = 0
+    """The step that it is of."""
     data: dict[str, Any] | None = None
     """Merged state of all lanes after the last committed step; None: the start of the data."""
 
@@ -75,6 +84,19 @@ class Progress:
             self.skipped_steps += not result.applied
         for key, value in sums.items():
             self.window[key] = self.window.get(key, 0.0) + value
+
+    def note_evaluation(self, fingerprint: str, headline: float) -> None:
+        """Note that the weights of this step were evaluated.
+
+        Args:
+            fingerprint: of the held-out images; with others than before, a new best is sought.
+            headline: the score that tells which step is best.
+        """
+        if fingerprint != self.validated_on:
+            self.best_value = None
+        self.validated_step, self.validated_on = self.step, fingerprint
+        if math.isfinite(headline) and (self.best_value is None or headline > self.best_value):
+            self.best_value, self.best_step = headline, self.step
 
     def take_metrics(self, peak_flops: float | None = None) -> dict[str, float]:
         """Return the metrics of the window, by name, and begin a new one.

@@ -11,7 +11,8 @@ class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
     Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
-    ``quarantine.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``, ``heartbeat/``,
+    ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``,
+    ``heartbeat/``,
     ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``. Beside what training writes:
     ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
     ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
@@ -48,6 +49,11 @@ class RunDir:
     def quarantine(self) -> Path:
         """One JSON object a line for every sample that could not be used, with the reason."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def val_quarantine(self) -> Path:
+        """The same for held-out images; their ids are those of `data.val_shards`."""
+        return self.path / "quarantine_val.jsonl"
 
     @property
     def wandb_run_id(self) -> Path:

@@ -90,6 +90,32 @@ class FanOut:
             sink.close()
 
 
+class OnlyNew:
+    """A sink that is not told again what it has, such as the steps that a restart replays.
+
+    Args:
+        sink: where the rest goes.
+        logged: the last step of each metric that it has.
+    """
+
+    def __init__(self, sink: MetricSink, logged: Mapping[str, int]) -> None:
+        self._sink, self._logged = sink, logged
+
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Log the values that are new."""
+        new = {name: value for name, value in values.items() if step > self._logged.get(name, -1)}
+        if new:
+            self._sink.log(step, new)
+
+    def flush(self) -> None:
+        """Flush the sink."""
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
+
+
 def cut_after(path: Path, last_step: int) -> None:
     """Keep only the lines of `path` up to `last_step`; move the rest to `path.attempt-N`.
 
@@ -112,14 +138,21 @@ def cut_after(path: Path, last_step: int) -> None:
     _write_whole(path, kept)
 
 
-def last_logged_step(path: Path) -> int:
-    """Return the highest step in `path` and in what was ever cut from it; 0 if there is none."""
-    steps = [0]
-    for file in [path, *path.parent.glob(f"{path.name}.attempt-*")]:
+def last_logged_steps(path: Path, *, ever: bool = False) -> dict[str, int]:
+    """Return the last step at which each metric was logged to `path`.
+
+    Args:
+        path: metrics.jsonl.
+        ever: count what was cut from it as well.
+    """
+    steps: dict[str, int] = {}
+    for file in [path, *(path.parent.glob(f"{path.name}.attempt-*") if ever else ())]:
         if file.exists():
-            found = (_step_of(line) for line in file.read_bytes().splitlines(keepends=True))
-            steps += [step for step in found if step is not None]
-    return max(steps)
+            for line in file.read_bytes().splitlines(keepends=True):
+                if (step := _step_of(line)) is not None:
+                    for name in json.loads(line):
+                        steps[name] = max(step, steps.get(name, step))
+    return steps
 
 
 def _step_of(line: bytes) -> int | None:

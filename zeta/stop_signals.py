@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -42,6 +42,17 @@ class StopSignals:
             os._exit(ExitCode.INTERRUPTED)
         else:
             self.requested = ExitCode.INTERRUPTED
+
+
+def stop_votes(requested: ExitCode | None) -> list[bool]:
+    """Return what a rank adds to a sum over ranks, so that all agree to stop: two numbers."""
+    return [requested is ExitCode.INTERRUPTED, requested is ExitCode.REQUEUE]
+
+
+def agreed_stop(votes: Sequence[float]) -> ExitCode | None:
+    """Return what all ranks exit with, from the summed `stop_votes`; None: go on."""
+    interrupts, requeues = votes
+    return ExitCode.INTERRUPTED if interrupts else ExitCode.REQUEUE if requeues else None
 
 
 def _reset_in_child(owner: int) -> None:

@@ -66,6 +66,23 @@ class WatchdogConfig:
 
 
 @dataclass
+class EvaluateConfig:
+    """Evaluation during training, on all images of `data.val_shards`."""
+
+    every: int = free(1000)
+    """Steps between two evaluations; the last step is evaluated in any case."""
+    tokens: list[int] = free(factory=list)
+    """Further token budgets: larger images are shrunk to so many patches, and the scores named
+    after it, as in val/top1_at_64_tokens. val/loss and val/top1 have no suffix: there, images are
+    as large as training shows them at most."""
+
+    def __post_init__(self) -> None:
+        check_range("train.evaluate.every", self.every, 1)
+        for tokens in self.tokens:
+            check_range("train.evaluate.tokens", tokens, 1)
+
+
+@dataclass
 class TrainConfig:
     """The loop. World size is never configured: it is what the launcher started."""
 
@@ -124,6 +141,7 @@ class TrainConfig:
     `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
     initial values. Null: initial weights."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
     """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from zeta.balance import Balance
 from zeta.console import Console
 from zeta.distributed import World
 from zeta.engine import StepResult
+from zeta.evaluation import HeldOut
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
 from zeta.objectives import JointObjective, PackObjective
@@ -31,10 +32,11 @@ from zeta.random_state import derive_seed
 from zeta.run_checkpoints import RunCheckpoints
 from zeta.run_dir import RunDir
 from zeta.schedule import build_schedule
-from zeta.sinks import FanOut, JsonlSink, MetricSink, last_logged_step
-from zeta.stop_signals import StopSignals
+from zeta.sinks import FanOut, JsonlSink, MetricSink, OnlyNew, last_logged_steps
+from zeta.stop_signals import StopSignals, agreed_stop, stop_votes
 from zeta.train_config import UNITS, OptimConfig, TrackerConfig, TrainConfig
 from zeta.utilisation import Utilisation
+from zeta.validation import Validation
 from zeta.wandb_sink import WandbSink, stable_run_id
 from zeta.watchdog import PhaseWatch, Unwatched
 
@@ -76,6 +78,7 @@ class Trainer:
         config: Mapping[str, Any],
         name: str = "zeta",
         watchdog: PhaseWatch | None = None,
+        held_out: Sequence[HeldOut] = (),
     ) -> None:
         """Build the engine and load the newest verified checkpoint of `run_dir`, if any.
 
@@ -92,6 +95,7 @@ class Trainer:
             config: the whole resolved config, for the checkpoint and W&B.
             name: display name of the run.
             watchdog: told which phase this rank is in.
+            held_out: images to evaluate on, at the size of training first.
 
         Raises:
             ValueError: the configuration cannot work, or the checkpoint does not fit it.
@@ -114,6 +118,9 @@ class Trainer:
         self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
         self.sink = self._open_sinks(tracker, config, name)
+        self.validation = Validation(
+            held_out, train.evaluate, self.engine, run_dir, console, self.watchdog
+        )
 
     def fit(self) -> ExitCode:
         """Train until the run is finished or asked to stop; return what to exit with.
@@ -142,7 +149,8 @@ class Trainer:
         return code
 
     def _loop(self, steps: Iterator[StepPacks], signals: StopSignals) -> ExitCode:
-        while not self._reached_end():
+        stop = self._validate(signals)  # the run may have been stopped before it was through
+        while stop is None and not self._reached_end():
             started = time.perf_counter()
             step = self._draw(steps, signals)
             waited = time.perf_counter() - started
@@ -157,9 +165,18 @@ class Trainer:
                 break
             if self.progress.step % self.train.log_every == 0:
                 self._log()
-            if step.save or self.checkpoints.due_at(self.progress.step):
+            stop = self._validate(signals)
+            if stop is None and (step.save or self.checkpoints.due_at(self.progress.step)):
                 self._save()
-        return ExitCode.FINISHED
+        if stop is None:
+            stop = self._validate(signals, at_end=True)
+        return ExitCode.FINISHED if stop is None else stop
+
+    def _validate(self, signals: StopSignals, *, at_end: bool = False) -> ExitCode | None:
+        """Evaluate if it is due; return what to exit with if a rank was asked to stop."""
+        if not self.validation.is_due(self.progress, at_end=at_end):
+            return None
+        return self.validation.run(self.progress, signals, self.sink)
 
     # One step.
 
@@ -188,32 +205,17 @@ class Trainer:
                 self.utilisation.count(packs.packs) if packs else 0,
                 packs.more if packs else False,
                 self.world.is_main and self.checkpoints.asked_by_clock(),
-                requested is ExitCode.INTERRUPTED,
-                requested is ExitCode.REQUEUE,
                 failure is not None,
+                *stop_votes(requested),
             ]
         )
-        images, tokens, budget, rejected, flops, more, save, *stops, failed = map(int, sums)
+        images, tokens, budget, rejected, flops, more, save, failed, *votes = map(int, sums)
         if failed:
-            self._raise_together(failure)
-        stop = ExitCode.INTERRUPTED if stops[0] else ExitCode.REQUEUE if stops[1] else None
+            self.world.raise_together(failure)
+        stop = agreed_stop(votes)
         return _Agreed(
             packs, images, tokens, budget, rejected, flops, drawn_s, more > 0, save > 0, stop
         )
-
-    def _raise_together(self, failure: Exception | None) -> None:
-        """Raise on every rank what some rank failed with.
-
-        NOTE: every rank raises, else the others would wait for the failed one in a collective.
-        """
-        failures: list[tuple[str, bool] | None] = self.world.gather(
-            None if failure is None else (str(failure), isinstance(failure, RunError))
-        )
-        if failure is not None:
-            raise failure
-        told = {rank: item for rank, item in enumerate(failures) if item is not None}
-        text = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in told.items())
-        raise RunError(text) if any(fatal for _, fatal in told.values()) else RuntimeError(text)
 
     def _train(self, step: _Agreed) -> StepResult | None:
         """Run the optimizer step; None if no rank has an image to learn from."""
@@ -308,16 +310,18 @@ class Trainer:
     ) -> MetricSink:
         if not self.world.is_main:
             return FanOut(())
-        logged = last_logged_step(self.run_dir.metrics)
+        path = self.run_dir.metrics
+        in_wandb = last_logged_steps(path, ever=True)
         wandb_sink = WandbSink(
             tracker.wandb,
             name=name,
             folder=self.run_dir.path,
             run_id=stable_run_id(self.run_dir.wandb_run_id),
             run_config=config,
-            last_logged_step=logged,
         )
-        return FanOut((JsonlSink(self.run_dir.metrics, self.progress.step), wandb_sink))
+        jsonl_sink = JsonlSink(path, self.progress.step)
+        in_jsonl = last_logged_steps(path)
+        return FanOut((OnlyNew(jsonl_sink, in_jsonl), OnlyNew(wandb_sink, in_wandb)))
 
     # Checkpoints.
 

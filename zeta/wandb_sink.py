@@ -29,7 +29,6 @@ class WandbSink:
         folder: Path,
         run_id: str,
         run_config: Mapping[str, Any],
-        last_logged_step: int,
     ) -> None:
         """Start or continue the run.
 
@@ -39,9 +38,7 @@ class WandbSink:
             folder: where W&B keeps its local files (`folder/wandb`).
             run_id: id of the run, the same after each restart; see `stable_run_id`.
             run_config: the resolved config, shown in W&B.
-            last_logged_step: steps up to here were logged before and are not logged again.
         """
-        self._last_logged_step = last_logged_step
         self._run: Any = None
         mode = resolve_mode(config.mode, os.environ)
         if mode == "disabled":
@@ -64,8 +61,8 @@ class WandbSink:
             self._give_up("start", error)
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log `values` unless W&B has this step already (a replay after a restart)."""
-        if self._run is None or step <= self._last_logged_step:
+        """Log `values`."""
+        if self._run is None:
             return
         try:
             # Never step=: W&B drops every step below its last, and so each replayed one.

@@ -7,18 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from data_pipeline.build import build_shards
+from data_pipeline.config import DataConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.plan import Plan
 from launch.digits import CLASS_NAMES, render_split
-from launch.evaluate import evaluate_plan, evaluation_plan
+from launch.evaluate import evaluate_plan
+from launch.held_out import held_out_plan, view_at
+from launch.run_setup import data_for_model
 from zeta.checkpoint import load_full_weights
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
 from zeta.pretrained import load_pretrained, read_config
 
 SETTINGS = (
@@ -51,7 +54,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples = render_split(split, seed=0)
         some = [next(samples) for _ in range(120)]
         build_shards(some, folder / "shards" / split, max_count=50, class_names=CLASS_NAMES)
-    done = zeta("train", "demo", "data.shards=shards/train", "run.dir=run", *SETTINGS, cwd=folder)
+    done = zeta(
+        *("train", "demo", "data.shards=shards/train", "run.dir=run", *SETTINGS),
+        *("data.val_shards=shards/val", "train.evaluate.every=4", "train.evaluate.tokens=[16,40]"),
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     assert zeta("export", "run", "export", cwd=folder).returncode == 0
     return folder
@@ -128,16 +135,37 @@ def test_the_export_evaluates_and_its_numbers_are_json(world: Path):
 
 
 @pytest.mark.slow
+def test_training_and_the_evaluation_of_its_export_give_the_same_numbers(world: Path):
+    lines = map(json.loads, (world / "run/metrics.jsonl").read_text().splitlines())
+    trained = {line["step"]: line for line in lines if "val/loss" in line}
+    assert list(trained) == [4, 6]
+    assert trained[6]["val/images"] == 120
+    assert trained[6]["val/rejected"] == 0
+    # The demo draws sides of up to 96 pixels in patches of 8: 144 tokens.
+    done = zeta("eval", "export", "shards/val", "--tokens", "144,16,40", "--json", cwd=world)
+    by_tokens = json.loads(done.stdout)["by_tokens"]
+    for tokens, suffix in (("144", ""), ("16", "_at_16_tokens"), ("40", "_at_40_tokens")):
+        for score in ("loss", "top1", "top5"):
+            ours = trained[6][f"val/{score}{suffix}"]
+            assert by_tokens[tokens][score] == pytest.approx(ours, abs=1e-6), (tokens, score)
+    assert by_tokens["16"]["loss"] != pytest.approx(by_tokens["144"]["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
 def test_an_evaluation_does_not_depend_on_how_images_are_packed(world: Path):
     model = load_pretrained(world / "export")
     manifest = Manifest.open(str(world / "shards/val"))
     arguments = read_config(world / "export")["model"]
-    plan = evaluation_plan(manifest, arguments, "native", workers=0)
-    together = evaluate_plan(model, plan, torch.device("cpu"), range(10))
-    one_image_a_pack = replace(plan.config, token_budget=200, max_images_per_pack=1)
-    plan = Plan(manifest, one_image_a_pack, num_lanes=1, max_epochs=1)
-    alone = evaluate_plan(model, plan, torch.device("cpu"), range(10))
-    assert together == alone
+    objective = build_objective(ObjectiveConfig(), 10)
+    view = view_at("native", arguments, {})
+    results = []
+    for budget, images, lanes in ((4096, 256, 1), (200, 1, 1), (300, 9, 7)):
+        data = DataConfig(token_budget=budget, max_images_per_pack=images, workers=0)
+        data = data_for_model(data, arguments)
+        plan = held_out_plan(manifest, data, view, num_lanes=lanes)
+        results.append(evaluate_plan(model, objective, plan, torch.device("cpu"), range(10)))
+    for result in results[1:]:
+        assert vars(result) == pytest.approx(vars(results[0]), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -93,17 +93,18 @@ def test_a_label_outside_the_classes_names_the_sample(label):
         objective.check(replace(pack, labels=labels))
 
 
-def test_the_tally_gives_means_over_the_images_of_all_packs():
-    objective = build_objective(ObjectiveConfig(label_smoothing=0.1), NUM_CLASSES)
+def test_the_tally_gives_means_over_the_images_of_all_packs_and_the_loss_of_the_true_labels():
+    objective = build_objective(ObjectiveConfig(), NUM_CLASSES)
+    smoothed = build_objective(ObjectiveConfig(label_smoothing=0.1), NUM_CLASSES)
     packs = [lane_pack(step=2, lane=0), lane_pack(step=1, lane=1), lane_pack(0, 0, images=0)]
-    tally, loss, top1, images = objective.tally(), 0.0, 0, 0
+    tally, loss, top1, images = smoothed.tally(), 0.0, 0, 0
     for pack in packs:
         outputs = _outputs(pack)
         tally.add(outputs, pack)
         loss += objective.loss_sum(outputs, pack).item()
         top1 += objective.counts(outputs, pack)["top1"].item()
         images += pack.num_images
-    expected = {"images": images, "loss": loss / images, "top1": top1 / images}
+    expected = {"images": images, "loss": loss / images, "top1": top1 / images, "top5": 1.0}
     assert tally.metrics() == pytest.approx(expected, rel=1e-6)
     empty = objective.tally()
     empty.add(_outputs(packs[2]), packs[2])

@@ -2,7 +2,7 @@
 
 import json
 
-from zeta.sinks import FanOut, JsonlSink, cut_after, last_logged_step
+from zeta.sinks import FanOut, JsonlSink, OnlyNew, cut_after, last_logged_steps
 
 
 def _steps(path):
@@ -36,7 +36,8 @@ def test_a_resume_cuts_to_the_step_of_the_checkpoint_and_keeps_what_it_cut(tmp_p
     JsonlSink(path, 0).close()
     assert path.read_text() == ""
     assert _steps(tmp_path / "metrics.jsonl.attempt-2") == [1, 2, 3]
-    assert last_logged_step(path) == 4
+    assert last_logged_steps(path) == {}
+    assert last_logged_steps(path, ever=True) == {"step": 4, "train/loss": 4}
 
 
 def test_a_line_torn_by_a_crash_is_cut_and_nothing_is_cut_without_need(tmp_path):
@@ -54,8 +55,22 @@ def test_a_line_torn_by_a_crash_is_cut_and_nothing_is_cut_without_need(tmp_path)
 def test_a_run_without_metrics_has_logged_nothing(tmp_path):
     path = tmp_path / "metrics.jsonl"
     cut_after(path, 3)
-    assert last_logged_step(path) == 0
+    assert last_logged_steps(path, ever=True) == {}
     assert not path.exists()
+
+
+def test_a_metric_that_a_step_has_is_not_logged_again_and_one_that_it_lacks_is(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    _filled(path, [2, 4])
+    sink = OnlyNew(JsonlSink(path, 4), last_logged_steps(path))
+    sink.log(4, {"train/loss": 9.0})
+    sink.log(4, {"train/loss": 9.0, "val/loss": 8.0})
+    sink.log(6, {"train/loss": 7.0})
+    sink.close()
+    assert [json.loads(line) for line in path.read_text().splitlines()[2:]] == [
+        {"step": 4, "val/loss": 8.0},
+        {"step": 6, "train/loss": 7.0},
+    ]
 
 
 def test_fan_out_reaches_every_sink(tmp_path):

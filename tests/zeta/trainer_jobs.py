@@ -13,6 +13,7 @@ import torch
 import zeta.checkpoint
 import zeta.checkpoint_store
 import zeta.engine
+import zeta.objectives.classification
 from tests.zeta.training import (
     NUM_CLASSES,
     SyntheticSource,
@@ -22,11 +23,13 @@ from tests.zeta.training import (
 from zeta.checkpoint_store import CheckpointStore
 from zeta.console import Console
 from zeta.distributed import close_distributed, init_distributed, rank_from_environment
+from zeta.evaluation import HeldOut
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.run_dir import RunDir
 from zeta.train_config import (
+    EvaluateConfig,
     OptimConfig,
     TrackerConfig,
     TrainConfig,
@@ -64,7 +67,8 @@ def _one_run(arguments, world, console):
     from zeta.sharded_model import build_for_training
     from zeta.trainer import Trainer
 
-    train_config = TrainConfig(**arguments["train"])
+    evaluate = EvaluateConfig(**arguments.get("evaluate", {}))
+    train_config = TrainConfig(**arguments["train"], evaluate=evaluate)
     objective = OBJECTIVES[arguments.get("objective", "softmax")]()
     source = SyntheticSource(
         world.rank, world.size, train_config.packs_per_step, **arguments.get("source", {})
@@ -90,11 +94,24 @@ def _one_run(arguments, world, console):
         tracker=TrackerConfig(WandbConfig(mode=arguments.get("wandb", "disabled"))),
         config=arguments,
         watchdog=watchdog,
+        held_out=_held_out(world, **arguments.get("held_out", {})),
     )
     code = int(trainer.fit())
     if watchdog is not None:
         watchdog.close()
     return code
+
+
+def _held_out(world, *, steps=0, lanes=5, tokens=(), images=40):
+    """Held-out packs of so many steps, at the size of training and at further budgets."""
+
+    reject_at = (1,) if world.is_main else ()
+
+    def open_source():
+        return SyntheticSource(world.rank, world.size, lanes, steps, reject_at)
+
+    sizes = [None, *tokens] if steps else []
+    return [HeldOut(size, images, 3, f"{steps}/{lanes}", open_source) for size in sizes]
 
 
 class Brightness:
@@ -183,6 +200,13 @@ def raise_signal(world, *, number, rank, count, times=1, **_):
         _before_call(zeta.engine.TrainEngine, "train_step", send, count)
 
 
+def in_evaluation(world, *, number, rank, count, **_):
+    """A signal to one rank before it counts the `count`-th pack of its evaluations."""
+    if world.rank == rank:
+        tally = zeta.objectives.classification.ClassificationTally
+        _before_call(tally, "add", lambda: os.kill(os.getpid(), number), count)
+
+
 def disk_full(world, *, rank, count, **_):
     """This rank can write no more than 4 KiB to a file during its `count`-th save."""
     original = CheckpointStore.save
@@ -265,6 +289,7 @@ ACCIDENTS = {
     "slow": slow,
     "kill": kill,
     "raise_signal": raise_signal,
+    "in_evaluation": in_evaluation,
     "disk_full": disk_full,
     "nan_loss": nan_loss,
     "bad_label": bad_label,

@@ -53,6 +53,9 @@ class Tally(Protocol):
 class Objective(Protocol):
     """What every objective can do; it is either a `PackLoss` or a `JointObjective` besides."""
 
+    headline: str
+    """The metric of its tally that tells which step is best; the higher, the better."""
+
     def check(self, batch: PackedBatch) -> None:
         """Raise `RunError`, naming the sample, if a target in `batch` (on the host) is invalid."""
         ...

@@ -18,6 +18,8 @@ from zeta.packed import PackedBatch
 class _Classification(ABC):
     """What both losses share: the label check, the count of correct predictions, the tally."""
 
+    headline = "top1"
+
     def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
         self.num_classes = num_classes
         self.label_smoothing = config.label_smoothing
@@ -39,9 +41,9 @@ class _Classification(ABC):
                 "Correct the sample's .cls member or model.num_classes"
             )
 
-    @abstractmethod
     def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Return the sum of the losses, in nats, of the weighted images of [I, K] outputs."""
+        return self._sum_losses(outputs, batch, self.label_smoothing)
 
     def tally(self) -> ClassificationTally:
         """Return an empty account of held-out packs."""
@@ -49,16 +51,34 @@ class _Classification(ABC):
 
     def counts(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Return top1: weighted images whose largest output is their label, or one of them."""
-        best = outputs.argmax(dim=-1)
-        hit = best == batch.labels
-        if batch.label_sets is not None:
-            hit = (best[:, None] == batch.label_sets).any(dim=1)
-        return {"top1": (hit & (batch.weights > 0)).sum()}
+        return {"top1": self._hits(outputs.argmax(dim=-1, keepdim=True), batch)}
+
+    def held_out_sums(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Return the sums over held-out images: the loss of their true labels, top1 and top5."""
+        best = outputs.argmax(dim=-1, keepdim=True)
+        # Of equal outputs argmax and topk may choose others.
+        near = torch.cat([best, outputs.topk(min(5, self.num_classes), dim=-1).indices], dim=1)
+        return {
+            "loss": self._sum_losses(outputs, batch, smoothing=0.0),
+            "top1": self._hits(best, batch),
+            "top5": self._hits(near, batch),
+        }
 
     @staticmethod
-    def _weighted_sum(losses: Tensor, batch: PackedBatch) -> Tensor:
+    def _hits(guesses: Tensor, batch: PackedBatch) -> Tensor:
+        """Return how many weighted images have a label among their guesses [I, n]."""
+        labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
+        hit = (guesses[:, :, None] == labels[:, None, :]).any(dim=2).any(dim=1)
+        return (hit & (batch.weights > 0)).sum()
+
+    def _sum_losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
+        losses = self._losses(outputs.float(), batch, smoothing)
         # where, not a product with the weight: 0 * inf of an unused row would be NaN.
         return torch.where(batch.weights > 0, losses * batch.weights, 0.0).sum()
+
+    @abstractmethod
+    def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
+        """Return the losses [I], in nats, of [I, K] float32 outputs; of unused rows, anything."""
 
 
 def _largest(batch: PackedBatch, row: int) -> int:
@@ -77,13 +97,9 @@ class SoftmaxClassification(_Classification):
             )
         super().check(batch)
 
-    def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
-        """Return the sum of cross-entropies, in nats, of the weighted images of [I, K] outputs."""
+    def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         labels = batch.labels.clamp(0, self.num_classes - 1)  # unused rows carry -1
-        losses = F.cross_entropy(
-            outputs.float(), labels, reduction="none", label_smoothing=self.label_smoothing
-        )
-        return self._weighted_sum(losses, batch)
+        return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=smoothing)
 
 
 class SigmoidClassification(_Classification):
@@ -93,16 +109,15 @@ class SigmoidClassification(_Classification):
     other class s/K.
     """
 
-    def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
-        """Return the sum over weighted images and all classes of [I, K] outputs, in nats."""
+    def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
         # -1 marks a label in a column of its own, which is cut off.
         targets = outputs.new_zeros(len(labels), self.num_classes + 1, dtype=torch.float32)
         targets = targets.scatter(1, torch.where(labels < 0, self.num_classes, labels), 1.0)
         targets = targets[:, : self.num_classes]
-        targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / self.num_classes
-        losses = F.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none")
-        return self._weighted_sum(losses.sum(dim=-1), batch)
+        targets = targets * (1.0 - smoothing) + smoothing / self.num_classes
+        losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        return losses.sum(dim=-1)
 
 
 class ClassificationTally:
@@ -116,12 +131,11 @@ class ClassificationTally:
     def add(self, outputs: Tensor, batch: PackedBatch) -> None:
         """Count the images of weight 1 of a pack."""
         sums = {"images": (batch.weights > 0).sum()}
-        sums["loss"] = self._objective.loss_sum(outputs, batch)
-        for name, value in (sums | dict(self._objective.counts(outputs, batch))).items():
+        for name, value in (sums | dict(self._objective.held_out_sums(outputs, batch))).items():
             self._sums[name] = self._sums.get(name, 0) + value.double()
 
     def metrics(self) -> dict[str, float]:
-        """Return `images`, and the means `loss` and `top1` over the images of all ranks.
+        """Return `images`, and the means `loss`, `top1` and `top5` over the images of all ranks.
 
         Every rank calls this after at least one `add`. NOTE: a collective.
         """

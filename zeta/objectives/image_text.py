@@ -32,6 +32,8 @@ class ImageTextObjective:
     the same image are two pairs.
     """
 
+    headline = "image_to_text_recall1"
+
     def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
         self.pair_loss = _LOSSES[config.kind]
 
