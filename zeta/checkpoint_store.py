@@ -84,7 +84,8 @@ class CheckpointStore:
             if newest is None:
                 return None
             candidate = self.folder / newest
-            fault = self._agree(find_fault(candidate, self.world.rank, self.world.size))
+            shares = self.world.gather(find_fault(candidate, self.world.rank, self.world.size))
+            fault = next((fault for fault in shares if fault), None)
             if fault is None:
                 return candidate
             if self.world.is_main:
@@ -123,13 +124,13 @@ class CheckpointStore:
         name = step_name(step)
         building = self.folder / f"{_BUILDING}{name}"
         parts = (ZERO, RANKS) if engine.average is None else (ZERO, RANKS, AVERAGES)
-        error = self._agree(_attempt(lambda: self._prepare(building, parts)))
+        error = _first(self.world.gather(_attempt(lambda: self._prepare(building, parts))))
         if error is None:
             records: list[FileRecord] = []
             local_error = self._write_rank_files(engine, building, state, config_yaml, records)
             gathered: list[tuple[list[FileRecord], str | None]]
             gathered = self.world.gather((records, local_error))
-            error = next((text for _, text in gathered if text), None)
+            error = _first([text for _, text in gathered])
             if error is None and self.world.is_main:
                 everything = [record for of_rank, _ in gathered for record in of_rank]
                 error = _attempt(lambda: self._publish(building, name, everything))
@@ -139,10 +140,6 @@ class CheckpointStore:
         if self.world.is_main:
             self._tidy(building, name, saved=error is None)
         return error
-
-    def _agree(self, local_error: str | None) -> str | None:
-        errors: list[str | None] = self.world.gather(local_error)
-        return next((text for text in errors if text), None)
 
     def _prepare(self, building: Path, parts: Sequence[str]) -> None:
         for part in parts:
@@ -237,9 +234,18 @@ def _attempt(action: Callable[[], object]) -> str | None:
     """Run `action`; return the message of a failure to read or write, or None."""
     try:
         action()
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
-        return f"{type(error).__name__}: {error}".splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__  # torch.save hides a full disk in its own
+        told = error if cause is None else cause
+        return f"{type(told).__name__}: {told}".splitlines()[0]
     return None
+
+
+def _first(errors: Sequence[str | None]) -> str | None:
+    """Return the first error of the ranks, told with its rank, or None if there is none."""
+    return next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
 
 
 def _set_aside(directory: Path) -> Path:

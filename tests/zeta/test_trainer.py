@@ -3,11 +3,13 @@
 import json
 import random
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from zeta.checkpoint import load_full_weights, step_names
+from zeta.checkpoint import find_fault, load_full_weights, step_names
 from zeta.code_version import code_version
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
@@ -72,6 +74,9 @@ KILLS = [
     ("train step", [1], 3),
     ("train step", [0, 1], 6),
     ("save begins", [0], 2),
+    ("save begins", [0, 1], 3),
+    ("half a file", [0, 1], 2),
+    ("after DeepSpeed's files", [0, 1], 1),
     ("half a file", [0], 2),
     ("half a file", [1], 1),
     ("after DeepSpeed's files", [1], 2),
@@ -90,6 +95,19 @@ def test_a_run_killed_in_any_phase_ends_as_if_it_had_not_been(
     ranks, tmp_path, reference, phase, killed, count
 ):
     accident = {"kill": {"phase": phase, "ranks": killed, "count": count}}
+    codes, _ = ranks.start(JOB, 2, _run(tmp_path / "run", accidents=accident), grace=5.0)
+    assert [codes[rank] for rank in killed] == [-signal.SIGKILL] * len(killed)
+    ranks.run(JOB, 2, _run(tmp_path / "run"))
+    _assert_same(tmp_path / "run", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [[0], [1], [0, 1]])
+def test_a_run_killed_while_it_resumes_ends_as_if_it_had_not_been(
+    ranks, tmp_path, reference, killed
+):
+    ranks.run(JOB, 2, _run(tmp_path / "run", 5))
+    accident = {"kill": {"phase": "loading", "ranks": killed}}
     codes, _ = ranks.start(JOB, 2, _run(tmp_path / "run", accidents=accident), grace=5.0)
     assert [codes[rank] for rank in killed] == [-signal.SIGKILL] * len(killed)
     ranks.run(JOB, 2, _run(tmp_path / "run"))
@@ -226,6 +244,33 @@ def test_a_rank_that_cannot_write_fails_the_save_everywhere_and_the_run_goes_on(
     assert _metric(run_dir, "checkpoint/failures")[8] == 1
 
 
+def _tmpfs_may_be_mounted(folder):
+    """Whether a process may mount a tmpfs for itself: as root, on Linux."""
+    code = "from tests.zeta.trainer_jobs import *\nwith mounted_tmpfs(sys.argv[1], '16k'): pass"
+    command = [sys.executable, "-c", f"import sys\n{code}", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_one_rank_costs_a_checkpoint_and_no_more(
+    ranks, tmp_path, reference
+):
+    if not _tmpfs_may_be_mounted(tmp_path):
+        pytest.skip("a tmpfs may not be mounted here (that takes root on Linux)")
+    run_dir = tmp_path / "run"
+    accident = {"small_disk": {"rank": 1, "count": 2}}
+    outputs = ranks.run(JOB, 2, _run(run_dir, accidents=accident))
+    _assert_same(run_dir, reference)
+    folder = RunDir(run_dir).checkpoints
+    assert step_names(folder) == ["step_00000002", "step_00000006", "step_00000008"]
+    assert find_fault(folder / "step_00000002") is None
+    assert not list(folder.glob(".tmp-*"))
+    assert (
+        "WARNING: the checkpoint of step 4 could not be written (rank 1: OSError: [Errno 28] No "
+        "space left on device); the last good one is of step 2" in outputs[0]
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
@@ -258,10 +303,12 @@ def test_a_second_interrupt_ends_at_once(ranks, tmp_path):
 
 
 @pytest.mark.slow
-def test_steps_that_are_not_finite_are_skipped_counted_and_listed(ranks, tmp_path):
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_steps_that_are_not_finite_are_skipped_counted_and_listed(ranks, tmp_path, stage, dtype):
     run_dir = tmp_path / "run"
     accident = {"nan_loss": {"rank": 1, "first": 5, "last": 6}}
-    outputs = ranks.run(JOB, 2, _run(run_dir, 6, accidents=accident))
+    run = _run(run_dir, 6, accidents=accident, stage=stage, train={"dtype": dtype})
+    outputs = ranks.run(JOB, 2, run)
     assert _metric(run_dir, "optim/skipped_steps")[6] == 1
     assert sorted(_losses(run_dir)) == [1, 2, 4, 5, 6]
     assert "step 3: loss or gradient is not finite" in outputs[0]
@@ -272,12 +319,12 @@ def test_steps_that_are_not_finite_are_skipped_counted_and_listed(ranks, tmp_pat
 
 
 @pytest.mark.slow
-def test_too_many_bad_steps_in_a_row_end_the_run_for_good(ranks, tmp_path):
-    run_dir = tmp_path / "run"
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_too_many_bad_steps_in_a_row_end_the_run_for_good(ranks, tmp_path, stage):
     accident = {"nan_loss": {"rank": 1, "first": 3, "last": 99}}
-    codes, outputs = ranks.start(
-        JOB, 2, _run(run_dir, accidents=accident, train={"max_nonfinite_steps": 3})
-    )
+    train = {"max_nonfinite_steps": 3}
+    run = _run(tmp_path / "run", accidents=accident, stage=stage, train=train)
+    codes, outputs = ranks.start(JOB, 2, run)
     assert codes == [ExitCode.NEVER_RESTART] * 2
     assert "not finite for 3 steps in a row (train.max_nonfinite_steps), up to step 4" in outputs[0]
 

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -167,6 +168,7 @@ def _half_write_and_die():
 
 
 _PHASES = {
+    "loading": (CheckpointStore, "load"),
     "train step": (zeta.engine.TrainEngine, "_finish_step"),
     "save begins": (CheckpointStore, "save"),
     "after DeepSpeed's files": (zeta.checkpoint_store, "random_state"),
@@ -225,6 +227,45 @@ def disk_full(world, *, rank, count, **_):
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
     CheckpointStore.save = limited
+
+
+def small_disk(world, *, rank, count, **_):
+    """What this rank writes of DeepSpeed's files in its `count`-th save lies on a 16 KiB tmpfs.
+
+    The mount is seen by its main thread alone: every other rank writes to the real folder.
+    """
+    if world.rank != rank:
+        return
+    original = CheckpointStore._write_rank_files
+    seen = [0]
+
+    def limited(store, engine, building, *args):
+        seen[0] += 1
+        if seen[0] != count:
+            return original(store, engine, building, *args)
+        with mounted_tmpfs(building / zeta.checkpoint.ZERO, "16k"):
+            return original(store, engine, building, *args)
+
+    CheckpointStore._write_rank_files = limited
+
+
+@contextmanager
+def mounted_tmpfs(folder, size):
+    """A tmpfs over `folder`, for this thread alone; raises OSError where that is not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def check(result):
+        if result != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    new_mounts, private = 0x00020000, (1 << 14) | (1 << 18)
+    check(libc.unshare(new_mounts))
+    check(libc.mount(b"none", b"/", None, private, None))
+    check(libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode()))
+    try:
+        yield
+    finally:
+        check(libc.umount2(os.fsencode(folder), 2))
 
 
 def nan_loss(world, *, rank, first, last, objective, **_):
@@ -291,6 +332,7 @@ ACCIDENTS = {
     "raise_signal": raise_signal,
     "in_evaluation": in_evaluation,
     "disk_full": disk_full,
+    "small_disk": small_disk,
     "nan_loss": nan_loss,
     "bad_label": bad_label,
 }
