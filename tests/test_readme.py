@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import build_parser
+from launch.config import load_config
 from tests.launch.photos import write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,15 @@ def shell_commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
     return [line for line in lines if not line.startswith(NOT_RUN)]
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_every_piece_of_a_recipe_is_a_valid_config(tmp_path: Path, block: str):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"include: [model/navit_b16]\n{block}")
+    shards = [] if "shards:" in block else ["data.shards=shards/photos"]
+    config = load_config(str(recipe), [*shards, "train.max_steps=100"])
+    assert config.train.max_steps == 100
 
 
 @pytest.mark.slow
