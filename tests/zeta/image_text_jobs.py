@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -19,6 +20,7 @@ from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text import retrieval_recall
 from zeta.optim import decay_group
+from zeta.sharded_model import build_for_training
 from zeta.train_config import OptimConfig, TrainConfig
 
 EMBED_DIM = 12
@@ -169,6 +171,56 @@ def dropout(arguments):
     step(engine, world, 2, 2 * world.size, seed=2)
     others = torch.equal(seen[0].images, seen[4].images)
     _write(world, arguments, {"equal": twice, "another seed": others})
+
+
+def nonfinite(arguments):
+    """NaN in the last rank's embeddings at one step: nothing changes, and training goes on."""
+    world = init_distributed()
+    report = {}
+    for stage in range(4):
+        engine = build(world, "siglip", 4, stage)
+        step(engine, world, 0, 4)
+        before, forward = weights(engine), engine._forward
+        if world.rank == world.size - 1:
+            engine._forward = lambda batch, seed, f=forward: type(out := f(batch, seed))(
+                out.images * float("nan"), *out[1:]
+            )
+        poisoned, _ = step(engine, world, 1, 4)
+        engine._forward = forward
+        after = weights(engine)
+        following, _ = step(engine, world, 2, 4)
+        report[stage] = [
+            poisoned.applied,
+            all(torch.equal(before[name], after[name]) for name in before),
+            following.applied,
+        ]
+    _write(world, arguments, report)
+
+
+def bf16(arguments):
+    """Losses in bf16 at each stage beside those in fp32, with recomputed activations."""
+    world = init_distributed()
+    report = {"fp32": reference("siglip", 4)[0]}
+    for stage in range(4):
+        train = TrainConfig(packs_per_step=4, zero_stage=stage, activation_checkpointing=True)
+        objective = build_objective(ObjectiveConfig("siglip"), EMBED_DIM)
+        engine = TrainEngine(tiny_model("siglip"), objective, world, train, OPTIM)
+        results = [step(engine, world, index, 4) for index in range(STEPS)]
+        report[f"stage {stage}"] = [result.loss_sum / pairs for result, pairs in results]
+    _write(world, arguments, report)
+
+
+def sharded_construction(arguments):
+    """ZeRO-3 on a model that was never whole: its weights at the start."""
+    world = init_distributed()
+    train = TrainConfig(packs_per_step=2, zero_stage=3, dtype="fp32", seed=0)
+    model = build_for_training(partial(tiny_model, "siglip"), train, world)
+    held = sum(parameter.numel() for parameter in model.parameters())
+    objective = build_objective(ObjectiveConfig("siglip"), EMBED_DIM)
+    found = weights(TrainEngine(model, objective, world, train, OPTIM))
+    whole = dict(tiny_model("siglip").named_parameters())
+    same = found.keys() == whole.keys() and all(torch.equal(found[n], whole[n]) for n in whole)
+    _write(world, arguments, [held, same])
 
 
 def recall(arguments):

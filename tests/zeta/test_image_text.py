@@ -1,11 +1,14 @@
 """Image-text losses against their definitions, one process; on several ranks see test_engine."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.zeta.training import ROOT
 from zeta.objectives import JointObjective, PackObjective, build_objective, pairs
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text import retrieval_recall
@@ -162,3 +165,36 @@ def test_each_objective_is_of_one_kind():
         objective = build_objective(ObjectiveConfig(kind), 5)
         assert isinstance(objective, JointObjective)
         assert not isinstance(objective, PackObjective)
+
+
+PEAK = """
+import sys
+import torch
+from tests.zeta.test_image_text import random_outputs
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.pairs import retrieval_hits
+
+torch.set_num_threads(1)
+outputs = random_outputs(int(sys.argv[2]), dim=16)
+loss = build_objective(ObjectiveConfig(sys.argv[1]), 16).pair_loss
+loss(random_outputs(8, dim=16))
+def status(name):
+    return int(open("/proc/self/status").read().split(name)[1].split()[0]) / 1024
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak counts from here
+before = status("VmRSS:")
+loss(outputs)
+retrieval_hits(outputs, (1, 5))
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_grow_with_the_square_of_the_pairs(kind):
+    # One matrix of 12288 x 12288 logits takes 576 MiB, and a gradient takes several; 200 were seen.
+    command = [sys.executable, "-c", PEAK, kind, "12288"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert float(done.stdout) < 288

@@ -39,6 +39,25 @@ def test_what_dropout_drops_is_the_same_in_both_forwards_of_a_pack(ranks, tmp_pa
 
 
 @pytest.mark.slow
+def test_nan_in_one_ranks_embeddings_changes_nothing_on_any_stage(ranks, tmp_path):
+    for report in _report(ranks, tmp_path, "nonfinite", 2):
+        assert report == {str(stage): [False, True, True] for stage in range(4)}
+
+
+@pytest.mark.slow
+def test_bf16_and_recomputed_activations_train_alike_on_every_stage(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "bf16", 2)[0]
+    for stage in range(4):
+        assert report[f"stage {stage}"] == pytest.approx(report["fp32"], rel=0.05)
+        assert report[f"stage {stage}"] != report["fp32"]
+
+
+@pytest.mark.slow
+def test_a_model_built_in_shards_for_zero_3_is_the_one_built_whole(ranks, tmp_path):
+    assert _report(ranks, tmp_path, "sharded_construction", 2) == [[0, True]] * 2
+
+
+@pytest.mark.slow
 def test_recall_is_the_same_on_ranks_with_uneven_pairs(ranks, tmp_path):
     (alone,) = _report(ranks, tmp_path, "recall", 1)
     assert 0.1 < alone["image_to_text_recall1"] < 0.9

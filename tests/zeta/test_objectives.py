@@ -109,3 +109,42 @@ def test_the_tally_gives_means_over_the_images_of_all_packs_and_the_loss_of_the_
     empty = objective.tally()
     empty.add(_outputs(packs[2]), packs[2])
     assert empty.metrics() == {"images": 0.0}
+
+
+def _with_label_sets(pack):
+    sets = torch.full((len(pack.weights), 3), -1)
+    sets[0], sets[1, :2] = torch.tensor([0, 2, 4]), torch.tensor([3, 1])
+    return replace(pack, label_sets=sets)
+
+
+def test_sigmoid_learns_lists_of_labels_the_empty_one_too():
+    pack = _with_label_sets(lane_pack(step=3, lane=0))
+    assert pack.num_images == 3
+    outputs, smoothing = _outputs(pack), 0.1
+    objective = build_objective(ObjectiveConfig("sigmoid", smoothing), NUM_CLASSES)
+    expected = 0.0
+    for i, labels in enumerate([{0, 2, 4}, {3, 1}, set()]):
+        for k in range(NUM_CLASSES):
+            y = (1 - smoothing) * float(k in labels) + smoothing / NUM_CLASSES
+            p = torch.sigmoid(outputs[i, k])
+            expected -= y * torch.log(p) + (1 - y) * torch.log(1 - p)
+    objective.check(pack)
+    assert objective.loss_sum(outputs, pack).item() == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_top1_of_a_list_is_a_hit_on_any_of_its_labels():
+    pack = _with_label_sets(lane_pack(step=3, lane=0))
+    objective = build_objective(ObjectiveConfig("sigmoid"), NUM_CLASSES)
+    outputs = torch.zeros(len(pack.weights), NUM_CLASSES)
+    outputs[0, 2] = outputs[1, 3] = outputs[2, 0] = 1.0  # the third image has no label to hit
+    assert objective.counts(outputs, pack)["top1"].item() == 2
+    outputs[0, 3] = 2.0
+    assert objective.counts(outputs, pack)["top1"].item() == 1
+
+
+def test_lists_of_labels_are_checked_and_softmax_refuses_them_by_name():
+    pack = _with_label_sets(lane_pack(step=3, lane=0))
+    with pytest.raises(RunError, match=r"set objective\.kind=sigmoid"):
+        build_objective(ObjectiveConfig("softmax"), NUM_CLASSES).check(pack)
+    with pytest.raises(RunError, match=f"sample {int(pack.sample_ids[0])} has label 4"):
+        build_objective(ObjectiveConfig("sigmoid"), NUM_CLASSES - 1).check(pack)

@@ -120,14 +120,14 @@ def retrieval_hits(own: ImageTextOutputs, within: tuple[int, ...]) -> dict[str, 
         "image_to_text": (own.images, texts_ND),
         "text_to_image": (own.texts, images_ND),
     }
-    return {
-        f"{name}_recall{k}": torch.cat(
-            [rows.hits(k) for rows in _row_blocks(queries_nD, keys_ND, first, own)]
-            or [queries_nD.new_zeros(0)]
-        )
-        for name, (queries_nD, keys_ND) in sides.items()
-        for k in within
-    }
+    hits: dict[str, Tensor] = {}
+    for name, (queries_nD, keys_ND) in sides.items():
+        found_kn = queries_nD.new_empty(len(within), len(queries_nD))
+        for rows in _row_blocks(queries_nD, keys_ND, first, own):
+            for place, k in enumerate(within):
+                found_kn[place, rows.span] = rows.hits(k)
+        hits |= {f"{name}_recall{k}": found_kn[place] for place, k in enumerate(within)}
+    return hits
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
@@ -228,9 +228,11 @@ def _row_blocks(
 
 
 def _log_sums(queries_nD: Tensor, keys_ND: Tensor, first: int, own: ImageTextOutputs) -> Tensor:
-    blocks = _row_blocks(queries_nD, keys_ND, first, own)
-    sums = [rows.logits_mN.logsumexp(1) for rows in blocks]
-    return torch.cat(sums) if sums else queries_nD.new_zeros(0)
+    sums_n = queries_nD.new_empty(len(queries_nD))
+    for rows in _row_blocks(queries_nD, keys_ND, first, own):
+        # Into one tensor: small results kept between large ones would keep those from the heap.
+        sums_n[rows.span] = rows.logits_mN.logsumexp(1)
+    return sums_n
 
 
 def _less_partners(shares_mN: Tensor, rows: _Rows) -> Tensor:
