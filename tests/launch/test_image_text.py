@@ -101,6 +101,7 @@ def test_loss_falls_and_recall_rises_on_pictures_that_captions_tell_apart(world)
     for kind in ("siglip", "clip"):
         run = world / f"long_{kind}"
         settings = ("train.max_steps=100", "train.log_every=10", "train.checkpoint_every=100")
+        settings += ("data.val_shards=shards", "train.evaluate.every=100")
         done = train(world, f"{kind}.yaml", f"run.dir={run}", *settings)
         assert done.returncode == 0, done.stderr + done.stdout
         first, *_, last = metrics(run)
@@ -109,6 +110,11 @@ def test_loss_falls_and_recall_rises_on_pictures_that_captions_tell_apart(world)
             assert first[f"train/{direction}_recall1"] < 0.3
             assert last[f"train/{direction}_recall1"] > 0.6
         assert last["train/truncated"] == 0
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        (held_out,) = [line for line in lines if "val/loss" in line]
+        assert held_out["val/images"] == 36
+        assert held_out["val/image_to_text_recall1"] > 0.6
+        assert held_out["val/text_to_image_recall5"] > 0.9
 
 
 @pytest.mark.slow
