@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,9 +69,91 @@ def build_shards(
     opened = _open(source, labels, class_names)
     if progress:
         _report(opened.skipped)
-    samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
-    shards = _cut(samples, max_size_mb * 1e6, max_count)
+    limits = (max_size_mb * 1e6, max_count)
+    return _build(opened, Path(out), limits, seed, workers, progress)
+
+
+def build_split(
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
+    out: str | Path,
+    val_share: float,
+    *,
+    max_size_mb: float = 512,
+    max_count: int = 10_000,
+    seed: int | None = 0,
+    labels: bool = True,
+    class_names: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Write `source` as two sets of shards, `out`/train and `out`/val, and index them.
+
+    A sample is held out by a hash of its key alone: another order, or more images in the source,
+    move none from one set to the other. At least one image is in each set.
+
+    Args:
+        source, out, max_size_mb, max_count, seed, labels, class_names, workers, progress: as of
+            `build_shards`.
+        val_share: share of the samples that is held out, above 0 and below 1.
+
+    Returns:
+        The manifests of `train` and `val`, which have the same class map.
+
+    Raises:
+        ValueError: as of `build_shards`; or there are too few samples to hold one out.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share is {val_share:g}; it must be above 0 and below 1, as in 0.05")
     folder = Path(out)
+    if (folder / BUILD_NAME).exists():
+        raise ValueError(
+            f"{folder} holds shards that were built without a held-out share; choose another "
+            "folder, or delete this one"
+        )
+    opened = _open(source, labels, class_names)
+    if progress:
+        _report(opened.skipped)
+    limits = (max_size_mb * 1e6, max_count)
+    manifests = {}
+    for name, part in _split(opened, val_share).items():
+        if progress:
+            print(f"{name}: {len(part.samples):,} samples", file=sys.stderr)
+        manifests[name] = _build(part, folder / name, limits, seed, workers, progress)
+    return manifests
+
+
+def _split(source: Source, val_share: float) -> dict[str, Source]:
+    """Return the samples to train on and those to hold out, by a hash of their keys."""
+    if len(source.samples) < 2:
+        raise ValueError("the source holds one image, so that none can be held out: add some")
+    share_of = {sample.key: _hash_share(sample.key) for sample in source.samples}
+    low, high = min(share_of, key=share_of.__getitem__), max(share_of, key=share_of.__getitem__)
+    val = {key for key, share in share_of.items() if share < val_share} - {high} | {low}
+    train = [sample for sample in source.samples if sample.key not in val]
+    held_out = [sample for sample in source.samples if sample.key in val]
+    return {
+        "train": replace(source, samples=train),
+        "val": replace(source, samples=held_out, skipped=Counter()),
+    }
+
+
+def _hash_share(key: str) -> float:
+    """Return a number in [0, 1) that depends on the key alone."""
+    digest = hashlib.blake2b(key.encode(), person=b"zeta val", digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _build(
+    opened: Source,
+    folder: Path,
+    limits: tuple[float, int],
+    seed: int | None,
+    workers: int,
+    progress: bool,
+) -> Manifest:
+    """Write the samples as shards of at most `limits` (bytes, samples) into `folder`."""
+    samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
+    shards = _cut(samples, *limits)
     _claim(folder, _digest(shards, opened.class_names), opened.skipped)
     if opened.class_names is not None:
         write_class_names(folder, opened.class_names)

@@ -140,6 +140,10 @@ def _resolve_local(text: str) -> list[str]:
         # Not a glob: one gives nothing for a folder that may not be read.
         found = sorted(path for path in Path(text).iterdir() if path.suffix == ".tar")
         shards = [path for path in found if not path.name.startswith(".")]
+        if not shards and Path(text, "train").is_dir():
+            raise ValueError(
+                f"{text} holds no .tar shards itself; name {text}/train, or what else is in it"
+            )
         if not shards:
             raise ValueError(
                 f"{text} holds no .tar shards; write some with `zeta shards build IMAGES OUT`"

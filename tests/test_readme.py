@@ -23,9 +23,13 @@ NOT_RUN = ("git clone", "make demo", ". .venv/bin/activate")
 SHORTENED = {"zeta launch local": "train.max_steps=4 optim.warmup_steps=1"}
 
 
+def _joined(block: str) -> list[str]:
+    return block.replace("\\\n", " ").splitlines()
+
+
 def shell_commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in _joined(block) if line.strip()]
     return [line for line in lines if not line.startswith(NOT_RUN)]
 
 
@@ -61,10 +65,15 @@ def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
         assert "Traceback" not in done.stdout + done.stderr
     assert (tmp_path / "runs/first/report.html").stat().st_size > 50_000
     assert (tmp_path / "exports/first/model.safetensors").exists()
-    manifest = json.loads((tmp_path / "shards/photos/manifest.json").read_text())
-    assert sum(shard["count"] for shard in manifest["shards"]) == usable + 3  # + the unusable ones
-    quarantined = (tmp_path / "runs/first/quarantine.jsonl").read_text()
+    parts = [tmp_path / "shards/photos" / name for name in ("train", "val")]
+    manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
+    counts = [sum(shard["count"] for shard in manifest["shards"]) for manifest in manifests]
+    assert sum(counts) == usable + 3  # + the unusable ones
+    assert min(counts) >= 1
+    quarantined = "".join(path.read_text() for path in tmp_path.glob("runs/first/quarantine*"))
     assert "zebra/cut" in quarantined
+    metrics = (tmp_path / "runs/first/metrics.jsonl").read_text()
+    assert '"val/top1"' in metrics
     assert not (tmp_path / "pwned").exists()
 
 

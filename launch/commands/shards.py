@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.arguments import (
     Subparsers,
@@ -53,6 +53,13 @@ def add_parser(subparsers: Subparsers) -> None:
     order = build.add_mutually_exclusive_group()
     order.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
     order.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
+    build.add_argument(
+        "--val-share",
+        type=float,
+        metavar="X",
+        help="hold out this share of the images, as 0.05: they go to OUT/val, the others to "
+        "OUT/train",
+    )
     build.add_argument("--no-labels", action="store_true", help="leave classes out")
     add_workers(build)
     add_json(build)
@@ -70,19 +77,26 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_build(args: argparse.Namespace) -> int:
     """Write the shards and their index; say what they hold."""
-    from data_pipeline.build import build_shards
+    from data_pipeline.build import build_shards, build_split
 
-    manifest = build_shards(
-        args.source,
-        args.out,
-        max_size_mb=args.max_size,
-        max_count=args.max_count,
-        seed=None if args.no_shuffle else args.seed,
-        labels=not args.no_labels,
-        workers=args.workers,
-        progress=not args.json,
-    )
-    return _say(manifest, args.json)
+    options: dict[str, Any] = {
+        "max_size_mb": args.max_size,
+        "max_count": args.max_count,
+        "seed": None if args.no_shuffle else args.seed,
+        "labels": not args.no_labels,
+        "workers": args.workers,
+        "progress": not args.json,
+    }
+    if args.val_share is None:
+        return _say(build_shards(args.source, args.out, **options), args.json)
+    parts = build_split(args.source, args.out, args.val_share, **options)
+    if args.json:
+        print(json.dumps({name: _numbers(manifest) for name, manifest in parts.items()}))
+        return 0
+    for name, manifest in parts.items():
+        print(f"{args.out}/{name}: ", end="")
+        _say(manifest, as_json=False)
+    return 0
 
 
 def run_index(args: argparse.Namespace) -> int:
@@ -92,27 +106,31 @@ def run_index(args: argparse.Namespace) -> int:
     return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)
 
 
-def _say(manifest: Manifest, as_json: bool) -> int:
+def _numbers(manifest: Manifest) -> dict[str, Any]:
     from data_pipeline.manifest import SampleFlag
 
-    samples = len(manifest.samples)
     rejected = int(((manifest.samples["flags"] & SampleFlag.BAD) != 0).sum())
-    classes = None if manifest.class_names is None else len(manifest.class_names)
-    nbytes = sum(shard.nbytes for shard in manifest.shards)
-    numbers = {
+    return {
         "shards": len(manifest.shards),
-        "images": samples - rejected,
+        "images": len(manifest.samples) - rejected,
         "rejected": rejected,
-        "classes": classes,
-        "bytes": nbytes,
+        "classes": None if manifest.class_names is None else len(manifest.class_names),
+        "bytes": sum(shard.nbytes for shard in manifest.shards),
         "fingerprint": manifest.fingerprint,
     }
+
+
+def _say(manifest: Manifest, as_json: bool) -> int:
+    numbers = _numbers(manifest)
     if as_json:
         print(json.dumps(numbers))
         return 0
-    named = "" if classes is None else f" of {classes} classes"
-    shards = f"{len(manifest.shards):,} {'shard' if len(manifest.shards) == 1 else 'shards'}"
-    print(f"{samples - rejected:,} images{named} in {shards}, {nbytes / 1e6:,.1f} MB")
-    if rejected:
-        print(f"{rejected:,} images cannot be used; see manifest_rejected.jsonl beside the shards")
+    named = "" if numbers["classes"] is None else f" of {numbers['classes']} classes"
+    shards = f"{numbers['shards']:,} {'shard' if numbers['shards'] == 1 else 'shards'}"
+    print(f"{numbers['images']:,} images{named} in {shards}, {numbers['bytes'] / 1e6:,.1f} MB")
+    if numbers["rejected"]:
+        print(
+            f"{numbers['rejected']:,} images cannot be used; see manifest_rejected.jsonl beside "
+            "the shards"
+        )
     return 0

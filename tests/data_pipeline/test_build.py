@@ -15,7 +15,7 @@ import pytest
 import webdataset
 
 from data_pipeline import build
-from data_pipeline.build import build_shards
+from data_pipeline.build import build_shards, build_split
 from data_pipeline.manifest import Manifest
 from data_pipeline.tar_reader import read_sample
 from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
@@ -282,3 +282,49 @@ def test_ctrl_c_in_the_middle_leaves_whole_shards_and_a_rerun_finishes(tmp_path)
 
 def shards_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.tar"))
+
+
+def key_sets(parts: dict[str, Manifest]) -> dict[str, set[str]]:
+    return {name: set(contents(manifest)) for name, manifest in parts.items()}
+
+
+def in_memory(count: int) -> list[tuple[str, dict[str, bytes]]]:
+    return [(f"{i:05d}", {"jpg": jpeg(8, 8, 0), "cls": b"%d" % (i % 3)}) for i in range(count)]
+
+
+def test_a_share_is_held_out_by_key_whatever_the_order_and_what_else_there_is(tmp_path):
+    parts = build_split(in_memory(600), tmp_path / "a", 0.1, class_names=["x", "y", "z"])
+    sets = key_sets(parts)
+    assert sets["train"] | sets["val"] == {f"{i:05d}" for i in range(600)}
+    assert not sets["train"] & sets["val"]
+    assert 30 <= len(sets["val"]) <= 90
+    assert {name: len(manifest.samples) for name, manifest in parts.items()} == {
+        name: len(keys) for name, keys in sets.items()
+    }
+    assert parts["val"].class_names == parts["train"].class_names == ("x", "y", "z")
+    more = key_sets(build_split(in_memory(900)[::-1], tmp_path / "b", 0.1, seed=7))
+    assert sets["val"] == {key for key in more["val"] if key < "00600"}
+    assert sets["val"] < key_sets(build_split(in_memory(600), tmp_path / "c", 0.2))["val"]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_neither_set_is_empty(tmp_path, share):
+    parts = build_split(in_memory(3), tmp_path / "out", share)
+    assert sorted(len(manifest.samples) for manifest in parts.values()) == [1, 2]
+
+
+def test_a_split_that_cannot_be_is_refused(tmp_path):
+    for share in (0, 1, -0.5, 5):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
+            build_split(in_memory(3), tmp_path / "out", share)
+    with pytest.raises(ValueError, match="holds one image"):
+        build_split(in_memory(1), tmp_path / "out", 0.5)
+    assert not (tmp_path / "out").exists()
+    build_shards(in_memory(3), tmp_path / "whole")
+    with pytest.raises(ValueError, match="built without a held-out share"):
+        build_split(in_memory(3), tmp_path / "whole", 0.5)
+    build_split(in_memory(30), tmp_path / "split", 0.5)
+    with pytest.raises(ValueError, match="with other options"):
+        build_split(in_memory(30), tmp_path / "split", 0.2)
+    with pytest.raises(ValueError, match="split/train, or what else is in it"):
+        Manifest.open(str(tmp_path / "split"))
