@@ -1,0 +1,58 @@
+"""Jobs of test_memory_model: what lies in memory between two steps."""
+
+import gc
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tests.zeta.packs import make_pack
+from zeta import NaViT
+from zeta.distributed import close_distributed, init_distributed
+from zeta.engine import TrainEngine
+from zeta.memory_model import state_memory
+from zeta.objectives import build_objective
+from zeta.objectives.config import ObjectiveConfig
+from zeta.optim import full_shape
+from zeta.sharded_model import build_for_training
+from zeta.train_config import OptimConfig, TrainConfig
+
+
+def _held():
+    """Bytes of all tensors of this process, each storage once."""
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def held_by_stage(arguments):
+    """Predicted and measured bytes after two steps, at every stage: [predicted, measured]."""
+    world = init_distributed()
+    objective = build_objective(ObjectiveConfig(), 10)
+    report = {}
+    engines = []  # none is freed: what is measured is what each one adds
+    for stage in range(4):
+        gc.collect()
+        before = _held()
+        train = TrainConfig(
+            packs_per_step=4, zero_stage=stage, dtype=arguments["dtype"], max_steps=3
+        )
+        train.ema_decay = 0.99
+        build = partial(NaViT, 64, 16, 10, 192, 4, 3, 768)
+        model = build_for_training(build, train, world)
+        engine = TrainEngine(model, objective, world, train, OptimConfig(schedule="constant"))
+        engines.append(engine)
+        packs = [make_pack([torch.zeros(3, 32, 32, dtype=torch.uint8)], 16, 4, 1)] * 2
+        for _ in range(2):
+            engine.train_step(packs, 4, [0, 0], 1e-3)
+        gc.collect()
+        sizes = [torch.Size(full_shape(p)).numel() for p in engine.module.parameters()]
+        memory = state_memory(sizes, train, world.size)
+        predicted = memory.lasting
+        if stage == 3:  # buckets and the flat gradient are made once and kept
+            predicted += memory.gradients + memory.buffers
+        report[stage] = [predicted, _held() - before]
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+    close_distributed()

@@ -1,0 +1,102 @@
+"""Predicted memory against bytes that were really allocated."""
+
+import json
+import resource
+
+import pytest
+import torch
+
+from tests.zeta.packs import make_pack
+from zeta import NaViT
+from zeta.memory_model import activation_memory, state_memory
+from zeta.models import MegaVit
+from zeta.train_config import TrainConfig
+
+SIZES = {"image_size": 96, "patch_size": 8, "num_classes": 10, "dim": 192, "depth": 6, "heads": 3}
+SIZES |= {"dim_head": 64, "mlp_dim": 768}
+
+
+def _loss(outputs, batch):
+    return outputs.float().square().sum()
+
+
+def _pack(model_type):
+    images = [torch.zeros(3, 96, 96, dtype=torch.uint8)] * 14
+    prefix = int(model_type is MegaVit)
+    return make_pack(images, 8, 14 * (144 + prefix) + 9, 16, prefix)
+
+
+def _really_allocated(model, pack, dtype):
+    """The most bytes that PyTorch's CPU allocator handed out at one time, by the profiler."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            loss = _loss(model(pack), pack)
+        loss.backward()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak - sum(p.grad.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("model_type", [NaViT, MegaVit])
+def test_activations_are_what_is_allocated(model_type, dtype, checkpointing):
+    pack = _pack(model_type)
+    with torch.device("meta"):
+        abstract = model_type(**SIZES)
+    real = model_type(**SIZES)
+    for model in (abstract, real):
+        model.activation_checkpointing = checkpointing
+    predicted = activation_memory(abstract, pack, _loss, dtype)
+    _really_allocated(real, pack, dtype)  # the first pass fills caches
+    real.zero_grad()
+    measured = _really_allocated(real, pack, dtype)
+    assert predicted.peak == pytest.approx(measured, rel=0.1)
+    assert predicted.saved <= predicted.peak
+
+
+def test_checkpointing_keeps_a_fraction():
+    kept = []
+    for checkpointing in (False, True):
+        with torch.device("meta"):
+            model = NaViT(**SIZES)
+        model.activation_checkpointing = checkpointing
+        kept.append(activation_memory(model, _pack(NaViT), _loss, "bf16").saved)
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_nothing_is_allocated_for_a_model_that_would_not_fit():
+    with torch.device("meta"):
+        model = MegaVit(224, 14, 1000, 6144, 4, 48, 24576, dim_head=128)
+    pack = make_pack([torch.zeros(3, 224, 224, dtype=torch.uint8)] * 2, 14, 514, 2, 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = activation_memory(model, pack, _loss, "bf16")
+    assert memory.saved > 2**29
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+def test_states_follow_the_stage():
+    sizes = [1000, 200_000, 800_000]
+    kinds = {stage: state_memory(sizes, TrainConfig(zero_stage=stage), 4) for stage in range(4)}
+    million = 1_001_000
+    assert kinds[0].lasting == 12 * million
+    for stage in (1, 2):
+        assert kinds[stage].lasting == (4 + 12 / 4) * million
+    assert kinds[3].lasting == 16 / 4 * million
+    assert [kinds[stage].gradients for stage in range(4)] == [4 * million] * 2 + [million] * 2
+    averaged = state_memory(sizes, TrainConfig(zero_stage=3, ema_decay=0.99), 4)
+    assert averaged.average == million
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype):
+    out = tmp_path / "out.json"
+    arguments = {"out": str(out), "dtype": dtype}
+    ranks.run("tests.zeta.memory_jobs.held_by_stage", 2, arguments)
+    for stage, (predicted, measured) in json.loads(out.read_text()).items():
+        assert predicted == pytest.approx(measured, rel=0.1), stage

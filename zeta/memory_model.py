@@ -1,0 +1,187 @@
+"""How much memory training takes on each rank, by kind, before anything is allocated.
+
+Two parts. What sharding decides (weights, gradients, optimizer state, buffers) follows from the
+sizes of the parameters: `state_memory`, arithmetic alone. What the model decides (activations) is
+counted by running the model itself, forward and backward, on tensors without content, and adding
+up every storage that is alive: `activation_memory`. It holds for any model, dtype and sharding of
+the work, takes no memory, and on the CPU gives the bytes that a real run allocates.
+
+Buffers are those of DeepSpeed 0.19.8 as zeta configures it: buckets of 5e8 elements for the
+reduction of gradients, which are allocated whole however small the model is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zeta.packed import PackedBatch
+from zeta.train_config import TrainConfig
+
+_FP32, _BF16 = 4, 2
+_BUCKET = 500_000_000
+"""Elements of a bucket in which gradients are reduced (DeepSpeed's reduce_bucket_size)."""
+_PREFETCH = 50_000_000
+"""Elements of weights gathered ahead at ZeRO-3 (stage3_prefetch_bucket_size)."""
+_KEPT_WHOLE = 100_000
+"""Parameters of at most so many elements stay on every rank (param_persistence_threshold)."""
+_ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
+"""Scores and their gradient of one block, inside of the CPU's attention operator."""
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes on one rank that do not depend on the images."""
+
+    weights: int
+    """fp32 weights, or this rank's shard of them."""
+    master: int
+    """Second copy of this rank's share of the weights, which the optimizer updates (ZeRO 1-3)."""
+    gradients: int
+    optimizer: int
+    """The two moments of AdamW, fp32."""
+    average: int
+    """Moving average of the weights, if there is one."""
+    buffers: int
+    """Buckets for the reduction of gradients."""
+    gathered: int
+    """Weights of the layers at work, whole (ZeRO-3)."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds together."""
+        return sum(vars(self).values())
+
+    @property
+    def lasting(self) -> int:
+        """Bytes held between two steps of ZeRO 0 to 2, when gradients and buckets are gone."""
+        return self.weights + self.master + self.optimizer + self.average
+
+
+@dataclass(frozen=True)
+class ActivationMemory:
+    """Bytes of one pack at a time, forward and backward."""
+
+    saved: int
+    """What the forward pass keeps for the backward pass."""
+    peak: int
+    """Most that is alive at any time besides weights and gradients."""
+
+
+def state_memory(sizes: Sequence[int], train: TrainConfig, world_size: int) -> StateMemory:
+    """Return what one of `world_size` ranks holds besides activations.
+
+    Args:
+        sizes: elements of each parameter.
+        train: ZeRO stage, dtype, moving average.
+        world_size: W; shards are rounded up.
+    """
+    count, stage = sum(sizes), train.zero_stage
+    share = -(-count // world_size) if stage else count
+    kept = sum(size for size in sizes if size <= _KEPT_WHOLE)
+    bucket_bytes = _FP32
+    if stage == 3 and train.dtype == "bf16":
+        bucket_bytes = _FP32 + _BF16  # one bucket for either dtype
+    gathered = 0
+    if stage == 3:
+        layer = max(sizes, default=0)
+        compute = _BF16 if train.dtype == "bf16" else _FP32
+        gathered = min(count, layer + _PREFETCH) * compute + kept * _FP32
+    return StateMemory(
+        weights=_FP32 * (share if stage == 3 else count),
+        master=_FP32 * share if stage else 0,
+        gradients=_FP32 * (share if stage >= 2 else count),
+        optimizer=2 * _FP32 * share,
+        average=_FP32 * share if train.ema_decay is not None else 0,
+        buffers=bucket_bytes * (_BUCKET if stage else min(count, _BUCKET)),
+        gathered=gathered,
+    )
+
+
+def activation_memory(
+    model: nn.Module,
+    pack: PackedBatch,
+    loss: Callable[[Any, PackedBatch], Tensor],
+    dtype: str,
+) -> ActivationMemory:
+    """Count the activations of training on `pack`, with nothing allocated.
+
+    Args:
+        model: on the meta device; it is unusable afterwards.
+        pack: on the CPU; its grids must fit the model.
+        loss: the scalar loss of the model's outputs.
+        dtype: bf16 (autocast) or fp32.
+    """
+    # Whether the grids of a pack fit is asked of values, and here there are none.
+    model.__dict__["grids_fit"] = lambda pack: None
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
+        fake = pack.to("cpu")
+        with LiveBytes() as live:
+            for parameter in model.parameters():
+                live.add(parameter)
+            weights = live.now
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+                total = loss(model(fake), fake)
+            saved = live.now - weights
+            total.backward()
+            gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    peak = live.peak - weights - gradients + _ATTENTION_WORKSPACE
+    return ActivationMemory(saved, max(saved, peak))
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give a model from the meta device parameters and buffers without content."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations return, each once and for as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        """Bytes alive."""
+        self.peak = 0
+        """Most bytes that were alive."""
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor`, unless it is counted."""
+        storage = tensor.untyped_storage()
+        if id(storage) in self._sizes:
+            return
+        self._sizes[id(storage)] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, id(storage))
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return result
