@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zeta.models.packed_vit import PackedViT
 from zeta.packed import PackedBatch
 from zeta.train_config import TrainConfig
 
@@ -120,8 +121,10 @@ def activation_memory(
         loss: the scalar loss of the model's outputs.
         dtype: bf16 (autocast) or fp32.
     """
-    # Whether the grids of a pack fit is asked of values, and here there are none.
-    model.__dict__["grids_fit"] = lambda pack: None
+    for module in model.modules():
+        if isinstance(module, PackedViT):
+            # Whether the grids of a pack fit is asked of values, and here there are none.
+            module.__dict__["grids_fit"] = lambda pack: None
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
         fake = pack.to("cpu")
@@ -132,10 +135,9 @@ def activation_memory(
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
                 total = loss(model(fake), fake)
             saved = live.now - weights
-            total.backward()
+            torch.autograd.backward(total)
             gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
-    peak = live.peak - weights - gradients + _ATTENTION_WORKSPACE
-    return ActivationMemory(saved, max(saved, peak))
+    return ActivationMemory(saved, max(saved, live.peak - weights - gradients))
 
 
 def _materialise(model: nn.Module) -> None:
@@ -153,7 +155,7 @@ class LiveBytes(TorchDispatchMode):
     """Adds up the storages that operations return, each once and for as long as it lives."""
 
     def __init__(self) -> None:
-        super().__init__()
+        TorchDispatchMode.__init__(self)
         self.now = 0
         """Bytes alive."""
         self.peak = 0
@@ -184,4 +186,6 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self.add(leaf)
+        if isinstance(func, torch._ops.OpOverload) and func.namespace == "zeta":
+            self.peak = max(self.peak, self.now + _ATTENTION_WORKSPACE)
         return result

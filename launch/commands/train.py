@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command, add_config
+from launch.arguments import Subparsers, add_command, add_config, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,6 +17,20 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta train navit_b16_classification data.shards=shards/train run.dir=runs/first",
     )
     add_config(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="start nothing: check everything, train on one pack here, print steps and memory",
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="with --dry-run: the GPU of each rank, such as h100 or a100"
+    )
+    parser.add_argument(
+        "--world-size",
+        type=positive_int,
+        metavar="W",
+        help="with --dry-run: ranks of the run (default: 1)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +38,14 @@ def run(args: argparse.Namespace) -> int:
     from launch.config import load_config
 
     config = load_config(args.config, args.overrides)
+    if args.dry_run:
+        from launch.dry_run import dry_run
+        from zeta.hardware import accelerator
+
+        gpu = None if args.gpu is None else accelerator(args.gpu)
+        return dry_run(config, args.world_size or 1, gpu)
+    if args.gpu is not None or args.world_size is not None:
+        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
     from launch.train import train  # loads torch and DeepSpeed: after the config has been checked
 
     return train(config)

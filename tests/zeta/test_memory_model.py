@@ -21,9 +21,9 @@ def _loss(outputs, batch):
 
 
 def _pack(model_type):
-    images = [torch.zeros(3, 96, 96, dtype=torch.uint8)] * 14
+    images = [torch.zeros(3, 96, 96, dtype=torch.uint8)] * 40
     prefix = int(model_type is MegaVit)
-    return make_pack(images, 8, 14 * (144 + prefix) + 9, 16, prefix)
+    return make_pack(images, 8, 40 * (144 + prefix) + 9, 42, prefix)
 
 
 def _really_allocated(model, pack, dtype):
@@ -41,6 +41,7 @@ def _really_allocated(model, pack, dtype):
     return peak - sum(p.grad.nbytes for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("model_type", [NaViT, MegaVit])
