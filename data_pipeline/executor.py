@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.decode import ImageError, decode_image, patch_view
+from data_pipeline.decode import ImageError, decode_image, patch_lines
 from data_pipeline.fetch import SampleReader
 from data_pipeline.random_draws import hashes
 from data_pipeline.recipe import ImageRecipe, PackRecipe
@@ -49,30 +49,28 @@ class ExecutedPack:
     times: StageTimes
 
     def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
-        # Between processes every tensor is a shared-memory file of its own, which pays for the
-        # patches alone: the small ones travel as plain arrays.
+        # Between processes every tensor would be a shared-memory file of its own, which does not
+        # pay for small ones: they travel as plain arrays (and patches by `PackBuffers`).
         batch = self.batch
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
-        small = {
+        arrays = {
             name: value.numpy()
             for name, value in tensors.items()
-            if isinstance(value, torch.Tensor) and name != "patches"
+            if isinstance(value, torch.Tensor)
         }
         counts = {name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens")}
-        rest = (counts, self.epoch, self.rejected, self.times)
-        return _unpack, (batch.patches, small, *rest)
+        return _unpack, (arrays, counts, self.epoch, self.rejected, self.times)
 
 
 def _unpack(
-    patches: torch.Tensor,
-    small: dict[str, NDArray[np.generic]],
+    arrays: dict[str, NDArray[np.generic]],
     counts: dict[str, Any],
     epoch: int,
     rejected: tuple[Rejected, ...],
     times: StageTimes,
 ) -> ExecutedPack:
-    values = counts | {name: torch.from_numpy(array) for name, array in small.items()}
-    batch = PackedBatch(patches=patches, **values)
+    values = counts | {name: torch.from_numpy(array) for name, array in arrays.items()}
+    batch = PackedBatch(**values)
     return ExecutedPack(batch, epoch, rejected, times)
 
 
@@ -88,8 +86,10 @@ class Executor:
         self._class_names = class_names
         self._reader = SampleReader(deadline_s)
 
-    def execute(self, recipe: PackRecipe) -> ExecutedPack:
+    def execute(self, recipe: PackRecipe, patches: NDArray[np.uint8] | None = None) -> ExecutedPack:
         """Read and decode the images of `recipe` into a packed batch.
+
+        `patches` [token budget, p * p * 3] is memory for its patches; None makes some.
 
         An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
         `rejected`: its neighbours in the pack, and every other pack, are what they would be
@@ -99,15 +99,20 @@ class Executor:
             OSError: a shard cannot be read (the error names shard and byte).
             TarError: a shard is not what was indexed.
         """
-        return _execute(recipe, self._class_names, self._reader)
+        if patches is None:
+            side = recipe.patch_size
+            patches = np.empty((recipe.token_budget, side * side * 3), dtype=np.uint8)
+        return _execute(recipe, patches, self._class_names, self._reader)
 
 
 def _execute(
-    recipe: PackRecipe, class_names: Sequence[str] | None, reader: SampleReader
+    recipe: PackRecipe,
+    patches: NDArray[np.uint8],
+    class_names: Sequence[str] | None,
+    reader: SampleReader,
 ) -> ExecutedPack:
     start, times = time.perf_counter(), StageTimes()
     budget, limit, side = recipe.token_budget, recipe.max_images, recipe.patch_size
-    patches = np.zeros((budget, side * side * 3), dtype=np.uint8)
     coords = np.full((budget, 2), -1, dtype=np.int32)
     grids = np.ones((limit, 2), dtype=np.int32)
     weights = np.zeros(limit, dtype=np.float32)
@@ -121,6 +126,7 @@ def _execute(
         times.read += waited
         lengths[index] = recipe.prefix_tokens + image.keep
         rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
+        patches[row : rows.start] = 0
         row += int(lengths[index])
         kept = kept_patches(image)
         grids[index], sample_ids[index] = image.grid, image.sample_id
@@ -131,12 +137,15 @@ def _execute(
             before = time.perf_counter()
             pixels = decode_recipe(sample.image, image, side, recipe.fit)
             times.decode += time.perf_counter() - before
-            patches[rows].reshape(len(kept), side, -1)[:] = patch_view(pixels, side)[y, x]
+            lines = patch_lines(pixels, side)
+            patches[rows].view(lines.dtype)[:] = lines[y, x]
             targets.put(index, target)
             weights[index] = 1
         except (SampleError, ImageError) as error:
+            patches[rows] = 0
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
+    patches[row:] = 0
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
         coords=torch.from_numpy(coords),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import pairwise
 from pathlib import Path
 
 from data_pipeline.recipe import ImageRecipe
@@ -40,7 +41,9 @@ class SampleReader:
             TarError: the shard does not hold the sample where the index says.
         """
         # A few samples at a time: handing over each one alone would cost as much as reading it.
-        parts = [images[at : at + _SAMPLES_A_READ] for at in range(0, len(images), _SAMPLES_A_READ)]
+        # The first one alone, so that decoding begins at once.
+        starts = [0, *range(1, len(images), _SAMPLES_A_READ), len(images)]
+        parts = [images[start:end] for start, end in pairwise(starts) if start < end]
         futures = [self._threads.submit(_read_part, part, self._deadline_s) for part in parts]
         try:
             for part, future in zip(parts, futures, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.executor import ExecutedPack, Executor
+from data_pipeline.pack_buffers import PackBuffers
 from data_pipeline.plan import LaneState, Plan
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import PackRecipe, pack_recipe
@@ -22,20 +23,26 @@ PREFETCH_PACKS_PER_WORKER = 4
 
 
 class _Executors(Dataset["ExecutedPack | Exception"]):
-    """A map-style dataset whose index is the recipe itself: workers hold no state at all.
+    """A map-style dataset whose index is the recipe and its buffer: workers hold no state at all.
 
     Errors come back as values, so that they are raised as what they were.
     """
 
-    def __init__(self, class_names: Sequence[str] | None, deadline_s: float) -> None:
+    def __init__(
+        self, class_names: Sequence[str] | None, deadline_s: float, buffers: PackBuffers | None
+    ) -> None:
         self._arguments = (class_names, deadline_s)
+        self._buffers = buffers
         self._executor: Executor | None = None
 
-    def __getitem__(self, recipe: PackRecipe) -> ExecutedPack | Exception:
+    def __getitem__(self, index: tuple[PackRecipe, int]) -> ExecutedPack | Exception:
+        recipe, slot = index
         if self._executor is None:  # not before the worker process has begun
             self._executor = Executor(*self._arguments)
         try:
-            return self._executor.execute(recipe)
+            if self._buffers is None:
+                return self._executor.execute(recipe)
+            return self._buffers.strip(self._executor.execute(recipe, self._buffers[slot]))
         except (OSError, ValueError) as error:
             return error
 
@@ -97,20 +104,27 @@ class PackLoader:
             OSError, TarError: of `Executor.execute`.
         """
         config = self._plan.config
+        buffers = None
+        if config.workers:
+            # Beside those asked for ahead, the one whose patches are being copied out.
+            slots = PREFETCH_PACKS_PER_WORKER * config.workers + 1
+            buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
+        turns = range(len(buffers) if buffers else 1)
         loader = DataLoader(
-            _Executors(self._plan.manifest.class_names, config.read_deadline_s),
+            _Executors(self._plan.manifest.class_names, config.read_deadline_s, buffers),
             batch_size=None,
-            sampler=recipes,
+            sampler=zip(recipes, itertools.cycle(turns), strict=False),
             num_workers=config.workers,
             prefetch_factor=PREFETCH_PACKS_PER_WORKER if config.workers else None,
             worker_init_fn=_begin_worker,
+            multiprocessing_context="fork" if config.workers else None,  # they share the buffers
         )
-        for executed in loader:
+        for slot, executed in zip(itertools.cycle(turns), loader, strict=False):
             if isinstance(executed, Exception):
                 raise executed
             if self._prefetcher is not None:
                 self._prefetcher.received()
-            yield executed
+            yield executed if buffers is None else buffers.join(slot, executed)
 
     def state_after(self, step: int) -> Mapping[str, Any]:
         """Return the state of this rank's lanes once `step` is committed, as JSON-able values.

@@ -45,7 +45,7 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         photos = write_photos(Path(folder) / "photos", options.images)
-        shards = build_shards(photos, Path(folder) / "shards", max_count=100)
+        shards = build_shards(photos, Path(folder) / "shards")
         return compare(photos, shards, options.workers, options.rounds)
 
 
@@ -58,7 +58,8 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def compare(photos: Path, manifest: Manifest, workers: int, rounds: int) -> int:
-    plan = Plan(manifest, config(workers), num_lanes=4)
+    # One lane, for a real one plans windows of thousands of images, and here there are hundreds.
+    plan = Plan(manifest, config(workers), num_lanes=1)
     packs = zeta_batches(plan)
     batches = timm_batches(photos, workers)
     ratios = []
@@ -71,7 +72,7 @@ def compare(photos: Path, manifest: Manifest, workers: int, rounds: int) -> int:
         )
     packs.close()
     batches.close()
-    result = bench(plan, packs=16, rounds=rounds)
+    result = bench(plan, packs=48, rounds=rounds)
     print(f"{workers} workers, medians of {rounds} rounds")
     print(f"zeta / timm            {statistics.median(ratios):.2f}   (floor {TIMM_FLOOR})")
     print(f"zeta / bare decoding   {result.efficiency:.2f}   (floor {DECODE_FLOOR})")

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
-from data_pipeline.decode import Box, decode_image, patch_view
+from data_pipeline.decode import Box, decode_image, patch_lines
 from data_pipeline.image_header import ImageError, image_size
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode, exif, jpeg, mutated, photo
@@ -241,14 +241,14 @@ def test_a_box_and_a_flip_are_those_of_the_upright_image(orientation, scale):
 
 def test_patches_are_row_major_with_channels_last():
     image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    patches = patch_view(image, 2).reshape(12, 12)
+    patches = patch_lines(image, 2).copy().view(np.uint8).reshape(12, 12)
     assert patches.shape == (12, 12)
     for number, patch in enumerate(patches):
         y, x = divmod(number, 4)
         block = image[2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
         assert np.array_equal(patch.reshape(2, 2, 3), block)
     with pytest.raises(ValueError, match="6 x 8 image is not a whole number of 4 patches"):
-        patch_view(image, 4)
+        patch_lines(image, 4)
 
 
 def test_2000_mutated_images_decode_or_give_a_reason():
