@@ -9,19 +9,23 @@ Nothing here needs a process group.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from zeta.exit_codes import RunError
 from zeta.zero_state import AVERAGE, WEIGHTS, ZeroState
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.json"
@@ -41,19 +45,31 @@ class FileRecord:
     sha256: str
 
 
-def write_hashed(root: Path, path: Path, write: Callable[[IO[bytes]], object]) -> FileRecord:
-    """Create `path` under `root` by `write(file)`, fsync it, return its size and hash.
+class _HashedFile(io.BufferedWriter):
+    """A new file that is hashed as it is written: disk and hash work on the same bytes at once."""
 
-    The hash is taken of what the system holds in memory, while the disk is still writing it.
-    """
-    with path.open("w+b") as file, ThreadPoolExecutor(1) as pool:
+    def __init__(self, path: Path, hasher: Executor) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._hasher = hasher
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: ReadableBuffer) -> int:
+        """Write and hash all of `data`."""
+        hashed = self._hasher.submit(self.sha256.update, data)
+        try:
+            return super().write(data)
+        finally:
+            hashed.result()  # the caller's memory may change once this returns
+
+
+def write_hashed(root: Path, path: Path, write: Callable[[IO[bytes]], object]) -> FileRecord:
+    """Create `path` under `root` by `write(file)`, fsync it, return its size and hash."""
+    with ThreadPoolExecutor(1) as hasher, _HashedFile(path, hasher) as file:
         write(file)
         file.flush()
-        synced = pool.submit(os.fsync, file.fileno())
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        synced.result()
-        return FileRecord(path.relative_to(root).as_posix(), file.tell(), digest)
+        os.fsync(file.fileno())
+        name = path.relative_to(root).as_posix()
+        return FileRecord(name, file.tell(), file.sha256.hexdigest())
 
 
 def write_text(root: Path, path: Path, text: str) -> FileRecord:

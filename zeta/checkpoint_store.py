@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ import torch
 from zeta.checkpoint import (
     AVERAGES,
     CONFIG,
-    MANIFEST,
     RANKS,
     TRAINER_STATE,
     ZERO,
@@ -206,8 +206,10 @@ class CheckpointStore:
             directory = self.folder / name
             kept_for_good = self.keep_every is not None and step_of(name) % self.keep_every == 0
             if kept >= self.keep_last and not kept_for_good:
-                (directory / MANIFEST).unlink(missing_ok=True)  # first: a half-deleted one is bad
-                shutil.rmtree(directory)
+                # Renamed first, so that a half-deleted one is no checkpoint. Nobody waits for the
+                # rest, which may take as long as a part of the saving.
+                old = directory.rename(self.folder / f"{_BUILDING}old-{name}")
+                Thread(target=shutil.rmtree, args=(old, True)).start()
             elif find_fault(directory, hashes=False) is None:
                 kept += 1
 
