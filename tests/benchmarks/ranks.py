@@ -1,0 +1,100 @@
+"""Two ranks against two single-rank runs side by side, and how long a rank waits for data.
+
+    python -m tests.benchmarks.ranks [--steps 12] [--rounds 3] [--tokens 1024]
+
+`navit_s16` in bf16 on photograph-like JPEGs, one thread a rank, one worker each, through `zeta
+launch local`: real runs from real shards. They take turns; a run counts by the median of its steps,
+the first two left out. The wait is that of a rank which has the machine to itself. Exits with 1 if
+a bound is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from data_pipeline.build import build_shards
+from tests.benchmarks.loader import write_photos
+
+LEAST_SHARE, MOST_WAIT = 0.90, 0.01
+_IMAGES = 200
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=1024)
+    options = parser.parse_args()
+    shares, waits = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build_shards(write_photos(folder / "photos", _IMAGES), folder / "shards")
+        for number in range(options.rounds):
+            together = folder / f"together-{number}"
+            finish([start(folder, together, 2, options)])
+            alone = [folder / f"alone-{number}-{i}" for i in range(2)]
+            finish([start(folder, path, 1, options) for path in alone])
+            lone = folder / f"lone-{number}"
+            finish([start(folder, lone, 1, options)])
+            rates = [rate(path, "throughput/images_per_s") for path in alone]
+            shares.append(rate(together, "throughput/images_per_s") / sum(rates))
+            waits.append(rate(lone, "time/data_wait_s") / rate(lone, "time/step_s"))
+            print(f"{shares[-1]:.3f} of two runs; data wait {waits[-1]:.2%} of a step", flush=True)
+    share, wait = statistics.median(shares), statistics.median(waits)
+    print(f"two ranks / two runs side by side  {share:.3f} (at least {LEAST_SHARE})")
+    print(f"data wait of a step                {wait:.2%} (at most {MOST_WAIT:.0%})")
+    return int(share < LEAST_SHARE or wait > MOST_WAIT)
+
+
+def start(
+    folder: Path, run_dir: Path, ranks: int, options: argparse.Namespace
+) -> subprocess.Popen[str]:
+    values = {
+        "run.dir": run_dir,
+        "data.shards": folder / "shards",
+        "data.token_budget": options.tokens,
+        "data.max_images_per_pack": 64,
+        "data.workers": 1,
+        "model.preset": "navit_s16",
+        "train.packs_per_step": ranks,
+        "train.max_steps": options.steps,
+        "train.checkpoint_every": options.steps,
+        "train.log_every": 1,
+        "optim.schedule": "constant",
+        "optim.warmup_steps": 0,
+        "optim.cooldown_steps": 0,
+        "tracker.wandb.mode": "disabled",
+    }
+    command = [sys.executable, "-m", "launch", "launch", "local", "navit_b16_classification"]
+    command += ["--nproc", str(ranks), *(f"{key}={value}" for key, value in values.items())]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(runs: list[subprocess.Popen[str]]) -> None:
+    for run in runs:
+        output, _ = run.communicate()
+        if run.returncode:
+            raise SystemExit(output)
+
+
+def rate(run_dir: Path, metric: str) -> float:
+    """Median of a metric over the steps of a run, without the first two."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median([line[metric] for line in lines if metric in line][2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
