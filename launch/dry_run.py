@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from data_pipeline.recipe import pack_recipe
 from launch.config import ZetaConfig, to_yaml
 from launch.start import Start, check_start
 from launch.tables import plan_warnings
+from zeta.deepspeed_passthrough import offloads_optimizer
 from zeta.distributed import RankInfo, close_distributed, init_distributed
 from zeta.hardware import Accelerator
 from zeta.memory_model import ActivationMemory, StateMemory, activation_memory, state_memory
@@ -72,8 +74,12 @@ def _steps(start: Start, world_size: int) -> Iterator[str]:
     summary = summarise(start.plan, world_size)
     epochs = train.max_epochs
     by_epochs = None if epochs is None else epochs * summary.steps_per_epoch
-    ends = [steps for steps in (train.max_steps, by_epochs) if steps is not None]
     per_step = train.packs_per_step * data.token_budget * summary.fill
+    images_per_step = train.packs_per_step * summary.images_per_pack
+    by_images = None if train.max_images is None else ceil(train.max_images / images_per_step)
+    by_tokens = None if train.max_tokens is None else ceil(train.max_tokens / per_step)
+    planned = (train.max_steps, by_epochs, by_images, by_tokens)
+    ends = [steps for steps in planned if steps is not None]
     yield f"images            {summary.images:,}"
     yield f"steps an epoch    {summary.steps_per_epoch:,}"
     packs = train.packs_per_step
@@ -112,15 +118,20 @@ def memory_table(
     gpu: Accelerator | None,
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
-    stages = [
-        state_memory(sizes, replace(train, zero_stage=stage), world_size) for stage in range(4)
-    ]
+    whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
+    settings = [replace(train, zero_stage=0, deepspeed=whole)]
+    settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
+    stages = [state_memory(sizes, each, world_size) for each in settings]
     names = [f"ZeRO {stage}{'*' if stage == train.zero_stage else ''}" for stage in range(4)]
     lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
     rows = [
         (field.name, [getattr(stage, field.name) for stage in stages])
         for field in dataclasses.fields(StateMemory)
     ]
+    if offloads_optimizer(train.deepspeed):
+        rows[-1] = ("(on the host)", rows[-1][1])
+    else:
+        rows.pop()
     totals = [stage.total + activations.peak for stage in stages]
     for name, values in [*rows, ("activations", [activations.peak] * 4), ("total", totals)]:
         lines.append(f"{name:<18}" + "".join(f"{value / _GIB:>10.3f}" for value in values))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
 from launch.errors import exit_code
-from zeta.distributed import RankInfo, Store
+from zeta.distributed import RankInfo, Store, as_timeout
 
 _VERDICT = "zeta/start/verdict"
 _HEARD = "zeta/start/heard"
@@ -52,7 +51,7 @@ def check_together(
         store.set(_VERDICT, _GO)
         return checked
     try:
-        store.wait([_VERDICT], timedelta(seconds=timeout_s))
+        store.wait([_VERDICT], as_timeout(timeout_s))
         verdict = store.get(_VERDICT).decode()
         if verdict != _GO:
             store.add(_HEARD, 1)

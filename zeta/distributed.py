@@ -221,7 +221,7 @@ def init_distributed(
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    timeout = _as_timeout(timeout_s)
+    timeout = as_timeout(timeout_s)
     if not dist.is_initialized():
         backend = "nccl" if use_cuda else "gloo"
         store = store or meeting_place(info, timeout_s)
@@ -245,7 +245,7 @@ def meeting_place(info: RankInfo, timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> S
         info.master_port,
         info.world_size,
         is_master=info.rank == 0 and not agent,
-        timeout=_as_timeout(timeout_s),
+        timeout=as_timeout(timeout_s),
         wait_for_workers=False,
     )
     return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -260,12 +260,13 @@ def set_collective_timeout(seconds: float) -> None:
     """
     if not dist.is_initialized():
         return
-    timeout = _as_timeout(seconds)
+    timeout = as_timeout(seconds)
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.set_timeout(timeout, group)
 
 
-def _as_timeout(seconds: float) -> timedelta:
+def as_timeout(seconds: float) -> timedelta:
+    """Return a time limit of torch, which knows no infinity: a week at most."""
     return timedelta(seconds=min(seconds, _LONGEST_TIMEOUT_S))
 
 

@@ -6,15 +6,16 @@ counted by running the model itself, forward and backward, on tensors without co
 up every storage that is alive: `activation_memory`. It holds for any model, dtype and sharding of
 the work, takes no memory, and on the CPU gives the bytes that a real run allocates.
 
-Buffers are those of DeepSpeed 0.19.8 as zeta configures it: buckets of 5e8 elements for the
-reduction of gradients, which are allocated whole however small the model is.
+Buffers are those of DeepSpeed 0.19.8: buckets of 5e8 elements for the reduction of gradients, which
+are allocated whole however small the model is. `train.deepspeed` may set other sizes, another
+optimizer, or host memory for its state.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,17 +24,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zeta.config_field import check_range
+from zeta.deepspeed_passthrough import offloads_optimizer
 from zeta.models.packed_vit import PackedViT
+from zeta.optim import state_per_weight
 from zeta.packed import PackedBatch
 from zeta.train_config import TrainConfig
 
 _FP32, _BF16 = 4, 2
-_BUCKET = 500_000_000
-"""Elements of a bucket in which gradients are reduced (DeepSpeed's reduce_bucket_size)."""
-_PREFETCH = 50_000_000
-"""Elements of weights gathered ahead at ZeRO-3 (stage3_prefetch_bucket_size)."""
-_KEPT_WHOLE = 100_000
-"""Parameters of at most so many elements stay on every rank (param_persistence_threshold)."""
+_BUCKET = ("reduce_bucket_size", 500_000_000)
+"""Elements of a bucket in which gradients are reduced: DeepSpeed's name and default."""
+_PREFETCH = ("stage3_prefetch_bucket_size", 50_000_000)
+"""Elements of weights gathered ahead at ZeRO-3."""
+_KEPT_WHOLE = ("stage3_param_persistence_threshold", 100_000)
+"""Parameters of at most so many elements stay on every rank at ZeRO-3."""
 _ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
 """Scores and their gradient of one block, inside of the CPU's attention operator."""
 
@@ -48,18 +52,21 @@ class StateMemory:
     """Second copy of this rank's share of the weights, which the optimizer updates (ZeRO 1-3)."""
     gradients: int
     optimizer: int
-    """The two moments of AdamW, fp32."""
+    """State of the optimizer, fp32: the two moments of AdamW."""
     average: int
     """Moving average of the weights, if there is one."""
     buffers: int
     """Buckets for the reduction of gradients."""
     gathered: int
     """Weights of the layers at work, whole (ZeRO-3)."""
+    on_host: int = 0
+    """Of all these, what lies in host memory (offload_optimizer)."""
 
     @property
     def total(self) -> int:
-        """Bytes of all kinds together."""
-        return sum(vars(self).values())
+        """Bytes of all kinds together, but those in host memory."""
+        with_host: int = sum(vars(self).values())
+        return with_host - 2 * self.on_host  # a part of the others, in the sum once more
 
     @property
     def lasting(self) -> int:
@@ -82,12 +89,18 @@ def state_memory(sizes: Sequence[int], train: TrainConfig, world_size: int) -> S
 
     Args:
         sizes: elements of each parameter.
-        train: ZeRO stage, dtype, moving average.
+        train: ZeRO stage, dtype, moving average, settings of DeepSpeed.
         world_size: W; shards are rounded up.
+
+    Raises:
+        ValueError: `train.deepspeed` sets a size that is no number.
     """
     count, stage = sum(sizes), train.zero_stage
     share = -(-count // world_size) if stage else count
-    kept = sum(size for size in sizes if size <= _KEPT_WHOLE)
+    bucket, prefetch, kept_whole = (
+        _elements(train.deepspeed, *setting) for setting in (_BUCKET, _PREFETCH, _KEPT_WHOLE)
+    )
+    kept = sum(size for size in sizes if size <= kept_whole)
     bucket_bytes = _FP32
     if stage == 3 and train.dtype == "bf16":
         bucket_bytes = _FP32 + _BF16  # one bucket for either dtype
@@ -95,16 +108,27 @@ def state_memory(sizes: Sequence[int], train: TrainConfig, world_size: int) -> S
     if stage == 3:
         layer = max(sizes, default=0)
         compute = _BF16 if train.dtype == "bf16" else _FP32
-        gathered = min(count, layer + _PREFETCH) * compute + kept * _FP32
-    return StateMemory(
+        gathered = min(count, layer + prefetch) * compute + kept * _FP32
+    memory = StateMemory(
         weights=_FP32 * (share if stage == 3 else count),
         master=_FP32 * share if stage else 0,
         gradients=_FP32 * (share if stage >= 2 else count),
-        optimizer=2 * _FP32 * share,
+        optimizer=state_per_weight(train.deepspeed.get("optimizer")) * _FP32 * share,
         average=_FP32 * share if train.ema_decay is not None else 0,
-        buffers=bucket_bytes * (_BUCKET if stage else min(count, _BUCKET)),
+        buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
         gathered=gathered,
     )
+    if stage == 0 or not offloads_optimizer(train.deepspeed):
+        return memory
+    gradients = memory.gradients if stage >= 2 else 0
+    return replace(memory, on_host=memory.master + memory.optimizer + memory.average + gradients)
+
+
+def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """Return a size that `train.deepspeed` may set."""
+    value = settings.get("zero_optimization", {}).get(name, default)
+    check_range(f"train.deepspeed.zero_optimization.{name}", value, 0, open_high=True)
+    return int(value)
 
 
 def activation_memory(

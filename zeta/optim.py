@@ -92,6 +92,21 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+def state_per_weight(other: Mapping[str, Any] | None) -> int:
+    """Return how many values the optimizer keeps of each weight: two in AdamW.
+
+    Args:
+        other: as `build_optimizer` takes it.
+    """
+    with torch.random.fork_rng([]):
+        module = nn.Linear(32, 32, bias=False)
+    module.weight.grad = torch.ones_like(module.weight)
+    optimizer = build_optimizer(module, OptimConfig(), other)
+    optimizer.step()
+    values = (v for v in optimizer.state[module.weight].values() if isinstance(v, Tensor))
+    return sum(v.numel() == module.weight.numel() for v in values)
+
+
 def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
     """Return name and full shape of every trainable parameter, in the order of the module."""
     return {name: full_shape(p) for name, p in module.named_parameters() if p.requires_grad}

@@ -11,6 +11,8 @@ from zeta.deepspeed_passthrough import check_passthrough
 
 UNITS = ("steps", "images", "tokens")
 """What the progress of a run is counted in."""
+_LONGEST_LIMIT_S = 1e8
+"""Three years; beyond some more, alarms of the operating system overflow."""
 
 
 @dataclass
@@ -50,13 +52,14 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         for name in ("start_s", "data_s", "train_s", "save_s", "evaluate_s"):
-            check_range(f"train.watchdog.{name}", getattr(self, name), 0, open_high=True)
+            check_range(f"train.watchdog.{name}", getattr(self, name), 0, _LONGEST_LIMIT_S)
         check_range("train.watchdog.heartbeat_s", self.heartbeat_s, 0.1, 3600)
         if self.limit("train") < self.limit("data"):
+            limit = f"{self.data_s:g}" if self.data_s else "0 (no limit)"
             raise ValueError(
                 f"train.watchdog.train_s is {self.train_s:g}, below train.watchdog.data_s = "
-                f"{self.data_s:g}: a rank waits for the data of the others within its step, so "
-                "raise train_s"
+                f"{limit}: a rank waits for the data of the others within its step, so "
+                f"{'raise train_s' if self.data_s else 'set train_s to 0 as well'}"
             )
 
     def limit(self, phase: str) -> float:
@@ -198,7 +201,7 @@ class OptimConfig:
     """Of the matrices of the body; norms, biases, position tables, learned tokens and the pooling
     query are never decayed."""
     head_weight_decay: float | None = None
-    """Of the head's matrix; that of the body unless set."""
+    """Of the matrix of a classifier's head; that of the body unless set."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, add_config, positive_int
+from zeta.hardware import accelerator
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -37,15 +38,14 @@ def run(args: argparse.Namespace) -> int:
     """Train; the same command continues a run that was stopped."""
     from launch.config import load_config
 
+    if not args.dry_run and (args.gpu is not None or args.world_size is not None):
+        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
+    gpu = None if args.gpu is None else accelerator(args.gpu)
     config = load_config(args.config, args.overrides)
     if args.dry_run:
         from launch.dry_run import dry_run
-        from zeta.hardware import accelerator
 
-        gpu = None if args.gpu is None else accelerator(args.gpu)
         return dry_run(config, args.world_size or 1, gpu)
-    if args.gpu is not None or args.world_size is not None:
-        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
     from launch.train import train  # loads torch and DeepSpeed: after the config has been checked
 
     return train(config)

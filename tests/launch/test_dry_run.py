@@ -62,3 +62,13 @@ def test_a_model_that_is_too_large_is_said_not_to_fit():
     sizes = [100_000_000] * 100
     lines = memory_table(sizes, TrainConfig(), 64, ActivationMemory(0, 2**30), accelerator("h100"))
     assert lines[-3].split() == ["fits", "h100", "NO", "NO", "yes", "yes"]
+
+
+def test_what_is_offloaded_to_the_host_takes_no_memory_of_the_gpu():
+    sizes, activations = [100_000_000] * 100, ActivationMemory(0, 2**30)
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    train = TrainConfig(deepspeed=offload, ema_decay=0.99)
+    lines = memory_table(sizes, train, 2, activations, accelerator("h100"))
+    rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines}
+    assert rows["fits h100"] == ["NO", "yes", "yes", "yes"]
+    assert float(rows["(on the host)"][2]) == pytest.approx(100e9 / 2**30, abs=1e-3)

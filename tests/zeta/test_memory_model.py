@@ -101,3 +101,26 @@ def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype):
     ranks.run("tests.zeta.memory_jobs.held_by_stage", 2, arguments)
     for stage, (predicted, measured) in json.loads(out.read_text()).items():
         assert predicted == pytest.approx(measured, rel=0.1), stage
+
+
+def test_settings_of_deepspeed_count():
+    sizes = [1000, 200_000, 800_000]
+    million = 1_001_000
+
+    def memory(stage, **settings):
+        return state_memory(sizes, TrainConfig(zero_stage=stage, deepspeed=settings), 4)
+
+    assert memory(0, optimizer={"type": "SGD"}).optimizer == 0
+    momentum = {"type": "SGD", "params": {"momentum": 0.9}}
+    assert memory(1, optimizer=momentum).optimizer == million
+    amsgrad = {"type": "Adam", "params": {"amsgrad": True}}
+    assert memory(1, optimizer=amsgrad).optimizer == 3 * million
+    assert memory(2, zero_optimization={"reduce_bucket_size": 1e6}).buffers == 4e6
+    on_device, offloaded = (
+        memory(2, zero_optimization={"offload_optimizer": {"device": device}})
+        for device in ("none", "cpu")
+    )
+    assert offloaded.on_host == (4 + 8 + 4) / 4 * million
+    assert on_device.total - offloaded.total == offloaded.on_host
+    with pytest.raises(ValueError, match=r"zero_optimization\.reduce_bucket_size is 'large'"):
+        memory(2, zero_optimization={"reduce_bucket_size": "large"})

@@ -113,6 +113,19 @@ watchdog.close()
 """
 
 
+WATCHES_FOR_LONG = """
+import sys
+from pathlib import Path
+from zeta.train_config import WatchdogConfig
+from zeta.watchdog import Watchdog
+
+longest = dict.fromkeys(("start_s", "data_s", "train_s", "save_s", "evaluate_s"), 1e8)
+watchdog = Watchdog(Path(sys.argv[1]), 0, WatchdogConfig(**longest), print)
+watchdog.enter("save", 0)
+watchdog.close()
+"""
+
+
 def _python(code, *arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -147,4 +160,16 @@ def test_a_step_may_wait_for_the_data_of_others():
         WatchdogConfig(train_s=10, data_s=20)
     with pytest.raises(ValueError, match=r"train\.watchdog\.save_s is -1"):
         WatchdogConfig(save_s=-1)
+    with pytest.raises(ValueError, match=r"train_s is 10, below .*data_s = 0 \(no limit\)"):
+        WatchdogConfig(train_s=10, data_s=0)
     assert WatchdogConfig(train_s=0, data_s=0).limit("train") == float("inf")
+
+
+@pytest.mark.slow
+def test_the_longest_limit_that_is_taken_can_be_watched(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"train\.watchdog\.start_s is 1e\+09; it must be .* 1e\+08"
+    ):
+        WatchdogConfig(start_s=1e9)
+    done = _python(WATCHES_FOR_LONG, tmp_path / "heartbeat" / "0.json")
+    assert done.returncode == 0, done.stderr
