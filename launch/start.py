@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_pipeline.loader import check_state
 from data_pipeline.manifest import Manifest
@@ -27,6 +28,7 @@ from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
 from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
+from zeta.weight_files import check_initial_weights
 
 _BEFORE_CONFIG = {
     "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl",
@@ -174,9 +176,14 @@ def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
 
 
 def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[str, Any] | None:
-    """Check that the newest checkpoint is of this model and these shards; return its state."""
+    """Check that the newest checkpoint is of this model and these shards; return its state.
+
+    Without one, the weights that the run begins at are checked.
+    """
     names = step_names(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else []
     if not names:
+        if (init_from := config.train.init_from) is not None:
+            check_initial_weights(_abstract_model(config), init_from)
         return None
     newest = run_dir.checkpoints / names[-1]
     try:
@@ -184,8 +191,12 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
         parameters, data = saved["parameters"], saved["progress"]["data"]
     except (OSError, ValueError, KeyError):
         return None  # a damaged checkpoint is set aside when the run starts
-    with torch.device("meta"):
-        model = build_for_objective(config.model, config.objective, config.train.seed)
-    check_same_model(parameters, parameter_shapes(model), str(newest))
+    check_same_model(parameters, parameter_shapes(_abstract_model(config)), str(newest))
     check_state(plan, data)
     return dict(saved)
+
+
+def _abstract_model(config: ZetaConfig) -> nn.Module:
+    """Build the model of a run without weights."""
+    with torch.device("meta"):
+        return build_for_objective(config.model, config.objective, config.train.seed)

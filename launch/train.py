@@ -20,10 +20,12 @@ from launch.config import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.start import Start, check_start
 from launch.verdict import RefusedError, check_together
+from zeta.attention import varlen_obstacle
 from zeta.console import Console
 from zeta.distributed import (
     RankInfo,
     Store,
+    choose_device,
     close_distributed,
     init_distributed,
     meeting_place,
@@ -34,6 +36,9 @@ from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
 from zeta.watchdog import Watchdog
+
+_ANY_CHANNELS = 8
+"""Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
 
 
 def train(config: ZetaConfig) -> int:
@@ -94,11 +99,25 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
 def _check(config: ZetaConfig, info: RankInfo) -> Start:
     """Check the start as it is on this rank, whose view of the disks is its own."""
     try:
+        _check_device(config, info)
         return check_start(config, info.world_size)
     except ValueError as error:
         if info.rank == 0:
             raise
         raise ValueError(f"on rank {info.rank}, though not on rank 0: {error}") from error
+
+
+def _check_device(config: ZetaConfig, info: RankInfo) -> None:
+    """Check what is asked of this rank's device, without touching it."""
+    train = config.train
+    device = choose_device(info, train.device, torch.cuda.device_count())
+    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
+    obstacle = varlen_obstacle(device, dtype, channels=_ANY_CHANNELS)
+    if train.attention == "varlen" and obstacle is not None:
+        raise ValueError(
+            f"train.attention is varlen, which cannot run here: {obstacle}; set "
+            "train.attention=auto"
+        )
 
 
 def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:

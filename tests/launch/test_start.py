@@ -14,6 +14,7 @@ import pytest
 from data_pipeline.build import build_shards
 from launch.config import load_config, to_yaml
 from launch.start import check_start
+from launch.train import train
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.training import ROOT, free_port
 from zeta.exit_codes import ExitCode, RunError
@@ -110,6 +111,21 @@ def test_other_shards_than_those_of_the_checkpoint_are_refused(shards, tmp_path)
     config.write_text(config.read_text().replace(str(shards), str(other)))
     with pytest.raises(ValueError, match=r"data\.shards are not the shards"):
         check_start(_config(other, tmp_path / "run"), 1)
+
+
+def test_weights_to_begin_at_that_are_not_there_are_refused(shards, tmp_path):
+    config = _config(shards, tmp_path / "run", f"train.init_from={tmp_path / 'absent'}")
+    with pytest.raises(RunError, match=r"train\.init_from cannot be read: .*absent is no folder"):
+        check_start(config, 1)
+
+
+def test_attention_that_the_device_lacks_is_refused_before_the_run_directory_is_made(
+    shards, tmp_path
+):
+    words = ("train.device=cpu", "train.attention=varlen")
+    with pytest.raises(ValueError, match=r"train\.attention is varlen, which cannot run here"):
+        train(_config(shards, tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_changed_fixed_field_is_refused_and_a_free_one_is_not(shards, tmp_path):

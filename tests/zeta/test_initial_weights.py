@@ -1,15 +1,13 @@
 """A run that begins at the weights of another: where they may lie, and what is refused."""
 
-import json
-
 import pytest
 import torch
 
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint import load_full_weights
 from zeta.exit_codes import ExitCode
-from zeta.initial_weights import open_weights
 from zeta.pretrained import save_pretrained
+from zeta.weight_files import open_weights
 
 JOB = "tests.zeta.trainer_jobs.train"
 ARGUMENTS = {"arch": "navit", "image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 16}
@@ -84,17 +82,6 @@ def test_what_cannot_be_begun_at_is_refused_on_every_rank_by_name(ranks, tmp_pat
         codes, outputs = ranks.start(JOB, 2, _run(tmp_path / "new", path, model=model))
         assert codes == [ExitCode.NEVER_RESTART] * 2
         assert all(message in output and "train.init_from" in output for output in outputs)
-
-
-def test_a_folder_that_holds_no_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds none of them: give a run directory"):
-        open_weights(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="has no checkpoint yet"):
-        open_weights(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "naflexvit"}))
-    with pytest.raises(ValueError, match="is not in the format zeta-1"):
-        open_weights(tmp_path)
 
 
 @pytest.mark.slow

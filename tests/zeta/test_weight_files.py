@@ -1,0 +1,40 @@
+"""Weights to begin at are refused by name, before anything starts."""
+
+import json
+
+import pytest
+
+from tests.zeta.training import tiny_navit
+from zeta.exit_codes import RunError
+from zeta.optim import parameter_shapes
+from zeta.weight_files import check_initial_weights, open_weights
+
+
+def test_a_folder_that_holds_no_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds none of them: give a run directory"):
+        open_weights(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        open_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "naflexvit"}))
+    with pytest.raises(ValueError, match="is not in the format zeta-1"):
+        open_weights(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/step_00000004"])
+def test_a_checkpoint_of_another_model_is_refused_by_its_list_of_parameters(tmp_path, inside):
+    directory = tmp_path / "checkpoints" / "step_00000004"
+    directory.mkdir(parents=True)
+    state = {"parameters": parameter_shapes(tiny_navit(num_classes=7))}
+    (directory / "trainer.json").write_text(json.dumps(state))
+    check_initial_weights(tiny_navit(), str(tmp_path / inside))  # a head of its own is no fault
+    with pytest.raises(RunError, match=r"train\.init_from .* of another model: attn_pool\.kv"):
+        check_initial_weights(tiny_navit(dim=24), str(tmp_path / inside))
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"train\.init_from cannot be read: .* is no folder"):
+        check_initial_weights(tiny_navit(), str(tmp_path / "absent"))
+    (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"no whole checkpoint in .* manifest\.json is missing"):
+        check_initial_weights(tiny_navit(), str(tmp_path))
