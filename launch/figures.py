@@ -27,10 +27,12 @@ COLOURS = {
     "--grid": "#070809",
     "--series-1": "#0a0b0c",
     "--series-2": "#0d0e0f",
+    "--series-3": "#161718",
+    "--series-4": "#191a1b",
     "--danger": "#101112",
     "--band": "#131415",
 }
-CURVE_COLOURS = ("--series-1", "--series-2")
+CURVE_COLOURS = ("--series-1", "--series-2", "--series-3", "--series-4")
 WIDE, NARROW = (4.6, 2.5), (3.9, 2.35)
 """Sizes of a chart in inches: of half a page and of a third. They decide the size of its text."""
 
@@ -54,7 +56,7 @@ def line_chart(
 
     Args:
         name: prefix of all ids in the SVG, unique in the page.
-        curves: at most two, each with at least one finite value.
+        curves: each with at least one finite value; `curve_mark` tells them apart.
         format_value: writes a value at the axis.
         size: WIDE or NARROW.
         smooth: draw the values pale, and over them their moving average.
@@ -63,8 +65,8 @@ def line_chart(
     """
 
     def draw(axes: Axes) -> None:
-        for curve, colour in zip(curves, CURVE_COLOURS, strict=False):
-            _draw_curve(axes, curve, COLOURS[colour], smooth)
+        for index, curve in enumerate(curves):
+            _draw_curve(axes, curve, index, smooth)
         values = np.concatenate([curve.finite.values for curve in curves])
         if log and values.min() > 0:
             axes.set_yscale("log")
@@ -137,15 +139,23 @@ def percent(value: float) -> str:
     return f"{round(100 * value, 1):g}%"
 
 
-def _draw_curve(axes: Axes, curve: Series, colour: str, smooth: bool) -> None:
+def curve_mark(index: int) -> tuple[str, str]:
+    """Return (kind of line, colour variable) of a chart's curve: dashed once colours run out."""
+    rounds, colour = divmod(index, len(CURVE_COLOURS))
+    return "dashed" if rounds % 2 else "line", CURVE_COLOURS[colour]
+
+
+def _draw_curve(axes: Axes, curve: Series, index: int, smooth: bool) -> None:
+    kind, variable = curve_mark(index)
+    colour, style = COLOURS[variable], "--" if kind == "dashed" else "-"
     drawn = _thin(curve.finite)
     steps, values = drawn.steps, drawn.values
     marker = "o" if len(values) == 1 else ""
     if smooth and len(values) >= 10:
         axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.9)
-        axes.plot(steps, _moving_average(values, len(values) // 20 + 1), color=colour)
+        axes.plot(steps, _moving_average(values, len(values) // 20 + 1), style, color=colour)
     else:
-        axes.plot(steps, values, color=colour, marker=marker)
+        axes.plot(steps, values, style, color=colour, marker=marker)
     lost = curve.steps[~np.isfinite(curve.values)]
     if len(lost):  # a tick at the lower edge for every step that has no number
         across = axes.get_xaxis_transform()

@@ -15,7 +15,10 @@ def headlines(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     """Yield (label, value, hint) of each number; the value is a dash where nothing is known."""
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
     top5 = finite_number(run.evaluation.get("top5"))
-    yield "Validation top-1", _show(top1, percent), f"top-5 {percent(top5)}" if top5 else ""
+    hint = f"top-5 {percent(top5)}" if top5 else ""
+    if top1 is None and (top1 := last_value(run, names.val_score("top1"))) is not None:
+        hint = "while it trained"
+    yield "Validation top-1", _show(top1, percent), hint
 
     measured = finite_number(run.result.get("train_seconds"))
     seconds = measured if measured is not None else _seconds_in_steps(run)

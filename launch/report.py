@@ -10,24 +10,15 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from launch.figures import (
-    CURVE_COLOURS,
-    NARROW,
-    WIDE,
-    accuracy_chart,
-    compact,
-    line_chart,
-    percent,
-    side_of,
-)
+from launch.charts import CHARTS, LOSS, Chart, validation_charts
+from launch.figures import WIDE, accuracy_chart, curve_mark, line_chart, percent, side_of
 from launch.headlines import headlines, last_value
 from launch.run_record import RunRecord, finite_number, read_run
 from zeta import metric_names as names
@@ -35,38 +26,6 @@ from zeta.run_dir import RunDir
 
 MAX_QUARANTINE_ROWS = 50
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart of metrics over the step."""
-
-    name: str
-    title: str
-    curves: tuple[tuple[str, str], ...]
-    """(label, metric name) of each line."""
-    format_value: Callable[[float], str] = compact
-    size: tuple[float, float] = NARROW
-    smooth: bool = False
-    include: tuple[float, ...] = ()
-    """Values that the axis shows in any case."""
-    log: bool = False
-
-
-LOSS = Chart("loss", "Training loss", (("loss", names.TRAIN_LOSS),), size=WIDE, smooth=True)
-CHARTS = (
-    Chart("images", "Images per second", (("images/s", names.IMAGES_PER_S),), include=(0.0,)),
-    Chart("tokens", "Tokens per second", (("tokens/s", names.TOKENS_PER_S),), include=(0.0,)),
-    Chart(
-        "time",
-        "Seconds per step",
-        (("whole step", names.STEP_S), ("of it waiting for data", names.DATA_WAIT_S)),
-        include=(0.0,),
-    ),
-    Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
-    Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), include=(0.0,)),
-    Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), smooth=True, log=True),
-)
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -105,7 +64,7 @@ def build_page(run: RunRecord) -> str:
             '<section class="charts" aria-label="Charts">',
             _chart_card(run, LOSS),
             _accuracy_card(run),
-            *(_chart_card(run, chart) for chart in CHARTS),
+            *(_chart_card(run, chart) for chart in (*validation_charts(run), *CHARTS)),
             "</section>",
             _pack_section(run),
             _quarantine_section(run),
@@ -180,7 +139,7 @@ def _chart_card(run: RunRecord, chart: Chart) -> str:
         size=chart.size, smooth=chart.smooth, include=chart.include, log=chart.log,
     )  # fmt: skip
     labels = [label for label, _ in drawn] if len(drawn) > 1 else []
-    legend = [("line", colour, label) for colour, label in zip(CURVE_COLOURS, labels, strict=False)]
+    legend = [(*curve_mark(index), label) for index, label in enumerate(labels)]
     last = f"last {chart.format_value(drawn[0][1].last or 0.0)}"
     return _card(chart.title, svg, value=last, legend=legend, wide=wide)
 
@@ -194,7 +153,7 @@ def _accuracy_card(run: RunRecord) -> str:
     if not rows:
         hint = (
             "No <code>by_resolution</code> in <code>eval.json</code>:<br>"
-            "<code>zeta eval --json</code> writes it"
+            "<code>zeta eval EXPORT SHARDS --json &gt; RUN_DIR/eval.json</code> writes it"
         )
         return _card(title, _absent(hint), wide=True)
     legend = [

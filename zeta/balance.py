@@ -84,6 +84,8 @@ class Balance:
     _data_s: float = 0.0
     _forward_s: float = 0.0
     _steps: int = 0
+    _suspect: int | None = None
+    """Rank that was much slower at the last log; None: there was none."""
     _told: int | None = None
     """Rank that was named last; None while there is none to name."""
 
@@ -102,11 +104,15 @@ class Balance:
         return load
 
     def metrics(self, loads: list[RankLoad]) -> dict[str, float | str]:
-        """Return the metrics of the loads of all ranks, and name a rank that is much slower."""
+        """Return the metrics of the loads of all ranks, and name a rank that stays much slower.
+
+        Stays: at two logs in a row, as on a busy machine now one and now another is slow.
+        """
         slowest, ratio = straggler(loads)
-        if ratio < _TELL_ABOVE:
+        before, self._suspect = self._suspect, slowest if ratio >= _TELL_ABOVE else None
+        if self._suspect is None:
             self._told = None
-        elif slowest != self._told:
+        elif slowest == before and slowest != self._told:
             self._told, load = slowest, loads[slowest]
             self.say(
                 f"rank {slowest} on {load.host} is the slowest: {ratio:.2f} times the mean of the "

@@ -5,7 +5,15 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from launch.figures import COLOURS, accuracy_chart, compact, line_chart, percent, side_of
+from launch.figures import (
+    COLOURS,
+    accuracy_chart,
+    compact,
+    curve_mark,
+    line_chart,
+    percent,
+    side_of,
+)
 from launch.run_record import Series
 
 
@@ -28,6 +36,14 @@ def test_a_chart_is_xml_coloured_by_variables_alone():
     for sentinel in COLOURS.values():
         assert sentinel not in svg
     assert "http" not in svg
+
+
+def test_more_curves_than_colours_are_all_drawn_and_told_apart():
+    svg = line_chart("a", [_series([i, i + 1]) for i in range(8)], format_value=compact)
+    paths = list(ElementTree.fromstring(svg).iter("path"))
+    styles = [path.get("style", "") for path in paths]
+    assert len({style for style in styles if "--series-" in style}) == 8
+    assert len({curve_mark(index) for index in range(8)}) == 8
 
 
 def test_two_charts_in_a_page_share_no_id():

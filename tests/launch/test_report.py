@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch.charts import CHARTS, LOSS, validation_charts
 from launch.headlines import headlines
 from launch.pack_picture import PackedImage, PackPicture, draw_pack
-from launch.report import CHARTS, LOSS, write_report
+from launch.report import write_report
 from launch.run_record import read_run
 from zeta import metric_names as names
 
@@ -158,6 +159,42 @@ def test_a_run_that_is_still_going_says_what_is_missing(open_run):
     assert _headline(open_run, "Validation top-1") == ("\u2013", "")
     assert _headline(open_run, "Wall time") == ("30 s", "sum of the step times")
     assert _headline(open_run, "Images per second")[0] == "503"
+
+
+def _evaluated(step: int) -> dict[str, float]:
+    loss = 1.0 / step
+    return {
+        "step": step, "val/loss": loss, "val/top1": 0.5 + step / 1000, "val/images": 6,
+        "val/loss_at_256_tokens": loss + 0.1, "val/loss_at_64_tokens": loss + 0.2,
+        "val/top1_at_64_tokens": 0.4, "val/loss_of_average": loss - 0.01,
+        "val/best_step": 40, "val/best_top1": 0.54,
+    }  # fmt: skip
+
+
+def test_scores_on_held_out_images_are_drawn_at_every_size_that_was_logged(open_run):
+    before = [tag for tag, _ in _page(open_run).tags].count("svg")
+    assert validation_charts(read_run(open_run)) == ()
+    _write_metrics(open_run, [_row(10), _row(20), _evaluated(20), _row(40), _evaluated(40)])
+    loss, top1 = validation_charts(read_run(open_run))
+    assert [label for label, _ in loss.curves] == [
+        "size of training", "64 tokens", "256 tokens", "average of the weights",
+    ]  # fmt: skip
+    assert top1.curves == (
+        ("size of training", "val/top1"), ("64 tokens", "val/top1_at_64_tokens"),
+    )  # fmt: skip
+    page = _page(open_run)
+    assert [tag for tag, _ in page.tags].count("svg") == before + 2
+    for words in ("Validation loss", "Validation top-1", "256 tokens", "last 54%"):
+        assert words in page.text, words
+    assert _headline(open_run, "Validation top-1") == ("54%", "while it trained")
+
+
+def test_another_objective_is_drawn_by_its_own_headline_score(open_run):
+    recall = "image_to_text_recall1"
+    scores = {"val/loss": 1.0, f"val/{recall}": 0.25, f"val/best_{recall}": 0.25}
+    _write_metrics(open_run, [_row(10), {"step": 10, **scores, "val/best_step": 10}])
+    titles = [chart.title for chart in validation_charts(read_run(open_run))]
+    assert titles == ["Validation loss", "Validation image to text recall1"]
 
 
 def test_a_line_cut_short_is_left_out_and_named(open_run):

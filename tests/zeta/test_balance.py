@@ -32,12 +32,22 @@ def test_a_much_slower_rank_is_named_once_until_it_is_not_the_slowest_any_more()
     balance = Balance(said.append)
     even = [RankLoad("a", 0.0, 1.0), RankLoad("b", 0.0, 1.0)]
     uneven = [RankLoad("a", 0.0, 1.0), RankLoad("b", 0.5, 2.0)]
-    for loads in (even, uneven, uneven, even, uneven):
+    for loads in (even, uneven, uneven, uneven, even, uneven, uneven):
         metrics = balance.metrics(loads)
     assert len(said) == 2
     assert "rank 1 on b is the slowest: 1.43 times the mean" in said[0]
     assert metrics["balance/slowest_host"] == "b"
     assert metrics["balance/slowest_rank"] == 1
+
+
+def test_ranks_that_are_slow_in_turn_are_not_named():
+    said = []
+    balance = Balance(said.append)
+    first = [RankLoad("a", 0.0, 2.0), RankLoad("a", 0.0, 1.0)]
+    second = [RankLoad("a", 0.0, 1.0), RankLoad("a", 0.0, 2.0)]
+    for loads in (first, second) * 3:
+        balance.metrics(loads)
+    assert said == []
 
 
 def test_the_clock_counts_what_it_is_entered_for():
