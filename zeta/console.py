@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,12 +49,15 @@ class Console:
         self._started = (0.0, 0)
         self._said_fatal = False
         self._shown_at = 0.0
+        self._postfix = ""
+        """What stands beside the bar while no evaluation goes on."""
 
     def start(self, first_step: int, max_steps: int | None) -> None:
         """Begin to show progress, from `first_step` committed steps on."""
         self._total = max_steps
         self._started = (time.monotonic(), first_step)
-        if self.rank == 0 and self.terminal.isatty():
+        something_left = max_steps is None or first_step < max_steps
+        if self.rank == 0 and self.terminal.isatty() and something_left:
             sized = os.get_terminal_size(self.terminal.fileno()).columns > 0
             self._bar = tqdm(
                 total=max_steps,
@@ -75,16 +79,20 @@ class Console:
             return
         shown = [(key, form.format(values[name])) for key, name, form in _SHOWN if name in values]
         if self._bar is not None:
-            self._bar.set_postfix_str(" ".join(f"{key} {text}" for key, text in shown))
+            self._postfix = " ".join(f"{key} {text}" for key, text in shown)
+            self._bar.set_postfix_str(self._postfix)
             return
         columns = "  ".join(f"{key} {text:>9}" for key, text in shown)
         self._print(f"{self._step(step)}  eta {self._eta(step):>8}  {columns}")
 
     def evaluating(self, done: int, images: int) -> None:
-        """Show beside the bar how far an evaluation is: `done` of `images`."""
+        """Show beside the bar how far an evaluation is: `done` of `images`.
+
+        It stands in the place of the metrics, which together with it are wider than a terminal.
+        """
         if self._bar is not None and time.monotonic() - self._shown_at > _REFRESH_S:
             self._shown_at = time.monotonic()
-            self._bar.set_description_str(f"evaluating {done / max(images, 1):4.0%}")
+            self._bar.set_postfix_str(f"evaluating {done / max(images, 1):4.0%}")
 
     def evaluation(self, step: int, loss: float, scores: Mapping[str, float], best: str) -> None:
         """Show an evaluation as one aligned line, above the bar if there is one.
@@ -98,7 +106,7 @@ class Console:
         if self.rank != 0:
             return
         if self._bar is not None:
-            self._bar.set_description_str("")
+            self._bar.set_postfix_str(self._postfix)
         columns = [f"{name} {value:>7.2%}" for name, value in scores.items()]
         self._print("  ".join([f"{self._step(step)}  val loss {loss:>9.4f}", *columns, best]))
 
@@ -106,7 +114,7 @@ class Console:
         """Show one line, from rank 0 only; it is in the log as well."""
         print(text, flush=True)
         if self.rank == 0:
-            self._print(text)
+            self._print(self._folded(text))
 
     def fatal(self, text: str) -> None:
         """Show why the run ends, once, whichever rank it is on."""
@@ -133,6 +141,15 @@ class Console:
         else:
             self.terminal.write(text + "\n")
             self.terminal.flush()
+
+    def _folded(self, text: str) -> str:
+        """Break a line between words where it is wider than the terminal; a path stays whole."""
+        if not self.terminal.isatty():
+            return text
+        columns = os.get_terminal_size(self.terminal.fileno()).columns
+        if len(text) <= columns or columns <= 0:
+            return text
+        return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -1,11 +1,12 @@
 """The terminal shows the run, and everything else goes to the rank's log."""
 
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
-
-import pytest
+import termios
 
 from tests.zeta.training import ROOT
 
@@ -74,11 +75,11 @@ def test_a_fatal_message_is_shown_once_and_a_restart_appends_to_the_log(tmp_path
     assert log.read_text().count("from a child") == 2
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
-def test_a_terminal_gets_one_live_bar(tmp_path):
+def _on_terminal(command, columns):
+    """Run a command on a pseudo-terminal of so many columns and return what it showed."""
     master, slave = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "160"}
-    command = _command(tmp_path / "rank_00000.log", 0)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, stdout=slave, stderr=slave, check=True)
     os.close(slave)
     shown = b""
@@ -91,10 +92,48 @@ def test_a_terminal_gets_one_live_bar(tmp_path):
             break
         shown += data
     os.close(master)
-    text = shown.decode()
+    return shown.decode()
+
+
+def test_a_terminal_gets_one_live_bar(tmp_path):
+    text = _on_terminal(_command(tmp_path / "rank_00000.log", 0), 160)
     assert "\r" in text
     assert "4/4" in text
     assert "loss 0.5000 lr 1.00e-03 img/s 12.5 tok/s 800 fill 98.5%" in text
     assert "saved it" in text
     for noise in _NOISE:
         assert noise not in text
+
+
+_EVALUATION = """
+import sys
+from pathlib import Path
+from zeta.console import Console
+console = Console(Path(sys.argv[1]), 0)
+console.start(10, 1000)
+console.step(20)
+console.metrics(20, {"train/loss": 1.2345, "optim/lr": 1e-3, "throughput/images_per_s": 12345.5,
+                     "throughput/tokens_per_s": 1234567.0, "data/fill": 0.985})
+console.evaluating(3, 6)
+console.evaluation(20, 0.5, {"top1": 0.75}, "")
+console.message("one word after another " * 6 + "/a/path/that/stays/whole")
+console.close()
+"""
+
+
+def test_an_evaluation_leaves_the_bar_whole_on_a_terminal_of_100_columns(tmp_path):
+    command = [sys.executable, "-c", _EVALUATION, str(tmp_path / "log")]
+    pictures = _on_terminal(command, 100).replace("\n", "\r").split("\r")
+    during = next(line for line in pictures if "evaluating" in line)
+    assert during.rstrip().endswith("evaluating  50%]")
+    assert "loss" not in during
+    assert any("fill 98.5%]" in line for line in pictures[pictures.index(during) :])
+    lines = [line.rstrip() for line in pictures]
+    assert any(line.endswith("/a/path/that/stays/whole") for line in lines)
+    assert "one word after another " * 4 + "one word" in lines  # 100 columns, at a space
+
+
+def test_a_run_with_nothing_left_to_do_shows_no_bar(tmp_path):
+    script = _SCRIPT.replace("console.start(2, 4)", "console.start(60, 30)")
+    command = [sys.executable, "-c", script, str(tmp_path / "log"), "0"]
+    assert "?step/s" not in _on_terminal(command, 100)
