@@ -25,6 +25,10 @@ _SHOWN = (
     ("tok/s", names.TOKENS_PER_S, "{:.0f}"),
     ("fill", names.FILL, "{:.1%}"),
 )
+_UNKNOWN_COLUMNS = 120
+"""Width that is taken for that of a pseudo-terminal without a size."""
+_BAR_COLUMNS = 42
+"""Columns of the bar at its shortest, its times and its rate, without the counts of steps."""
 _REFRESH_S = 0.2
 """Seconds between two pictures of an evaluation's progress."""
 
@@ -58,14 +62,14 @@ class Console:
         self._started = (time.monotonic(), first_step)
         something_left = max_steps is None or first_step < max_steps
         if self.rank == 0 and self.terminal.isatty() and something_left:
-            sized = os.get_terminal_size(self.terminal.fileno()).columns > 0
+            sized = self._columns() is not None
             self._bar = tqdm(
                 total=max_steps,
                 initial=first_step,
                 file=self.terminal,
                 unit="step",
                 dynamic_ncols=sized,
-                ncols=None if sized else 120,  # some pseudo-terminals have no size
+                ncols=None if sized else _UNKNOWN_COLUMNS,
             )
 
     def step(self, step: int) -> None:
@@ -79,7 +83,7 @@ class Console:
             return
         shown = [(key, form.format(values[name])) for key, name, form in _SHOWN if name in values]
         if self._bar is not None:
-            self._postfix = " ".join(f"{key} {text}" for key, text in shown)
+            self._postfix = self._fitting([f"{key} {text}" for key, text in shown])
             self._bar.set_postfix_str(self._postfix)
             return
         columns = "  ".join(f"{key} {text:>9}" for key, text in shown)
@@ -142,12 +146,23 @@ class Console:
             self.terminal.write(text + "\n")
             self.terminal.flush()
 
+    def _columns(self) -> int | None:
+        """Return the width of the terminal; None where it has none or this is no terminal."""
+        if not self.terminal.isatty():
+            return None
+        return os.get_terminal_size(self.terminal.fileno()).columns or None
+
+    def _fitting(self, metrics: list[str]) -> str:
+        """Return as many of the metrics, from the first on, as fit beside the bar."""
+        room = (self._columns() or _UNKNOWN_COLUMNS) - _BAR_COLUMNS - 2 * len(str(self._total))
+        while len(metrics) > 1 and len(" ".join(metrics)) > room:
+            metrics = metrics[:-1]
+        return " ".join(metrics)
+
     def _folded(self, text: str) -> str:
         """Break a line between words where it is wider than the terminal; a path stays whole."""
-        if not self.terminal.isatty():
-            return text
-        columns = os.get_terminal_size(self.terminal.fileno()).columns
-        if len(text) <= columns or columns <= 0:
+        columns = self._columns()
+        if columns is None or len(text) <= columns:
             return text
         return textwrap.fill(text, columns, break_long_words=False, break_on_hyphens=False)
 
