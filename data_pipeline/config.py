@@ -33,7 +33,12 @@ class ResolutionConfig:
         check_choice("data.resolution.kind", self.kind, kinds)
         check_choice("data.resolution.fit", self.fit, ("keep", "crop", "squash"))
         check_range("data.resolution.min", self.min, 1)
-        check_range("data.resolution.max", self.max, self.min)
+        check_range("data.resolution.max", self.max, 1)
+        if self.max < self.min:
+            raise ValueError(
+                f"data.resolution.max is {self.max}, below data.resolution.min, which is "
+                f"{self.min}: set both"
+            )
         check_range("data.resolution.max_upscale", self.max_upscale, 1)
 
 

@@ -25,6 +25,9 @@ _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SECONDS_AFTER_SAVE = 120.0
 """How long other ranks may take to end after one that saved; all left the same barrier."""
 _POLL_SECONDS = 0.05
+_ONE_PRESS_SECONDS = 0.2
+"""SIGINT again so soon is the same Ctrl-C: `timeout`, `uv run` and others pass on what the terminal
+sends to the whole group anyway."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class _Ranks:
         """Ranks that were ended because another one failed; their status says nothing."""
         self.interrupts = 0
         """How often Ctrl-C was pressed."""
+        self._interrupted_at = float("-inf")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guardian = Guardian()
 
@@ -146,6 +150,9 @@ class _Ranks:
         self._send(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        before, self._interrupted_at = self._interrupted_at, time.monotonic()
+        if self._interrupted_at - before < _ONE_PRESS_SECONDS:
+            return
         self.interrupts += 1
         if self.interrupts > 1:
             self._kill(range(len(self._processes)))

@@ -156,9 +156,14 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             _write_run_files(run_dir, config, start.manifest)
         world.barrier()  # NOTE: nobody trains in a directory that is not described yet
         code = trainer.fit()
-        if code is not ExitCode.FINISHED:
+        if code is ExitCode.FINISHED:
+            console.message(f"zeta: finished at step {trainer.progress.step:,}")
+        else:
             at = f"saved at step {step}" if (step := trainer.progress.step) else "before any step"
             console.message(f"zeta: stopped as asked, {at}; the same command goes on from there")
+        if count := trainer.quarantine.count:
+            images = f"{count:,} image{'s' if count > 1 else ''}"
+            console.message(f"{images} could not be used so far: {run_dir.quarantine} says why")
         return code
     finally:
         close_distributed()

@@ -174,6 +174,7 @@ def test_a_section_cannot_be_a_value(tmp_path):
         ("optim.lr=inf", "optim.lr is inf; it must be at least 0 and finite"),
         ("optim.betas=[0.9,2.0]", "optim.betas[1] is 2"),
         ("optim.betas=[-0.1,0.9]", "optim.betas[0] is -0.1"),
+        ("data.resolution.max=8", "max is 8, below data.resolution.min, which is"),
         ("model.patch_size=0", "model.patch_size is 0"),
         ("model.heads=0", "model.heads is 0"),
         ("model.registers=-1", "model.registers is -1"),

@@ -60,6 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "zeta: finished at step " in done.stdout
     assert zeta("export", "run", "export", cwd=folder).returncode == 0
     return folder
 

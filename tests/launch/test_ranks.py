@@ -128,6 +128,8 @@ def test_ctrl_c_reaches_each_rank_once_and_ranks_may_save(tmp_path):
     launcher = start_launcher(2, program)
     wait_for(tmp_path, ["ready0", "ready1"])
     os.killpg(launcher.pid, signal.SIGINT)
+    time.sleep(0.02)  # `timeout --foreground` passes the same Ctrl-C on once more
+    os.killpg(launcher.pid, signal.SIGINT)
     output, _ = launcher.communicate(timeout=20)
     assert output.strip() == "codes 130 130 aborted False"
     assert [(tmp_path / f"count{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
