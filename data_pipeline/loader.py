@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import signal
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,6 +22,10 @@ from zeta.host_memory import keep_freed_memory
 from zeta.packed import StepPacks
 
 PREFETCH_PACKS_PER_WORKER = 4
+_SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
+"""Seconds to wait before a fork. Older Pythons hang in the child if another thread is just entering
+or leaving Python (python/cpython#112275), which was seen once, right after a collective; it is this
+thread that gives the others work, so they come to rest while it waits."""
 
 
 class _Executors(Dataset["ExecutedPack | Exception"]):
@@ -119,6 +125,8 @@ class PackLoader:
             worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if config.workers else None,  # they share the buffers
         )
+        if config.workers:
+            time.sleep(_SETTLE_S)
         for slot, executed in zip(itertools.cycle(turns), loader, strict=False):
             if isinstance(executed, Exception):
                 raise executed
