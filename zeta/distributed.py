@@ -46,16 +46,20 @@ def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
     """Read the rank from torchrun's variables, else from a Slurm step's, else a single process.
 
     A batch script also sees SLURM_PROCID; only the SLURM_STEP_* variables tell that `srun`
-    started this process.
+    started this process. Variables of torchrun that tell of fewer ranks than the step has tasks
+    were left in the shell that submitted the job: the step decides.
 
     Raises:
         ValueError: some variables of a launcher are set and others missing.
     """
+    in_slurm = "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment
     if "RANK" in environment or "WORLD_SIZE" in environment:
-        return _from_torchrun(environment)
-    if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
-        return _from_slurm(environment)
-    return RankInfo()
+        torchrun = _from_torchrun(environment)
+        tasks = int(environment["SLURM_STEP_NUM_TASKS"]) if in_slurm else 1
+        if torchrun.world_size >= tasks:
+            return torchrun
+        environment = {k: v for k, v in environment.items() if not k.startswith("MASTER_")}
+    return _from_slurm(environment) if in_slurm else RankInfo()
 
 
 def _from_torchrun(environment: Mapping[str, str]) -> RankInfo:

@@ -75,6 +75,15 @@ def test_a_missing_device_is_refused():
         choose_device(RankInfo(), "cuda", 0)
 
 
+def test_variables_left_in_the_submitting_shell_do_not_split_a_slurm_step():
+    """Each task would train by itself, all in one run directory."""
+    left = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    left |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    info = rank_from_environment({**SLURM, **left})
+    assert (info.rank, info.world_size, info.from_slurm) == (6, 7, True)
+    assert info.master_port == 23456
+
+
 def test_torchrun_inside_a_slurm_step_decides():
     assert rank_from_environment({**SLURM, **TORCHRUN}).rank == 5
 
