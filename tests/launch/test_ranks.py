@@ -15,7 +15,8 @@ import pytest
 from launch.ranks import run_ranks
 
 LAUNCHER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in a suite that nohup started
 from launch.ranks import run_ranks
 outcome = run_ranks([sys.executable, *sys.argv[2:]], int(sys.argv[1]))
 print("codes", *outcome.codes, "aborted", outcome.aborted, flush=True)
