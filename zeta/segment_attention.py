@@ -106,10 +106,10 @@ def _take(x_THD: Tensor, rows: slice, count: int, length: int | None = None) -> 
     return x_BHLD.reshape(count * heads, -1, channels).contiguous()
 
 
-def _put(x_NLD: Tensor, run_rows: slice, count: int, out_THD: Tensor) -> None:
+def _put(x_NLD: Tensor, rows: slice, count: int, out_THD: Tensor) -> None:
     """Write [count * H, length or more, D] to the rows of `count` segments."""
     _, heads, channels = out_THD.shape
-    out_BLHD = out_THD[run_rows].view(count, -1, heads, channels)
+    out_BLHD = out_THD[rows].view(count, -1, heads, channels)
     x_BHLD = x_NLD.view(count, heads, -1, channels)[:, :, : out_BLHD.shape[1]]
     out_BLHD.copy_(x_BHLD.transpose(1, 2))
 

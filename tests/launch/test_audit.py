@@ -14,6 +14,7 @@ import pytest
 from data_pipeline.build import build_shards
 from data_pipeline.manifest import Manifest
 from launch.digits import CLASS_NAMES, render_split
+from tests.launch.command_line import zeta
 
 SETTINGS = (
     "data.shards=shards",
@@ -29,17 +30,6 @@ SETTINGS = (
     "data.workers=0",
 )
 BAD = (20, 90, 91)
-
-
-def zeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
 
 
 def audit(folder: Path) -> dict:

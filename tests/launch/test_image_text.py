@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from PIL import Image
 from data_pipeline.build import build_shards
 from data_pipeline.tokenizer import open_tokenizer
 from launch.first_pack import titles
+from tests.launch.command_line import zeta
 from tests.zeta.training import lane_pack
 from zeta.pretrained import load_pretrained, read_config
 
@@ -47,17 +46,6 @@ train: {packs_per_step: 2, max_steps: 8, log_every: 2, checkpoint_every: 4}
 optim: {warmup_steps: 2}
 tracker: {wandb: {mode: disabled}}
 """
-
-
-def zeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=500,
-    )
 
 
 def pictures():

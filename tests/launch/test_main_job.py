@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from launch.digits import CLASS_NAMES, render_split
 from launch.evaluate import evaluate_plan
 from launch.held_out import held_out_plan, view_at
 from launch.run_setup import data_for_model
+from tests.launch.command_line import zeta
 from zeta.checkpoint import load_full_weights
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
@@ -33,17 +33,6 @@ SETTINGS = (
     "data.workers=0",
     "train.ema_decay=0.9",
 )
-
-
-def zeta(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
