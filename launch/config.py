@@ -8,6 +8,9 @@ order, before the file's own keys (looked up beside the file, then in the shippe
     train:
       max_steps: 920000
 
+`cluster=NAME` on the command line takes another piece of configs/cluster/, or a file of one's own,
+in the place of the one that the recipe includes.
+
 Unknown keys and wrong types are errors that name the key. World size is never in a config: it is
 what the launcher started.
 """
@@ -24,6 +27,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
+from launch.cluster_config import ClusterConfig
 from launch.config_keys import expected_type, leaves, parse_override, whole_number
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
@@ -32,7 +36,8 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.schedule import build_schedule
 from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
 
-_FREE_SECTIONS = ("run.", "tracker.")
+_FREE_SECTIONS = ("run.", "tracker.", "cluster.")
+_CLUSTER = "cluster="
 
 
 @dataclass
@@ -65,6 +70,7 @@ class ZetaConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
@@ -79,10 +85,16 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
             type or outside its range, or values that contradict each other; the message names them.
     """
     path = find_config(name_or_path)
+    pieces = [text.partition("=")[2] for text in overrides if text.startswith(_CLUSTER)]
+    cluster = _find_cluster(pieces[-1]) if pieces else None
+    trees = _read_with_includes(path, (), cluster)
+    if cluster is not None and f"in {cluster}" not in dict(trees):
+        trees = [*_read_with_includes(cluster, ()), *trees]
     settings: list[tuple[str, str, Any]] = [("default", "run.name", path.stem)]
-    for source, tree in _read_with_includes(path, ()):
+    for source, tree in trees:
         settings += [(source, key, value) for key, value in leaves(tree, ZetaConfig, source)]
-    settings += [("on the command line", *parse_override(text, ZetaConfig)) for text in overrides]
+    typed = [parse_override(t, ZetaConfig) for t in overrides if not t.startswith(_CLUSTER)]
+    settings += [("on the command line", key, value) for key, value in typed]
     config = _compose(settings)
     _check_sections_together(config)
     return config
@@ -127,7 +139,7 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     return [
         (key, before[key], value)
         for key, value in after.items()
-        if before[key] != value and key not in free_keys and not key.startswith(_FREE_SECTIONS)
+        if key not in free_keys and not key.startswith(_FREE_SECTIONS) and before[key] != value
     ]
 
 
@@ -151,8 +163,13 @@ def _compose(settings: Iterable[tuple[str, str, Any]]) -> ZetaConfig:
     return config
 
 
-def _read_with_includes(path: Path, parents: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """Return (source, tree) of a file's includes, depth first, and then of the file itself."""
+def _read_with_includes(
+    path: Path, parents: tuple[Path, ...], cluster: Path | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return (source, tree) of a file's includes, depth first, and then of the file itself.
+
+    `cluster` stands in for every piece of a folder cluster/.
+    """
     if path in parents:
         chain = " -> ".join(str(item) for item in (*parents, path))
         raise ValueError(f"config files include each other in a circle: {chain}")
@@ -166,7 +183,11 @@ def _read_with_includes(path: Path, parents: tuple[Path, ...]) -> list[tuple[str
         raise ValueError(f"include in {path} must be a list of file names, not {includes!r}")
     result = []
     for name in includes:
-        result += _read_with_includes(_find_include(name, path), (*parents, path))
+        found = _find_include(name, path)
+        if cluster is not None and found.parent.name == "cluster":
+            result += _read_with_includes(cluster, (*parents, path))
+        else:
+            result += _read_with_includes(found, (*parents, path), cluster)
     return [*result, (f"in {path}", tree)]
 
 
@@ -182,6 +203,17 @@ def _find_include(name: str, included_by: Path) -> Path:
     raise ValueError(
         f"{included_by} includes {name!r}, which is neither beside it nor shipped; "
         f"shipped pieces: {', '.join(pieces)}"
+    )
+
+
+def _find_cluster(name: str) -> Path:
+    folder = configs_root() / "cluster"
+    for candidate in (Path(name).expanduser(), folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ValueError(
+        f"no cluster {name!r}: give the path of a YAML file, or one of those shipped: {shipped}"
     )
 
 

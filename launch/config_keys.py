@@ -34,7 +34,9 @@ def leaves(tree: Mapping[str, Any], root: type, source: str) -> Iterator[tuple[s
             if name not in hints:
                 raise ValueError(_unknown(key, source, root))
             inner = hints[name]
-            if not is_dataclass(inner):
+            if _holds_text(inner) and isinstance(value, Mapping):
+                yield from ((f"{key}.{item}", text) for item, text in value.items())
+            elif not is_dataclass(inner):
                 yield key, value
             elif isinstance(value, Mapping):
                 yield from walk(value, typing.cast(type, inner), f"{key}.")
@@ -107,11 +109,16 @@ def _hint(config_type: type, key: str) -> object:
     hint: object = config_type
     for name in key.split("."):
         if typing.get_origin(hint) is dict:
-            return object  # whatever the mapping holds
+            return str if _holds_text(hint) else object  # whatever the mapping holds
         if not is_dataclass(hint):
             return None
         hint = typing.get_type_hints(typing.cast(type, hint)).get(name)
     return hint
+
+
+def _holds_text(hint: object) -> bool:
+    """Tell mappings of names to text, such as variables: files and settings add to each other."""
+    return typing.get_origin(hint) is dict and typing.get_args(hint) == (str, str)
 
 
 def _describe(hint: object) -> str:

@@ -1,0 +1,155 @@
+"""What a run asks of the cluster: sbatch flags, the environment of its ranks, their container.
+
+Nothing here changes what is computed, so a resumed run may change all of it. The number of ranks
+is still what Slurm started: nodes and tasks are only asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from zeta.config_field import check_choice, check_range, free
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD)(_|$)", re.IGNORECASE)
+
+
+@dataclass
+class ContainerConfig:
+    """The container that the ranks run in; `zeta` must be installed in its image."""
+
+    kind: str = free("none")
+    """none, pyxis (a plugin of srun) or apptainer."""
+    image: str | None = free(None)
+    """What pyxis or apptainer takes as an image: a file that every node sees, or a registry's."""
+    mounts: list[str] = free(factory=list)
+    """Folders of the node that are seen inside, as SOURCE:TARGET or SOURCE:TARGET:ro."""
+
+    def __post_init__(self) -> None:
+        check_choice("cluster.container.kind", self.kind, ("none", "pyxis", "apptainer"))
+        if self.kind == "none" and (self.image is not None or self.mounts):
+            raise ValueError(
+                f"cluster.container.image is {self.image!r} and cluster.container.mounts is "
+                f"{self.mounts!r}, but cluster.container.kind is none: set it to pyxis or apptainer"
+            )
+        if self.kind != "none" and not self.image:
+            raise ValueError(
+                f"cluster.container.kind is {self.kind}, but cluster.container.image is not set: "
+                "give the image, or set cluster.container.kind=none"
+            )
+        for mount in self.mounts:
+            parts = mount.split(":")
+            # Commas separate mounts, for pyxis and apptainer alike, and neither can escape them.
+            if len(parts) not in (2, 3) or not all(parts) or "," in mount:
+                raise ValueError(
+                    f"cluster.container.mounts holds {mount!r}; a mount is SOURCE:TARGET or "
+                    "SOURCE:TARGET:ro, without commas"
+                )
+
+    def srun_options(self, variables: list[str]) -> list[str]:
+        """Return the words that srun takes for this container; none for all kinds but pyxis.
+
+        Args:
+            variables: names of the variables that win over those of the image.
+        """
+        if self.kind != "pyxis":
+            return []
+        options = [f"--container-image={self.image}"]
+        if self.mounts:
+            options.append(f"--container-mounts={','.join(self.mounts)}")
+        if variables:
+            options.append(f"--container-env={','.join(variables)}")
+        return options
+
+    def command_prefix(self, *, gpus: bool) -> list[str]:
+        """Return the words in front of a rank's command; none for all kinds but apptainer.
+
+        Args:
+            gpus: whether the ranks need the driver of the node's GPUs inside.
+        """
+        if self.kind != "apptainer":
+            return []
+        binds = [word for mount in self.mounts for word in ("--bind", mount)]
+        return ["apptainer", "exec", *(["--nv"] if gpus else []), *binds, str(self.image)]
+
+
+@dataclass
+class ClusterConfig:
+    """What is asked of Slurm; unset, the cluster's own defaults hold."""
+
+    partition: str | None = free(None)
+    account: str | None = free(None)
+    qos: str | None = free(None)
+    time: str | None = free(None)
+    """Longest time of one start of the job: HH:MM:SS, MM:SS, or D-HH:MM:SS. A run may take many."""
+    nodes: str | None = free(None)
+    """A number, or MIN-MAX: after a node failed, the run goes on with those that are left."""
+    gpus_per_node: int | None = free(None)
+    """GPUs of a node, each with a rank of its own."""
+    tasks_per_node: int | None = free(None)
+    """Ranks of a node, where they train on CPUs; with GPUs there is one for each."""
+    cpus_per_task: int | None = free(None)
+    """Cores of a rank and its loader workers."""
+    mem: str | None = free(None)
+    """Memory of a node, as in 200G; 0: all of it."""
+    constraint: str | None = free(None)
+    """Features that nodes must have."""
+    exclude: str | None = free(None)
+    """Nodes to avoid, as in n[3,7]."""
+    environment: dict[str, str] = free(factory=dict)
+    """Variables of every rank: NCCL, threads, caches. They win over those of the shell that
+    submits; files and settings add to each other."""
+    container: ContainerConfig = field(default_factory=ContainerConfig)
+
+    def __post_init__(self) -> None:
+        self._check_text()
+        self._check_environment()
+        if self.time is not None and not re.search("[:-]", self.time):
+            raise ValueError(
+                f"cluster.time is {self.time!r}; write HH:MM:SS, in quotes in a YAML file (YAML "
+                "takes 24:00:00 for a number of seconds), as in '24:00:00'"
+            )
+        if self.nodes is not None:
+            node_range(self.nodes)
+        for name in ("gpus_per_node", "tasks_per_node", "cpus_per_task"):
+            value = getattr(self, name)
+            if value is not None:
+                check_range(f"cluster.{name}", value, 1)
+
+    def _check_text(self) -> None:
+        names = ("partition", "account", "qos", "time", "nodes", "mem", "constraint", "exclude")
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and (not value.strip() or not value.isprintable()):
+                raise ValueError(f"cluster.{name} is {value!r}; give a name, or leave it out")
+
+    def _check_environment(self) -> None:
+        for name, value in self.environment.items():
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(
+                    f"cluster.environment holds {name!r}; the name of a variable has letters, "
+                    "digits and _ only"
+                )
+            if "\n" in value or "\0" in value:
+                raise ValueError(f"cluster.environment.{name} is {value!r}; it must be one line")
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"cluster.environment holds {name}: the config of a run is saved and logged, "
+                    "so no secret may be in it; export it in the shell that submits instead"
+                )
+
+
+def node_range(text: str) -> tuple[int, int]:
+    """Return (least, most) nodes of "4" or "2-4".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise ValueError(
+            f"cluster.nodes is {text!r}; it must be a number of nodes, or MIN-MAX as in 2-4"
+        )
+    return least, most
