@@ -247,6 +247,11 @@ def _check_sections_together(config: ZetaConfig) -> None:
             f"model.num_classes is {outputs}, but objective.kind {objective.kind} has no classes: "
             f"leave it out (images are embedded in objective.embed_dim = {objective.embed_dim})"
         )
+    if objective.image_text and config.train.trainable != "all":
+        raise ValueError(
+            f"train.trainable is {config.train.trainable}, which is for classification: with "
+            f"objective.kind {objective.kind} set it to all"
+        )
     if config.model.channels not in (None, 3):
         raise ValueError(
             f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"

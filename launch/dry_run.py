@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -30,6 +30,7 @@ from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.packed import PackedBatch
 from zeta.train_config import TrainConfig
+from zeta.trainable import freeze
 
 _GIB = 2**30
 _RESERVE = 1.5
@@ -56,15 +57,19 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     pack = costliest_pack(start)
     with torch.device("meta"):
         model = _build(start.config)
-    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     train = start.config.train
+    freeze(model, train.trainable)
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     for module in model.modules():
         if hasattr(module, _CHECKPOINTING):
             setattr(module, _CHECKPOINTING, train.activation_checkpointing)
     activations = activation_memory(model, pack, _any_loss, train.dtype)
-    print(f"\nparameters        {sum(sizes):,}")
-    print("\n".join(memory_table(sizes, train, world_size, activations, gpu)))
-    print(f"\n{_try_pack(start, pack, sizes, activations)}")
+    still = f", and {sum(frozen):,} frozen" if frozen else ""
+    print(f"\nparameters        {sum(sizes):,}{still}")
+    print("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen)))
+    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen)
+    print(f"\n{_try_pack(start, pack, alone, activations)}")
     return 0
 
 
@@ -116,12 +121,13 @@ def memory_table(
     world_size: int,
     activations: ActivationMemory,
     gpu: Accelerator | None,
+    frozen: Sequence[int] = (),
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
     settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
-    stages = [state_memory(sizes, each, world_size) for each in settings]
+    stages = [state_memory(sizes, each, world_size, frozen) for each in settings]
     names = [f"ZeRO {stage}{'*' if stage == train.zero_stage else ''}" for stage in range(4)]
     lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
     rows = [
@@ -148,11 +154,10 @@ def memory_table(
 
 
 def _try_pack(
-    start: Start, pack: PackedBatch, sizes: list[int], activations: ActivationMemory
+    start: Start, pack: PackedBatch, states: StateMemory, activations: ActivationMemory
 ) -> str:
     """Train on `pack` on this machine, if it fits; say what came of it."""
     train = replace(start.config.train, packs_per_step=1)
-    states = state_memory(sizes, train, 1)
     needed = states.lasting + states.gradients + activations.peak
     info = RankInfo()
     free = _free_memory(train.device)

@@ -28,6 +28,7 @@ from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
 from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
+from zeta.trainable import freeze
 from zeta.weight_files import check_initial_weights
 
 _BEFORE_CONFIG = {
@@ -180,10 +181,11 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
 
     Without one, the weights that the run begins at are checked.
     """
+    model = _abstract_model(config)
     names = step_names(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else []
     if not names:
         if (init_from := config.train.init_from) is not None:
-            check_initial_weights(_abstract_model(config), init_from)
+            check_initial_weights(model, init_from)
         return None
     newest = run_dir.checkpoints / names[-1]
     try:
@@ -191,7 +193,7 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
         parameters, data = saved["parameters"], saved["progress"]["data"]
     except (OSError, ValueError, KeyError):
         return None  # a damaged checkpoint is set aside when the run starts
-    check_same_model(parameters, parameter_shapes(_abstract_model(config)), str(newest))
+    check_same_model(parameters, parameter_shapes(model), str(newest))
     check_state(plan, data)
     return dict(saved)
 
@@ -199,4 +201,6 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
 def _abstract_model(config: ZetaConfig) -> nn.Module:
     """Build the model of a run without weights."""
     with torch.device("meta"):
-        return build_for_objective(config.model, config.objective, config.train.seed)
+        model = build_for_objective(config.model, config.objective, config.train.seed)
+    freeze(model, config.train.trainable)
+    return model

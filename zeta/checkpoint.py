@@ -183,7 +183,8 @@ def check_same_model(
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
     """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
     stage, shapes = trainer_state["zero_stage"], trainer_state["parameters"]
-    return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES)
+    frozen = trainer_state.get("frozen", ())  # in what older versions wrote, there are none
+    return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES, frozen)
 
 
 def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Tensor]:

@@ -191,7 +191,7 @@ class TrainEngine:
             if self.clip > 0 and grad_norm > self.clip:
                 torch._foreach_mul_(gradients, self.clip / (grad_norm + 1e-6))
             for group in self.deepspeed.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
             self.deepspeed.step()
             if self.average is not None:
                 self.average.update()

@@ -9,7 +9,9 @@ one. The formula is that of PaLM (Chowdhery et al. 2022, appendix B), image by i
     input needs no gradient), and 12 L H D l a token for attention over l tokens in L blocks of H
     heads with D channels, so 12 L H D l^2 an image.
 
-What works once an image (the pooled vector, the head) counts once an image.
+What works once an image (the pooled vector, the head) counts once an image. A frozen layer
+(`train.trainable`) has no gradient of its weights, and none of its input where nothing before it
+learns.
 """
 
 from __future__ import annotations
@@ -27,12 +29,10 @@ if TYPE_CHECKING:
     from zeta.models.packed_vit import PackedViT
     from zeta.models.text_tower import TextTower
 
-_MATRIX = 6
-"""Operations a weight and row: a multiplication and an addition, in three products."""
-_INPUT_MATRIX = 4
-"""Of the first product, whose input is data: two products, none for the input's gradient."""
-_ATTENTION = 12
-"""Operations a query, key and channel: two products forward and four backward."""
+_PRODUCT = 2
+"""Operations a weight and row of one matrix product: a multiplication and an addition."""
+_ATTENTION = 4
+"""Operations a query, key and channel forward, in two products; backward has twice as many."""
 
 
 @runtime_checkable
@@ -68,20 +68,41 @@ class FlopRates:
 
 def flop_rates(model: PackedViT | TextTower) -> FlopRates:
     """Return the operations of a packed transformer, at any sharding of its weights."""
-    layers = [m for m in model.blocks.modules() if isinstance(m, Attention | ParallelBlock)]
-    attention = sum(layer.heads * layer.dim_head for layer in layers)
-    per_token = float(
-        _INPUT_MATRIX * linear_weights(model.embeds) + _MATRIX * linear_weights(model.blocks)
-    )
-    per_image = float(_MATRIX * linear_weights(model.head))
-    per_pack = 0.0
+    # The input of the embedding is data and has no gradient; that of a layer has one where
+    # anything before it learns. (Within the first block that learns, all are taken to have one.)
+    below = _learns(model.embeds)
+    per_token = float(_PRODUCT * (1 + below) * linear_weights(model.embeds))
+    per_squared_length = 0.0
+    for block in model.blocks:
+        learns, below = _learns(block), below or _learns(block)
+        per_token += _matrix(learns, below) * linear_weights(block)
+        layers = [m for m in block.modules() if isinstance(m, Attention | ParallelBlock)]
+        width = sum(layer.heads * layer.dim_head for layer in layers)
+        per_squared_length += _attention(below) * width
+    per_image = per_pack = 0.0
     for pool in (m for m in model.modules() if isinstance(m, AttentionPool)):
-        read = _MATRIX * linear_weights(pool.kv) + _ATTENTION * pool.heads * pool.dim_head
+        learns, below = _learns(pool), below or _learns(pool)
+        matrix = _matrix(learns, below)
+        read = matrix * linear_weights(pool.kv) + _attention(below) * pool.heads * pool.dim_head
         per_token += read
-        per_image += _MATRIX * (linear_weights(pool.proj) + linear_weights(pool.mlp))
+        per_image += matrix * (linear_weights(pool.proj) + linear_weights(pool.mlp))
         per_image -= read * model.prefix_tokens  # registers are not pooled
-        per_pack += _MATRIX * linear_weights(pool.q)  # one query for all images
-    return FlopRates(per_token, float(_ATTENTION * attention), per_image, per_pack)
+        per_pack += matrix * linear_weights(pool.q)  # one query for all images
+    per_image += _matrix(_learns(model.head), below) * linear_weights(model.head)
+    return FlopRates(per_token, per_squared_length, per_image, per_pack)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _matrix(learns: bool, below: bool) -> int:
+    """Return the operations a weight and row: forward, its own gradient, that of its input."""
+    return _PRODUCT * (1 + learns + below)
+
+
+def _attention(gradient: bool) -> int:
+    return _ATTENTION * (3 if gradient else 1)
 
 
 def linear_weights(module: nn.Module) -> int:

@@ -12,17 +12,21 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from zeta.checkpoint import open_zero_state, read_trainer_state
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.optim import full_shape
+from zeta.trainable import frozen_names
 from zeta.weight_files import WeightFiles, head_to_leave, open_weights
 
 
-def load_initial_weights(model: nn.Module, path: str, world: World) -> list[str]:
+def load_initial_weights(
+    model: nn.Module, path: str, world: World, *, new_head: bool = False
+) -> list[str]:
     """Set the weights and buffers of `model` to those at `path`, which rank 0 reads for all.
 
     Every rank calls this together, with a whole model or one that is sharded by `zero.Init`. A head
-    of another shape (other classes) keeps its initial values.
+    of another shape (other classes) keeps its initial values, and any head with `new_head`.
 
     Returns:
         Names of the parameters of the head that were left as they are.
@@ -36,11 +40,25 @@ def load_initial_weights(model: nn.Module, path: str, world: World) -> list[str]
     shapes, error = world.broadcast((None if files is None else files.shapes, error))
     if error is not None or shapes is None:
         raise RunError(f"train.init_from cannot be read: {error}")
-    left = head_to_leave(wanted, shapes, path)
+    left = head_to_leave(wanted, shapes, path, new_head=new_head)
     for name, tensor in _tensors(model).items():
         if name not in left:
             _set(tensor, None if files is None else files.read(name), world)
     return left
+
+
+def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> None:
+    """Set the frozen parameters of `model` to those of a verified checkpoint of the same model.
+
+    What learns is loaded with its optimizer state, once there is an optimizer.
+    Every rank calls this together, with a whole model or one that is sharded by `zero.Init`.
+    """
+    parameters = dict(model.named_parameters())
+    state = None
+    if world.is_main:
+        state = open_zero_state(checkpoint, read_trainer_state(checkpoint))
+    for name in frozen_names(model):
+        _set(parameters[name], None if state is None else state.full(name), world)
 
 
 def _open_on_main(path: Path, world: World) -> tuple[WeightFiles | None, str | None]:

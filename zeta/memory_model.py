@@ -84,13 +84,16 @@ class ActivationMemory:
     """Most that is alive at any time besides weights and gradients."""
 
 
-def state_memory(sizes: Sequence[int], train: TrainConfig, world_size: int) -> StateMemory:
+def state_memory(
+    sizes: Sequence[int], train: TrainConfig, world_size: int, frozen: Sequence[int] = ()
+) -> StateMemory:
     """Return what one of `world_size` ranks holds besides activations.
 
     Args:
-        sizes: elements of each parameter.
+        sizes: elements of each parameter that learns.
         train: ZeRO stage, dtype, moving average, settings of DeepSpeed.
         world_size: W; shards are rounded up.
+        frozen: elements of each parameter that does not learn (`train.trainable`): weights alone.
 
     Raises:
         ValueError: `train.deepspeed` sets a size that is no number.
@@ -100,17 +103,18 @@ def state_memory(sizes: Sequence[int], train: TrainConfig, world_size: int) -> S
     bucket, prefetch, kept_whole = (
         _elements(train.deepspeed, *setting) for setting in (_BUCKET, _PREFETCH, _KEPT_WHOLE)
     )
-    kept = sum(size for size in sizes if size <= kept_whole)
+    everything = [*sizes, *frozen]
+    kept = sum(size for size in everything if size <= kept_whole)
     bucket_bytes = _FP32
     if stage == 3 and train.dtype == "bf16":
         bucket_bytes = _FP32 + _BF16  # one bucket for either dtype
     gathered = 0
     if stage == 3:
-        layer = max(sizes, default=0)
+        layer = max(everything, default=0)
         compute = _BF16 if train.dtype == "bf16" else _FP32
-        gathered = min(count, layer + prefetch) * compute + kept * _FP32
+        gathered = min(sum(everything), layer + prefetch) * compute + kept * _FP32
     memory = StateMemory(
-        weights=_FP32 * (share if stage == 3 else count),
+        weights=_FP32 * (-(-sum(everything) // world_size) if stage == 3 else sum(everything)),
         master=_FP32 * share if stage else 0,
         gradients=_FP32 * (share if stage >= 2 else count),
         optimizer=state_per_weight(train.deepspeed.get("optimizer")) * _FP32 * share,
@@ -169,7 +173,8 @@ def _materialise(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape))
+                empty = torch.empty(parameter.shape)
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

@@ -1,8 +1,11 @@
-"""AdamW with weight-decay groups."""
+"""AdamW with weight-decay groups, and learning rates that fall towards the first layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -35,6 +38,35 @@ def decay_group(name: str, shape: Sequence[int]) -> str:
     return "head" if parts[0] == "head" else "body"
 
 
+_BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
+"""Tower and number of the block that a parameter is in."""
+
+
+def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter (Clark et al. 2020, "ELECTRA").
+
+    The last norm, pooling and head learn at the full rate, the last block at `decay` times it, each
+    block before at `decay` times that of the next, and the patch embedding as one block more.
+
+    Args:
+        names: of all parameters of the model.
+        decay: 1 is one rate for all.
+    """
+    names = list(names)
+    blocks = {match.groups() for name in names if (match := _BLOCK.match(name))}
+    depth = Counter(tower for tower, _ in blocks)
+    scales = {}
+    for name in names:
+        layers_above = 0
+        if match := _BLOCK.match(name):
+            layers_above = depth[match[1]] - int(match[2])
+        elif "embeds" in (parts := name.split(".")):
+            tower = ".".join(parts[: parts.index("embeds")]) or None
+            layers_above = depth[tower] + 1
+        scales[name] = decay**layers_above
+    return scales
+
+
 def optimizer_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the names of parameters as the optimizer numbers them: group by group.
 
@@ -51,18 +83,28 @@ def full_shape(parameter: Tensor) -> list[int]:
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Split the trainable parameters of `module` by weight decay; empty groups are left out."""
+    """Split the trainable parameters of `module` by weight decay, and each part by layer.
+
+    Empty groups are left out. A group's `lr_scale` is its factor on the learning rate. The order of
+    the parameters does not depend on `config` (see `optimizer_order`).
+    """
     head = config.head_weight_decay
     body = config.weight_decay
     rates = {"body": body, "head": body if head is None else head, "none": 0.0}
-    of_group: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
-    for name, parameter in module.named_parameters():
+    parameters = dict(module.named_parameters())
+    scales = layer_scales(parameters, config.layer_decay)
+    of_group: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for name, parameter in parameters.items():
         if parameter.requires_grad:
-            of_group[decay_group(name, full_shape(parameter))].append(parameter)
+            of_group[decay_group(name, full_shape(parameter))].append(name)
     return [
-        {"params": members, "weight_decay": rates[group]}
+        {
+            "params": [parameters[name] for name in names],
+            "weight_decay": rates[group],
+            "lr_scale": scale,
+        }
         for group, members in of_group.items()
-        if members
+        for scale, names in groupby(members, key=scales.__getitem__)
     ]
 
 
@@ -108,5 +150,5 @@ def state_per_weight(other: Mapping[str, Any] | None) -> int:
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, list[int]]:
-    """Return name and full shape of every trainable parameter, in the order of the module."""
-    return {name: full_shape(p) for name, p in module.named_parameters() if p.requires_grad}
+    """Return name and full shape of every parameter, frozen or not, in the order of the module."""
+    return {name: full_shape(p) for name, p in module.named_parameters()}

@@ -19,13 +19,14 @@ from zeta.deepspeed_passthrough import optimizer_name
 from zeta.distributed import World
 from zeta.engine import TrainEngine
 from zeta.exit_codes import RunError
-from zeta.initial_weights import load_initial_weights
+from zeta.initial_weights import load_frozen_weights, load_initial_weights
 from zeta.objectives import JointObjective, PackObjective
 from zeta.optim import parameter_shapes
 from zeta.progress import Progress
 from zeta.random_state import derive_seed, restore_random_state, seed_everything
 from zeta.run_dir import RunDir
 from zeta.train_config import OptimConfig, TrainConfig
+from zeta.trainable import frozen_names
 
 
 class RunCheckpoints:
@@ -81,9 +82,10 @@ class RunCheckpoints:
         """
         found = self.store.newest_verified()
         saved = None if found is None else read_trainer_state(found)
-        if saved is not None:
+        if found is not None and saved is not None:
             check_same_model(saved["parameters"], parameter_shapes(model), str(found))
             check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
+            load_frozen_weights(model, found, self.world)
         elif self.train.init_from is not None:
             self._begin_at(model, self.train.init_from)
         engine = TrainEngine(model, objective, self.world, self.train, optim)
@@ -100,8 +102,10 @@ class RunCheckpoints:
         return engine, progress
 
     def _begin_at(self, model: nn.Module, path: str) -> None:
-        left = load_initial_weights(model, path, self.world)
-        but = f", but {' and '.join(left)}: of another shape there, as initialised" if left else ""
+        new_head = self.train.new_head
+        left = load_initial_weights(model, path, self.world, new_head=new_head)
+        why = "new (train.new_head)" if new_head else "of another shape there"
+        but = f", but {' and '.join(left)}: {why}, as initialised" if left else ""
         self.console.message(f"the weights are those of {path}{but} (train.init_from)")
 
     def save(self, engine: TrainEngine, progress: Progress) -> str | None:
@@ -136,6 +140,7 @@ class RunCheckpoints:
                 "deepspeed": deepspeed.__version__,
             },
             "parameters": parameter_shapes(engine.module),
+            "frozen": frozen_names(engine.module),
         }
 
 

@@ -17,6 +17,7 @@ from zeta.distributed import World
 from zeta.engine import deepspeed_config
 from zeta.initialization import initial_values
 from zeta.train_config import TrainConfig
+from zeta.trainable import freeze
 
 
 def build_for_training(
@@ -24,11 +25,15 @@ def build_for_training(
 ) -> nn.Module:
     """Return `build()`, with its weights sharded over the ranks from the start at ZeRO-3.
 
+    What `train.trainable` leaves out is frozen.
+
     Every rank calls this with the same `build`, whose result takes its values from `train.seed`.
     No rank ever holds more than one parameter in full besides its shards.
     """
     if train.zero_stage < 3:
-        return build()
+        model = build()
+        freeze(model, train.trainable)
+        return model
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(train, world.size)):
         model = build()
     parameters = dict(model.named_parameters())
@@ -38,4 +43,5 @@ def build_for_training(
             with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
                 if world.is_main:
                     parameters[name].copy_(value)
+    freeze(model, train.trainable)
     return model

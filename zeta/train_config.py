@@ -8,6 +8,7 @@ from typing import Any
 from zeta.attention import BACKENDS
 from zeta.config_field import check_choice, check_range, free
 from zeta.deepspeed_passthrough import check_passthrough
+from zeta.trainable import check_trainable
 
 UNITS = ("steps", "images", "tokens")
 """What the progress of a run is counted in."""
@@ -143,6 +144,11 @@ class TrainConfig:
     """Begin at the weights of a run directory, of a checkpoint in it, or of a folder written by
     `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
     initial values. Null: initial weights."""
+    new_head: bool = False
+    """Keep the initial values of the head in any case, whatever `init_from` has."""
+    trainable: str = "all"
+    """Which parameters learn: all, head (a linear probe), or last-K: the last K blocks, norm,
+    pooling and head. The others keep the weights they begin at."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
@@ -154,6 +160,7 @@ class TrainConfig:
         check_passthrough(self.deepspeed, self.zero_stage)
         if self.ema_decay is not None:
             check_range("train.ema_decay", self.ema_decay, 0, 1, open_high=True)
+        check_trainable(self.trainable)
         check_range("train.log_every", self.log_every, 1)
         check_range("train.keep_last", self.keep_last, 1)
         check_range("train.max_nonfinite_steps", self.max_nonfinite_steps, 1)
@@ -202,6 +209,9 @@ class OptimConfig:
     query are never decayed."""
     head_weight_decay: float | None = None
     """Of the matrix of a classifier's head; that of the body unless set."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it, for fine-tuning: 0.75, say.
+    The head has the full rate, and so have the last norm and the pooling."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
@@ -215,6 +225,10 @@ class OptimConfig:
             check_range(f"optim.{name}", getattr(self, name), 0, open_high=True)
         if self.head_weight_decay is not None:
             check_range("optim.head_weight_decay", self.head_weight_decay, 0, open_high=True)
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(
+                f"optim.layer_decay is {self.layer_decay:g}; it must be above 0 and at most 1"
+            )
         for index, beta in enumerate(self.betas):
             check_range(f"optim.betas[{index}]", beta, 0, 1, open_high=True)
 

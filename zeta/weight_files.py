@@ -90,9 +90,13 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
 
 
 def head_to_leave(
-    wanted: Mapping[str, list[int]], shapes: Mapping[str, list[int]], path: str
+    wanted: Mapping[str, list[int]],
+    shapes: Mapping[str, list[int]],
+    path: str,
+    *,
+    new_head: bool = False,
 ) -> list[str]:
-    """Return the names of the head's parameters if it is of another shape in the files.
+    """Return the names of the head's parameters if it is of another shape in the files, or new.
 
     Raises:
         RunError: anything but the head is of another shape.
@@ -105,7 +109,7 @@ def head_to_leave(
                 f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this "
                 "config; make model.* the same"
             )
-    return [name for name in wanted if different and name.startswith(_HEAD)]
+    return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
 
 
 def _open_export(path: Path) -> WeightFiles:

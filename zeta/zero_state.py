@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,24 @@ class ZeroState:
     """The full state of every parameter of a checkpoint, read lazily."""
 
     def __init__(
-        self, folder: Path, stage: int, shapes: Mapping[str, list[int]], averages: Path
+        self,
+        folder: Path,
+        stage: int,
+        shapes: Mapping[str, list[int]],
+        averages: Path,
+        frozen: Collection[str] = (),
     ) -> None:
         """Open the files without reading the tensors.
 
         Args:
             folder: `zero/` of a checkpoint directory.
             stage: ZeRO stage that wrote it.
-            shapes: full shape of every trainable parameter, in the order of the module.
+            shapes: full shape of every parameter, in the order of the module.
             averages: folder of the averaged weights, which need not exist.
+            frozen: parameters that do not learn: they have weights only.
         """
         self.shapes = shapes
+        self._trained = {name: shape for name, shape in shapes.items() if name not in frozen}
         self._states: dict[str, dict[str, _Flat]] = {}
         self.counts: dict[str, Tensor] = {}
         """What the optimizer counts, the same for all parameters: its updates as `step`."""
@@ -71,6 +78,8 @@ class ZeroState:
         }
         if stage == 0:
             self._add_unsharded(models[0])
+        for name in frozen:
+            self._add_frozen(name, models, sharded=stage == 3)
         for path in _by_rank(folder.glob("*optim_states.pt")):
             shard = _load(path)["optimizer_state_dict"]
             if stage == 3:
@@ -92,8 +101,13 @@ class ZeroState:
         return self._states[key][name].read(start, length)
 
     def full(self, name: str, key: str = WEIGHTS) -> Tensor:
-        """Return one fp32 state of parameter `name` in its whole shape, a copy."""
+        """Return one fp32 state of parameter `name` in its whole shape, a copy.
+
+        The average of a frozen parameter is the parameter.
+        """
         shape = self.shapes[name]
+        if key == AVERAGE and name not in self._trained:
+            key = WEIGHTS
         return self.read(name, key, 0, math.prod(shape)).reshape(shape).clone()
 
     def _add_averages(self, folder: Path) -> None:
@@ -104,10 +118,18 @@ class ZeroState:
         for name, found in pieces.items():
             self._of(AVERAGE, name).extend(piece for _, piece in sorted(found, key=_start))
 
+    def _add_frozen(self, name: str, models: list[dict[str, Any]], *, sharded: bool) -> None:
+        whole = models[0]["module"][name] if not sharded else None
+        pieces = [m["frozen_param_fragments"][name] for m in models] if whole is None else [whole]
+        left = math.prod(self.shapes[name])  # the last shards end in padding
+        for piece in pieces:
+            self._of(WEIGHTS, name).append(piece.flatten()[:left])
+            left = max(0, left - piece.numel())
+
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
-        for name in self.shapes:
+        for name in self._trained:
             self._of(WEIGHTS, name).append(model["module"][name].flatten())
-        ordered = optimizer_order(self.shapes)
+        ordered = optimizer_order(self._trained)
         for index, state in model["optimizer"]["state"].items():
             for key, value in self._per_weight(state).items():
                 self._of(key, ordered[index]).append(value.flatten())

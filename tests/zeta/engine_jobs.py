@@ -1,6 +1,7 @@
 """Jobs of test_engine: they run on every rank of a world and write what rank 0 saw."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.sharded_model import build_for_training
 from zeta.train_config import OptimConfig, TrainConfig
+from zeta.zero_layout import held_ranges
 
 shard_small_parameters()
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=3.0, clip=0.5)
@@ -84,6 +86,65 @@ def exactness(arguments):
             )
             report[f"P={packs_per_step} stage={stage}"] = (loss_error, weight_error)
     _write(world, arguments, report)
+
+
+def fine_tuning(arguments):
+    """Frozen parts and layer decay at every stage against a plain loop, after 4 steps."""
+    world = init_distributed()
+    report = {}
+    for trainable in ("head", "last-1", "all"):
+        losses, reference = _plain_fine_tuning(trainable)
+        for stage in range(4):
+            train = TrainConfig(packs_per_step=3, zero_stage=stage, dtype="fp32")
+            train.trainable = trainable
+            model = build_for_training(partial(tiny_navit, seed=train.seed), train, world)
+            optim = replace(OPTIM, layer_decay=0.5)
+            engine = TrainEngine(model, objective(), world, train, optim)
+            before = weights(engine)
+            results = [step(engine, world, index, 3) for index in range(4)]
+            after = weights(engine)
+            errors = [(after[n] - value).abs().max().item() for n, value in reference.items()]
+            report[f"{trainable}, stage {stage}"] = {
+                "loss error": max(
+                    abs(r.loss_sum / images - loss)
+                    for (r, images), loss in zip(results, losses, strict=True)
+                ),
+                "weight error": max(errors),
+                "changed": [n for n in after if not torch.equal(before[n], after[n])],
+                "optimizer elements": sum(held.length for held in _held(engine)),
+            }
+    _write(world, arguments, report)
+
+
+def _plain_fine_tuning(trainable):
+    """One process, one rate a layer, with torch alone; depth 2."""
+    model, loss = tiny_navit(), objective()
+    first = {"head": ("head.",), "last-1": ("blocks.1.", "norm.", "attn_pool.", "head.")}
+    rates = {"embeds": 1e-3 / 8, "blocks.0": 1e-3 / 4, "blocks.1": 1e-3 / 2}
+    groups = []
+    for name, parameter in model.named_parameters():
+        if not name.startswith(first.get(trainable, ("",))):
+            parameter.requires_grad_(False)
+            continue
+        decay = 3.0 if name == "head.weight" else 0.1 if parameter.ndim == 2 else 0.0
+        lr = next((r for part, r in rates.items() if name.startswith(part)), 1e-3)
+        groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
+    optimizer = torch.optim.AdamW(groups, betas=OPTIM.betas)
+    losses = []
+    for index in range(4):
+        packs = [lane_pack(index, lane) for lane in range(3)]
+        images = sum(pack.num_images for pack in packs)
+        total = sum(loss.loss_sum(model(pack), pack) for pack in packs) / images
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        losses.append(total.item())
+    return losses, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def _held(engine):
+    return held_ranges(engine.deepspeed, engine.stage)
 
 
 def sharded_construction(arguments):

@@ -9,6 +9,7 @@ from tests.zeta.packs import make_pack
 from zeta import NaViT, segment_attention
 from zeta.flops import CountsFlops
 from zeta.models import MegaVit
+from zeta.trainable import freeze
 
 SIZES = {"patch_size": 4, "num_classes": 7, "dim": 24, "depth": 3, "heads": 2, "dim_head": 8}
 SIZES |= {"mlp_dim": 40, "image_size": 16}
@@ -41,7 +42,8 @@ def done(model, pack, monkeypatch):
         model(pack).sum().backward()
     tables = 0
     if isinstance(model, NaViT):
-        tables = 4 * pack.patches.shape[0] * sum(model.embeds.grid) * SIZES["dim"]
+        products = 2 if model.embeds.pos_embed_y.requires_grad else 1
+        tables = 2 * products * pack.patches.shape[0] * sum(model.embeds.grid) * SIZES["dim"]
     return counter.get_total_flops() - tables
 
 
@@ -51,6 +53,17 @@ def test_the_count_is_what_torch_counts(name, monkeypatch):
     pack = pack_of(model)
     assert isinstance(model, CountsFlops)
     assert model.training_flops(pack) == done(model, pack, monkeypatch)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("trainable", ["head", "last-1", "last-3"])
+def test_what_is_frozen_has_no_gradient_and_is_not_counted(name, trainable, monkeypatch):
+    model = MODELS[name]()
+    whole = model.training_flops(pack_of(model))
+    model = MODELS[name]()
+    freeze(model, trainable)
+    pack = pack_of(model)
+    assert model.training_flops(pack) == done(model, pack, monkeypatch) < whole
 
 
 def test_padding_and_unused_rows_do_not_count():

@@ -124,3 +124,13 @@ def test_settings_of_deepspeed_count():
     assert on_device.total - offloaded.total == offloaded.on_host
     with pytest.raises(ValueError, match=r"zero_optimization\.reduce_bucket_size is 'large'"):
         memory(2, zero_optimization={"reduce_bucket_size": "large"})
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_frozen_weights_take_their_own_room_and_none_in_the_optimizer(stage):
+    train = TrainConfig(zero_stage=stage, dtype="fp32")
+    both, learning = (state_memory([10**6], train, 2, frozen) for frozen in ([3 * 10**6], []))
+    share = 2 if stage == 3 else 1
+    assert both.weights - learning.weights == 4 * 3 * 10**6 // share
+    for kind in ("master", "gradients", "optimizer", "average"):
+        assert getattr(both, kind) == getattr(learning, kind), kind

@@ -9,6 +9,7 @@ from zeta.models.config import ModelConfig, build_model
 from zeta.optim import (
     build_optimizer,
     decay_group,
+    layer_scales,
     optimizer_order,
     parameter_groups,
     parameter_shapes,
@@ -47,6 +48,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_its_rate():
     model = tiny_navit()
     model.head.bias.requires_grad = False
     groups = parameter_groups(model, OptimConfig(weight_decay=0.3, head_weight_decay=3.0))
+    assert {group["lr_scale"] for group in groups} == {1.0}
     members = [id(p) for group in groups for p in group["params"]]
     assert sorted(members) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert [group["weight_decay"] for group in groups] == [0.3, 3.0, 0.0]
@@ -58,9 +60,35 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_its_rate():
 def test_the_order_of_the_optimizer_is_that_of_its_groups():
     model = tiny_navit()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, OptimConfig())
-    ordered = [names[id(p)] for group in groups for p in group["params"]]
-    assert optimizer_order(parameter_shapes(model)) == ordered
+    for decay in (1.0, 0.5):  # a checkpoint is read without the config that it was written under
+        groups = parameter_groups(model, OptimConfig(layer_decay=decay))
+        ordered = [names[id(p)] for group in groups for p in group["params"]]
+        assert optimizer_order(parameter_shapes(model)) == ordered
+        assert len(groups) == (3 if decay == 1 else 4 + 1 + 4)
+
+
+def test_the_learning_rate_falls_by_the_layer_and_the_head_has_all_of_it():
+    scales = layer_scales(dict(tiny_navit(depth=3, registers=2).named_parameters()), 0.5)
+    of_first_part = {"embeds": 1 / 16, "norm": 1, "attn_pool": 1, "head": 1}
+    of_first_part |= {f"blocks.{i}": 2.0 ** (i - 3) for i in range(3)}
+    for name, scale in scales.items():
+        (expected,) = (s for part, s in of_first_part.items() if name.startswith(part + "."))
+        assert scale == expected, name
+    assert set(layer_scales(scales, 1.0).values()) == {1.0}
+
+
+def test_each_tower_has_layers_of_its_own():
+    names = ["image.blocks.0.w", "image.blocks.1.w", "text.blocks.0.w", "text.embeds.token_embed"]
+    names += ["image.embeds.proj.weight", "text.head.weight", "logits.scale"]
+    assert list(layer_scales(names, 0.1).values()) == pytest.approx(
+        [0.01, 0.1, 0.1, 0.01, 0.001, 1, 1]
+    )
+
+
+def test_a_layer_decay_out_of_range_is_refused_by_name():
+    for decay in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"optim.layer_decay is"):
+            OptimConfig(layer_decay=decay)
 
 
 def test_a_model_with_nothing_to_train_is_refused():
