@@ -1,4 +1,4 @@
-"""Reading the samples of a pack ahead of their decoding, from local files, the cache or a URL."""
+"""Reading the samples of a pack: at once from memory, else ahead of their decoding by threads."""
 
 from __future__ import annotations
 
@@ -15,22 +15,27 @@ from data_pipeline.remote import is_remote, read_range
 from data_pipeline.retry import PermanentError, with_retries
 from data_pipeline.sample import Sample
 from data_pipeline.shard_cache import failure_path
-from data_pipeline.tar_reader import TarError, parse_sample, read_sample
+from data_pipeline.tar_reader import TarError, parse_sample, read_cached_sample, read_sample
 
 _THREADS = 4
 _POLL_S = 0.02
 _SAMPLES_A_READ = 8
+_LARGEST_AT_ONCE = 2**22
 
 
 class SampleReader:
-    """Reads by a few threads, so that latency of storage and decoding overlap.
+    """Reads samples in order; latency of storage and decoding overlap.
 
-    A read that fails is tried again; after `deadline_s` it fails for good, and so does one that
-    does not return (a disk or mount that hangs).
+    What the system has in memory is taken at once: handing it over from a thread would cost more
+    than to read it. From the first sample that is not there on, a few threads read ahead. A read
+    that fails is tried again; after `deadline_s` it fails for good, and so does one that does not
+    return (a disk that hangs). A mount that hangs when a file is opened is left to the watchdog of
+    training.
     """
 
     def __init__(self, deadline_s: float) -> None:
         self._deadline_s = deadline_s
+        self._buffer = memoryview(bytearray(_LARGEST_AT_ONCE))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
 
     def read(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
@@ -40,6 +45,15 @@ class SampleReader:
             OSError: a shard cannot be read, changed, or does not answer; names shard and byte.
             TarError: the shard does not hold the sample where the index says.
         """
+        for index, image in enumerate(images):
+            start = time.perf_counter()
+            sample = _read_at_once(image, self._buffer)
+            if sample is None:
+                yield from self._read_ahead(images[index:])
+                return
+            yield sample, time.perf_counter() - start
+
+    def _read_ahead(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
         # A few samples at a time: handing over each one alone would cost as much as reading it.
         # The first one alone, so that decoding begins at once.
         starts = [0, *range(1, len(images), _SAMPLES_A_READ), len(images)]
@@ -83,10 +97,24 @@ def read_image(image: ImageRecipe, deadline_s: float) -> Sample:
     return with_retries(lambda: _read_file(image, image.shard), deadline_s)
 
 
-def _read_file(image: ImageRecipe, path: str) -> Sample:
-    stamp = image.stamp if image.cached is None else None
+def _read_at_once(image: ImageRecipe, buffer: memoryview) -> Sample | None:
+    """Read the sample of one image if no storage has to be waited for; None if it has."""
+    path = image.cached or image.shard
+    if is_remote(path) or image.nbytes > len(buffer):
+        return None
     try:
-        return read_sample(path, image.offset, image.nbytes, stamp)
+        return read_cached_sample(path, image.offset, buffer[: image.nbytes], _stamp(image))
+    except (OSError, TarError):
+        return None  # the other way says what it is, and tries again what may pass
+
+
+def _stamp(image: ImageRecipe) -> tuple[int, int] | None:
+    return image.stamp if image.cached is None else None  # the cache checked what it downloaded
+
+
+def _read_file(image: ImageRecipe, path: str) -> Sample:
+    try:
+        return read_sample(path, image.offset, image.nbytes, _stamp(image))
     except TarError as error:
         raise TarError(image.shard, error.offset, error.what) from None
     except PermanentError:

@@ -21,6 +21,7 @@ BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENDED = 2**20  # bytes of a PAX or long-name header; real ones have a few hundred
 _CHUNK = 2**20
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
 class TarError(ValueError):
@@ -70,6 +71,14 @@ class ShardFile:
             data += more
         return data
 
+    def read_cached_into(self, buffer: memoryview, offset: int) -> bool:
+        """Fill `buffer` with the bytes at `offset` if the system has them all in memory.
+
+        Raises:
+            OSError: it has none of them, or the file system cannot tell.
+        """
+        return os.preadv(self._descriptor, [buffer], offset, _NOWAIT) == len(buffer)
+
     def __enter__(self) -> ShardFile:
         return self
 
@@ -82,18 +91,19 @@ class ShardFile:
         os.close(self._descriptor)
 
 
-def read_sample(
-    path: str, offset: int, nbytes: int, stamp: tuple[int, int] | None = None
-) -> Sample:
+Stamp = tuple[int, int]
+"""(bytes, mtime in ns) of a shard."""
+
+
+def read_sample(path: str, offset: int, nbytes: int, stamp: Stamp | None = None) -> Sample:
     """Read the sample that the manifest places at `offset`, spanning `nbytes`.
 
-    Raises `TarError` if the shard does not hold it there, or no longer has the (bytes, mtime in
-    ns) of `stamp`; `OSError` if it cannot be read. Both name shard and byte.
+    Raises `TarError` if the shard does not hold it there, or no longer has its `stamp`; `OSError`
+    if it cannot be read. Both name shard and byte.
     """
     try:
         with ShardFile(path) as shard:
-            if stamp is not None and (shard.nbytes, shard.mtime_ns) != stamp:
-                raise TarError(path, offset, "the shard changed since it was indexed")
+            _check_stamp(shard, path, offset, stamp)
             data = shard.read_at(offset, nbytes)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, reading at byte {offset}", path) from error
@@ -102,15 +112,37 @@ def read_sample(
     return parse_sample(data, shard=path, offset=offset)
 
 
-def parse_sample(data: bytes, *, shard: str, offset: int) -> Sample:
+def read_cached_sample(
+    path: str, offset: int, buffer: memoryview, stamp: Stamp | None = None
+) -> Sample | None:
+    """Read as `read_sample`, by way of `buffer`, but only what the system has in memory.
+
+    Returns None, or raises `OSError`, where storage would have to be waited for.
+    """
+    if not _NOWAIT:
+        return None
+    with ShardFile(path) as shard:
+        _check_stamp(shard, path, offset, stamp)
+        if not shard.read_cached_into(buffer, offset):
+            return None
+    return parse_sample(buffer, shard=path, offset=offset)
+
+
+def _check_stamp(shard: ShardFile, path: str, offset: int, stamp: Stamp | None) -> None:
+    if stamp is not None and (shard.nbytes, shard.mtime_ns) != stamp:
+        raise TarError(path, offset, "the shard changed since it was indexed")
+
+
+def parse_sample(data: bytes | memoryview, *, shard: str, offset: int) -> Sample:
     """Return the sample in `data`, all its tar entries as they lie at `offset` of the shard."""
     key, members = "", {}
     try:
-        for member in _walk(lambda at, count: data[at : at + count], len(data), shard):
+        for member in _walk(lambda at, count: bytes(data[at : at + count]), len(data), shard):
             split = split_name(member.name) if member.regular else None
             if split is not None:
                 key = split[0]
-                members[split[1]] = data[member.data_offset : member.data_offset + member.nbytes]
+                content = data[member.data_offset : member.data_offset + member.nbytes]
+                members[split[1]] = bytes(content)
     except TarError as error:
         raise TarError(shard, offset + error.offset, error.what) from None
     return Sample(key, members)

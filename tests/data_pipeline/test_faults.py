@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -76,6 +77,27 @@ def images(folder: Path) -> tuple[ImageRecipe, ...]:
     return pack_recipe(whole, whole.lane(0).next_pack(), 0).images
 
 
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a shard is in memory: every read waits for storage."""
+    monkeypatch.setattr(fetch, "read_cached_sample", lambda *_: None)
+
+
+def test_what_is_in_memory_is_read_without_a_thread_and_is_the_same(folder, monkeypatch):
+    recipes = images(folder)
+    with monkeypatch.context() as without:
+        without.setattr(fetch, "read_sample", None)
+        at_once = [sample for sample, _ in SampleReader(10).read(recipes)]
+    for path in folder.glob("*.tar"):
+        with path.open("rb") as shard:
+            os.fsync(shard.fileno())
+            os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert [sample for sample, _ in SampleReader(10).read(recipes)] == at_once
+    monkeypatch.setattr(fetch, "_LARGEST_AT_ONCE", min(recipe.nbytes for recipe in recipes))
+    assert [sample for sample, _ in SampleReader(10).read(recipes)] == at_once
+
+
+@pytest.mark.usefixtures("cold")
 def test_a_read_that_fails_for_a_while_is_tried_again(folder, monkeypatch):
     real, failures = fetch.read_sample, itertools.count()
 
@@ -91,6 +113,7 @@ def test_a_read_that_fails_for_a_while_is_tried_again(folder, monkeypatch):
     assert next(failures) == len(recipes) + 3
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_disk_that_hangs_fails_with_shard_and_byte(folder, monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(fetch, "read_sample", lambda *_: release.wait(30))
@@ -101,6 +124,7 @@ def test_a_disk_that_hangs_fails_with_shard_and_byte(folder, monkeypatch):
     assert error.value.filename == recipes[0].shard
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_slow_disk_is_waited_for(folder, monkeypatch):
     real = fetch.read_sample
 
