@@ -8,6 +8,7 @@ while the other ranks wait for the answer, `zeta launch local` before it starts 
 from __future__ import annotations
 
 import errno
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,19 @@ from launch.config import ZetaConfig, fixed_changes, load_config
 from launch.run_setup import resolve_with_shards, training_plan
 from launch.validation import HeldOutImages, open_held_out
 from zeta.checkpoint import check_same_model, read_trainer_state, step_names
+from zeta.exit_codes import RunError
 from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
 from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
+from zeta.run_lock import sees_claim
 from zeta.trainable import freeze
 from zeta.weight_files import check_initial_weights
 
 _BEFORE_CONFIG = {
     "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl",
     "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts", "demo.json", "shards",
+    "owners", "SAVE_NOW", "STOP",
 }  # fmt: skip
 """What a run directory may hold before its first step: launchers, the demo and a start that failed
 leave these."""
@@ -87,7 +91,10 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     check_images_fit(plan, config)
     held_out = open_held_out(config, manifest)
     saved = _check_checkpoint(run_dir, config, plan)
-    return Start(config, run_dir, manifest, plan, held_out, saved)
+    start = Start(config, run_dir, manifest, plan, held_out, saved)
+    if start.already_finished is None and run_dir.stop_request.exists():
+        raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to go on")
+    return start
 
 
 def check_world_size(config: ZetaConfig, world_size: int) -> None:
@@ -148,6 +155,21 @@ def check_writable(run_dir: RunDir) -> None:
             f"run.dir is {run_dir.path}, but nothing can be written in {folder} "
             f"({error.strerror}): choose another run.dir"
         ) from None
+
+
+def check_shared(run_dir: RunDir, proof: str) -> None:
+    """Raise ValueError if rank 0's run directory is another folder than the one seen here.
+
+    Args:
+        run_dir: as it is here.
+        proof: of rank 0's claim, see `RunLock.proof`; empty: it claimed none.
+    """
+    if proof and not sees_claim(run_dir, proof):
+        raise ValueError(
+            f"run.dir is {run_dir.path}, but what rank 0 writes there cannot be seen on "
+            f"{socket.gethostname()}: it lies on a disk of one machine; choose a run.dir on "
+            "storage that every node sees"
+        )
 
 
 def check_images_fit(plan: Plan, config: ZetaConfig) -> None:

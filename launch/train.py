@@ -18,7 +18,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import BYTES
 from launch.config import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
-from launch.start import Start, check_start
+from launch.start import Start, check_shared, check_start
 from launch.verdict import RefusedError, check_together
 from zeta.attention import varlen_obstacle
 from zeta.console import Console
@@ -35,8 +35,10 @@ from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
+from zeta.run_lock import RunLock, this_owner
 from zeta.watchdog import Watchdog
 
+_CLAIM = "zeta/start/claim"
 _ANY_CHANNELS = 8
 """Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
 
@@ -53,10 +55,19 @@ def train(config: ZetaConfig) -> int:
     info = rank_from_environment(os.environ)
     start_s = config.train.watchdog.limit("start")
     store = meeting_place(info, start_s)
-    try:
-        start = check_together(partial(_check, config, info), store, info, start_s)
-    except RefusedError as refused:
-        return refused.status
+    run_dir = RunDir(Path(config.run.dir).expanduser())
+    lock = RunLock(run_dir, this_owner(os.environ, config.train.watchdog.heartbeat_s))
+    with closing(lock):
+        try:
+            check = partial(_check, config, info, store, lock)
+            start = check_together(check, store, info, start_s)
+        except RefusedError as refused:
+            return refused.status
+        return _train_checked(start, info, store)
+
+
+def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
+    """Train as `train` does, in a directory that is ours."""
     if start.already_finished is not None:
         if info.rank == 0:
             print(start.already_finished)
@@ -96,11 +107,21 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
         return 1
 
 
-def _check(config: ZetaConfig, info: RankInfo) -> Start:
-    """Check the start as it is on this rank, whose view of the disks is its own."""
+def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> Start:
+    """Check the start as it is on this rank, whose view of the disks is its own.
+
+    Rank 0, which is the first, claims the run directory for all.
+    """
     try:
         _check_device(config, info)
-        return check_start(config, info.world_size)
+        start = check_start(config, info.world_size)
+        if info.rank != 0:
+            check_shared(start.run_dir, store.get(_CLAIM).decode())
+        else:
+            if start.already_finished is None:
+                lock.acquire()
+            store.set(_CLAIM, lock.proof)
+        return start
     except ValueError as error:
         if info.rank == 0:
             raise
@@ -160,7 +181,10 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             console.message(f"zeta: finished at step {trainer.progress.step:,}")
         else:
             at = f"saved at step {step}" if (step := trainer.progress.step) else "before any step"
-            console.message(f"zeta: stopped as asked, {at}; the same command goes on from there")
+            first = f"delete {run_dir.stop_request}: " if run_dir.stop_request.exists() else ""
+            console.message(
+                f"zeta: stopped as asked, {at}; {first}the same command goes on from there"
+            )
         if count := trainer.quarantine.count:
             images = f"{count:,} image{'s' if count > 1 else ''}"
             console.message(f"{images} could not be used so far: {run_dir.quarantine} says why")

@@ -1,7 +1,8 @@
-"""Rank 0's verdict on a start: the other ranks wait for it, so that a refusal is said once.
+"""The ranks' common verdict on a start: all of them train, or none does and it is said once.
 
 It goes through the store at which the ranks meet, before a process group exists: no DeepSpeed, no
-device, no collective.
+device, no collective. Rank 0 checks first, so that what every rank would find is said by rank 0;
+then the others check what they see.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from zeta.distributed import RankInfo, Store, as_timeout
 
 _VERDICT = "zeta/start/verdict"
 _HEARD = "zeta/start/heard"
+_PASSED = "zeta/start/passed"
+_FAILED = "zeta/start/failed"
+_COMMON_VERDICT = "zeta/start/common_verdict"
 _GO = "go"
 _SECONDS_TO_HEAR = 3.0
 """How long rank 0 keeps the store open after a refusal, for ranks that are not there yet."""
@@ -23,10 +27,10 @@ Checked = TypeVar("Checked")
 
 
 class RefusedError(Exception):
-    """Rank 0 does not start, and has said why; this rank ends with the same status."""
+    """Another rank does not start, and has said why; this rank ends with the same status."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"rank 0 does not start (exit status {status})")
+        super().__init__(f"another rank does not start (exit status {status})")
         self.status = status
 
 
@@ -36,35 +40,68 @@ def check_together(
     """Run `check` on rank 0, and on the others once it has passed there.
 
     Returns:
-        What `check` returned here.
+        What `check` returned here, once it has passed on every rank.
 
     Raises:
-        RefusedError: on the other ranks, where rank 0 failed.
-        ConnectionError: rank 0 is gone without a verdict, or gave none for `timeout_s`.
+        RefusedError: another rank failed, which says why.
+        ConnectionError: a rank is gone without a verdict, or gave none for `timeout_s`.
     """
     if info.rank == 0:
-        try:
-            checked = check()
-        except BaseException as error:  # an interrupt as well: nobody may wait for us
-            _refuse(store, info, exit_code(error, in_training=True))
-            raise
-        store.set(_VERDICT, _GO)
-        return checked
+        checked = _first_check(check, store, info)
+    else:
+        _hear(_VERDICT, store, info, timeout_s)
+        checked = _further_check(check, store)
+    if store.add(_PASSED, 1) == info.world_size:
+        store.set(_COMMON_VERDICT, _GO)
     try:
-        store.wait([_VERDICT], as_timeout(timeout_s))
-        verdict = store.get(_VERDICT).decode()
-        if verdict != _GO:
-            store.add(_HEARD, 1)
-    except RuntimeError as error:
-        raise ConnectionError(f"rank 0 gave no word about the start: {error}") from error
-    if verdict != _GO:
-        raise RefusedError(int(verdict))
-    return check()
+        _hear(_COMMON_VERDICT, store, info, timeout_s)
+    except RefusedError:
+        if info.rank == 0:
+            _linger(store, info)
+        raise
+    return checked
 
 
-def _refuse(store: Store, info: RankInfo, status: int) -> None:
-    """Tell the others, and let those that are here hear it: the store goes with this process."""
-    store.set(_VERDICT, str(status))
+def _first_check(check: Callable[[], Checked], store: Store, info: RankInfo) -> Checked:
+    """Check on rank 0, and tell the others."""
+    try:
+        checked = check()
+    except BaseException as error:  # an interrupt as well: nobody may wait for us
+        store.set(_VERDICT, str(exit_code(error, in_training=True)))
+        _linger(store, info)
+        raise
+    store.set(_VERDICT, _GO)
+    return checked
+
+
+def _further_check(check: Callable[[], Checked], store: Store) -> Checked:
+    """Check on another rank; of several that fail, such as those of one node, the first says it."""
+    try:
+        return check()
+    except BaseException as error:
+        status = exit_code(error, in_training=True)
+        store.add(_HEARD, 1)
+        if store.add(_FAILED, 1) > 1:
+            raise RefusedError(status) from error
+        store.set(_COMMON_VERDICT, str(status))
+        raise
+
+
+def _linger(store: Store, info: RankInfo) -> None:
+    """Let those that are here hear a refusal: the store goes with the process of rank 0."""
     deadline = time.monotonic() + _SECONDS_TO_HEAR
     while store.add(_HEARD, 0) < info.world_size - 1 and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _hear(key: str, store: Store, info: RankInfo, timeout_s: float) -> None:
+    """Wait for a verdict; raise RefusedError unless it is to go on."""
+    try:
+        store.wait([key], as_timeout(timeout_s))
+        verdict = store.get(key).decode()
+        if verdict != _GO and info.rank != 0:
+            store.add(_HEARD, 1)
+    except RuntimeError as error:
+        raise ConnectionError(f"another rank gave no word about the start: {error}") from error
+    if verdict != _GO:
+        raise RefusedError(int(verdict))

@@ -13,7 +13,8 @@ class RunDir:
     Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
     ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``,
     ``heartbeat/``,
-    ``checkpoints/{step_XXXXXXXX/, latest}`` and ``FINISHED``. Beside what training writes:
+    ``owners/`` (who trained here, see `zeta.run_lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
+    and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
     ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
     ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
     """
@@ -77,6 +78,21 @@ class RunDir:
     def checkpoints(self) -> Path:
         """Folder of `step_XXXXXXXX/` directories and the `latest` pointer."""
         return self.path / "checkpoints"
+
+    @property
+    def owners(self) -> Path:
+        """Folder of the claims of all starts of the run; the newest has the directory."""
+        return self.path / "owners"
+
+    @property
+    def save_request(self) -> Path:
+        """Made by a person who wants a checkpoint; gone once it is written."""
+        return self.path / "SAVE_NOW"
+
+    @property
+    def stop_request(self) -> Path:
+        """Made by a person who wants the run to save and end; while it is there, none trains."""
+        return self.path / "STOP"
 
     @property
     def finished(self) -> Path:

@@ -17,12 +17,20 @@ class StopSignals:
     """While entered: USR1, USR2 and TERM ask to save and requeue, INT to save and end.
 
     A second INT ends the process at once. The handlers do nothing but note the signal.
+
+    Args:
+        also: asked besides, whenever `requested` is read; what it returns must not go back to None.
     """
 
-    def __init__(self) -> None:
-        self.requested: ExitCode | None = None
-        """The exit code that was asked for; None while no signal came."""
+    def __init__(self, also: Callable[[], ExitCode | None] = lambda: None) -> None:
+        self._also = also
+        self._noted: ExitCode | None = None
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    @property
+    def requested(self) -> ExitCode | None:
+        """The exit code that was asked for; None while nobody asked."""
+        return self._noted if self._noted is ExitCode.INTERRUPTED else self._also() or self._noted
 
     def __enter__(self) -> StopSignals:
         for number in (*_REQUEUE, signal.SIGINT):
@@ -37,11 +45,11 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
-            self.requested = self.requested or ExitCode.REQUEUE
-        elif self.requested is ExitCode.INTERRUPTED:
+            self._noted = self._noted or ExitCode.REQUEUE
+        elif self._noted is ExitCode.INTERRUPTED:
             os._exit(ExitCode.INTERRUPTED)
         else:
-            self.requested = ExitCode.INTERRUPTED
+            self._noted = ExitCode.INTERRUPTED
 
 
 def stop_votes(requested: ExitCode | None) -> list[bool]:

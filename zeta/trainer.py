@@ -29,6 +29,7 @@ from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
 from zeta.objectives import JointObjective, PackObjective
 from zeta.packed import StepPacks, StepSource, merge_states
 from zeta.random_state import derive_seed
+from zeta.request_files import RequestFiles
 from zeta.run_checkpoints import RunCheckpoints
 from zeta.run_dir import RunDir
 from zeta.schedule import build_schedule
@@ -56,7 +57,7 @@ class _Agreed:
     """Seconds that this rank waited for its own packs."""
     more: bool
     save: bool
-    """Whether a checkpoint is due after it by the clock."""
+    """Whether a checkpoint is due after it by the clock, or asked for by a person."""
     stop: ExitCode | None
 
 
@@ -108,6 +109,7 @@ class Trainer:
         self.train, self.optim = train, optim
         self.watchdog = watchdog or Unwatched()
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+        self.requests = RequestFiles(run_dir if world.is_main else None)
         self.checkpoints = RunCheckpoints(run_dir, world, console, train, config_yaml)
         self.engine, self.progress = self.checkpoints.resume(model, objective, optim)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
@@ -133,7 +135,7 @@ class Trainer:
         self.console.start(self.progress.step, self.train.max_steps)
         steps = iter(self.source.steps(self.progress.data))
         try:
-            with StopSignals() as signals:
+            with StopSignals(self.requests.stop_asked) as signals:
                 code = self._loop(steps, signals)
                 if (error := self._save()) is not None:
                     raise UnsavedError(
@@ -204,7 +206,8 @@ class Trainer:
                 len(packs.rejected) if packs else 0,
                 self.utilisation.count(packs.packs) if packs else 0,
                 packs.more if packs else False,
-                self.world.is_main and self.checkpoints.asked_by_clock(),
+                (self.world.is_main and self.checkpoints.asked_by_clock())
+                or self.requests.save_asked(),
                 failure is not None,
                 *stop_votes(requested),
             ]
@@ -327,9 +330,14 @@ class Trainer:
 
     def _save(self) -> str | None:
         """Save the committed state, unless that was done; return why it failed, if it did."""
+        error = None
+        if self.progress.step != self.checkpoints.saved_step:
+            error = self._write_checkpoint()
+        self.requests.saved()
+        return error
+
+    def _write_checkpoint(self) -> str | None:
         progress = self.progress
-        if progress.step == self.checkpoints.saved_step:
-            return None
         self.watchdog.enter("save", progress.step)
         started = time.perf_counter()
         states = self.world.gather(dict(self.source.state_after(progress.step - 1)))

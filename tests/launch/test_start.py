@@ -7,19 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.build import build_shards
 from launch.config import load_config, to_yaml
-from launch.start import check_start
+from launch.start import check_shared, check_start
 from launch.train import train
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.training import ROOT, free_port
 from zeta.exit_codes import ExitCode, RunError
 from zeta.optim import parameter_shapes
 from zeta.run_dir import RunDir
+from zeta.run_lock import RunLock, sees_claim, this_owner
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,49 @@ def test_a_finished_run_is_told_so_until_its_end_is_moved(shards, tmp_path):
     assert "already finished, at step 1000: raise train.max_steps" in again
     further = check_start(_config(shards, tmp_path / "run", "train.max_steps=2000"), 1)
     assert further.already_finished is None
+
+
+def test_a_stop_file_keeps_a_run_from_starting_until_it_is_deleted(shards, tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    run_dir.stop_request.touch()
+    with pytest.raises(RunError, match=r"run/STOP asks this run not to train: delete it"):
+        check_start(_config(shards, run_dir.path), 1)
+    run_dir.stop_request.unlink()
+    check_start(_config(shards, run_dir.path), 1)
+
+
+def test_a_run_directory_that_other_machines_do_not_have_is_refused(shards, tmp_path, monkeypatch):
+    here, there = RunDir(tmp_path / "disk 1"), RunDir(tmp_path / "disk 2")
+    lock = RunLock(here, this_owner({}, 5.0))
+    lock.acquire()
+    monkeypatch.setattr("launch.start.sees_claim", partial(sees_claim, patience_s=0))
+    check_shared(here, lock.proof)
+    with pytest.raises(ValueError, match=r"run\.dir is .*disk 2, .* on a disk of one machine"):
+        check_shared(there, lock.proof)
+    check_shared(there, "")  # nothing was claimed: the run is finished
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_run_directory_is_refused_once_and_leaves_it_alone(shards, tmp_path):
+    run_dir = RunDir(tmp_path / "a run")
+    lock = RunLock(run_dir, this_owner({}, 5.0))
+    lock.acquire()
+    settings = [f"data.shards={shards}", f"run.dir={run_dir.path}"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "launch", "launch", "local", "demo", "--nproc=2", *settings],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == ExitCode.NEVER_RESTART, done.stderr
+    assert done.stderr.count("zeta: error") == 1
+    assert f"{run_dir.path} is in use: another run trains there (process {os.getpid()} on" in (
+        done.stderr
+    )
+    assert [path.name for path in run_dir.path.iterdir()] == ["owners"]
+    assert [path.name for path in run_dir.owners.iterdir()] == ["000001.json"]
 
 
 @pytest.mark.slow

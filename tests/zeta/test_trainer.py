@@ -295,6 +295,24 @@ def test_a_signal_to_one_rank_saves_on_all_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_files_in_the_run_directory_ask_for_a_checkpoint_and_for_the_end(
+    ranks, tmp_path, reference
+):
+    run_dir = RunDir(tmp_path / "run")
+    train = {"checkpoint_every": 100, "keep_last": 9}
+    accident = {"create": {"files": {str(run_dir.save_request): 3, str(run_dir.stop_request): 5}}}
+    codes, _ = ranks.start(JOB, 2, _run(run_dir.path, train=train, accidents=accident))
+    assert codes == [ExitCode.INTERRUPTED] * 2
+    # Asked during a step: seen when the next one is drawn, done after it; STOP before it.
+    assert step_names(run_dir.checkpoints) == ["step_00000004", "step_00000005"]
+    assert not run_dir.save_request.exists()
+    assert run_dir.stop_request.exists()
+    run_dir.stop_request.unlink()
+    ranks.run(JOB, 2, _run(run_dir.path, train=train))
+    _assert_same(run_dir.path, reference)
+
+
+@pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(ranks, tmp_path):
     accident = {"raise_signal": {"number": signal.SIGINT, "rank": 0, "count": 3, "times": 2}}
     codes, _ = ranks.start(JOB, 1, _run(tmp_path / "run", accidents=accident))

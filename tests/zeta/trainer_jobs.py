@@ -15,6 +15,7 @@ import zeta.checkpoint
 import zeta.checkpoint_store
 import zeta.engine
 import zeta.objectives.classification
+import zeta.trainer
 from tests.zeta.training import (
     NUM_CLASSES,
     SyntheticSource,
@@ -28,6 +29,7 @@ from zeta.evaluation import HeldOut
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
+from zeta.request_files import RequestFiles
 from zeta.run_dir import RunDir
 from zeta.train_config import (
     EvaluateConfig,
@@ -202,6 +204,14 @@ def raise_signal(world, *, number, rank, count, times=1, **_):
         _before_call(zeta.engine.TrainEngine, "train_step", send, count)
 
 
+def create(world, *, files, **_):
+    """Somebody creates files while rank 1 is in a step: {path: the how manieth}."""
+    zeta.trainer.RequestFiles = partial(RequestFiles, look_s=0)
+    if world.rank == 1:
+        for path, count in files.items():
+            _before_call(zeta.engine.TrainEngine, "train_step", Path(path).touch, count)
+
+
 def in_evaluation(world, *, number, rank, count, **_):
     """A signal to one rank before it counts the `count`-th pack of its evaluations."""
     if world.rank == rank:
@@ -331,6 +341,7 @@ ACCIDENTS = {
     "kill": kill,
     "raise_signal": raise_signal,
     "in_evaluation": in_evaluation,
+    "create": create,
     "disk_full": disk_full,
     "small_disk": small_disk,
     "nan_loss": nan_loss,
