@@ -48,8 +48,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     """Read an argument that must be a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return _whole_number(text, 1)
+
+
+def non_negative_int(text: str) -> int:
+    """Read an argument that must be a whole number of at least 0."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""`launch_local`: a run on this machine, under the contract that a Slurm step follows."""
+"""`launch_local`: a run on this machine, under the contract that a Slurm job follows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ from collections.abc import Sequence
 
 from launch.config import load_config
 from launch.ranks import Outcome, run_ranks
+from launch.restarts import MAX_RESTARTS, Starts, wants_restart
 from launch.start import check_start
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
 
 
-def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
-    """Train on `nproc` ranks on this machine and wait for the end.
+def launch_local(
+    config: str, overrides: Sequence[str], nproc: int, max_restarts: int = MAX_RESTARTS
+) -> int:
+    """Train on `nproc` ranks on this machine, starting them again after a crash, to the end.
+
+    They are not started again once this process was sent a signal, which they get too: it asked
+    the run to stop.
 
     Args:
         config: a YAML file, or the name of a shipped recipe.
         overrides: `key=value` settings.
         nproc: number of ranks.
+        max_restarts: most starts after the first; 0: whoever called decides.
 
     Returns:
-        The exit status of the run: see `combined_exit_code`.
+        The exit status of the run: see `combined_exit_code`; `ExitCode.NEVER_RESTART` if it was
+        given up because restarts did not help.
 
     Raises:
         ValueError: what every rank would refuse is said here once, before any rank starts: a wrong
@@ -35,13 +43,33 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int) -> int:
         return ExitCode.FINISHED
     # -P: a launch.py in the folder it is started from must not stand in for ours.
     command = [sys.executable, "-P", "-m", "launch", "train", config, *overrides]
-    outcome = run_ranks(command, nproc)
-    if outcome.aborted:
-        return ExitCode.INTERRUPTED
-    _report_failures(outcome, start.run_dir)
-    return combined_exit_code(
-        [code for rank, code in enumerate(outcome.codes) if rank not in outcome.killed]
-    )
+    return _run_until_it_ends(command, nproc, start.run_dir, max_restarts)
+
+
+def _run_until_it_ends(
+    command: Sequence[str], nproc: int, run_dir: RunDir, max_restarts: int
+) -> int:
+    starts = Starts()
+    while True:
+        checkpoint = _newest_checkpoint(run_dir)
+        outcome = run_ranks(command, nproc)
+        if outcome.aborted:
+            return ExitCode.INTERRUPTED
+        _report_failures(outcome, run_dir)
+        code = combined_exit_code(
+            [code for rank, code in enumerate(outcome.codes) if rank not in outcome.killed]
+        )
+        if outcome.signalled or max_restarts == 0 or not wants_restart(code):
+            return code
+        reached = _newest_checkpoint(run_dir)
+        starts = starts.ended(new_checkpoint=reached != checkpoint)
+        if obstacle := starts.obstacle(max_restarts):
+            how = f"see {run_dir.logs}, then type the same command again to continue"
+            _say(f"giving up after {obstacle}; {how}")
+            return ExitCode.NEVER_RESTART
+        starts = starts.again()
+        restart = f"restart {starts.restarts} of at most {max_restarts}"
+        _say(f"the run ended with {code}; {restart}, from {reached or 'the beginning'}")
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:
@@ -57,6 +85,16 @@ def combined_exit_code(codes: Sequence[int]) -> int:
     return next((code for code in plain if code != 0), 0)
 
 
+def _newest_checkpoint(run_dir: RunDir) -> str | None:
+    """Return the name of the newest checkpoint; None: there is none."""
+    latest = run_dir.checkpoints / "latest"
+    return latest.read_text().strip() if latest.exists() else None
+
+
+def _say(text: str) -> None:
+    print(f"zeta: {text}", file=sys.stderr)
+
+
 def _report_failures(outcome: Outcome, run_dir: RunDir) -> None:
     """Name the ranks that ended without a word of their own, and their logs."""
     spoken = {*ExitCode, 1}
@@ -64,4 +102,4 @@ def _report_failures(outcome: Outcome, run_dir: RunDir) -> None:
         if code in spoken or rank in outcome.killed:
             continue
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-        print(f"zeta: rank {rank} {how}; see {run_dir.rank_log(rank)}", file=sys.stderr)
+        _say(f"rank {rank} {how}; see {run_dir.rank_log(rank)}")

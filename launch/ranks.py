@@ -40,6 +40,8 @@ class Outcome:
     """Ranks that were ended because another one failed; their status says nothing."""
     aborted: bool
     """A second Ctrl-C killed the ranks."""
+    signalled: bool
+    """This process was asked to stop, and passed it on."""
 
 
 def run_ranks(
@@ -57,7 +59,7 @@ def run_ranks(
     with ranks.forwarding_signals():
         ranks.start(command, nproc)
         codes = ranks.wait(seconds_after_failure)
-    return Outcome(tuple(codes), frozenset(ranks.killed), ranks.interrupts > 1)
+    return Outcome(tuple(codes), frozenset(ranks.killed), ranks.interrupts > 1, ranks.signalled)
 
 
 def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
@@ -97,6 +99,8 @@ class _Ranks:
         """Ranks that were ended because another one failed; their status says nothing."""
         self.interrupts = 0
         """How often Ctrl-C was pressed."""
+        self.signalled = False
+        """Whether any signal came that is passed on."""
         self._interrupted_at = float("-inf")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guardian = Guardian()
@@ -161,6 +165,7 @@ class _Ranks:
         self._send(signal.SIGINT)
 
     def _send(self, number: int) -> None:
+        self.signalled = True
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command, add_config, positive_int
+from launch.arguments import Subparsers, add_command, add_config, non_negative_int, positive_int
+from launch.restarts import MAX_RESTARTS, MAX_STALLED
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -20,10 +21,20 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--nproc", type=positive_int, required=True, metavar="N", help="number of ranks"
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=non_negative_int,
+        default=MAX_RESTARTS,
+        metavar="N",
+        help="start a run that crashed again from its newest checkpoint, N times at most (default: "
+        f"{MAX_RESTARTS}; 0: never), and give up after {MAX_STALLED} starts in a row without a new "
+        "one. A run that finished, that a restart would not help, or that was asked to stop "
+        "(Ctrl-C, or SIGTERM to this command) is not started again",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the ranks, wait for them and return the status of the run."""
+    """Start the ranks, again if need be, wait for them and return the status of the run."""
     from launch.local import launch_local
 
-    return launch_local(args.config, args.overrides, args.nproc)
+    return launch_local(args.config, args.overrides, args.nproc, args.max_restarts)

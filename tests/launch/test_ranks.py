@@ -19,7 +19,8 @@ import signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in a suite that nohup started
 from launch.ranks import run_ranks
 outcome = run_ranks([sys.executable, *sys.argv[2:]], int(sys.argv[1]))
-print("codes", *outcome.codes, "aborted", outcome.aborted, flush=True)
+print("codes", *outcome.codes, "aborted", outcome.aborted, end=" ")
+print("signalled", outcome.signalled, flush=True)
 """
 
 
@@ -103,6 +104,7 @@ def test_a_failing_rank_ends_the_others_and_their_workers(tmp_path):
     outcome = run_ranks([sys.executable, program], 2, seconds_after_failure=0.2)
     assert outcome.codes[1] == 7
     assert outcome.killed == {0}
+    assert not outcome.signalled  # by anybody outside
     assert not is_running(int((tmp_path / "worker").read_text()))
 
 
@@ -132,7 +134,7 @@ def test_ctrl_c_reaches_each_rank_once_and_ranks_may_save(tmp_path):
     time.sleep(0.02)  # `timeout --foreground` passes the same Ctrl-C on once more
     os.killpg(launcher.pid, signal.SIGINT)
     output, _ = launcher.communicate(timeout=20)
-    assert output.strip() == "codes 130 130 aborted False"
+    assert output.strip() == "codes 130 130 aborted False signalled True"
     assert [(tmp_path / f"count{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
@@ -150,7 +152,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(tmp_path):
     assert launcher.poll() is None
     os.killpg(launcher.pid, signal.SIGINT)
     output, _ = launcher.communicate(timeout=20)
-    assert output.strip() == "codes -9 -9 aborted True"
+    assert output.strip() == "codes -9 -9 aborted True signalled True"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_signals_are_passed_on_to_every_rank(tmp_path, sent, received):
     wait_for(tmp_path, ["ready0", "ready1"])
     launcher.send_signal(getattr(signal, sent))
     output, _ = launcher.communicate(timeout=20)
-    assert output.strip() == "codes 85 85 aborted False"
+    assert output.strip() == "codes 85 85 aborted False signalled True"
 
 
 @pytest.mark.parametrize("stuck", [False, True])

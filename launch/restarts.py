@@ -1,0 +1,52 @@
+"""Whether a run that ended is started again: the rule of `zeta launch local`.
+
+slurm/pretrain.sbatch follows the same rule in a few lines of its own; the tests hold both against
+one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zeta.exit_codes import ExitCode
+
+MAX_RESTARTS = 100
+MAX_STALLED = 3
+"""Starts in a row without a new checkpoint: what stops each of them will stop the next."""
+
+_ENDS = {ExitCode.FINISHED, ExitCode.NEVER_RESTART, ExitCode.INTERRUPTED}
+
+
+def wants_restart(code: int) -> bool:
+    """Return whether a run that ended with `code` has work left that another start may do.
+
+    It has after saving on request (85) and after a crash; not once it is finished (0), would fail
+    the same way (93) or was stopped by a person (130).
+    """
+    return code not in _ENDS
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The starts of a run so far."""
+
+    restarts: int = 0
+    """Starts after the first, whatever their cause."""
+    stalled: int = 0
+    """Starts in a row, up to the last, that made no checkpoint."""
+
+    def ended(self, *, new_checkpoint: bool) -> Starts:
+        """Return the account after a start has ended."""
+        return Starts(self.restarts, 0 if new_checkpoint else self.stalled + 1)
+
+    def again(self) -> Starts:
+        """Return the account with one more start."""
+        return Starts(self.restarts + 1, self.stalled)
+
+    def obstacle(self, max_restarts: int = MAX_RESTARTS, max_stalled: int = MAX_STALLED) -> str:
+        """Return why the run is not started again; empty if it is."""
+        if self.stalled >= max_stalled:
+            return f"{self.stalled} starts in a row without a new checkpoint"
+        if self.restarts >= max_restarts:
+            return f"{self.restarts} restart{'' if self.restarts == 1 else 's'}"
+        return ""
