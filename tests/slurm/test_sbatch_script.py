@@ -28,7 +28,7 @@ class Jobs:
         self, body: str, *arguments: str, flags: tuple[str, ...] = (), limits: str = ""
     ) -> int:
         zeta = self.folder / "bin" / "zeta"
-        zeta.parent.mkdir()
+        zeta.parent.mkdir(exist_ok=True)
         zeta.write_text(
             "#!/bin/bash\nif [[ $1 == launch ]]; then echo run; exit; fi\n"
             "restarts=${SLURM_RESTART_COUNT:-0}; rank=$SLURM_PROCID\n"
@@ -120,7 +120,7 @@ def test_a_crash_is_requeued_only_while_checkpoints_move_on(jobs):
     assert (record["JobState"], record["ExitCode"]) == ("FAILED", "93:0")
     # The first start made a checkpoint; the next two did not.
     assert jobs.starts() == 3
-    assert "2 of them in a row without a new checkpoint" in jobs.log(job)
+    assert "2 starts in a row without a new checkpoint" in jobs.log(job)
 
 
 @pytest.mark.slow
