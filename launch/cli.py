@@ -41,6 +41,7 @@ COMMANDS = (
     Command("audit", "data"),
     Command("train"),
     Command("launch_local", "launch"),
+    Command("launch_slurm", "launch"),
     Command("launch_check", "launch"),
     Command("export"),
     Command("evaluate"),

@@ -105,7 +105,7 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         self._check_text()
         self._check_environment()
-        if self.time is not None and not re.search("[:-]", self.time):
+        if self.time is not None and self.time.isdecimal():
             raise ValueError(
                 f"cluster.time is {self.time!r}; write HH:MM:SS, in quotes in a YAML file (YAML "
                 "takes 24:00:00 for a number of seconds), as in '24:00:00'"

@@ -100,6 +100,11 @@ class RunDir:
         return self.path / "FINISHED"
 
     @property
+    def slurm_restarts(self) -> Path:
+        """Count of starts without a new checkpoint, and the checkpoint of the last one."""
+        return self.path / "slurm_restarts"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"

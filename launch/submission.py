@@ -1,0 +1,94 @@
+"""`zeta launch slurm`: what is checked before a run is submitted, and what is said of it then."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+
+from launch.config import ZetaConfig, load_config
+from launch.shipped import slurm_root
+from launch.slurm import Job, job_for, most_ranks, submit_chain
+from launch.start import check_start
+from zeta.exit_codes import ExitCode
+from zeta.run_dir import RunDir
+
+
+def submit_run(
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    chain: int | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Check a run as its ranks would, submit it, and print where it is.
+
+    Args:
+        config_name: a YAML file, or the name of a shipped recipe.
+        overrides: `key=value` settings.
+        chain: submit so many jobs that run one after another instead of one that is requeued.
+        dry_run: print command and script, and submit and write nothing.
+        as_json: print {`job_id`, `run_dir`, `log`} instead; job id and log are null where nothing
+            was submitted.
+
+    Raises:
+        ValueError, RunError: what every rank would refuse; nodes or ranks are not said; there is
+            no sbatch, or it refuses the job.
+    """
+    config = load_config(config_name, overrides)
+    ranks = most_ranks(config)
+    job = job_for(config, [config_name, *overrides], chained=chain is not None)
+    finished = check_start(config, ranks).already_finished
+    if finished is not None or dry_run:
+        if as_json:
+            _print_json(job, None)
+        else:
+            print(finished or _dry_run(job, chain or 1))
+        return ExitCode.FINISHED
+    _prepare(job.run_dir, chained=chain is not None)
+    ids = submit_chain(job, chain or 1)
+    if as_json:
+        _print_json(job, ids[0])
+    else:
+        print("\n".join(_summary(job, ids, config)))
+    return ExitCode.FINISHED
+
+
+def _prepare(run_dir: RunDir, *, chained: bool) -> None:
+    """Make what Slurm needs before the job starts: it does not create the folder of a log."""
+    run_dir.logs.mkdir(parents=True, exist_ok=True)
+    if chained:
+        # The links of a chain take these for news from the link before.
+        run_dir.finished.unlink(missing_ok=True)
+        run_dir.slurm_restarts.unlink(missing_ok=True)
+
+
+def _dry_run(job: Job, links: int) -> str:
+    command = shlex.join(job.command)
+    script = (slurm_root() / "pretrain.sbatch").read_text()
+    return "\n".join([*[command] * links, "", script.rstrip()])
+
+
+def _print_json(job: Job, job_id: int | None) -> None:
+    log = None if job_id is None else str(job.log(job_id))
+    print(json.dumps({"job_id": job_id, "run_dir": str(job.run_dir.path), "log": log}))
+
+
+def _summary(job: Job, ids: list[int], config: ZetaConfig) -> list[str]:
+    """Return the lines for a person."""
+    cluster = config.cluster
+    nodes = f"{cluster.nodes} node{'' if cluster.nodes == '1' else 's'}"
+    one = "GPU" if config.train.device != "cpu" else "rank"
+    each = cluster.gpus_per_node or cluster.tasks_per_node or 1
+    what = f"{nodes}, {each} {one}{'' if each == 1 else 's'} each"
+    if len(ids) == 1:
+        first = f"job {ids[0]} submitted: {what}"
+    else:
+        first = f"jobs {ids[0]} to {ids[-1]} submitted, one after another: {what}"
+    rows = [
+        ("run directory", str(job.run_dir.path)),
+        ("log", "\n".ljust(17).join(str(job.log(job_id)) for job_id in ids)),
+        ("follow it", f"zeta launch watch {shlex.quote(str(job.run_dir.path))}"),
+    ]
+    return [first, *[f"  {label:<14}{value}" for label, value in rows]]
