@@ -138,7 +138,11 @@ def _execute(
             pixels = decode_recipe(sample.image, image, side, recipe.fit)
             times.decode += time.perf_counter() - before
             lines = patch_lines(pixels, side)
-            patches[rows].view(lines.dtype)[:] = lines[y, x]
+            into = patches[rows].view(lines.dtype)
+            if image.keep == lines.shape[0] * lines.shape[1]:
+                into.reshape(lines.shape)[:] = lines  # straight: without a copy between
+            else:
+                into[:] = lines[y, x]
             targets.put(index, target)
             weights[index] = 1
         except (SampleError, ImageError) as error:
