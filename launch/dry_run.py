@@ -97,7 +97,7 @@ def _steps(start: Start, world_size: int) -> Iterator[str]:
         yield f"images at most    {train.max_images:,}"
     if train.max_tokens is not None:
         yield f"tokens at most    {train.max_tokens:,}"
-    for warning in plan_warnings(summary, train.packs_per_step, world_size):
+    for warning in plan_warnings(summary, start.plan, world_size):
         yield f"warning: {warning}"
 
 

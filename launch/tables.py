@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.bench import BenchResult
+from data_pipeline.plan import Plan
 from data_pipeline.plan_summary import PlanSummary
+
+_NEARLY_FULL = 0.98
+_COUNT_BINDS = 0.95
+"""Share of data.max_images_per_pack from which on it, and not the budget, ends packs."""
 
 
 def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
@@ -30,9 +35,14 @@ def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
     return [f"{label:<18}{value}" for label, value in rows]
 
 
-def plan_warnings(summary: PlanSummary, num_lanes: int, world_size: int) -> list[str]:
+def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str]:
     """Return what a user may want to change in a plan that works."""
-    warnings = []
+    warnings, num_lanes, most = [], plan.num_lanes, plan.config.max_images_per_pack
+    if summary.fill < _NEARLY_FULL and summary.images_per_pack > _COUNT_BINDS * most:
+        warnings.append(
+            f"packs are {summary.fill:.1%} full because they hold data.max_images_per_pack = "
+            f"{most} images: raise it to {round(1.1 * most / summary.fill)}"
+        )
     if summary.short_lanes:
         warnings.append(
             f"{summary.short_lanes} of {num_lanes} lanes hold less than one pack of tokens an "

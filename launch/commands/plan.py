@@ -37,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
-    summary = summarise(training_plan(config, manifest), args.world_size)
+    plan = training_plan(config, manifest)
+    summary = summarise(plan, args.world_size)
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
         print("\n".join(plan_table(summary, args.world_size)))
-    for warning in plan_warnings(summary, config.train.packs_per_step, args.world_size):
+    for warning in plan_warnings(summary, plan, args.world_size):
         print(f"zeta: warning: {warning}", file=sys.stderr)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -30,13 +31,25 @@ def test_a_label_beyond_the_head_is_refused_where_there_is_no_class_map():
 def test_the_plan_warns_of_lanes_that_hold_less_than_a_pack_and_of_empty_packs():
     manifest = synthetic_manifest([60])
     config = resolve_with_shards(demo("train.packs_per_step=10"), manifest)
-    summary = summarise(training_plan(config, manifest), 4)
-    first, second = plan_warnings(summary, 10, 4)
+    plan = training_plan(config, manifest)
+    first, second = plan_warnings(summarise(plan, 4), plan, 4)
     assert "of 10 lanes hold less than one pack of tokens an epoch" in first
     assert "2 of 12 packs a step are empty on 4 ranks" in second
     large = synthetic_manifest([3000])
     config = resolve_with_shards(demo("train.packs_per_step=4"), large)
-    assert plan_warnings(summarise(training_plan(config, large), 4), 4, 4) == []
+    plan = training_plan(config, large)
+    assert plan_warnings(summarise(plan, 4), plan, 4) == []
+
+
+def test_the_plan_warns_where_the_limit_of_images_leaves_packs_unfilled():
+    manifest = synthetic_manifest([3000])
+    few = demo("train.packs_per_step=4", "data.max_images_per_pack=3")
+    plan = training_plan(resolve_with_shards(few, manifest), manifest)
+    (warning,) = plan_warnings(summarise(plan, 4), plan, 4)
+    raised = int(re.search(r"max_images_per_pack = 3 images: raise it to (\d+)", warning)[1])
+    enough = demo("train.packs_per_step=4", f"data.max_images_per_pack={raised}")
+    plan = training_plan(resolve_with_shards(enough, manifest), manifest)
+    assert plan_warnings(summarise(plan, 4), plan, 4) == []
 
 
 def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
