@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -198,9 +200,23 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
 
 def _begin_worker(_worker: int) -> None:
     keep_freed_memory()
-    # A terminal or Slurm signals the whole process group; the trainer saves first and then ends us.
+    # A terminal or Slurm signals the rank and its workers; the rank saves first and then ends us.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where no Slurm is either
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_rank_asks, args=[os.getppid()], daemon=True).start()
+
+
+def _end_when_rank_asks(rank: int) -> None:
+    """Wait for SIGTERM from the process `rank` and end this one; from others it is ignored.
+
+    Slurm sends it to all processes of a job that is preempted, but the step that the ranks are in
+    still needs its data.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
 
 
 def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +202,20 @@ def test_a_state_of_other_shards_is_refused(manifest, tmp_path):
     loader = PackLoader(Plan(Manifest.open(str(folder)), config(), LANES))
     with pytest.raises(ValueError, match="not the shards that this run was started on"):
         next(loader.steps(state))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell who sent a signal")
+def test_a_worker_is_ended_by_its_rank_and_by_no_other_process(manifest):
+    """Slurm sends SIGTERM to the workers of a preempted job too, while the rank is to save."""
+    before = set(multiprocessing.active_children())
+    loader = PackLoader(Plan(manifest, config(workers=1), 2))
+    steps = loader.steps(None)
+    next(steps)
+    (worker,) = set(multiprocessing.active_children()) - before
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(20):  # more than were prefetched
+        next(steps)
+    assert worker.exitcode is None
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0
