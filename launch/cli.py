@@ -42,6 +42,7 @@ COMMANDS = (
     Command("train"),
     Command("launch_local", "launch"),
     Command("launch_slurm", "launch"),
+    Command("launch_doctor", "launch"),
     Command("launch_check", "launch"),
     Command("export"),
     Command("evaluate"),

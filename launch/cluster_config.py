@@ -19,21 +19,23 @@ _SECRET = re.compile(r"(^|_)(API_?KEY|TOKEN|SECRET|PASSWORD)(_|$)", re.IGNORECAS
 class ContainerConfig:
     """The container that the ranks run in; `zeta` must be installed in its image."""
 
-    kind: str = free("none")
-    """none, pyxis (a plugin of srun) or apptainer."""
+    kind: str = free("auto")
+    """none, pyxis (a plugin of srun), apptainer; or auto: none without an image, apptainer where it
+    ends in .sif, else pyxis."""
     image: str | None = free(None)
     """What pyxis or apptainer takes as an image: a file that every node sees, or a registry's."""
     mounts: list[str] = free(factory=list)
     """Folders of the node that are seen inside, as SOURCE:TARGET or SOURCE:TARGET:ro."""
 
     def __post_init__(self) -> None:
-        check_choice("cluster.container.kind", self.kind, ("none", "pyxis", "apptainer"))
-        if self.kind == "none" and (self.image is not None or self.mounts):
+        check_choice("cluster.container.kind", self.kind, ("auto", "none", "pyxis", "apptainer"))
+        if self.runtime == "none" and (self.image is not None or self.mounts):
             raise ValueError(
                 f"cluster.container.image is {self.image!r} and cluster.container.mounts is "
-                f"{self.mounts!r}, but cluster.container.kind is none: set it to pyxis or apptainer"
+                f"{self.mounts!r}, but there is no container: set cluster.container.image and "
+                "leave cluster.container.kind out, or leave all of them out"
             )
-        if self.kind != "none" and not self.image:
+        if self.runtime != "none" and not self.image:
             raise ValueError(
                 f"cluster.container.kind is {self.kind}, but cluster.container.image is not set: "
                 "give the image, or set cluster.container.kind=none"
@@ -47,13 +49,22 @@ class ContainerConfig:
                     "SOURCE:TARGET:ro, without commas"
                 )
 
+    @property
+    def runtime(self) -> str:
+        """none, pyxis or apptainer."""
+        if self.kind != "auto":
+            return self.kind
+        if self.image is None:
+            return "none"
+        return "apptainer" if self.image.endswith(".sif") else "pyxis"
+
     def srun_options(self, variables: list[str]) -> list[str]:
         """Return the words that srun takes for this container; none for all kinds but pyxis.
 
         Args:
             variables: names of the variables that win over those of the image.
         """
-        if self.kind != "pyxis":
+        if self.runtime != "pyxis":
             return []
         options = [f"--container-image={self.image}"]
         if self.mounts:
@@ -68,7 +79,7 @@ class ContainerConfig:
         Args:
             gpus: whether the ranks need the driver of the node's GPUs inside.
         """
-        if self.kind != "apptainer":
+        if self.runtime != "apptainer":
             return []
         binds = [word for mount in self.mounts for word in ("--bind", mount)]
         return ["apptainer", "exec", *(["--nv"] if gpus else []), *binds, str(self.image)]

@@ -96,7 +96,7 @@ def _read_value(text: str, hint: object) -> object:
         return None
     if hint is object or typing.get_origin(hint) is dict:
         return parsed
-    is_text = str in (hint, *typing.get_args(hint))
+    is_text = typing.get_origin(hint) is not list and str in (hint, *typing.get_args(hint))
     # A glob or brace list may happen to be a YAML mapping or tag; no field that takes one is of
     # type Any, so only lists are read as YAML there.
     if is_text or (hint is Any and not isinstance(parsed, list | int)):

@@ -172,7 +172,7 @@ def submit(job: Job) -> int:
             f"sbatch gave no answer in {_SBATCH_TIMEOUT_S:g} s; look with squeue whether the job "
             "is there before you submit it again"
         ) from None
-    said = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in _lines(done.stderr)]
+    said = said_by_slurm(done.stderr)
     # With --clusters or in a federation: "id;cluster".
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode != 0 or not job_id.isdecimal():
@@ -203,5 +203,7 @@ def submit_chain(job: Job, links: int) -> list[int]:
     return ids
 
 
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def said_by_slurm(stderr: str) -> list[str]:
+    """Return the lines that a Slurm command wrote, without the marks in front of them."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return [re.sub(r"^(sbatch|sinfo|srun|scontrol): (error: )?", "", line) for line in lines]

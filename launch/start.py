@@ -22,6 +22,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.plan import Plan
 from data_pipeline.weighted import open_shards
 from launch.config import ZetaConfig, fixed_changes, load_config
+from launch.filesystems import existing_parent
 from launch.run_setup import resolve_with_shards, training_plan
 from launch.validation import HeldOutImages, open_held_out
 from zeta.checkpoint import check_same_model, read_trainer_state, step_names
@@ -142,9 +143,7 @@ def check_writable(run_dir: RunDir) -> None:
 
     A full disk is an OSError: it may be gone at the next start.
     """
-    folder = run_dir.path
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = existing_parent(run_dir.path)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -203,7 +202,7 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
 
     Without one, the weights that the run begins at are checked.
     """
-    model = _abstract_model(config)
+    model = abstract_model(config)
     names = step_names(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else []
     if not names:
         if (init_from := config.train.init_from) is not None:
@@ -220,7 +219,7 @@ def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[s
     return dict(saved)
 
 
-def _abstract_model(config: ZetaConfig) -> nn.Module:
+def abstract_model(config: ZetaConfig) -> nn.Module:
     """Build the model of a run without weights."""
     with torch.device("meta"):
         model = build_for_objective(config.model, config.objective, config.train.seed)

@@ -21,6 +21,7 @@ from launch.errors import USER_ERRORS, message
 from launch.start import Start, check_shared, check_start
 from launch.verdict import RefusedError, check_together
 from zeta.attention import varlen_obstacle
+from zeta.code_version import note_code
 from zeta.console import Console
 from zeta.distributed import (
     RankInfo,
@@ -200,6 +201,7 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     building = run_dir.config.with_suffix(".tmp")
     building.write_text(text)
     building.replace(run_dir.config)
+    note_code(run_dir.code_diff)
     if manifest.class_names is not None:
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
     if config.data.require_captions and config.data.text.tokenizer != BYTES:

@@ -10,9 +10,9 @@ from pathlib import Path
 class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
-    Layout: ``config.yaml`` (resolved), ``classes.json``, ``metrics.jsonl``, ``ledger/``,
-    ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``, ``logs/rank_*.log``,
-    ``heartbeat/``,
+    Layout: ``config.yaml`` (resolved), ``code.diff``, ``classes.json``, ``metrics.jsonl``,
+    ``ledger/``, ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``,
+    ``logs/rank_*.log``, ``heartbeat/``,
     ``owners/`` (who trained here, see `zeta.run_lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
     and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
     ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
@@ -25,6 +25,11 @@ class RunDir:
     def config(self) -> Path:
         """The resolved config, as YAML that `zeta train` accepts."""
         return self.path / "config.yaml"
+
+    @property
+    def code_diff(self) -> Path:
+        """Version, commit and changed lines of the code that each part of the run ran with."""
+        return self.path / "code.diff"
 
     @property
     def classes(self) -> Path:

@@ -39,8 +39,8 @@ def test_other_nodes_are_refused(text):
         ("cluster.environment.A-B=1", "cluster.environment holds 'A-B'"),
         ("cluster.environment.WANDB_API_KEY=1", "no secret may be in it"),
         ("cluster.environment.A=1\n2", "must be one line"),
-        ("cluster.container.kind=docker", "apptainer, none, pyxis"),
-        ("cluster.container.image=x.sqsh", "set it to pyxis or apptainer"),
+        ("cluster.container.kind=docker", "apptainer, auto, none, pyxis"),
+        ("cluster.container.mounts=[/a:/b]", "there is no container"),
         ("cluster.container.kind=pyxis", "cluster.container.image is not set"),
         ("cluster.partitoin=main", "did you mean cluster.partition?"),
         ("cluster=moon", "no cluster 'moon'"),
@@ -102,6 +102,22 @@ def test_a_resumed_run_may_ask_for_anything_else_of_the_cluster():
     container = ["cluster.container.kind=apptainer", "cluster.container.image=a.sif"]
     asked = [*container, "cluster.nodes=1-2", "cluster.qos=low", "cluster.environment.A=b"]
     assert fixed_changes(old, load_config("demo", [SHARDS, *asked])) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"), [("zeta.sif", "apptainer"), ("org/zeta:1", "pyxis"), (None, "none")]
+)
+def test_the_kind_of_a_container_follows_its_image_unless_it_is_said(image, kind):
+    assert ContainerConfig(image=image).runtime == kind
+    assert ContainerConfig("pyxis", "zeta.sif").runtime == "pyxis"
+    with pytest.raises(ValueError, match="there is no container"):
+        ContainerConfig("none", "zeta.sif")
+
+
+def test_mounts_may_be_given_on_the_command_line():
+    mounts = "cluster.container.mounts=[/data:/data:ro, '/my runs:/runs']"
+    cluster = load_config("demo", [SHARDS, "cluster.container.image=a.sif", mounts]).cluster
+    assert cluster.container.mounts == ["/data:/data:ro", "/my runs:/runs"]
 
 
 def test_containers_are_words_of_srun_or_in_front_of_the_command():

@@ -215,13 +215,6 @@ def test_the_key_of_wandb_is_in_the_environment_and_nowhere_else(
     assert KEY not in "".join([printed.out, printed.err, *files, *itertools.chain(*sbatch.jobs())])
 
 
-@pytest.mark.parametrize("option", [["--container", "a.sif"], ["--container", "org/a:1"]])
-def test_the_kind_of_a_container_follows_its_image(sbatch, shards, option):
-    assert launch("demo", "--nodes", 1, *option, f"data.shards={shards}") == 0
-    kind = "apptainer" if option[1].endswith(".sif") else "pyxis"
-    assert f"cluster.container.kind={kind}" in sbatch.jobs()[0]
-
-
 def test_what_slurm_refuses_is_said_in_its_words(sbatch, shards, capsys):
     sbatch.write(
         "echo 'sbatch: error: invalid partition specified: x' >&2\n"

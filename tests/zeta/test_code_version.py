@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import zeta
-from zeta.code_version import code_version
+from zeta.code_version import code_version, note_code
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
 
@@ -55,6 +55,48 @@ def test_a_copy_that_is_installed_inside_another_repository_has_no_commit(packag
 def test_without_git_or_a_repository_nothing_is_known(package, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert code_version(package)["commit"] is None
+
+
+def test_code_is_noted_with_its_changes_but_without_untracked_files(package, tmp_path):
+    (package / "untracked.txt").write_text("a secret")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    _git(tmp_path, "add", "latin")
+    (package / "__init__.py").write_text("x = 1\n \n")
+    path = tmp_path / "code.diff"
+    note_code(path, package)
+    text = path.read_text()
+    assert text.startswith("zeta ")
+    assert f"commit {_git(package, 'rev-parse', 'HEAD')}, with changes\n" in text
+    assert "+x = 1\n+ \n" in text
+    assert "secret" not in text
+
+
+def test_code_is_noted_once_for_as_long_as_it_stays_the_same(package, tmp_path):
+    path = tmp_path / "code.diff"
+    note_code(path, package)
+    once = path.read_text()
+    assert once.count("\n") == 1
+    assert once.endswith("unchanged\n")
+    note_code(path, package)
+    assert path.read_text() == once
+    (package / "__init__.py").write_text("x = 1\n")
+    note_code(path, package)
+    assert path.read_text().startswith(once)
+    assert "+x = 1" in path.read_text()
+
+
+def test_a_large_change_is_cut_short(package, tmp_path):
+    (package / "__init__.py").write_text("x = 1\n" * 500_000)
+    path = tmp_path / "code.diff"
+    note_code(path, package)
+    assert path.stat().st_size < 1_001_000
+    assert "cut short" in path.read_text().splitlines()[-1]
+
+
+def test_without_git_only_the_version_is_noted(package, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    note_code(tmp_path / "code.diff", package)
+    assert (tmp_path / "code.diff").read_text().endswith("commit unknown, changes unknown\n")
 
 
 def test_the_version_of_the_installed_package_is_told():

@@ -1,0 +1,64 @@
+"""The options of `zeta launch slurm` and `doctor` that stand for settings `cluster.*`."""
+
+from __future__ import annotations
+
+import argparse
+
+from launch.arguments import positive_int
+
+_TEXT = {
+    "nodes": ("N|MIN-MAX", "nodes; of a range, as many as are free, and fewer once one failed"),
+    "partition": ("NAME", "partition"),
+    "account": ("NAME", "account"),
+    "qos": ("NAME", "quality of service"),
+    "time": ("TIME", "longest time of one start: HH:MM:SS, D-HH:MM:SS, or minutes"),
+    "mem": ("SIZE", "memory of a node, as in 200G; 0: all of it"),
+    "constraint": ("FEATURES", "features that nodes must have"),
+    "exclude": ("NODES", "nodes to avoid"),
+}
+_COUNTS = {
+    "gpus_per_node": ("G", "GPUs of a node, each with one rank"),
+    "tasks_per_node": ("T", "ranks of a node, where they train on CPUs"),
+    "cpus_per_task": ("C", "cores of a rank and its loader workers"),
+}
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    for name, (metavar, about) in _TEXT.items():
+        parser.add_argument(_flag(name), metavar=metavar, help=about)
+    for name, (metavar, about) in _COUNTS.items():
+        parser.add_argument(_flag(name), type=positive_int, metavar=metavar, help=about)
+    parser.add_argument(
+        "--container",
+        metavar="IMAGE",
+        help="image that the ranks run in: by apptainer where it ends in .sif, else by pyxis",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="NAME",
+        help="piece of configs/cluster/, or a YAML file of your own, instead of the recipe's",
+    )
+
+
+def with_cluster_settings(args: argparse.Namespace) -> list[str]:
+    """Return the settings of the command line with those that the options stand for.
+
+    So the ranks, and a later start, see the same config.
+    """
+    settings = list(args.overrides)
+    if args.cluster is not None:
+        settings.append(f"cluster={args.cluster}")
+    for name in (*_TEXT, *_COUNTS):
+        value = getattr(args, name)
+        if value is not None:
+            # A bare number is minutes to Slurm, and 24:00:00 a number to YAML.
+            bare_minutes = name == "time" and value.isdecimal()
+            settings.append(f"cluster.{name}={value}{':00' if bare_minutes else ''}")
+    if args.container is not None:
+        settings.append(f"cluster.container.image={args.container}")
+    return settings
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,36 @@
+"""`zeta launch doctor`: will a run work on this cluster?"""
+
+from __future__ import annotations
+
+import argparse
+
+from launch.arguments import Subparsers, add_command, add_config
+from launch.cluster_options import add_cluster_options, with_cluster_settings
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "doctor",
+        run,
+        "check from a login node what a run needs, submitting nothing; the options are those of "
+        "`zeta launch slurm`",
+        "zeta launch doctor navit_b16_classification --nodes 2 --gpus-per-node 8 \\\n"
+        "    --partition gpus data.shards=/data/train run.dir=/shared/b16",
+    )
+    add_config(parser)
+    add_cluster_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table of checks; the status is 1 if any failed."""
+    from launch.doctor import examine
+
+    failed = 0
+    for check in examine(args.config, with_cluster_settings(args)):
+        failed += check.state == "failed"
+        print(f"{check.state:<9}{check.subject:<15}{check.finding}", flush=True)
+    if failed:
+        print(f"\n{failed} check{'s' if failed > 1 else ''} failed")
+    return 1 if failed else 0
