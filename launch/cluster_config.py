@@ -151,6 +151,22 @@ class ClusterConfig:
                 )
 
 
+def seconds_of(time: str) -> int | None:
+    """Return the seconds of a time limit as Slurm reads it; None if it is no number, or none.
+
+    MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+    """
+    match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", time)
+    if match is None:
+        return None
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is None and len(numbers) < 3:
+        numbers.insert(0, 0)  # the first one is minutes, not hours
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def node_range(text: str) -> tuple[int, int]:
     """Return (least, most) nodes of "4" or "2-4".
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.cluster_config import node_range
+from launch.cluster_config import node_range, seconds_of
 from launch.config import ZetaConfig
 from launch.shipped import slurm_root
 from zeta.exit_codes import RunError
@@ -35,6 +35,7 @@ _FLAGS = {
 }
 _ABOUT_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
 _DIGITS_OF_RUN_DIR = 6
+_SHORT_JOB_S = 20 * 60
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
         value = getattr(cluster, field)
         if value is not None:
             words.append(f"{flag}={value}")
+    limit = None if cluster.time is None else seconds_of(cluster.time)
+    if limit is not None and limit < _SHORT_JOB_S:
+        # The script's own five minutes would be most of this job, or more than all of it.
+        words.append(f"--signal=USR1@{max(1, limit // 4)}")
     if chained:
         # Slurm runs the jobs of one name one by one: the name must be of this run alone.
         digest = hashlib.sha256(str(run_dir.path).encode()).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.cluster_config import ClusterConfig, ContainerConfig, node_range
+from launch.cluster_config import ClusterConfig, ContainerConfig, node_range, seconds_of
 from launch.config import fixed_changes, load_config, to_yaml
 
 SHARDS = "data.shards=shards/train"
@@ -27,6 +27,22 @@ def test_nodes_are_a_number_or_a_range(text, nodes):
 def test_other_nodes_are_refused(text):
     with pytest.raises(ValueError, match=r"cluster\.nodes is .*MIN-MAX"):
         node_range(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("01:02:03", 3723),
+        ("1-12", 129_600),
+        ("1-12:30", 131_400),
+        ("2-00:00:10", 172_810),
+        ("UNLIMITED", None),
+    ],
+)
+def test_times_are_read_as_slurm_reads_them(text, seconds):
+    assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize(

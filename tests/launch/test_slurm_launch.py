@@ -126,6 +126,15 @@ def test_every_setting_of_a_cluster_is_a_flag():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("time", "signal"), [("4:00", "--signal=USR1@60"), ("0:20:00", None), ("24:00:00", None)]
+)
+def test_a_short_job_is_not_told_to_save_as_soon_as_it_starts(time, signal):
+    command = job_for(config("cluster.nodes=1", f"cluster.time={time}"), []).command
+    found = [word for word in command if word.startswith("--signal")]
+    assert found == ([] if signal is None else [signal])
+
+
 def test_the_jobs_of_a_chain_have_the_name_of_their_run_and_no_other():
     first, again, other = (
         job_for(config("cluster.nodes=1", f"run.dir={name}"), [], chained=True)
