@@ -7,7 +7,10 @@ import argparse
 from launch.arguments import positive_int
 
 _TEXT = {
-    "nodes": ("N|MIN-MAX", "nodes; of a range, as many as are free, and fewer once one failed"),
+    "nodes": (
+        "N|MIN-MAX",
+        "number of nodes; of a range as many as are free, fewer once one failed",
+    ),
     "partition": ("NAME", "partition"),
     "account": ("NAME", "account"),
     "qos": ("NAME", "quality of service"),
@@ -25,16 +28,17 @@ _COUNTS = {
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
+    group = parser.add_argument_group("what is asked of Slurm (also settings, cluster.* of CONFIG)")
     for name, (metavar, about) in _TEXT.items():
-        parser.add_argument(_flag(name), metavar=metavar, help=about)
+        group.add_argument(_flag(name), metavar=metavar, help=about)
     for name, (metavar, about) in _COUNTS.items():
-        parser.add_argument(_flag(name), type=positive_int, metavar=metavar, help=about)
-    parser.add_argument(
+        group.add_argument(_flag(name), type=positive_int, metavar=metavar, help=about)
+    group.add_argument(
         "--container",
         metavar="IMAGE",
         help="image that the ranks run in: by apptainer where it ends in .sif, else by pyxis",
     )
-    parser.add_argument(
+    group.add_argument(
         "--cluster",
         metavar="NAME",
         help="piece of configs/cluster/, or a YAML file of your own, instead of the recipe's",

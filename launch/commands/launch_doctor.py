@@ -14,8 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "doctor",
         run,
-        "check from a login node what a run needs, submitting nothing; the options are those of "
-        "`zeta launch slurm`",
+        "check what `zeta launch slurm` would meet, submitting nothing",
         "zeta launch doctor navit_b16_classification --nodes 2 --gpus-per-node 8 \\\n"
         "    --partition gpus data.shards=/data/train run.dir=/shared/b16",
     )

@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "slurm",
         run,
-        "submit a run to Slurm; the options are also settings cluster.* of CONFIG",
+        "submit a run to Slurm",
         "zeta launch slurm navit_b16_classification --nodes 2 --gpus-per-node 8 \\\n"
         "    --partition gpus --time 24:00:00 data.shards=/data/train run.dir=/shared/b16",
     )
