@@ -21,7 +21,7 @@ from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import PackRecipe, pack_recipe
 from data_pipeline.remote import is_remote
 from zeta.host_memory import keep_freed_memory
-from zeta.packed import StepPacks
+from zeta.packed import StepPacks, check_world_size
 
 PREFETCH_PACKS_PER_WORKER = 4
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
@@ -71,11 +71,7 @@ class PackLoader:
     """
 
     def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
-        if world_size > plan.num_lanes:
-            raise ValueError(
-                f"{world_size} ranks cannot share train.packs_per_step = {plan.num_lanes} packs: "
-                f"start at most {plan.num_lanes} ranks, or raise train.packs_per_step"
-            )
+        check_world_size(world_size, plan.num_lanes)
         self._plan = plan
         self._lanes = range(rank, plan.num_lanes, world_size)
         self._packs_per_rank = -(-plan.num_lanes // world_size)

@@ -20,14 +20,12 @@ from types import FrameType
 
 from launch.guardian import Guardian
 from zeta.exit_codes import ExitCode
+from zeta.stop_signals import ONE_PRESS_SECONDS
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SECONDS_AFTER_SAVE = 120.0
 """How long other ranks may take to end after one that saved; all left the same barrier."""
 _POLL_SECONDS = 0.05
-_ONE_PRESS_SECONDS = 0.2
-"""SIGINT again so soon is the same Ctrl-C: `timeout`, `uv run` and others pass on what the terminal
-sends to the whole group anyway."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class _Ranks:
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         before, self._interrupted_at = self._interrupted_at, time.monotonic()
-        if self._interrupted_at - before < _ONE_PRESS_SECONDS:
+        if self._interrupted_at - before < ONE_PRESS_SECONDS:
             return
         self.interrupts += 1
         if self.interrupts > 1:

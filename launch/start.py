@@ -30,6 +30,7 @@ from zeta.exit_codes import RunError
 from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
 from zeta.optim import parameter_shapes
+from zeta.packed import check_world_size
 from zeta.run_dir import RunDir
 from zeta.run_lock import sees_claim
 from zeta.trainable import freeze
@@ -82,7 +83,7 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
         ValueError, RunError: it cannot work; names the field, its value and what to do.
         OSError: shards or the run directory cannot be reached at the moment.
     """
-    check_world_size(config, world_size)
+    check_world_size(world_size, config.train.packs_per_step)
     run_dir = RunDir(Path(config.run.dir).expanduser())
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
@@ -96,15 +97,6 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     if start.already_finished is None and run_dir.stop_request.exists():
         raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to go on")
     return start
-
-
-def check_world_size(config: ZetaConfig, world_size: int) -> None:
-    """Raise ValueError if there are more ranks than packs in a step."""
-    if world_size > config.train.packs_per_step:
-        raise ValueError(
-            f"{world_size} ranks were asked for, but a step has only train.packs_per_step = "
-            f"{config.train.packs_per_step} packs to share; start fewer ranks or raise it"
-        )
 
 
 def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:

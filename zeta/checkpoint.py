@@ -9,23 +9,17 @@ Nothing here needs a process group.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from zeta.exit_codes import RunError
+from zeta.hashed_file import FileRecord, write_text
 from zeta.zero_state import AVERAGE, WEIGHTS, ZeroState
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer.json"
@@ -34,47 +28,6 @@ ZERO = "zero"
 RANKS = "ranks"
 AVERAGES = "average"
 _STEP_NAME = re.compile(r"step_(\d{8})")
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hash of one file, by its path inside the checkpoint directory."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-class _HashedFile(io.BufferedWriter):
-    """A new file that is hashed as it is written: disk and hash work on the same bytes at once."""
-
-    def __init__(self, path: Path, hasher: Executor) -> None:
-        super().__init__(io.FileIO(path, "w"))
-        self._hasher = hasher
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: ReadableBuffer) -> int:
-        """Write and hash all of `data`."""
-        hashed = self._hasher.submit(self.sha256.update, data)
-        try:
-            return super().write(data)
-        finally:
-            hashed.result()  # the caller's memory may change once this returns
-
-
-def write_hashed(root: Path, path: Path, write: Callable[[IO[bytes]], object]) -> FileRecord:
-    """Create `path` under `root` by `write(file)`, fsync it, return its size and hash."""
-    with ThreadPoolExecutor(1) as hasher, _HashedFile(path, hasher) as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-        name = path.relative_to(root).as_posix()
-        return FileRecord(name, file.tell(), file.sha256.hexdigest())
-
-
-def write_text(root: Path, path: Path, text: str) -> FileRecord:
-    """Create a text file as `write_hashed` does."""
-    return write_hashed(root, path, lambda file: file.write(text.encode()))
 
 
 def write_manifest(directory: Path, records: list[FileRecord]) -> None:

@@ -3,6 +3,9 @@
 It is built as `.tmp-step_X`; the manifest is written last and fsynced; then one rename publishes
 it, and `latest` is replaced. A rank that cannot write its files vetoes the publication. Loading
 walks from the newest to the newest whose every byte is as written.
+
+A rank copies its state to memory and goes on training while a thread of its own writes the copy.
+That thread knows nothing of other ranks: once all have written, they agree and publish together.
 """
 
 from __future__ import annotations
@@ -11,12 +14,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any
-
-import torch
 
 from zeta.checkpoint import (
     AVERAGES,
@@ -24,24 +26,33 @@ from zeta.checkpoint import (
     RANKS,
     TRAINER_STATE,
     ZERO,
-    FileRecord,
     find_fault,
     open_zero_state,
     read_trainer_state,
     step_name,
     step_names,
     step_of,
-    write_hashed,
     write_manifest,
-    write_text,
 )
 from zeta.distributed import World
 from zeta.engine import TrainEngine
+from zeta.hashed_file import FileRecord, write_text
+from zeta.held_files import HeldFiles
 from zeta.random_state import random_state
 from zeta.zero_layout import load_into
 
 _LATEST = "latest"
 _BUILDING = ".tmp-"
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """A checkpoint that is being written."""
+
+    step: int
+    building: Path
+    records: Future[list[FileRecord]]
+    """Of the files of this rank, once they are on the disk."""
 
 
 class CheckpointStore:
@@ -69,6 +80,8 @@ class CheckpointStore:
         self.keep_last, self.keep_every = keep_last, keep_every
         self.say = say
         folder.mkdir(parents=True, exist_ok=True)
+        self._files = HeldFiles()
+        self._saving: _Saving | None = None
 
     def newest_verified(self) -> Path | None:
         """Return the newest checkpoint whose every byte is as written, or None.
@@ -108,74 +121,89 @@ class CheckpointStore:
                     "weights (train.ema_decay)"
                 )
 
-    def save(
+    @property
+    def saving(self) -> int | None:
+        """Committed steps of the checkpoint that was begun and is not finished; None: none is."""
+        return None if self._saving is None else self._saving.step
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank would wait for its disk in `finish`."""
+        return self._saving is not None and not self._saving.records.done()
+
+    def begin(
         self, engine: TrainEngine, step: int, state: Mapping[str, Any], config_yaml: str
-    ) -> str | None:
-        """Write and publish the checkpoint of `step`; return why it failed, or None.
+    ) -> None:
+        """Copy the state to memory, and begin to write it: `engine` may train on meanwhile.
+
+        Whatever fails is told by `finish`, which must have been called for the one before.
 
         Args:
             engine: what to save.
             step: committed steps; names the directory.
             state: JSON-able state of the trainer, the same on every rank.
             config_yaml: the resolved config.
+        """
+        assert self._saving is None, f"the checkpoint of step {self._saving.step} is not finished"
+        building = self.folder / f"{_BUILDING}{step_name(step)}"
+        error = self._copy(engine, building, state, config_yaml)
+        writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving = _Saving(step, building, writer.submit(self._write, building, error))
+        writer.shutdown(wait=False)  # its thread ends with its work
+
+    def finish(self) -> str | None:
+        """Wait until all ranks have written their files, and publish; return why not, or None.
 
         A failure leaves the earlier checkpoints as they were, on every rank alike.
         """
-        name = step_name(step)
-        building = self.folder / f"{_BUILDING}{name}"
-        parts = (ZERO, RANKS) if engine.average is None else (ZERO, RANKS, AVERAGES)
-        error = _first(self.world.gather(_attempt(lambda: self._prepare(building, parts))))
-        if error is None:
-            records: list[FileRecord] = []
-            local_error = self._write_rank_files(engine, building, state, config_yaml, records)
-            gathered: list[tuple[list[FileRecord], str | None]]
-            gathered = self.world.gather((records, local_error))
-            error = _first([text for _, text in gathered])
-            if error is None and self.world.is_main:
-                everything = [record for of_rank, _ in gathered for record in of_rank]
-                error = _attempt(lambda: self._publish(building, name, everything))
-            # NOTE: no rank goes on before rank 0 has published (or failed to): a rank that is
-            # told "saved" may exit, and its job may end with it.
-            error = self.world.broadcast(error)
+        saving, self._saving = self._saving, None
+        assert saving is not None, "no checkpoint was begun"
+        name, building = step_name(saving.step), saving.building
+        records: list[FileRecord] = []
+        local_error = _attempt(lambda: records.extend(saving.records.result()))
+        self._files.drop()
+        gathered: list[tuple[list[FileRecord], str | None]]
+        gathered = self.world.gather((records, local_error))
+        error: str | None = _first([text for _, text in gathered])
+        if error is None and self.world.is_main:
+            everything = [record for of_rank, _ in gathered for record in of_rank]
+            error = _attempt(lambda: self._publish(building, name, everything))
+        # NOTE: no rank goes on before rank 0 has published (or failed to): a rank that is
+        # told "saved" may exit, and its job may end with it.
+        error = self.world.broadcast(error)
         if self.world.is_main:
             self._tidy(building, name, saved=error is None)
         return error
 
-    def _prepare(self, building: Path, parts: Sequence[str]) -> None:
-        for part in parts:
-            (building / part).mkdir(parents=True, exist_ok=True)
-
-    def _write_rank_files(
-        self,
-        engine: TrainEngine,
-        building: Path,
-        state: Mapping[str, Any],
-        config_yaml: str,
-        records: list[FileRecord],
+    def _copy(
+        self, engine: TrainEngine, building: Path, state: Mapping[str, Any], config_yaml: str
     ) -> str | None:
-        """Write what this rank has to write, noting each file in `records`."""
-        recorder = _Recorder(building, records)
-        engine.deepspeed.checkpoint_engine.save = recorder.save
-        # Its copies of conversion scripts are not wanted, and could fail outside the recorder.
+        """Copy to memory what this rank has to write; return why that failed, or None."""
+        recorder = _Recorder(building, self._files)
+        files = engine.deepspeed.checkpoint_engine
+        files.save, files.makedirs = recorder.save, recorder.makedirs
+        # Its copies of conversion scripts are not wanted.
         engine.deepspeed._copy_recovery_script = lambda directory: None
         # NOTE: ends in a barrier, so it must be reached by all ranks and must not raise on one:
         # the recorder keeps the error for after it.
         engine.deepspeed.save_checkpoint(str(building), tag=ZERO, save_latest=False)
 
-        def write_small_files() -> None:
+        def copy_small_files() -> None:
             own = f"rank_{self.world.rank:05d}.pt"
-            contents = {RANKS: random_state()}
+            self._files.hold(f"{RANKS}/{own}", random_state())
             if engine.average is not None and (pieces := engine.average.pieces()):
-                contents[AVERAGES] = pieces
-            for part, content in contents.items():
-                save = partial(torch.save, content)
-                records.append(write_hashed(building, building / part / own, save))
+                self._files.hold(f"{AVERAGES}/{own}", pieces)
             if self.world.is_main:
-                texts = {TRAINER_STATE: json.dumps(state, indent=1), CONFIG: config_yaml}
-                for file_name, text in texts.items():
-                    records.append(write_text(building, building / file_name, text))
+                self._files.hold_text(TRAINER_STATE, json.dumps(state, indent=1))
+                self._files.hold_text(CONFIG, config_yaml)
 
-        return recorder.error or _attempt(write_small_files)
+        return recorder.error or _attempt(copy_small_files)
+
+    def _write(self, building: Path, error: str | None) -> list[FileRecord]:
+        """Write the copy, in the writing thread."""
+        if error is not None:
+            raise OSError(error)
+        return self._files.write(building)
 
     def _publish(self, building: Path, name: str, records: list[FileRecord]) -> None:
         write_manifest(building, records)
@@ -215,28 +243,26 @@ class CheckpointStore:
 
 
 class _Recorder:
-    """Writes DeepSpeed's files, hashed; keeps an error instead of leaving peers in a barrier."""
+    """Takes DeepSpeed's files; keeps an error instead of leaving peers in a barrier."""
 
-    def __init__(self, root: Path, records: list[FileRecord]) -> None:
-        self.root = root
-        self.records = records
+    def __init__(self, root: Path, files: HeldFiles) -> None:
+        self._root, self._files = root, files
         self.error: str | None = None
 
     def save(self, state_dict: object, path: str) -> None:
-        """Write one file of this rank."""
-        if self.error is None:
-            self.error = _attempt(
-                lambda: self.records.append(
-                    write_hashed(self.root, Path(path), lambda f: torch.save(state_dict, f))
-                )
-            )
+        """Copy one file of this rank."""
+        name = Path(path).relative_to(self._root).as_posix()
+        self.error = self.error or _attempt(lambda: self._files.hold(name, state_dict))
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Nothing is written yet."""
 
 
 def _attempt(action: Callable[[], object]) -> str | None:
-    """Run `action`; return the message of a failure to read or write, or None."""
+    """Run `action`; return the message of a failure to copy, read or write, or None."""
     try:
         action()
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__  # torch.save hides a full disk in its own

@@ -50,16 +50,24 @@ class Console:
         os.close(log)
         self._bar: tqdm[None] | None = None
         self._total: int | None = None
-        self._started = (0.0, 0)
+        self._started: tuple[float, float | None] = (0.0, None)
+        self._share: float | None = None
         self._said_fatal = False
         self._shown_at = 0.0
         self._postfix = ""
         """What stands beside the bar while no evaluation goes on."""
 
-    def start(self, first_step: int, max_steps: int | None) -> None:
-        """Begin to show progress, from `first_step` committed steps on."""
+    def start(self, first_step: int, max_steps: int | None, share: float | None) -> None:
+        """Begin to show progress.
+
+        Args:
+            first_step: committed steps so far.
+            max_steps: steps at which the run ends, if it is known.
+            share: of the run that is done, in [0, 1]; None: not known.
+        """
         self._total = max_steps
-        self._started = (time.monotonic(), first_step)
+        self._share = share
+        self._started = (time.monotonic(), share)
         something_left = max_steps is None or first_step < max_steps
         if self.rank == 0 and self.terminal.isatty() and something_left:
             sized = self._columns() is not None
@@ -72,8 +80,9 @@ class Console:
                 ncols=None if sized else _UNKNOWN_COLUMNS,
             )
 
-    def step(self, step: int) -> None:
-        """Move the bar to `step` committed steps."""
+    def step(self, step: int, share: float | None) -> None:
+        """Move the bar to `step` committed steps, `share` of the run."""
+        self._share = share
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -81,13 +90,16 @@ class Console:
         """Show the metrics of a log interval: beside the bar, or as one aligned line."""
         if self.rank != 0:
             return
+        eta = self._eta()
         shown = [(key, form.format(values[name])) for key, name, form in _SHOWN if name in values]
         if self._bar is not None:
-            self._postfix = self._fitting([f"{key} {text}" for key, text in shown])
+            # Where the run does not end by steps, the bar itself cannot tell when it will.
+            first = [f"eta {eta}"] if self._total is None and eta != "-" else []
+            self._postfix = self._fitting([*first, *(f"{key} {text}" for key, text in shown)])
             self._bar.set_postfix_str(self._postfix)
             return
         columns = "  ".join(f"{key} {text:>9}" for key, text in shown)
-        self._print(f"{self._step(step)}  eta {self._eta(step):>8}  {columns}")
+        self._print(f"{self._step(step)}  eta {eta:>8}  {columns}")
 
     def evaluating(self, done: int, images: int) -> None:
         """Show beside the bar how far an evaluation is: `done` of `images`.
@@ -176,10 +188,10 @@ class Console:
         width = 2 * len(str(self._total)) + 1 if self._total else 8
         return f"step {f'{step}{total}':>{width}}"
 
-    def _eta(self, step: int) -> str:
+    def _eta(self) -> str:
         began, first = self._started
-        if self._total is None or step <= first:
+        if self._share is None or first is None or self._share <= first:
             return "-"
-        seconds = (time.monotonic() - began) / (step - first) * (self._total - step)
-        hours, rest = divmod(round(seconds), 3600)
+        left = max(1.0 - self._share, 0.0) / (self._share - first)
+        hours, rest = divmod(round((time.monotonic() - began) * left), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -16,6 +16,15 @@ import torch
 from torch import Tensor
 
 
+def check_world_size(world_size: int, packs_per_step: int) -> None:
+    """Raise ValueError, naming the field, if there are more ranks than packs in a step."""
+    if world_size > packs_per_step:
+        raise ValueError(
+            f"{world_size} ranks but train.packs_per_step is {packs_per_step}: each rank needs a "
+            f"pack; start at most {packs_per_step} ranks, or raise train.packs_per_step"
+        )
+
+
 @dataclass(frozen=True)
 class PackedBatch:
     """One pack: the kept patches of several images, laid end to end in one token sequence.

@@ -8,6 +8,7 @@ from typing import Any
 
 from zeta import metric_names as names
 from zeta.engine import StepResult
+from zeta.train_config import UNITS, TrainConfig
 
 
 @dataclass
@@ -41,6 +42,14 @@ class Progress:
     def steps(self) -> int:
         """Committed steps, under the name of the unit; `images` and `tokens` are the others."""
         return self.step
+
+    def share_done(self, train: TrainConfig) -> float | None:
+        """Return the share of the run that is done, by the nearest of its limits; at 1 it ends.
+
+        None: it ends with the data, after `max_epochs`, or not at all.
+        """
+        limits = ((getattr(self, unit), getattr(train, f"max_{unit}")) for unit in UNITS)
+        return max((done / most for done, most in limits if most is not None), default=None)
 
     def commit(
         self,

@@ -24,8 +24,8 @@ class RequestFiles:
         self._run_dir, self._look_s = run_dir, look_s
         self._looked_at = float("-inf")
         self._save_asked: int | None = None
-        self._honoured: int | None = None
-        """Time of change, in ns, of a SAVE_NOW that is seen and of the last one that was."""
+        self._taken: int | None = None
+        """Time of change, in ns, of a SAVE_NOW that is seen and of the last one that was taken."""
         self._stop_asked = False
 
     def save_asked(self) -> bool:
@@ -38,14 +38,19 @@ class RequestFiles:
         self._look()
         return ExitCode.INTERRUPTED if self._stop_asked else None
 
+    def taken(self) -> None:
+        """A checkpoint is begun, which is what was asked for until now."""
+        if self._save_asked is not None:
+            self._taken, self._save_asked = self._save_asked, None
+
     def saved(self) -> None:
-        """Delete a SAVE_NOW that was seen: what was asked for has been done."""
-        if self._run_dir is not None and self._save_asked is not None:
-            # Where it cannot be deleted, or NFS shows it for a while, it has been honoured all the
-            # same.
-            self._honoured, self._save_asked = self._save_asked, None
+        """Delete the SAVE_NOW that was taken, unless it was touched again: it has been done."""
+        if self._run_dir is not None and self._taken is not None:
+            path = self._run_dir.save_request
+            # Where it cannot be deleted, or NFS shows it for a while, it stays taken.
             with contextlib.suppress(OSError):
-                self._run_dir.save_request.unlink()
+                if _changed(path) == self._taken:
+                    path.unlink()
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -53,7 +58,7 @@ class RequestFiles:
             return
         self._looked_at = now
         changed = _changed(self._run_dir.save_request)
-        if changed != self._honoured:
+        if changed != self._taken:
             self._save_asked = changed
         # Once seen it holds, even if it is deleted before all ranks have agreed on it.
         self._stop_asked = self._stop_asked or _changed(self._run_dir.stop_request) is not None

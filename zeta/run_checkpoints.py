@@ -30,7 +30,7 @@ from zeta.trainable import frozen_names
 
 
 class RunCheckpoints:
-    """Saves and resumes one run; every method but `asked_by_clock` is called by all ranks."""
+    """Saves and resumes one run; what begins, finishes and resumes is called by all ranks."""
 
     def __init__(
         self, run_dir: RunDir, world: World, console: Console, train: TrainConfig, config_yaml: str
@@ -108,17 +108,32 @@ class RunCheckpoints:
         but = f", but {' and '.join(left)}: {why}, as initialised" if left else ""
         self.console.message(f"the weights are those of {path}{but} (train.init_from)")
 
-    def save(self, engine: TrainEngine, progress: Progress) -> str | None:
-        """Save the committed state; a failure is said, counted and returned."""
-        state = self._trainer_state(engine, progress)
-        error = self.store.save(engine, progress.step, state, self.config_yaml)
+    @property
+    def saving(self) -> int | None:
+        """Committed steps of the checkpoint that was begun and is not finished; None: none is."""
+        return self.store.saving
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank would wait for its disk in `finish`."""
+        return self.store.is_writing
+
+    def begin(self, engine: TrainEngine, progress: Progress) -> None:
+        """Copy the committed state, and begin to write it; the one before must be finished."""
         self._last_attempt = time.monotonic()
+        state = self._trainer_state(engine, progress)
+        self.store.begin(engine, progress.step, state, self.config_yaml)
+
+    def finish(self) -> str | None:
+        """Wait for the one that was begun; a failure is said, counted and returned."""
+        step, error = self.saving, self.store.finish()
+        assert step is not None
         if error is None:
-            self.saved_step = progress.step
+            self.saved_step = step
         else:
             self.failures += 1
             self.console.message(
-                f"WARNING: the checkpoint of step {progress.step} could not be written ({error}); "
+                f"WARNING: the checkpoint of step {step} could not be written ({error}); "
                 f"the last good one is of step {self.saved_step}"
             )
         return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 from zeta.exit_codes import ExitCode
 
 _REQUEUE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+ONE_PRESS_SECONDS = 0.2
+"""SIGINT again so soon is the same Ctrl-C: `timeout`, `uv run` and others pass on what the terminal
+sends to the whole group anyway."""
 
 
 class StopSignals:
@@ -25,6 +29,7 @@ class StopSignals:
     def __init__(self, also: Callable[[], ExitCode | None] = lambda: None) -> None:
         self._also = also
         self._noted: ExitCode | None = None
+        self._interrupted_at = float("-inf")
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     @property
@@ -46,7 +51,11 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGINT:
             self._noted = self._noted or ExitCode.REQUEUE
-        elif self._noted is ExitCode.INTERRUPTED:
+            return
+        before, self._interrupted_at = self._interrupted_at, time.monotonic()
+        if self._interrupted_at - before < ONE_PRESS_SECONDS:
+            return
+        if self._noted is ExitCode.INTERRUPTED:
             os._exit(ExitCode.INTERRUPTED)
         else:
             self._noted = ExitCode.INTERRUPTED

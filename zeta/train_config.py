@@ -45,7 +45,7 @@ class WatchdogConfig:
     train_s: float = free(900.0)
     """A step, waiting for the other ranks and their data included: at least `data_s`."""
     save_s: float = free(1800.0)
-    """A checkpoint."""
+    """What training waits for a checkpoint: copying it, and publishing it once it is written."""
     evaluate_s: float = free(1800.0)
     """A part of an evaluation."""
     heartbeat_s: float = free(5.0)
@@ -129,6 +129,9 @@ class TrainConfig:
     checkpoint_minutes: float | None = free(None)
     """Minutes after which the next step is followed by a checkpoint, by rank 0's clock; null: none
     by time."""
+    checkpoint_async: bool = free(True)
+    """Write checkpoints while training goes on, from a copy in host memory, which takes as much as
+    the rank's files; false: training waits until they are on the disk."""
     keep_last: int = free(2)
     """Newest checkpoints to keep."""
     keep_every: int | None = free(None)

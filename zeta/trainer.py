@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ from zeta.evaluation import HeldOut
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.ledger import Ledger, Quarantine, Streaks, check_budgets
 from zeta.objectives import JointObjective, PackObjective
-from zeta.packed import StepPacks, StepSource, merge_states
+from zeta.packed import StepPacks, StepSource, check_world_size, merge_states
 from zeta.random_state import derive_seed
 from zeta.request_files import RequestFiles
 from zeta.run_checkpoints import RunCheckpoints
@@ -35,7 +36,7 @@ from zeta.run_dir import RunDir
 from zeta.schedule import build_schedule
 from zeta.sinks import FanOut, JsonlSink, MetricSink, OnlyNew, last_logged_steps
 from zeta.stop_signals import StopSignals, agreed_stop, stop_votes
-from zeta.train_config import UNITS, OptimConfig, TrackerConfig, TrainConfig
+from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
 from zeta.utilisation import Utilisation
 from zeta.validation import Validation
 from zeta.wandb_sink import WandbSink, stable_run_id
@@ -58,6 +59,8 @@ class _Agreed:
     more: bool
     save: bool
     """Whether a checkpoint is due after it by the clock, or asked for by a person."""
+    written: bool
+    """Whether a checkpoint was begun and every rank has written its files."""
     stop: ExitCode | None
 
 
@@ -101,9 +104,10 @@ class Trainer:
         Raises:
             ValueError: the configuration cannot work, or the checkpoint does not fit it.
         """
-        check_limits(train, world.size)
+        check_world_size(world.size, train.packs_per_step)
         self.schedule = build_schedule(optim, train)
         self.learning_rate = 0.0
+        self._blocked_s = 0.0  # by the checkpoint that is being saved
         self.objective, self.source, self.run_dir = objective, source, run_dir
         self.world, self.console = world, console
         self.train, self.optim = train, optim
@@ -132,12 +136,18 @@ class Trainer:
                 `train.max_nonfinite_steps` steps in a row).
             UnsavedError: the run ended, but its last checkpoint could not be written.
         """
-        self.console.start(self.progress.step, self.train.max_steps)
+        share = self.progress.share_done(self.train)
+        self.console.start(self.progress.step, self.train.max_steps, share)
         steps = iter(self.source.steps(self.progress.data))
         try:
             with StopSignals(self.requests.stop_asked) as signals:
-                code = self._loop(steps, signals)
-                if (error := self._save()) is not None:
+                try:
+                    code = self._loop(steps, signals)
+                except RunError:  # every rank raises it: what is being written is not lost
+                    self._finish_save()
+                    raise
+                self._begin_save()
+                if (error := self._finish_save()) is not None:
                     raise UnsavedError(
                         f"the last checkpoint could not be written ({error}): nothing after step "
                         f"{self.checkpoints.saved_step} is saved; free some space and start the "
@@ -167,9 +177,11 @@ class Trainer:
                 break
             if self.progress.step % self.train.log_every == 0:
                 self._log()
+            if step.written:
+                self._finish_save()
             stop = self._validate(signals)
             if stop is None and (step.save or self.checkpoints.due_at(self.progress.step)):
-                self._save()
+                self._begin_save()
         if stop is None:
             stop = self._validate(signals, at_end=True)
         return ExitCode.FINISHED if stop is None else stop
@@ -178,6 +190,7 @@ class Trainer:
         """Evaluate if it is due; return what to exit with if a rank was asked to stop."""
         if not self.validation.is_due(self.progress, at_end=at_end):
             return None
+        self._finish_save()  # an evaluation may take long, and its loader forks
         return self.validation.run(self.progress, signals, self.sink)
 
     # One step.
@@ -208,17 +221,20 @@ class Trainer:
                 packs.more if packs else False,
                 (self.world.is_main and self.checkpoints.asked_by_clock())
                 or self.requests.save_asked(),
+                self.checkpoints.is_writing,
                 failure is not None,
                 *stop_votes(requested),
             ]
         )
-        images, tokens, budget, rejected, flops, more, save, failed, *votes = map(int, sums)
+        images, tokens, budget, rejected, flops, more, save, writing, failed, *votes = map(
+            int, sums
+        )
         if failed:
             self.world.raise_together(failure)
         stop = agreed_stop(votes)
-        return _Agreed(
-            packs, images, tokens, budget, rejected, flops, drawn_s, more > 0, save > 0, stop
-        )
+        written = self.checkpoints.saving is not None and writing == 0
+        counts = (images, tokens, budget, rejected, flops)
+        return _Agreed(packs, *counts, drawn_s, more > 0, save > 0, written, stop)
 
     def _train(self, step: _Agreed) -> StepResult | None:
         """Run the optimizer step; None if no rank has an image to learn from."""
@@ -267,7 +283,7 @@ class Trainer:
             )
         if skipped:
             self._report_nonfinite()
-        self.console.step(progress.step)
+        self.console.step(progress.step, progress.share_done(self.train))
 
     def _report_nonfinite(self) -> None:
         progress = self.progress
@@ -288,8 +304,8 @@ class Trainer:
 
     def _reached_end(self) -> bool:
         """Whether the run has all the steps, images or tokens that it is to have."""
-        limits = ((getattr(self.train, f"max_{u}"), getattr(self.progress, u)) for u in UNITS)
-        return any(limit is not None and done >= limit for limit, done in limits)
+        share = self.progress.share_done(self.train)
+        return share is not None and share >= 1
 
     # Metrics.
 
@@ -328,35 +344,40 @@ class Trainer:
 
     # Checkpoints.
 
-    def _save(self) -> str | None:
-        """Save the committed state, unless that was done; return why it failed, if it did."""
-        error = None
-        if self.progress.step != self.checkpoints.saved_step:
-            error = self._write_checkpoint()
-        self.requests.saved()
-        return error
-
-    def _write_checkpoint(self) -> str | None:
+    def _begin_save(self) -> None:
+        """Begin to save the committed state, unless that was done."""
+        self._finish_save()
+        self.requests.taken()
         progress = self.progress
-        self.watchdog.enter("save", progress.step)
-        started = time.perf_counter()
-        states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
-        progress.data = merge_states(states)
-        self.ledger.flush()
-        error = self.checkpoints.save(self.engine, progress)
+        if progress.step == self.checkpoints.saved_step:
+            self.requests.saved()
+            return
+        with self._blocked_by_save():
+            states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
+            progress.data = merge_states(states)
+            self.ledger.flush()
+            self.checkpoints.begin(self.engine, progress)
+        if not self.train.checkpoint_async:
+            self._finish_save()
+
+    def _finish_save(self) -> str | None:
+        """Publish the checkpoint that was begun, if any, once it is written; return why not."""
+        if self.checkpoints.saving is None:
+            return None
+        with self._blocked_by_save():
+            error = self.checkpoints.finish()
+        self.requests.saved()
+        seconds, self._blocked_s = self._blocked_s, 0.0
         if error is None:
-            seconds = time.perf_counter() - started
-            self.sink.log(progress.step, {names.CHECKPOINT_SAVE_S: seconds})
+            self.sink.log(self.progress.step, {names.CHECKPOINT_SAVE_S: seconds})
         return error
 
-
-def check_limits(train: TrainConfig, world_size: int) -> None:
-    """Raise ValueError, naming the field, if there are too few packs for the ranks."""
-    if world_size > train.packs_per_step:
-        raise ValueError(
-            f"{world_size} ranks but train.packs_per_step is {train.packs_per_step}: each rank "
-            "needs a pack; start fewer ranks or raise train.packs_per_step"
-        )
+    @contextmanager
+    def _blocked_by_save(self) -> Iterator[None]:
+        self.watchdog.enter("save", self.progress.step)
+        started = time.perf_counter()
+        yield
+        self._blocked_s += time.perf_counter() - started
 
 
 def peak_memory_gib(device: torch.device) -> float:

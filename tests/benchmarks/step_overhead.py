@@ -1,16 +1,18 @@
 """What a training step of `navit_s16` costs besides its work, and how long a checkpoint blocks.
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.step_overhead [--steps 10] [--images 8]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.step_overhead [--steps N] [--images N] [--saves N]
 
 One CPU process through DeepSpeed, as `zeta train` runs it. Overhead is the time of a step outside
-forward, backward, optimizer and collectives, as a median over the steps; a checkpoint is compared
-with writing as many bytes to the same disk, in turns. Exits with 1 if a bound is missed.
+forward, backward, optimizer and collectives, as a median over the steps. What training waits for a
+checkpoint is compared with writing files of the same sizes to the same disk, each with an fsync,
+and keeping as many sets of them; in turns, medians. Exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -74,30 +76,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--saves", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     with tempfile.TemporaryDirectory() as folder:
         console = Console(Path(folder, "log"), 0)
         world = init_distributed(device_kind="cpu")
         try:
-            shares, saves, writes = measure(world, console, Path(folder), options)
+            trainer = build(world, console, Path(folder), options)
+            shares = overheads(trainer)
+            seconds = checkpoints(trainer, Path(folder), options.saves)
         finally:
             close_distributed()
             console.close()
     overhead = statistics.median(shares)
-    blocking = statistics.median(a / b for a, b in zip(saves, writes, strict=True))
-    print(f"overhead of a step   {overhead:.2%} (at most {MOST_OVERHEAD:.0%})")
-    print(f"checkpoint / write   {blocking:.2f} (at most {MOST_BLOCKING}); {saves} {writes}")
+    print(f"overhead of a step     {overhead:.2%} (at most {MOST_OVERHEAD:.0%})")
+    median = {kind: statistics.median(values) for kind, values in seconds.items()}
+    blocking = median["blocked"] / median["plain write"]
+    print(f"checkpoint / write     {blocking:.2f} (at most {MOST_BLOCKING})")
+    for kind, values in seconds.items():
+        print(f"{kind:22} {median[kind]:.2f} s  {[round(value, 2) for value in values]}")
     return int(overhead > MOST_OVERHEAD or blocking > MOST_BLOCKING)
 
 
-def measure(world, console, folder, options):
+def build(world, console, folder, options):
     from zeta.trainer import Trainer
 
     train = TrainConfig(packs_per_step=1, max_steps=options.steps + 2, dtype="bf16", log_every=10)
     train.checkpoint_every = None
     model = ModelConfig(preset="navit_s16", num_classes=1000)
-    trainer = Trainer(
+    return Trainer(
         model=build_model(model),
         objective=build_objective(ObjectiveConfig(), 1000),
         source=OnePack(options.images),
@@ -109,6 +117,10 @@ def measure(world, console, folder, options):
         tracker=TrackerConfig(WandbConfig(mode="disabled")),
         config={},
     )
+
+
+def overheads(trainer):
+    """The shares of the steps that are outside of their work."""
     work, shares, last = Stopwatch(), [], [time.perf_counter()]
     for name in ("forward", "backward", "step"):
         work.wrap(trainer.engine.deepspeed, name)
@@ -124,28 +136,60 @@ def measure(world, console, folder, options):
     trainer._account = account
     trainer.ledger.close = trainer.sink.close = lambda: None  # saves follow
     trainer.fit()
-    saves, writes = [], []
-    for _ in range(3):
-        trainer.progress.step += 1  # each save has a name of its own
+    return shares[2:]
+
+
+def checkpoints(trainer, folder, rounds):
+    """Seconds of each kind, round by round: after a save has filled what the next ones use again.
+
+    blocked: what training waits for, while the disk has time between two steps; whole: until it is
+    published; waiting: the same where training waits (train.checkpoint_async=false).
+    """
+    seconds = {"blocked": [], "whole": [], "waiting": [], "plain write": []}
+    for _ in range(rounds + 1):
         began = time.perf_counter()
-        trainer._save()
-        saves.append(round(time.perf_counter() - began, 2))
-        newest = max(RunDir(folder / "run").checkpoints.glob("step_*"))
-        size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
-        writes.append(round(plain_write(folder / "bytes", size), 2))
-    return shares[2:], saves, writes
+        blocked = save(trainer, between=True)
+        whole = time.perf_counter() - began
+        newest = max(trainer.run_dir.checkpoints.glob("step_*"))
+        sizes = [file.stat().st_size for file in newest.rglob("*") if file.is_file()]
+        waiting = save(trainer, between=False)
+        plain = plain_write(folder / "plain", sizes, trainer.train.keep_last)
+        for values, value in zip(seconds.values(), (blocked, whole, waiting, plain), strict=True):
+            values.append(value)
+    return {kind: values[1:] for kind, values in seconds.items()}
 
 
-def plain_write(path, size):
-    """Seconds to write `size` bytes to a file and to wait for the disk."""
-    block = os.urandom(2**24)
+def save(trainer, *, between):
+    """Seconds that training is blocked by a checkpoint; `between`: it is written meanwhile."""
+    trainer.progress.step += 1  # each save has a name of its own
     began = time.perf_counter()
-    with path.open("wb") as file:
-        for _ in range(size // len(block)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return time.perf_counter() - began
+    trainer._begin_save()
+    blocked = time.perf_counter() - began
+    while between and trainer.checkpoints.is_writing:
+        time.sleep(0.01)
+    began = time.perf_counter()
+    assert trainer._finish_save() is None
+    return blocked + time.perf_counter() - began
+
+
+def plain_write(folder, sizes, keep):
+    """Seconds to write files of `sizes` and to wait for the disk; `keep` sets of them stay."""
+    folder.mkdir(exist_ok=True)
+    sets = sorted(folder.iterdir(), key=lambda path: int(path.name))
+    target = folder / str(int(sets[-1].name) + 1 if sets else 0)
+    block = memoryview(os.urandom(2**24))
+    began = time.perf_counter()
+    target.mkdir()
+    for number, size in enumerate(sizes):
+        with (target / str(number)).open("wb") as file:
+            for start in range(0, size, len(block)):
+                file.write(block[: size - start])
+            file.flush()
+            os.fsync(file.fileno())
+    seconds = time.perf_counter() - began
+    for old in [*sets, target][:-keep]:
+        shutil.rmtree(old)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ def test_a_sample_without_a_label_is_not_planned_where_labels_are_needed(tmp_pat
 
 
 def test_more_ranks_than_lanes_are_refused(manifest):
-    with pytest.raises(ValueError, match=r"7 ranks cannot share train\.packs_per_step = 6"):
+    with pytest.raises(ValueError, match=r"7 ranks but train\.packs_per_step is 6"):
         PackLoader(Plan(manifest, config(), LANES), rank=0, world_size=7)
 
 

@@ -42,7 +42,7 @@ def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--world-size", "3"], "3 ranks were asked for"),
+        (["--world-size", "3"], "3 ranks but train.packs_per_step is 2"),
         (["data.token_budget=3"], "data.token_budget is 3"),
         (["--gpu", "tpu"], "--gpu is 'tpu'; choose one of"),
     ],

@@ -68,7 +68,7 @@ def test_a_run_that_can_start_is_not_touched(shards, tmp_path):
 
 
 def test_more_ranks_than_packs_are_refused(shards, tmp_path):
-    with pytest.raises(ValueError, match=r"3 ranks .* train\.packs_per_step = 2"):
+    with pytest.raises(ValueError, match=r"3 ranks .* train\.packs_per_step is 2"):
         check_start(_config(shards, tmp_path), 3)
 
 

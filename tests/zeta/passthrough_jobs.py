@@ -105,7 +105,8 @@ def resume(arguments):
         store = CheckpointStore(folder / str(len(report)), world, 1, None, say=print)
         state = {"zero_stage": stage}
         state["parameters"] = {n: list(v.shape) for n, v in weights(first).items()}
-        error = store.save(first, 2, state, "")
+        store.begin(first, 2, state, "")
+        error = store.finish()
         assert error is None, error
         store.load(store.newest_verified(), second)
         for index in range(2, 4):

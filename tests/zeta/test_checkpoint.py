@@ -1,11 +1,9 @@
 """A checkpoint directory is whole, or what is wrong with it is said."""
 
-import hashlib
-
 import pytest
-import torch
 
-from zeta.checkpoint import find_fault, load_full_weights, step_names, write_hashed, write_manifest
+from zeta.checkpoint import find_fault, load_full_weights, step_names, write_manifest
+from zeta.hashed_file import write_text
 
 
 @pytest.fixture
@@ -13,22 +11,9 @@ def directory(tmp_path):
     """A small checkpoint directory of two files."""
     path = tmp_path / "step_00000012"
     path.mkdir()
-    records = [
-        write_hashed(path, path / name, lambda file: file.write(b"content of a file"))
-        for name in ("a", "b")
-    ]
+    records = [write_text(path, path / name, "content of a file") for name in ("a", "b")]
     write_manifest(path, records)
     return path
-
-
-def test_a_file_is_hashed_as_it_is_written(tmp_path):
-    path = tmp_path / "tensor.pt"
-    value = {"w": torch.arange(1000.0)}
-    record = write_hashed(tmp_path, path, lambda file: torch.save(value, file))
-    data = path.read_bytes()
-    assert record.size == len(data)
-    assert record.sha256 == hashlib.sha256(data).hexdigest()
-    assert torch.equal(torch.load(path, weights_only=True)["w"], value["w"])
 
 
 def test_a_whole_directory_has_no_fault(directory):

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -19,11 +20,11 @@ print("from python")
 os.write(1, b"from a C library\\n")
 subprocess.run(["echo", "from a child"])
 print("to stderr", file=sys.stderr)
-console.start(2, 4)
+console.start(2, 4, 2 / 4)
 values = {"train/loss": 0.5, "optim/lr": 1e-3, "throughput/images_per_s": 12.5,
           "throughput/tokens_per_s": 800.0, "data/fill": 0.985}
 for step in (3, 4):
-    console.step(step)
+    console.step(step, step / 4)
     console.metrics(step, values)
 console.message("saved it")
 if sys.argv[3:]:
@@ -110,8 +111,8 @@ import sys
 from pathlib import Path
 from zeta.console import Console
 console = Console(Path(sys.argv[1]), 0)
-console.start(10, 1000)
-console.step(20)
+console.start(10, 1000, 10 / 1000)
+console.step(20, 20 / 1000)
 console.metrics(20, {"train/loss": 1.2345, "optim/lr": 1e-3, "throughput/images_per_s": 12345.5,
                      "throughput/tokens_per_s": 1234567.0, "data/fill": 0.985})
 console.evaluating(3, 6)
@@ -135,6 +136,32 @@ def test_an_evaluation_leaves_the_bar_whole_on_a_terminal_of_100_columns(tmp_pat
 
 
 def test_a_run_with_nothing_left_to_do_shows_no_bar(tmp_path):
-    script = _SCRIPT.replace("console.start(2, 4)", "console.start(60, 30)")
+    script = _SCRIPT.replace("console.start(2, 4, 2 / 4)", "console.start(60, 30, 2.0)")
     command = [sys.executable, "-c", script, str(tmp_path / "log"), "0"]
     assert "?step/s" not in _on_terminal(command, 100)
+
+
+_BY_IMAGES = """
+import sys, time
+from pathlib import Path
+from zeta.console import Console
+console = Console(Path(sys.argv[1]), 0)
+console.start(100, None, 0.5)  # it went on from half of its images
+time.sleep(0.5)
+console.step(101, 0.5001)
+console.metrics(101, {"train/loss": 1.0})
+console.step(200, 1.25)  # the last step may go beyond
+console.metrics(200, {"train/loss": 1.0})
+console.close()
+"""
+
+
+def test_a_run_that_ends_by_images_tells_when_on_a_line_and_beside_the_bar(tmp_path):
+    command = [sys.executable, "-c", _BY_IMAGES, str(tmp_path / "log")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    first, last = (line.split() for line in done.stdout.splitlines())
+    hours, minutes, seconds = map(int, first[first.index("eta") + 1].split(":"))
+    assert 2499 <= 3600 * hours + 60 * minutes + seconds < 3600  # 0.4999 left, 0.0001 in 0.5 s
+    assert last[last.index("eta") + 1] == "0:00:00"
+    assert re.search(r"eta 0:\d\d:\d\d loss 1.0000", _on_terminal(command, 100))

@@ -7,6 +7,7 @@ import pytest
 
 from zeta.engine import StepResult
 from zeta.progress import Progress
+from zeta.train_config import TrainConfig
 
 
 def _commit(progress, images, loss, *, applied=True, result=True, rejected=0):
@@ -76,3 +77,11 @@ def test_progress_survives_json_exactly_in_the_middle_of_a_window():
     for each in (progress, restored):
         _commit(each, 5, 0.7)
     assert restored.take_metrics() == progress.take_metrics()
+
+
+def test_the_share_done_is_by_the_nearest_limit():
+    progress = Progress(step=10, images=300, tokens=1000)
+    assert progress.share_done(TrainConfig(max_epochs=3)) is None
+    assert progress.share_done(TrainConfig(max_steps=40)) == 0.25
+    assert progress.share_done(TrainConfig(max_images=400, max_tokens=10_000)) == 0.75
+    assert progress.share_done(TrainConfig(max_steps=10, max_images=400)) == 1

@@ -21,6 +21,9 @@ def test_save_now_is_asked_until_it_is_done_and_the_file_goes_then(run_dir):
     run_dir.save_request.touch()
     assert requests.save_asked()
     assert requests.save_asked()
+    requests.taken()
+    assert not requests.save_asked()
+    assert run_dir.save_request.exists()
     requests.saved()
     assert not requests.save_asked()
     assert not run_dir.save_request.exists()
@@ -30,6 +33,18 @@ def test_save_now_is_asked_until_it_is_done_and_the_file_goes_then(run_dir):
 
 def test_a_save_that_nobody_had_asked_for_leaves_a_new_request_alone(run_dir):
     requests = RequestFiles(run_dir, look_s=0)
+    requests.taken()
+    run_dir.save_request.touch()
+    requests.saved()
+    assert requests.save_asked()
+
+
+def test_a_request_during_a_save_asks_for_another(run_dir):
+    requests = RequestFiles(run_dir, look_s=0)
+    run_dir.save_request.touch()
+    assert requests.save_asked()
+    requests.taken()
+    time.sleep(0.02)
     run_dir.save_request.touch()
     requests.saved()
     assert requests.save_asked()
@@ -39,6 +54,7 @@ def test_a_request_that_cannot_be_deleted_is_honoured_once(run_dir):
     requests = RequestFiles(run_dir, look_s=0)
     run_dir.save_request.mkdir()  # unlink fails
     assert requests.save_asked()
+    requests.taken()
     requests.saved()
     assert not requests.save_asked()
 

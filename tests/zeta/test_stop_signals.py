@@ -25,6 +25,13 @@ def test_a_person_asks_to_save_and_end_even_after_the_scheduler_did():
         assert signals.requested is ExitCode.INTERRUPTED
 
 
+def test_one_press_of_ctrl_c_that_is_passed_on_as_well_is_one():
+    with StopSignals() as signals:
+        for _ in range(3):  # a second one would end this process
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested is ExitCode.INTERRUPTED
+
+
 def test_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals():

@@ -76,10 +76,14 @@ KILLS = [
     ("save begins", [0], 2),
     ("save begins", [0, 1], 3),
     ("half a file", [0, 1], 2),
-    ("after DeepSpeed's files", [0, 1], 1),
+    ("half copied", [0, 1], 1),
     ("half a file", [0], 2),
     ("half a file", [1], 1),
-    ("after DeepSpeed's files", [1], 2),
+    ("half copied", [1], 2),
+    ("between files", [1], 3),
+    ("between files", [0, 1], 5),
+    ("written", [1], 1),
+    ("written", [0, 1], 2),
     ("before manifest", [0], 1),
     ("before manifest", [0], 3),
     ("before rename", [0], 2),
@@ -314,10 +318,11 @@ def test_files_in_the_run_directory_ask_for_a_checkpoint_and_for_the_end(
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_at_once(ranks, tmp_path):
-    accident = {"raise_signal": {"number": signal.SIGINT, "rank": 0, "count": 3, "times": 2}}
+    accident = {"raise_signal": {"number": signal.SIGINT, "rank": 0, "count": 5, "times": 2}}
     codes, _ = ranks.start(JOB, 1, _run(tmp_path / "run", accidents=accident))
     assert codes == [ExitCode.INTERRUPTED]
-    assert step_names(RunDir(tmp_path / "run").checkpoints) == ["step_00000002"]
+    saved = step_names(RunDir(tmp_path / "run").checkpoints)  # that of step 4 may be on its way
+    assert saved in (["step_00000002"], ["step_00000002", "step_00000004"])
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def _beat(run_dir, rank):
     [
         ("data", "data", "train", "in steps"),
         ("train", "train", "train", "in wrapped"),
-        ("save", "save", "save", "in _save"),
+        ("save", "save", "save", "in _begin_save"),
     ],
 )
 def test_a_hang_on_one_rank_ends_all_with_their_stacks(

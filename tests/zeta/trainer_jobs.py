@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ import torch
 import zeta.checkpoint
 import zeta.checkpoint_store
 import zeta.engine
+import zeta.hashed_file
+import zeta.held_files
 import zeta.objectives.classification
 import zeta.trainer
 from tests.zeta.training import (
@@ -27,10 +28,12 @@ from zeta.console import Console
 from zeta.distributed import close_distributed, init_distributed, rank_from_environment
 from zeta.evaluation import HeldOut
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
+from zeta.held_files import HeldFiles
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.request_files import RequestFiles
 from zeta.run_dir import RunDir
+from zeta.stop_signals import ONE_PRESS_SECONDS
 from zeta.train_config import (
     EvaluateConfig,
     OptimConfig,
@@ -159,21 +162,23 @@ def _kill():
 
 
 def _half_write_and_die():
-    original = zeta.checkpoint_store.write_hashed
+    original = zeta.held_files.write_hashed
 
-    def half(root, path, write):
-        original(root, path, write)
+    def half(root, path, parts):
+        original(root, path, parts)
         os.truncate(path, path.stat().st_size // 2)
         _kill()
 
-    zeta.checkpoint_store.write_hashed = half
+    zeta.held_files.write_hashed = half
 
 
 _PHASES = {
     "loading": (CheckpointStore, "load"),
     "train step": (zeta.engine.TrainEngine, "_finish_step"),
-    "save begins": (CheckpointStore, "save"),
-    "after DeepSpeed's files": (zeta.checkpoint_store, "random_state"),
+    "save begins": (CheckpointStore, "begin"),
+    "half copied": (zeta.checkpoint_store, "random_state"),
+    "between files": (zeta.hashed_file.os, "fsync"),
+    "written": (CheckpointStore, "finish"),
     "before manifest": (zeta.checkpoint_store, "write_manifest"),
     "before rename": (zeta.checkpoint_store, "_fsync_directory"),
     "before latest": (CheckpointStore, "_point_latest"),
@@ -187,7 +192,7 @@ def kill(world, *, phase, ranks, count=1, **_):
     if world.rank not in ranks:
         return
     if phase == "half a file":
-        _before_call(CheckpointStore, "save", _half_write_and_die, count)
+        _before_call(CheckpointStore, "begin", _half_write_and_die, count)
     else:
         owner, name = _PHASES[phase]
         _before_call(owner, name, _kill, count)
@@ -200,6 +205,7 @@ def raise_signal(world, *, number, rank, count, times=1, **_):
         def send():
             for _ in range(times):
                 os.kill(os.getpid(), number)
+                time.sleep(1.5 * ONE_PRESS_SECONDS)
 
         _before_call(zeta.engine.TrainEngine, "train_step", send, count)
 
@@ -219,44 +225,50 @@ def in_evaluation(world, *, number, rank, count, **_):
         _before_call(tally, "add", lambda: os.kill(os.getpid(), number), count)
 
 
-def disk_full(world, *, rank, count, **_):
-    """This rank can write no more than 4 KiB to a file during its `count`-th save."""
-    original = CheckpointStore.save
+def _around_write(world, rank, count, prepared):
+    """Let this rank write its files within `prepared(folder)` in its `count`-th save."""
+    if world.rank != rank:
+        return
+    original = HeldFiles.write
     seen = [0]
 
-    def limited(*args, **kwargs):
+    def limited(files, root):
         seen[0] += 1
-        if world.rank != rank or seen[0] != count:
-            return original(*args, **kwargs)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        old = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
-        try:
-            return original(*args, **kwargs)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        if seen[0] != count:
+            return original(files, root)
+        with prepared(root):
+            return original(files, root)
 
-    CheckpointStore.save = limited
+    HeldFiles.write = limited
+
+
+def disk_full(world, *, rank, count, **_):
+    """A file of this rank is on a device without any room in its `count`-th save."""
+
+    @contextmanager
+    def on_full_device(root):
+        folder = root / zeta.checkpoint.RANKS
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank_{rank:05d}.pt").symlink_to("/dev/full")
+        yield
+
+    _around_write(world, rank, count, on_full_device)
 
 
 def small_disk(world, *, rank, count, **_):
     """What this rank writes of DeepSpeed's files in its `count`-th save lies on a 16 KiB tmpfs.
 
-    The mount is seen by its main thread alone: every other rank writes to the real folder.
+    The mount is seen by its writing thread alone: every other rank writes to the real folder.
     """
-    if world.rank != rank:
-        return
-    original = CheckpointStore._write_rank_files
-    seen = [0]
 
-    def limited(store, engine, building, *args):
-        seen[0] += 1
-        if seen[0] != count:
-            return original(store, engine, building, *args)
-        with mounted_tmpfs(building / zeta.checkpoint.ZERO, "16k"):
-            return original(store, engine, building, *args)
+    @contextmanager
+    def on_tmpfs(root):
+        folder = root / zeta.checkpoint.ZERO
+        folder.mkdir(parents=True, exist_ok=True)
+        with mounted_tmpfs(folder, "16k"):
+            yield
 
-    CheckpointStore._write_rank_files = limited
+    _around_write(world, rank, count, on_tmpfs)
 
 
 @contextmanager
@@ -329,7 +341,7 @@ def hang(world, *, rank, where, source, objective, **_):
         "data": (source, "_packs"),
         "train": (objective, "loss_sum"),
         "train, with Python's lock": (objective, "loss_sum"),
-        "save": (CheckpointStore, "save"),
+        "save": (CheckpointStore, "begin"),
     }[where]
     sleep = time.sleep if "lock" not in where else ctypes.PyDLL(None).sleep
     _before_call(owner, name, lambda: sleep(1000), 3 if where == "train" else 2)
