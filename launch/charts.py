@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from launch.figures import NARROW, WIDE, compact, percent
@@ -25,6 +26,8 @@ class Chart:
     include: tuple[float, ...] = ()
     """Values that the axis shows in any case."""
     log: bool = False
+    absent: str = ""
+    """Why a run may have no such metric, where it is not that it has just begun."""
 
 
 LOSS = Chart("loss", "Training loss", (("loss", names.TRAIN_LOSS),), size=WIDE, smooth=True)
@@ -32,29 +35,44 @@ CHARTS = (
     Chart("images", "Images per second", (("images/s", names.IMAGES_PER_S),), include=(0.0,)),
     Chart("tokens", "Tokens per second", (("tokens/s", names.TOKENS_PER_S),), include=(0.0,)),
     Chart(
+        "mfu",
+        "Model FLOPs utilisation",
+        (("MFU", names.MFU),),
+        percent,
+        include=(0.0,),
+        absent="the peak of the devices is not known: set <code>train.peak_tflops</code>",
+    ),
+    Chart(
         "time",
         "Seconds per step",
         (("whole step", names.STEP_S), ("of it waiting for data", names.DATA_WAIT_S)),
         include=(0.0,),
     ),
     Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
+    Chart(
+        "balance",
+        "Straggler ratio",
+        (("slowest rank / mean", names.STRAGGLER_RATIO),),
+        include=(1.0,),
+    ),
+    Chart("memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), include=(0.0,)),
     Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), include=(0.0,)),
     Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), smooth=True, log=True),
 )
 _IN_WORDS = {"top1": "top-1"}
 
 
-def validation_charts(run: RunRecord) -> tuple[Chart, ...]:
+def validation_charts(*runs: RunRecord) -> tuple[Chart, ...]:
     """Return the charts of loss and headline score on held-out images; none if none was logged.
 
     Each has the score at the size of training first, then at its token budgets, and last that of
-    the average of the weights.
+    the average of the weights. Of several runs, the first that noted a headline score names it.
     """
     charts = []
-    if curves := _curves(run, "loss"):
+    if curves := _curves(runs, "loss"):
         charts.append(Chart("val-loss", "Validation loss", curves, size=WIDE))
-    headline = headline_score(run)
-    if headline and (curves := _curves(run, headline)):
+    headline = next(filter(None, map(headline_score, runs)), None)
+    if headline and (curves := _curves(runs, headline)):
         title = f"Validation {_IN_WORDS.get(headline, headline.replace('_', ' '))}"
         charts.append(Chart("val-score", title, curves, percent, size=WIDE))
     return tuple(charts)
@@ -67,8 +85,18 @@ def headline_score(run: RunRecord) -> str | None:
     return next((score for score in noted if names.val_best(score) != names.VAL_BEST_STEP), None)
 
 
-def _curves(run: RunRecord, score: str) -> tuple[tuple[str, str], ...]:
-    return tuple((label, metric) for _, label, metric in sorted(_sizes(run, score)))
+def score_by_tokens(run: RunRecord, score: str) -> list[tuple[str, float]]:
+    """Return (token budget, last value) of a score of a run at each of its token budgets."""
+    return [
+        (f"{place:g}", value)
+        for place, _, metric in sorted(_sizes(run, score))
+        if 0 < place < math.inf and (value := run.series[metric].last) is not None
+    ]
+
+
+def _curves(runs: Sequence[RunRecord], score: str) -> tuple[tuple[str, str], ...]:
+    found = {size for run in runs for size in _sizes(run, score)}
+    return tuple((label, metric) for _, label, metric in sorted(found))
 
 
 def _sizes(run: RunRecord, score: str) -> Iterator[tuple[float, str, str]]:
@@ -80,7 +108,7 @@ def _sizes(run: RunRecord, score: str) -> Iterator[tuple[float, str, str]]:
             continue
         tokens, average = match.groups()
         if average:
-            yield float("inf"), "average of the weights", metric
+            yield math.inf, "average of the weights", metric
         elif tokens:
             yield float(tokens), f"{tokens} tokens", metric
         else:

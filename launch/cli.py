@@ -47,6 +47,7 @@ COMMANDS = (
     Command("export"),
     Command("evaluate"),
     Command("report"),
+    Command("experiment"),
 )
 
 

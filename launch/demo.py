@@ -12,22 +12,24 @@ import json
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.build import build_shards
+from data_pipeline.manifest import Manifest
 from data_pipeline.plan_summary import summarise
 from data_pipeline.weighted import open_shards
 from launch.config import load_config
 from launch.digits import CLASS_NAMES, render_split
 from launch.evaluate import evaluate_export
 from launch.export import export_run
-from launch.first_pack import draw_first_pack
 from launch.held_out import NATIVE
 from launch.local import launch_local
+from launch.own_folder import claim_folder, refuse_own_settings, write_notes
 from launch.report import write_report
+from launch.report_inputs import write_report_inputs
 from launch.run_setup import resolve_with_shards, training_plan
 from launch.tables import accuracy_table, plan_table
 from zeta import metric_names as names
@@ -82,10 +84,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         ValueError: `out` holds something else, or a demo with other settings; or an override is
             wrong, or of a setting that the demo makes itself.
     """
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key in _OWN_KEYS:
-            raise ValueError(f"zeta demo sets {key} itself: {_OWN_KEYS[key]}")
+    refuse_own_settings("zeta demo", overrides, _OWN_KEYS)
     folder = DemoFolder(out)
     recipe = [
         f"run.dir={out}",
@@ -95,17 +94,12 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         *overrides,
     ]
     load_config("demo", recipe)  # a wrong override is said before anything is written
-    settings = _open_folder(folder, seed, overrides)
+    wanted = {"seed": seed, "overrides": list(overrides)}
+    counts = claim_folder(folder.settings, "demo", wanted, _say, {"train_seconds": 0.0})
     print("zeta demo: variable-resolution images -> shards -> packs -> ZeRO-2 -> export -> eval\n")
 
     _headline(1, "shards: scanned digits, each a JPEG of its own size and shape")
-    for split, renderings in (("train", RENDERINGS), ("val", 1)):
-        manifest = build_shards(
-            render_split(split, seed=seed, renderings=renderings),
-            folder.shards(split),
-            max_count=_SAMPLES_PER_SHARD,
-            class_names=CLASS_NAMES,
-        )
+    for split, manifest in build_digits(folder.path / "shards", seed).items():
         print(f"  {len(manifest.samples):,} {split} images in {folder.shards(split)}")
 
     _headline(2, "plan: what an epoch will look like, from image sizes alone")
@@ -117,8 +111,8 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
     else:
         started = time.perf_counter()
         code = launch_local("demo", recipe, RANKS)
-        settings["train_seconds"] += time.perf_counter() - started
-        folder.settings.write_text(json.dumps(settings))
+        counts["train_seconds"] += time.perf_counter() - started
+        write_notes(folder.settings, wanted, counts)
         if code != ExitCode.FINISHED:
             if code == ExitCode.INTERRUPTED:
                 print(f"\nstopped; `zeta demo {_again(out, seed, overrides)}` continues")
@@ -134,41 +128,28 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
     print("\n".join(f"  {line}" for line in accuracy_table(evaluation)))
 
     _headline(6, "report")
-    result = _result(RunDir(out), evaluation, settings["train_seconds"])
+    result = _result(RunDir(out), evaluation, counts["train_seconds"])
     RunDir(out).result.write_text(json.dumps(result) + "\n")
-    draw_first_pack(RunDir(out))
+    write_report_inputs(RunDir(out))
     print(f"  {write_report(out)}")
     _print_ending(result, folder)
     return ExitCode.FINISHED
 
 
-def _open_folder(folder: DemoFolder, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what is known of the demo in `folder`; refuse one that is another's."""
-    wanted = {"seed": seed, "overrides": list(overrides)}
-    if not folder.settings.exists():
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            raise ValueError(
-                f"{folder.path} exists and holds no demo; choose another folder with --out"
-            )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.settings.write_text(json.dumps(wanted | {"train_seconds": 0.0}))
-    try:
-        settings: dict[str, Any] = json.loads(folder.settings.read_text())
-        there = {key: settings[key] for key in wanted}
-        settings["train_seconds"] = float(settings["train_seconds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder.settings} cannot be read ({error}); delete {folder.path} and start again"
-        ) from error
-    if there != wanted:
-        raise ValueError(
-            f"{folder.path} holds a demo with {_say(there)}, not {_say(wanted)}; choose another "
-            f"folder with --out, or delete it"
+def build_digits(out: Path, seed: int) -> dict[str, Manifest]:
+    """Write the demo's images as shards, `out`/train and `out`/val, and return their manifests."""
+    return {
+        split: build_shards(
+            render_split(split, seed=seed, renderings=renderings),
+            out / split,
+            max_count=_SAMPLES_PER_SHARD,
+            class_names=CLASS_NAMES,
         )
-    return settings
+        for split, renderings in (("train", RENDERINGS), ("val", 1))
+    }
 
 
-def _say(settings: dict[str, Any]) -> str:
+def _say(settings: Mapping[str, Any]) -> str:
     return " ".join([f"--seed {settings['seed']}", *settings["overrides"]])
 
 

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,17 +30,33 @@ COLOURS = {
     "--series-2": "#0d0e0f",
     "--series-3": "#161718",
     "--series-4": "#191a1b",
+    "--series-5": "#1c1d1e",
+    "--series-6": "#1f2021",
+    "--series-7": "#222324",
+    "--series-8": "#252627",
     "--danger": "#101112",
     "--band": "#131415",
 }
-CURVE_COLOURS = ("--series-1", "--series-2", "--series-3", "--series-4")
+CURVE_COLOURS = tuple(f"--series-{number}" for number in range(1, 9))
+CURVE_STYLES = {"line": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
+"""Kinds of line, in the style sheet's words and in matplotlib's."""
+Mark = tuple[str, str]
+"""Kind of line and colour variable."""
 WIDE, NARROW = (4.6, 2.5), (3.9, 2.35)
 """Sizes of a chart in inches: of half a page and of a third. They decide the size of its text."""
 
 MAX_POINTS = 300
 """Points of a curve; a longer one is averaged over equal stretches of steps."""
-MAX_LABELS = 9
-"""Points of the accuracy chart that are labelled; more would overlap."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What happened to a run, and where on the axis."""
+
+    restarts: Floats
+    checkpoints: Floats
+    colour: str = "--muted"
+    """Colour variable."""
 
 
 def line_chart(
@@ -47,6 +64,9 @@ def line_chart(
     curves: Sequence[Series],
     *,
     format_value: Callable[[float], str],
+    marks: Sequence[Mark] | None = None,
+    events: Sequence[Events] = (),
+    x_label: str = "step",
     size: tuple[float, float] = NARROW,
     smooth: bool = False,
     include: tuple[float, ...] = (),
@@ -56,8 +76,11 @@ def line_chart(
 
     Args:
         name: prefix of all ids in the SVG, unique in the page.
-        curves: each with at least one finite value; `curve_mark` tells them apart.
+        curves: each with at least one finite value; `steps` is where it lies on the axis.
         format_value: writes a value at the axis.
+        marks: how each curve is drawn; `curve_mark` of its index unless given.
+        events: restarts are lines from top to bottom, checkpoints ticks on the axis.
+        x_label: what the axis is.
         size: WIDE or NARROW.
         smooth: draw the values pale, and over them their moving average.
         include: values that the axis shows in any case, such as 0.
@@ -66,7 +89,9 @@ def line_chart(
 
     def draw(axes: Axes) -> None:
         for index, curve in enumerate(curves):
-            _draw_curve(axes, curve, index, smooth)
+            _draw_curve(axes, curve, marks[index] if marks else curve_mark(index), smooth)
+        for happened in events:
+            _draw_events(axes, happened)
         values = np.concatenate([curve.finite.values for curve in curves])
         if log and values.min() > 0:
             axes.set_yscale("log")
@@ -75,55 +100,9 @@ def line_chart(
             _set_range(axes, values, include)
         axes.yaxis.set_major_formatter(lambda value, _: format_value(value))
         axes.xaxis.set_major_formatter(lambda value, _: compact(value))
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
 
-    return _render(name, size, draw)
-
-
-def accuracy_chart(
-    name: str,
-    by_resolution: Sequence[tuple[str, float]],
-    *,
-    trained: tuple[float, float] | None = None,
-    size: tuple[float, float] = WIDE,
-) -> str:
-    """Return top-1 against resolution as an SVG element.
-
-    Args:
-        name: prefix of all ids in the SVG.
-        by_resolution: (resolution, top-1 as a share). A name that begins with a number is a side
-            in pixels; of the others (`native`) each is a dashed line.
-        trained: smallest and largest side that the model was trained at, shaded.
-        size: WIDE or NARROW.
-    """
-    parsed = [(side_of(word), top1) for word, top1 in by_resolution]
-    sides = sorted((side, top1) for side, top1 in parsed if side is not None)
-    levels = [top1 for side, top1 in parsed if side is None]
-
-    def draw(axes: Axes) -> None:
-        low, high = (sides[0][0], sides[-1][0]) if sides else (0.0, 1.0)
-        margin = 0.06 * (high - low) or 1.0
-        if trained and sides:
-            axes.axvspan(*trained, color=COLOURS["--band"], linewidth=0)
-        for top1 in levels:
-            axes.axhline(top1, color=COLOURS["--series-2"], linestyle="--")
-        if sides:
-            x, y = zip(*sides, strict=True)
-            axes.plot(x, y, color=COLOURS["--series-1"], marker="o", markersize=4.5)
-            if len(sides) <= MAX_LABELS:
-                _label_points(axes, x, y)
-                axes.set_xticks(x)
-            axes.set_xlabel("side of the image, pixels")
-        else:
-            axes.set_xticks([])
-        axes.set_xlim(low - margin, high + margin)
-        values = np.array([top1 for _, top1 in by_resolution])
-        span = max(float(np.ptp(values)), 0.02)
-        axes.set_ylim(values.min() - 0.25 * span, values.max() + 0.25 * span)
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
-        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
-
-    return _render(name, size, draw)
+    return render(name, size, draw)
 
 
 def compact(value: float) -> str:
@@ -139,15 +118,15 @@ def percent(value: float) -> str:
     return f"{round(100 * value, 1):g}%"
 
 
-def curve_mark(index: int) -> tuple[str, str]:
-    """Return (kind of line, colour variable) of a chart's curve: dashed once colours run out."""
+def curve_mark(index: int) -> Mark:
+    """Return how curve `index` of a chart is drawn: dashed once colours run out."""
     rounds, colour = divmod(index, len(CURVE_COLOURS))
-    return "dashed" if rounds % 2 else "line", CURVE_COLOURS[colour]
+    return list(CURVE_STYLES)[rounds % len(CURVE_STYLES)], CURVE_COLOURS[colour]
 
 
-def _draw_curve(axes: Axes, curve: Series, index: int, smooth: bool) -> None:
-    kind, variable = curve_mark(index)
-    colour, style = COLOURS[variable], "--" if kind == "dashed" else "-"
+def _draw_curve(axes: Axes, curve: Series, mark: Mark, smooth: bool) -> None:
+    kind, variable = mark
+    colour, style = COLOURS[variable], CURVE_STYLES[kind]
     drawn = _thin(curve.finite)
     steps, values = drawn.steps, drawn.values
     marker = "o" if len(values) == 1 else ""
@@ -161,6 +140,15 @@ def _draw_curve(axes: Axes, curve: Series, index: int, smooth: bool) -> None:
         across = axes.get_xaxis_transform()
         floor = np.zeros(len(lost))
         axes.plot(lost, floor, "|", color=COLOURS["--danger"], transform=across, clip_on=False)
+
+
+def _draw_events(axes: Axes, events: Events) -> None:
+    colour = COLOURS[events.colour]
+    for at in events.restarts:
+        axes.axvline(at, color=colour, linestyle="--", linewidth=1.0)
+    across = axes.get_xaxis_transform()
+    ticks, floor = events.checkpoints, np.zeros(len(events.checkpoints))
+    axes.plot(ticks, floor, "^", color=colour, markersize=3.5, transform=across, clip_on=False)
 
 
 def _thin(series: Series) -> Series:
@@ -185,18 +173,11 @@ def _set_range(axes: Axes, values: Floats, include: tuple[float, ...]) -> None:
     shown = [float(values.min()), float(values.max()), *include]
     low, high = min(shown), max(shown)
     room = 0.08 * (high - low) or 0.08 * abs(high) or 1.0
-    axes.set_ylim(low if low in include else low - room, high if high in include else high + room)
-
-
-def _label_points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    """Write per cent at each point: below it where its neighbours are higher, else above."""
-    for i, (side, top1) in enumerate(zip(x, y, strict=True)):
-        around = [y[j] for j in (i - 1, i + 1) if 0 <= j < len(y)]
-        below = bool(around) and top1 < float(np.mean(around))
-        axes.annotate(
-            f"{100 * top1:.1f}", (side, top1), xytext=(0, -12 if below else 6),
-            textcoords="offset points", ha="center", fontsize="small", color=COLOURS["--ink"],
-        )  # fmt: skip
+    flat = low == high != 0  # drawn in the middle
+    axes.set_ylim(
+        low if low in include and not flat else low - room,
+        high if high in include and low < high else high + room,
+    )
 
 
 def _thin_log_ticks(axes: Axes) -> None:
@@ -209,7 +190,7 @@ def _thin_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
+def render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
     """Draw on fresh axes and return the SVG element, its ids prefixed with `name`."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -262,9 +243,3 @@ def _for_page(svg: str, name: str) -> str:
     for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
     return re.sub(r"\n\s*\n", "\n", svg)
-
-
-def side_of(word: str) -> float | None:
-    """Return the side in pixels that a resolution's name begins with: 48, 48px, 48x64."""
-    match = re.match(r"\d+(?:\.\d+)?", word)
-    return float(match[0]) if match else None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.executor import Executor, decode_recipe
 from data_pipeline.image_header import ImageError
+from data_pipeline.plan import Plan
 from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.sample import SampleError
 from data_pipeline.tar_reader import read_sample
@@ -23,21 +24,26 @@ from zeta.packed import PackedBatch
 from zeta.run_dir import RunDir
 
 
-def draw_first_pack(run_dir: RunDir) -> Path:
-    """Write the picture of the first pack that lane 0 of the run trained on, and return its path.
+def plan_of(run_dir: RunDir) -> Plan:
+    """Return the plan that a run is trained by.
 
     Raises:
         ValueError: the run's config or shards are gone or changed.
     """
     config = load_config(str(run_dir.config))
     manifest = open_shards(config.data.shards)
-    plan = training_plan(resolve_with_shards(config, manifest), manifest)
+    return training_plan(resolve_with_shards(config, manifest), manifest)
+
+
+def draw_first_pack(run_dir: RunDir, plan: Plan) -> Path:
+    """Write the picture of the first pack of lane 0 of a run's plan, and return its path."""
     recipe = pack_recipe(plan, plan.lane(0).next_pack(), epoch=0)
-    batch = Executor(manifest.class_names, plan.config.read_deadline_s).execute(recipe).batch
+    class_names = plan.manifest.class_names
+    batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch
     picture = PackPicture.from_batch(
         batch,
         [_whole_image(image, recipe) for image in recipe.images],
-        titles(batch, len(recipe.images), manifest.class_names, plan.config.text.tokenizer),
+        titles(batch, len(recipe.images), class_names, plan.config.text.tokenizer),
     )
     path = run_dir.pack_picture
     path.write_bytes(draw_pack(picture))

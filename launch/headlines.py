@@ -21,7 +21,7 @@ def headlines(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     yield "Validation top-1", _show(top1, percent), hint
 
     measured = finite_number(run.result.get("train_seconds"))
-    seconds = measured if measured is not None else _seconds_in_steps(run)
+    seconds = measured if measured is not None else seconds_in_steps(run)
     hint = "training" if measured is not None or seconds is None else "sum of the step times"
     yield "Wall time", _show(seconds, _duration), hint
 
@@ -46,7 +46,7 @@ def last_value(run: RunRecord, metric: str) -> float | None:
     return run.series[metric].last if metric in run.series else None
 
 
-def _seconds_in_steps(run: RunRecord) -> float | None:
+def seconds_in_steps(run: RunRecord) -> float | None:
     """Return the seconds spent in steps, each logged step time standing for those before it."""
     series = run.series.get(names.STEP_S, Series(np.zeros(0), np.zeros(0))).finite
     if not len(series.steps):

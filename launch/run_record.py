@@ -60,6 +60,10 @@ class RunRecord:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """eval.json, the output of `zeta eval --json`."""
     quarantine: tuple[Mapping[str, Any], ...] = ()
+    starts: tuple[Mapping[str, Any], ...] = ()
+    """Lines of starts.jsonl: `step`, `ranks`, `time` of each start of the run."""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """sizes.json, see `launch.shown_sizes`."""
     pack: tuple[str, bytes] | None = None
     """Media type and content of the picture of a pack."""
     notes: tuple[str, ...] = ()
@@ -73,9 +77,29 @@ class RunRecord:
         return value
 
     @property
-    def accuracy_by_resolution(self) -> list[tuple[str, float]]:
-        """(resolution, top-1) in the order of eval.json; a value is a number or holds `top1`."""
-        table = self.evaluation.get("by_resolution")
+    def label(self) -> str:
+        """The name of the run, or of its directory."""
+        return str(self.setting("run.name") or self.path.resolve().name)
+
+    @property
+    def restarts(self) -> Floats:
+        """Steps that the run went on from, each time that it was started again."""
+        steps = (finite_number(start.get("step")) for start in self.starts[1:])
+        return np.array([step for step in steps if step is not None])
+
+    @property
+    def checkpoints(self) -> Floats:
+        """Steps of which a checkpoint was written."""
+        saves = self.series.get(names.CHECKPOINT_SAVE_S)
+        return np.zeros(0) if saves is None else saves.steps
+
+    def accuracy_by(self, what: str) -> list[tuple[str, float]]:
+        """Return (size, top-1) in the order of eval.json; a value is a number or holds `top1`.
+
+        Args:
+            what: `by_resolution` or `by_tokens`.
+        """
+        table = self.evaluation.get(what)
         rows = []
         for name, value in table.items() if isinstance(table, Mapping) else ():
             top1 = finite_number(value.get("top1") if isinstance(value, Mapping) else value)
@@ -122,6 +146,8 @@ def read_run(run_dir: Path) -> RunRecord:
         result=_read_object(files.result, notes),
         evaluation=_read_object(files.evaluation, notes),
         quarantine=tuple(_read_lines(files.quarantine, notes)),
+        starts=tuple(_read_lines(files.starts, notes)),
+        sizes=_read_object(files.sizes, notes),
         pack=_read_pack(run_dir, notes),
         notes=tuple(notes),
     )

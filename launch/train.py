@@ -37,6 +37,7 @@ from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
 from zeta.run_lock import RunLock, this_owner
+from zeta.starts import note_start
 from zeta.watchdog import Watchdog
 
 _CLAIM = "zeta/start/claim"
@@ -176,6 +177,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
         # Only a run that could be built fixes the config of its directory.
         if world.is_main:
             _write_run_files(run_dir, config, start.manifest)
+            note_start(run_dir.starts, trainer.progress.step, world.size)
         world.barrier()  # NOTE: nobody trains in a directory that is not described yet
         code = trainer.fit()
         if code is ExitCode.FINISHED:

@@ -12,11 +12,11 @@ class RunDir:
 
     Layout: ``config.yaml`` (resolved), ``code.diff``, ``classes.json``, ``metrics.jsonl``,
     ``ledger/``, ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``,
-    ``logs/rank_*.log``, ``heartbeat/``,
+    ``logs/rank_*.log``, ``heartbeat/``, ``starts.jsonl``,
     ``owners/`` (who trained here, see `zeta.run_lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
     and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
-    ``report.html`` and ``pack.svg`` (`zeta report`), ``result.json``, ``eval.json`` and
-    ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
+    ``report.html``, ``pack.svg`` and ``sizes.json`` (`zeta report`), ``result.json``,
+    ``eval.json`` and ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
     """
 
     path: Path
@@ -110,6 +110,11 @@ class RunDir:
         return self.path / "slurm_restarts"
 
     @property
+    def starts(self) -> Path:
+        """One JSON object a line for each start of the run: `step`, `ranks`, `time`."""
+        return self.path / "starts.jsonl"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"
@@ -118,6 +123,11 @@ class RunDir:
     def pack_picture(self) -> Path:
         """Picture of the first pack, which the report shows."""
         return self.path / "pack.svg"
+
+    @property
+    def sizes(self) -> Path:
+        """JSON object of the sizes and drop rates at which images were shown, for the report."""
+        return self.path / "sizes.json"
 
     @property
     def result(self) -> Path:

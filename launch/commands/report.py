@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from launch.arguments import Subparsers, add_command
+from launch.errors import USER_ERRORS, message
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -14,10 +16,24 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         run,
-        "write one self-contained HTML page about a run, finished or not",
-        "zeta report runs/demo",
+        "write one self-contained HTML page about a run, finished or not, alone or beside others",
+        "zeta report runs/first --compare runs/second --axis tokens",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="OTHER",
+        help="directories of other runs, drawn into the same charts",
+    )
+    parser.add_argument(
+        "--axis",
+        default="step",
+        metavar="AXIS",
+        help="what the charts run along: step, tokens, images, or time (default: step)",
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="where to write (default: RUN_DIR/report.html)"
     )
@@ -25,15 +41,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from launch.first_pack import draw_first_pack
     from launch.report import write_report
+    from launch.report_inputs import write_report_inputs
     from zeta.run_dir import RunDir
 
-    run_dir = RunDir(args.run_dir)
-    if run_dir.config.is_file() and not run_dir.pack_picture.exists():
-        try:
-            draw_first_pack(run_dir)
-        except ValueError as error:  # the report is about the run, which may outlive its shards
-            print(f"without a picture of a pack: {error}")
-    print(write_report(args.run_dir, args.out))
+    for path in (args.run_dir, *args.compare):
+        run_dir = RunDir(path)
+        if run_dir.config.is_file():
+            try:
+                write_report_inputs(run_dir)
+            except USER_ERRORS as error:  # the report is about a run, which may outlive its shards
+                why = f"{path}: without new sizes and picture of a pack: {message(error)}"
+                print(why, file=sys.stderr)
+    print(write_report(args.run_dir, args.out, args.compare, args.axis))
     return 0

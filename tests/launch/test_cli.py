@@ -57,6 +57,7 @@ def test_the_commands_of_today_are_there():
         ("export",),
         ("eval",),
         ("report",),
+        ("experiment",),
     }
 
 

@@ -86,6 +86,14 @@ def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
         assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 61))
+    starts = [
+        [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]
+        for out in (interrupted, straight)
+    ]
+    assert [[start["ranks"] for start in of_run] for of_run in starts] == [[2, 2], [2]]
+    assert 5 <= starts[0][1]["step"] < 60
+    assert "Started 2 times" in (interrupted / "report.html").read_text()
+    assert "Started" not in (straight / "report.html").read_text()
     weights = [
         (out / "export" / "model.safetensors").read_bytes() for out in (interrupted, straight)
     ]

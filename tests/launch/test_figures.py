@@ -7,12 +7,11 @@ import pytest
 
 from launch.figures import (
     COLOURS,
-    accuracy_chart,
+    Events,
     compact,
     curve_mark,
     line_chart,
     percent,
-    side_of,
 )
 from launch.run_record import Series
 
@@ -39,11 +38,30 @@ def test_a_chart_is_xml_coloured_by_variables_alone():
 
 
 def test_more_curves_than_colours_are_all_drawn_and_told_apart():
-    svg = line_chart("a", [_series([i, i + 1]) for i in range(8)], format_value=compact)
+    svg = line_chart("a", [_series([i, i + 1]) for i in range(16)], format_value=compact)
     paths = list(ElementTree.fromstring(svg).iter("path"))
     styles = [path.get("style", "") for path in paths]
-    assert len({style for style in styles if "--series-" in style}) == 8
-    assert len({curve_mark(index) for index in range(8)}) == 8
+    assert len({style for style in styles if "--series-" in style}) == 16
+    assert len({curve_mark(index) for index in range(32)}) == 32
+
+
+def test_restarts_are_lines_and_checkpoints_ticks_in_the_colour_they_are_given():
+    curve = _series([3, 2, 1, 1])
+    events = Events(np.array([15.0, 25.0]), np.array([10.0, 20.0, 30.0]), "--series-3")
+    before = line_chart("a", [curve], format_value=compact)
+    svg = line_chart("a", [curve], format_value=compact, events=[events], x_label="tokens seen")
+    assert not _paths(before, "--series-3")
+    dashed = [
+        path
+        for path in ElementTree.fromstring(svg).iter("path")
+        if "stroke-dasharray" in path.get("style", "") and "--series-3" in path.get("style", "")
+    ]
+    assert len(dashed) == 2
+    ticks = [
+        use for use in ElementTree.fromstring(svg).iter("use") if "series-3" in use.get("style", "")
+    ]
+    assert len(ticks) == 3
+    assert "tokens seen" in [text.text for text in ElementTree.fromstring(svg).iter("text")]
 
 
 def test_two_charts_in_a_page_share_no_id():
@@ -84,33 +102,8 @@ def test_odd_ranges_are_drawn(values, log):
     assert _paths(line_chart("a", [_series(values)], format_value=compact, log=log), "--series-1")
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [("native", 0.97)],
-        [("48", 0.9)],
-        [("96", 0.95), ("48", 0.9), ("native", 0.93), ("64", 0.91)],
-        [(str(side), 0.5) for side in range(24, 300, 8)],
-        [("$\\frac{$", 0.1), ("<b>&\"'", 0.2), ("48", 1.0)],
-    ],
-)
-def test_accuracy_is_drawn_for_any_set_of_resolutions(rows):
-    svg = accuracy_chart("acc", rows, trained=(32, 96))
-    if any(side_of(name) is not None for name, _ in rows):
-        assert _paths(svg, "--series-1")
-    if any(side_of(name) is None for name, _ in rows):
-        assert _paths(svg, "--series-2")
-
-
-def test_points_of_the_accuracy_chart_are_labelled_in_the_order_of_their_sides():
-    svg = accuracy_chart("acc", [("96", 0.95), ("48", 0.902)])
-    words = [text.text for text in ElementTree.fromstring(svg).iter("text")]
-    assert words.index("90.2") < words.index("95.0")
-
-
 def test_numbers_are_written_short():
     assert [compact(x) for x in (0, 0.002, 2e-05, 950, 1200, 3.5e6, 2e9, 999_999)] == [
         "0", "0.002", "2e-05", "950", "1.2k", "3.5M", "2G", "1M",
     ]  # fmt: skip
     assert [percent(x) for x in (0.975, 1.0, 0.9749)] == ["97.5%", "100%", "97.5%"]
-    assert [side_of(x) for x in ("48", "48px", "48x64", "native")] == [48, 48, 48, None]

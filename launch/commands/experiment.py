@@ -1,0 +1,51 @@
+"""`zeta experiment`: NaViT against ViTs of one size, at equal compute, on your images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command, positive_int
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "experiment",
+        run,
+        "train NaViT and ViTs of one image size with equal compute, and compare their accuracy",
+        "zeta experiment photos --out runs/experiment --seeds 3",
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        nargs="?",
+        help="folder of images, its subfolders the classes (default: the digits of zeta demo)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/experiment"),
+        help="folder (default: runs/experiment)",
+    )
+    parser.add_argument(
+        "--seeds", type=positive_int, default=1, metavar="N", help="runs of each arm (default: 1)"
+    )
+    parser.add_argument(
+        "--nproc", type=positive_int, default=2, metavar="N", help="ranks of a run (default: 2)"
+    )
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings to change in all arms"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the experiment; the same command continues an interrupted one."""
+    from launch.experiment import run_experiment
+
+    if args.source is not None and "=" in args.source and not Path(args.source).exists():
+        args.overrides, args.source = [args.source, *args.overrides], None
+    return run_experiment(
+        args.source, args.out, seeds=args.seeds, nproc=args.nproc, overrides=args.overrides
+    )
