@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,8 +34,8 @@ def load_initial_weights(
     Raises:
         RunError: nothing to read there, or weights of another model; on every rank alike.
     """
-    files, error = _open_on_main(Path(path).expanduser(), world)
     wanted = {name: full_shape(tensor) for name, tensor in _tensors(model).items()}
+    files, error = _open_on_main(Path(path).expanduser(), wanted, world)
     shapes: Mapping[str, list[int]] | None
     shapes, error = world.broadcast((None if files is None else files.shapes, error))
     if error is not None or shapes is None:
@@ -61,11 +61,13 @@ def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> Non
         _set(parameters[name], None if state is None else state.full(name), world)
 
 
-def _open_on_main(path: Path, world: World) -> tuple[WeightFiles | None, str | None]:
+def _open_on_main(
+    path: Path, wanted: Iterable[str], world: World
+) -> tuple[WeightFiles | None, str | None]:
     if not world.is_main:
         return None, None
     try:
-        return open_weights(path), None
+        return open_weights(path).for_model(wanted), None
     except (ValueError, OSError, SafetensorError) as error:
         return None, str(error)
 

@@ -125,13 +125,11 @@ class TrainConfig:
     """Steps between two lines of metrics."""
     checkpoint_every: int | None = free(1000)
     """Steps between two checkpoints; null: none by steps. One is written at the end of the run and
-    when it is asked to stop in any case."""
+    when it is asked to stop in any case. Training goes on meanwhile, after a copy to host memory,
+    which takes as much as the files of a rank."""
     checkpoint_minutes: float | None = free(None)
     """Minutes after which the next step is followed by a checkpoint, by rank 0's clock; null: none
     by time."""
-    checkpoint_async: bool = free(True)
-    """Write checkpoints while training goes on, from a copy in host memory, which takes as much as
-    the rank's files; false: training waits until they are on the disk."""
     keep_last: int = free(2)
     """Newest checkpoints to keep."""
     keep_every: int | None = free(None)
@@ -146,7 +144,8 @@ class TrainConfig:
     init_from: str | None = None
     """Begin at the weights of a run directory, of a checkpoint in it, or of a folder written by
     `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
-    initial values. Null: initial weights."""
+    initial values; of an image-text run a classifier takes the image encoder. Null: initial
+    weights."""
     new_head: bool = False
     """Keep the initial values of the head in any case, whatever `init_from` has."""
     trainable: str = "all"

@@ -357,8 +357,6 @@ class Trainer:
             progress.data = merge_states(states)
             self.ledger.flush()
             self.checkpoints.begin(self.engine, progress)
-        if not self.train.checkpoint_async:
-            self._finish_save()
 
     def _finish_save(self) -> str | None:
         """Publish the checkpoint that was begun, if any, once it is written; return why not."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from zeta.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
 from zeta.run_dir import RunDir
 
 _HEAD = "head."
+_IMAGE = "image."
+"""Before the names of the image encoder's weights in a run that compares images with captions."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class WeightFiles:
     shapes: Mapping[str, list[int]]
     """Shape of every weight and buffer, by name in the model."""
     read: Callable[[str], Tensor]
+
+    def for_model(self, names: Iterable[str]) -> WeightFiles:
+        """Return what a model with parameters of these `names` can begin at.
+
+        Of an image-text run a model without captions takes the image encoder, but not its head:
+        that maps into the space of the captions.
+        """
+        if not _is_image_text(self.shapes) or _is_image_text(names):
+            return self
+        return WeightFiles(_image_encoder(self.shapes), lambda name: self.read(_IMAGE + name))
 
 
 def open_weights(path: Path) -> WeightFiles:
@@ -86,6 +98,8 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
             wanted |= {name: list(buffer.shape) for name, buffer in model.named_buffers()}
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise RunError(f"train.init_from cannot be read: {error}") from error
+    if _is_image_text(shapes) and not _is_image_text(wanted):
+        shapes = _image_encoder(shapes)
     head_to_leave(wanted, shapes, path)
 
 
@@ -112,11 +126,23 @@ def head_to_leave(
     return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
 
 
+def _is_image_text(names: Iterable[str]) -> bool:
+    return any(name.startswith(_IMAGE) for name in names)
+
+
+def _image_encoder(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Return the shapes of the image encoder without its head, under its own names."""
+    own = {n.removeprefix(_IMAGE): s for n, s in shapes.items() if n.startswith(_IMAGE)}
+    return {name: shape for name, shape in own.items() if not name.startswith(_HEAD)}
+
+
 def _open_export(path: Path) -> WeightFiles:
-    read_config(path)
+    image_text = "text" in read_config(path)
     file: Any = safe_open(path / WEIGHTS_FILE, framework="pt")  # the library has no types
     names: list[str] = file.keys()
     shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
+    if image_text:  # an export holds the image encoder under its own names
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(_HEAD)}
     return WeightFiles(shapes, file.get_tensor)
 
 

@@ -143,18 +143,18 @@ def checkpoints(trainer, folder, rounds):
     """Seconds of each kind, round by round: after a save has filled what the next ones use again.
 
     blocked: what training waits for, while the disk has time between two steps; whole: until it is
-    published; waiting: the same where training waits (train.checkpoint_async=false).
+    published; last: that of a checkpoint which training waits for, as at the end of a run.
     """
-    seconds = {"blocked": [], "whole": [], "waiting": [], "plain write": []}
+    seconds = {"blocked": [], "whole": [], "last": [], "plain write": []}
     for _ in range(rounds + 1):
         began = time.perf_counter()
         blocked = save(trainer, between=True)
         whole = time.perf_counter() - began
         newest = max(trainer.run_dir.checkpoints.glob("step_*"))
         sizes = [file.stat().st_size for file in newest.rglob("*") if file.is_file()]
-        waiting = save(trainer, between=False)
+        last = save(trainer, between=False)
         plain = plain_write(folder / "plain", sizes, trainer.train.keep_last)
-        for values, value in zip(seconds.values(), (blocked, whole, waiting, plain), strict=True):
+        for values, value in zip(seconds.values(), (blocked, whole, last, plain), strict=True):
             values.append(value)
     return {kind: values[1:] for kind, values in seconds.items()}
 

@@ -19,6 +19,7 @@ from data_pipeline.tokenizer import open_tokenizer
 from launch.first_pack import titles
 from tests.launch.command_line import zeta
 from tests.zeta.training import lane_pack
+from zeta.checkpoint import load_full_weights
 from zeta.pretrained import load_pretrained, read_config
 
 COLOURS = {
@@ -44,6 +45,15 @@ data:
   drop: {kind: none}
 train: {packs_per_step: 2, max_steps: 8, log_every: 2, checkpoint_every: 4}
 optim: {warmup_steps: 2}
+tracker: {wandb: {mode: disabled}}
+"""
+
+CLASSIFIER = """
+include: [model/digits, data/digits, train/short, cluster/cpu]
+model: {depth: 2, num_classes: 32}
+data: {workers: 0, max_images_per_pack: 9, token_budget: 1024, drop: {kind: none}}
+train: {packs_per_step: 1, max_steps: 1}
+optim: {lr: 0.0, warmup_steps: 0}
 tracker: {wandb: {mode: disabled}}
 """
 
@@ -146,6 +156,29 @@ def test_the_export_holds_the_image_encoder_the_text_encoder_and_the_tokenizer(w
     assert "image-text" in refused.stderr
     timm = zeta("export", "run", "timm", "--format", "timm", cwd=world)
     assert timm.returncode == 0, timm.stderr
+
+
+@pytest.mark.slow
+def test_a_classifier_begins_at_the_image_encoder_of_a_run_or_of_its_export(world):
+    labelled = [
+        (key, files | {"cls": b"%d" % (i % 6)}) for i, (key, files) in enumerate(pictures())
+    ]
+    build_shards(labelled, world / "labelled")
+    (world / "classifier.yaml").write_text(CLASSIFIER)
+    assert zeta("export", "run", "encoder", cwd=world).returncode == 0
+    expected = load_pretrained(world / "encoder").state_dict()
+    for source in ("run", "encoder"):
+        settings = (f"run.dir=from_{source}", f"train.init_from={source}")
+        done = zeta("train", "classifier.yaml", "data.shards=labelled", *settings, cwd=world)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert f"the weights are those of {source}, but head.weight and head.bias" in done.stdout
+        weights = load_full_weights(world / f"from_{source}/checkpoints/step_00000001")
+        assert set(weights) == set(expected)
+        # As many classes as the embedding has numbers: its projection is no head for them.
+        assert weights["head.weight"].shape == expected["head.weight"].shape
+        assert not torch.equal(weights["head.weight"], expected["head.weight"])
+        for name in expected:
+            assert name.startswith("head.") or torch.equal(weights[name], expected[name]), name
 
 
 def test_pictures_of_a_pack_are_named_by_caption_labels_or_label():

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
 from zeta.optim import parameter_shapes
-from zeta.weight_files import check_initial_weights, open_weights
+from zeta.weight_files import WeightFiles, check_initial_weights, open_weights
 
 
 def test_a_folder_that_holds_no_weights_is_refused(tmp_path):
@@ -30,6 +31,24 @@ def test_a_checkpoint_of_another_model_is_refused_by_its_list_of_parameters(tmp_
     check_initial_weights(tiny_navit(), str(tmp_path / inside))  # a head of its own is no fault
     with pytest.raises(RunError, match=r"train\.init_from .* of another model: attn_pool\.kv"):
         check_initial_weights(tiny_navit(dim=24), str(tmp_path / inside))
+
+
+def test_a_classifier_may_begin_at_the_image_encoder_of_an_image_text_run(tmp_path):
+    saved = {f"image.{n}": shape for n, shape in parameter_shapes(tiny_navit()).items()}
+    saved |= {"text.head.weight": [5, 16], "logits.scale": []}
+    (tmp_path / "trainer.json").write_text(json.dumps({"parameters": saved}))
+    check_initial_weights(tiny_navit(num_classes=7), str(tmp_path))
+    with pytest.raises(RunError, match=r"of another model: attn_pool\.kv"):
+        check_initial_weights(tiny_navit(dim=24), str(tmp_path))
+
+
+def test_of_an_image_text_run_the_head_is_not_taken():
+    shapes = {"image.head.weight": [5, 16], "image.norm.gamma": [16], "text.head.weight": [5, 16]}
+    files = WeightFiles(shapes, lambda name: torch.full(shapes[name], float(len(name))))
+    alone = files.for_model(["norm.gamma", "head.weight"])
+    assert alone.shapes == {"norm.gamma": [16]}
+    assert torch.equal(alone.read("norm.gamma"), files.read("image.norm.gamma"))
+    assert files.for_model(shapes) is files
 
 
 def test_what_holds_no_weights_is_refused(tmp_path):
