@@ -14,8 +14,10 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
 ENDED = {
@@ -51,16 +53,19 @@ ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
 InactiveLimit=0
-KillWait=5
+KillWait=15
 MinJobAge=3600
 MaxJobCount=1000
 SlurmdParameters=config_overrides
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed.txt
 AccountingStorageType=accounting_storage/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+{partitions}
 """
+_ALL_NODES = ("PartitionName=main Nodes=ALL Default=YES PreemptMode=OFF",)
 
 
 def missing_tools() -> list[str]:
@@ -74,12 +79,15 @@ def missing_tools() -> list[str]:
 class Cluster:
     """Start it with `start`, always `stop` it. Commands and jobs see it through `environment`."""
 
-    def __init__(self, nodes: int = 2, cpus_per_node: int = 4) -> None:
+    def __init__(
+        self, nodes: int = 2, cpus_per_node: int = 4, partitions: Sequence[str] = _ALL_NODES
+    ) -> None:
         # Sockets lie here, and their paths may have no more than 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="zslurm-", dir="/tmp"))
         self.folder.chmod(0o755)  # munged refuses a folder that others cannot enter
         self.node_names = [f"n{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus_per_node
+        self._partitions = partitions
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = os.environ | {
             "SLURM_CONF": str(self.folder / "slurm.conf"),
@@ -100,7 +108,13 @@ class Cluster:
         )
         (self.folder / "state").mkdir()
         (self.folder / "slurm.conf").write_text(
-            _CONF.format(host=host, controller_port=ports[0], folder=self.folder, nodes=nodes)
+            _CONF.format(
+                host=host,
+                controller_port=ports[0],
+                folder=self.folder,
+                nodes=nodes,
+                partitions="\n".join(self._partitions),
+            )
         )
         self._start_munge()
         self._start("slurmctld", "slurmctld", "-D", "-i")
@@ -135,16 +149,22 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """Lose a node as if its power failed: its slurmd, its steps and their tasks."""
-        victims = [
-            pid for pid in self.processes() if _environment(pid).get("SLURMD_NODENAME") == name
-        ]
-        spool = str(self.folder / f"spool.{name}")
-        victims += [pid for pid in self.processes() if spool in _command_line(pid)]
-        self._daemons[name].kill()
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._daemons[name].wait()
+        daemon = self._daemons.pop(name)  # nobody is to wonder where it is
+        daemon.kill()
+        # All at once, as far as others can see: first they stop, so that none tells of another.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in self.processes():
+                if self._is_on(name, pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+        daemon.wait()
+
+    def _is_on(self, name: str, pid: int) -> bool:
+        """Whether a process is a task of the node, or one of the step daemons in front of it."""
+        if _environment(pid).get("SLURMD_NODENAME") == name:
+            return True
+        log = self.folder / f"slurmd.{name}.log"  # which its step daemons write to
+        return "slurmstepd" in _command_line(pid) and log in _open_files(pid)
 
     def run(self, *command: object, timeout: float = 30, **options: object) -> str:
         """Run a Slurm command against this cluster and return its output."""
@@ -171,10 +191,12 @@ class Cluster:
         """Return Slurm's record of a node, as text."""
         return self.run("scontrol", "--oneliner", "show", "node", name)
 
-    def wait_for_job(self, job: int, states: Iterable[str] = ENDED, timeout: float = 120) -> dict:
+    def wait_for_job(
+        self, job: int, states: Iterable[str] = ENDED, timeout: float = 120, every: float = 0.2
+    ) -> dict:
         """Wait until the job is in one of the states and return its record."""
         wanted = set(states)
-        self.wait_until(lambda: self.job(job)["JobState"] in wanted, timeout)
+        self.wait_until(lambda: self.job(job)["JobState"] in wanted, timeout, every)
         return self.job(job)
 
     def completed(self, job: int) -> list[dict[str, str]]:
@@ -184,14 +206,15 @@ class Cluster:
         records = [dict(w.partition("=")[::2] for w in line.split() if "=" in w) for line in lines]
         return [record for record in records if record.get("JobId") == str(job)]
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float, every: float = 0.2) -> None:
         """Wait until `condition` holds; fail with the daemons' last words when it does not."""
         deadline = time.monotonic() + timeout
         while not condition():
-            dead = [name for name, daemon in self._daemons.items() if daemon.poll() is not None]
+            daemons = list(self._daemons.items())
+            dead = [name for name, daemon in daemons if daemon.poll() is not None]
             if time.monotonic() > deadline or dead:
                 raise TimeoutError(f"gave up waiting; ended daemons: {dead}\n{self._last_words()}")
-            time.sleep(0.2)
+            time.sleep(every)
 
     def processes(self) -> list[int]:
         """Return all processes that belong to this cluster: daemons, steps and tasks."""
@@ -231,6 +254,20 @@ class Cluster:
         )
 
 
+@contextlib.contextmanager
+def running(make: Callable[[], Cluster]) -> Iterator[Cluster]:
+    """Start the cluster that `make` returns, and stop it; skip the test where none can be."""
+    missing = missing_tools()
+    if missing:
+        pytest.skip(f"no Slurm cluster here: {', '.join(missing)} missing")
+    cluster = make()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
@@ -248,7 +285,14 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(word.partition("=")[::2] for word in words if "=" in word)
 
 
-def _command_line(pid: int) -> Sequence[str]:
+def _open_files(pid: int) -> list[Path]:
+    try:
+        return [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return []
+
+
+def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:

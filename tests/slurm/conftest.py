@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_tools
+from tests.slurm.cluster import Cluster, running
 
 
 def pytest_collection_modifyitems(items):
@@ -20,12 +20,5 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two idle nodes; skipped with the reason where they cannot be started."""
-    missing = missing_tools()
-    if missing:
-        pytest.skip(f"no Slurm cluster here: {', '.join(missing)} missing")
-    cluster = Cluster()
-    try:
-        cluster.start()
+    with running(Cluster) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
