@@ -44,6 +44,7 @@ COMMANDS = (
     Command("launch_slurm", "launch"),
     Command("launch_doctor", "launch"),
     Command("launch_check", "launch"),
+    Command("launch_sizes", "launch"),
     Command("export"),
     Command("evaluate"),
     Command("report"),

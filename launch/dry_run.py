@@ -24,8 +24,14 @@ from launch.start import Start, check_start
 from launch.tables import plan_warnings
 from zeta.deepspeed_passthrough import offloads_optimizer
 from zeta.distributed import RankInfo, close_distributed, init_distributed
-from zeta.hardware import Accelerator
-from zeta.memory_model import ActivationMemory, StateMemory, activation_memory, state_memory
+from zeta.hardware import RESERVE_GIB, Accelerator
+from zeta.memory_model import (
+    ActivationMemory,
+    StateMemory,
+    activation_memory,
+    set_checkpointing,
+    state_memory,
+)
 from zeta.models.image_text import build_for_objective
 from zeta.objectives import build_objective
 from zeta.packed import PackedBatch
@@ -33,11 +39,7 @@ from zeta.train_config import TrainConfig
 from zeta.trainable import freeze
 
 _GIB = 2**30
-_RESERVE = 1.5
-"""GiB of a GPU that CUDA's context and the gaps between blocks take."""
 _PACKS_LOOKED_AT = 32
-_CHECKPOINTING = "activation_checkpointing"
-"""What every encoder calls it."""
 
 
 def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int:
@@ -61,9 +63,7 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     freeze(model, train.trainable)
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
-    for module in model.modules():
-        if hasattr(module, _CHECKPOINTING):
-            setattr(module, _CHECKPOINTING, train.activation_checkpointing)
+    set_checkpointing(model, train.activation_checkpointing)
     activations = activation_memory(model, pack, _any_loss, train.dtype)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     print(f"\nparameters        {sum(sizes):,}{still}")
@@ -142,12 +142,12 @@ def memory_table(
     for name, values in [*rows, ("activations", [activations.peak] * 4), ("total", totals)]:
         lines.append(f"{name:<18}" + "".join(f"{value / _GIB:>10.3f}" for value in values))
     if gpu is not None:
-        fits = [total / _GIB + _RESERVE <= gpu.memory_gib for total in totals]
+        fits = [gpu.fits(total) for total in totals]
         words = "".join(f"{'yes' if fit else 'NO':>10}" for fit in fits)
         lines.append(f"{f'fits {gpu.key}':<18}{words}")
         lines.append(
-            f"({gpu.memory_gib:g} GiB a GPU, {_RESERVE:g} of it for CUDA; activations are counted "
-            "for the operators of a CPU)"
+            f"({gpu.memory_gib:g} GiB a GPU, {RESERVE_GIB:g} of it for CUDA; activations are "
+            "counted for the operators of a CPU)"
         )
     lines.append("(* train.zero_stage)")
     return lines

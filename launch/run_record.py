@@ -89,7 +89,7 @@ class RunRecord:
 
     @property
     def checkpoints(self) -> Floats:
-        """Steps of which a checkpoint was written."""
+        """Steps at which a checkpoint was whole."""
         saves = self.series.get(names.CHECKPOINT_SAVE_S)
         return np.zeros(0) if saves is None else saves.steps
 

@@ -8,19 +8,33 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from launch.cli import build_parser
 from launch.config import load_config
+from launch.shipped import configs_root
+from launch.sizing import sizing_table
+from tests.data_pipeline.shard_fixtures import jpeg, write_shard
 from tests.launch.photos import write_photos
+from zeta.hardware import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 NOT_RUN = ("git clone", "make demo", ". .venv/bin/activate")
 """Tested where they belong: tests/launch/test_makefile.py and tests/launch/test_demo.py."""
-SHORTENED = {"zeta launch local": "train.max_steps=4 optim.warmup_steps=1"}
+SHORTENED = {
+    "zeta launch local": "train.max_steps=4 optim.warmup_steps=1",
+    "zeta data plan navit_b16_classification data.shards=shards/imagenet": (
+        "train.packs_per_step=16"
+    ),
+    "zeta train navit_b16_classification --dry-run": (
+        "train.packs_per_step=16 model.depth=1 train.device=cpu data.token_budget=256"
+    ),
+    "zeta data plan navit_l16_siglip": "train.packs_per_step=16",
+}
 
 
 def _joined(block: str) -> list[str]:
@@ -42,10 +56,30 @@ def test_every_piece_of_a_recipe_is_a_valid_config(tmp_path: Path, block: str):
     assert config.train.max_steps == 100
 
 
+def write_pairs(folder: Path) -> None:
+    """Write shards as img2dataset does: image, caption and metadata of each pair, and its notes."""
+    folder.mkdir()
+    for shard in range(2):
+        members = []
+        for key in (f"{shard:05d}{number:04d}" for number in range(20)):
+            facts = {"caption": f"photo {key}", "width": 60, "height": 40, "status": "success"}
+            members += [
+                (f"{key}.jpg", jpeg(40, 60, int(key))),
+                (f"{key}.json", json.dumps(facts).encode()),
+                (f"{key}.txt", facts["caption"].encode()),
+            ]
+        write_shard(folder / f"{shard:05d}.tar", members)
+        (folder / f"{shard:05d}_stats.json").write_text("{}")
+        (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1")
+
+
 @pytest.mark.slow
 def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
     usable = write_photos(tmp_path / "photos", 10, seed=0)
     write_photos(tmp_path / "photos_held_out", 4, seed=1)
+    write_photos(tmp_path / "imagenet/train", 8, seed=2)
+    write_photos(tmp_path / "imagenet/val", 2, seed=3)
+    write_pairs(tmp_path / "pairs")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands = shell_commands()
     assert len(commands) >= 8
@@ -75,6 +109,36 @@ def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
     metrics = (tmp_path / "runs/first/metrics.jsonl").read_text()
     assert '"val/top1"' in metrics
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.slow
+def test_the_tables_of_what_fits_are_those_that_the_command_prints():
+    commands = re.findall(r"<!-- zeta (launch sizes [^>]*) -->\n((?:\|.*\n)+)", README)
+    assert len(commands) == 2
+    for command, table in commands:
+        args = build_parser().parse_args(command.split())
+        gpus = [accelerator(key) for key in args.gpus]
+        lines = sizing_table(args.presets, gpus, args.world_size)
+        assert table.splitlines() == lines, command
+
+
+def test_the_figures_of_the_experiment_are_those_of_its_file():
+    runs = json.loads((configs_root() / "experiments/digits.json").read_text())["runs"]
+    table = README.split("| trained at | images seen |")[1].split("\n\n")[0]
+    head, _, *rows = table.splitlines()
+    sides = [cell.strip() for cell in head.split("|") if cell.strip()]
+    assert len(rows) == 3
+    for arm, row in zip(("navit", "fixed_48", "fixed_96"), rows, strict=True):
+        mine = [run for run in runs if run["arm"] == arm]
+        _, images, *scores = [cell.strip() for cell in row.strip("| ").split("|")]
+        seen = mean(run["images_seen"] for run in mine)
+        assert int(images.replace(",", "")) == pytest.approx(seen, abs=51)
+        for side, score in zip(sides, scores, strict=True):
+            top1 = mean(run["top1_by_resolution"][side] for run in mine)
+            assert float(score) == pytest.approx(100 * top1, abs=0.051), (arm, side)
+    flops = {f"{run['flops'] / 1e12:.2f}" for run in runs}
+    assert flops == {"2.47"}
+    assert "2.47 TFLOP" in README
 
 
 def test_the_python_example_runs_as_written():

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+RESERVE_GIB = 1.5
+"""What CUDA's context and the gaps between blocks take of a GPU."""
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -28,6 +31,10 @@ class Accelerator:
     def peak_tflops(self, dtype: str) -> float | None:
         """Return the dense peak in TFLOP/s at `train.dtype` bf16 or fp32; None: none known."""
         return self.bf16_tflops if dtype == "bf16" else self.fp32_tflops
+
+    def fits(self, nbytes: float) -> bool:
+        """Whether a rank that takes so many bytes for tensors fits, CUDA's own needs counted."""
+        return nbytes / 2**30 + RESERVE_GIB <= self.memory_gib
 
 
 ACCELERATORS = (

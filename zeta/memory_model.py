@@ -38,6 +38,8 @@ _PREFETCH = ("stage3_prefetch_bucket_size", 50_000_000)
 """Elements of weights gathered ahead at ZeRO-3."""
 _KEPT_WHOLE = ("stage3_param_persistence_threshold", 100_000)
 """Parameters of at most so many elements stay on every rank at ZeRO-3."""
+_CHECKPOINTING = "activation_checkpointing"
+"""What every encoder calls it."""
 _ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
 """Scores and their gradient of one block, inside of the CPU's attention operator."""
 
@@ -133,6 +135,13 @@ def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
     value = settings.get("zero_optimization", {}).get(name, default)
     check_range(f"train.deepspeed.zero_optimization.{name}", value, 0, open_high=True)
     return int(value)
+
+
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """Have the encoders of `model` recompute their blocks, or not: `activation_checkpointing`."""
+    for module in model.modules():
+        if hasattr(module, _CHECKPOINTING):
+            setattr(module, _CHECKPOINTING, on)
 
 
 def activation_memory(

@@ -52,6 +52,7 @@ def test_the_commands_of_today_are_there():
         ("train",),
         ("launch", "local"),
         ("launch", "check"),
+        ("launch", "sizes"),
         ("launch", "slurm"),
         ("launch", "doctor"),
         ("export",),
