@@ -254,7 +254,7 @@ def test_without_sbatch_a_dry_run_still_works(sbatch, shards, capsys, monkeypatc
         (["no_such_recipe", "--nodes", "1"], "no config 'no_such_recipe'"),
         (["demo", "--nodes", "many"], "cluster.nodes is 'many'"),
         (["demo", "--nodes", "1", "--cluster", "moon"], "no cluster 'moon'"),
-        (["demo", "--nodes", "3"], "3 ranks were asked for"),
+        (["demo", "--nodes", "3"], "3 ranks but train.packs_per_step is 2"),
         (["demo", "--nodes", "1", "data.shards=nowhere"], "nowhere"),
     ],
 )
