@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     for path in (args.run_dir, *args.compare):
         run_dir = RunDir(path)
-        if run_dir.config.is_file():
+        if run_dir.config.is_file() and run_dir.metrics.is_file():
             try:
                 write_report_inputs(run_dir)
             except USER_ERRORS as error:  # the report is about a run, which may outlive its shards
