@@ -45,6 +45,7 @@ _SAMPLES_PER_SHARD = 512
 _OWN_KEYS = {
     "run.dir": "choose the folder with --out",
     "data.shards": "it trains on its digits; for other shards use zeta launch local",
+    "data.val_shards": "it evaluates on digits that it holds out",
     "data.seed": "choose the seed with --seed",
     "train.seed": "choose the seed with --seed",
 }
@@ -89,6 +90,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
     recipe = [
         f"run.dir={out}",
         f"data.shards={folder.shards('train')}",
+        f"data.val_shards={folder.shards('val')}",
         f"data.seed={seed}",
         f"train.seed={seed}",
         *overrides,

@@ -43,6 +43,7 @@ def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path
     result = json.loads((out / "result.json").read_text())
     assert set(result) == {"val_top1", "train_seconds", "fill", "images_per_s"}
     assert result["fill"] > 0.98
+    assert '"val/top1"' in (out / "metrics.jsonl").read_text()  # of the last step, at least
     evaluation = json.loads((out / "eval.json").read_text())
     assert evaluation["top1"] == result["val_top1"]
     assert {"native", "48", "128"} <= set(evaluation["by_resolution"])
