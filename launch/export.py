@@ -2,73 +2,236 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from launch.config import ZetaConfig, load_config
-from zeta.checkpoint import load_full_weights, newest_whole, read_trainer_state
+from zeta.checkpoint import (
+    CONFIG,
+    TRAINER_STATE,
+    find_fault,
+    newest_whole,
+    read_trainer_state,
+    step_name,
+    step_names,
+    step_of,
+    stored_weights,
+)
+from zeta.export_folder import (
+    CARD_FILE,
+    CONFIG_FILE,
+    WEIGHTS,
+    ZETA_WEIGHTS,
+    check_free,
+    whole_directory,
+    write_config,
+)
+from zeta.model_card import model_card
 from zeta.models.image_text import split_weights, text_arguments
-from zeta.pretrained import TextExport, save_pretrained
+from zeta.pretrained import MAX_FILE_BYTES, TextExport, write_model
 from zeta.run_dir import RunDir
-from zeta.timm_format import save_timm
+from zeta.stored_tensors import StoredTensor
+from zeta.timm_format import check_timm, write_timm
+from zeta.validation_scores import best_first, read_scores
+
+FORMS = {"zeta": ("zeta",), "timm": ("timm",), "both": ("zeta", "timm")}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CONSTANTS = ("mean", "std")
+"""Stay fp32: rounded, they would shift every pixel."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported, and where to."""
+
+    folder: Path
+    checkpoint: Path
+    why: str
+    """How the checkpoint was chosen, for a person."""
 
 
 def export_run(
     run_path: Path,
     out: Path,
     *,
-    step: int | None = None,
+    step: int | Literal["latest", "best"] = "latest",
     form: str = "zeta",
     average: bool = False,
-) -> Path:
-    """Write the weights of a run's newest whole checkpoint (or of `step`) to the folder `out`.
+    dtype: str = "fp32",
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> Exported:
+    """Write the weights of one whole checkpoint of a run to the folder `out`.
+
+    No device is needed, nor what the run was trained on, and the memory of about one parameter.
 
     Args:
         run_path: run directory.
         out: folder to write; a former export there is replaced once the new one is whole.
-        step: checkpoint to export; None: the newest that passes its hashes.
+        step: checkpoint to export; latest: the newest that passes its hashes; best: the one with
+            the best score on held-out images.
         form: zeta (for `zeta eval` and `NaViT.from_pretrained`; with the text encoder and the
-            tokenizer, if there are any) or timm (for ``timm.create_model("local-dir:OUT",
-            pretrained=True)``; of an image-text model the image encoder alone).
+            tokenizer, if there are any), timm (for ``timm.create_model("local-dir:OUT",
+            pretrained=True)``; of an image-text model the image encoder alone), or both, side by
+            side in the one folder.
         average: the moving average of the weights (`train.ema_decay`) instead of the weights.
+        dtype: of the weights in the files: fp32, bf16 or fp16.
+        max_file_bytes: weights for zeta beyond this are written as several files.
 
     Raises:
         ValueError: no run or no whole checkpoint there, no moving average in it, or an option that
             timm cannot express.
+        OSError: the files cannot be written, for want of space for example.
     """
     # Only files are read: DeepSpeed, whose types they hold, shall not look for devices and say so.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    run_dir = RunDir(run_path)
-    if not run_dir.config.is_file():
-        raise ValueError(f"{run_path} is not a run directory: it has no {run_dir.config.name}")
-    checkpoint = newest_whole(run_dir.checkpoints, step)
-    config = load_config(str(checkpoint / "config.yaml"))
+    run_dir = _open_run(run_path)
+    check_free(out)
+    checkpoint, why = _choose(run_dir, step, average)
+    config = load_config(str(checkpoint / CONFIG))
     arguments, objective = config.model.resolve(), config.objective
-    weights, text = load_full_weights(checkpoint, average=average), None
+    if "timm" in FORMS[form]:
+        check_timm(arguments)
+    tensors, text = _of_type(stored_weights(checkpoint, average=average), DTYPES[dtype]), None
     if objective.image_text:
-        weights, others = split_weights(weights)
+        tensors, others = split_weights(tensors)
         tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
         text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
-    if form == "timm":
-        return save_timm(out, weights, arguments)
-    facts = _facts(run_dir, checkpoint, config, average)
-    return save_pretrained(out, weights, arguments, facts, text)
+    facts = _facts(run_dir, checkpoint, config, average) | {"dtype": dtype}
+    _check_space(out, tensors, copies=len(FORMS[form]))
+    with whole_directory(out) as partial:
+        written: dict[str, Any] = {}
+        if "timm" in FORMS[form]:
+            written |= write_timm(partial, tensors, arguments, facts["class_names"])
+        if "zeta" in FORMS[form]:
+            written |= write_model(
+                partial,
+                tensors,
+                arguments,
+                facts,
+                resolution={name: getattr(config.data.resolution, name) for name in _SIZES},
+                text=text,
+                stem=ZETA_WEIGHTS if form == "both" else WEIGHTS,
+                max_file_bytes=max_file_bytes,
+            )
+        write_config(partial, written)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        card = model_card(
+            out.absolute().name,
+            facts,
+            arguments,
+            config_yaml=(checkpoint / CONFIG).read_text(),
+            weights=sum(map(math.prod, shapes.values())),
+            forms=FORMS[form],
+        )
+        (partial / CARD_FILE).write_text(card)
+    return Exported(out, checkpoint, why)
+
+
+_SIZES = ("kind", "min", "max", "fit", "max_upscale")
+
+
+def _open_run(path: Path) -> RunDir:
+    run_dir = RunDir(path)
+    if (path / TRAINER_STATE).is_file():
+        raise ValueError(
+            f"{path} is a checkpoint; name its run directory, and the checkpoint by --step "
+            f"{step_of(path.absolute().name) if path.name.startswith('step_') else 'N'}"
+        )
+    if (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{path} is an export already; name the directory of a run")
+    if not run_dir.config.is_file():
+        raise ValueError(f"{path} is not a run directory: it has no {run_dir.config.name}")
+    return run_dir
+
+
+def _choose(run_dir: RunDir, step: int | str, average: bool) -> tuple[Path, str]:
+    """Return the checkpoint to export, verified, and how it was chosen."""
+    folder = run_dir.checkpoints
+    if isinstance(step, int):
+        return newest_whole(folder, step), "as asked"
+    if step == "best":
+        return _best(run_dir, average)
+    chosen = newest_whole(folder)
+    newest = step_names(folder)[-1]
+    if newest != chosen.name:
+        return chosen, f"the newest that is whole: {newest} is not ({find_fault(folder / newest)})"
+    return chosen, "the newest"
+
+
+def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:
+    folder, scores = run_dir.checkpoints, read_scores(run_dir.metrics)
+    names = step_names(folder) if folder.is_dir() else []
+    if not names:
+        newest_whole(folder)  # says that there is none
+    ranked = best_first(scores, map(step_of, names), average=average)
+    if not ranked:
+        there = ", ".join(str(step_of(name)) for name in names)
+        raise ValueError(
+            f"none of the checkpoints in {run_dir.path} (steps {there}) was evaluated on held-out "
+            "images, so none is the best: name one by --step, or train with data.val_shards and "
+            "checkpoints at evaluated steps (train.checkpoint_every a multiple of "
+            "train.evaluate.every)"
+        )
+    damaged: list[str] = []
+    for candidate in ranked:
+        directory = folder / step_name(candidate.step)
+        fault = find_fault(directory)
+        if fault is None:
+            among = f"the best of {len(ranked)} with {candidate.metric} {candidate.value:.4g}"
+            return directory, "; ".join([among, *damaged])
+        damaged.append(f"{directory.name} is not whole ({fault})")
+    raise ValueError(f"no whole checkpoint in {run_dir.path}: {'; '.join(damaged)}")
+
+
+def _of_type(tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[str, StoredTensor]:
+    return {
+        name: tensor if name.rsplit(".", 1)[-1] in _CONSTANTS else replace(tensor, dtype=dtype)
+        for name, tensor in tensors.items()
+    }
+
+
+def _check_space(out: Path, tensors: Mapping[str, StoredTensor], copies: int) -> None:
+    """Raise OSError before anything is written, if the disk has no room for the weights."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed = copies * sum(tensor.nbytes for tensor in tensors.values())
+    if shutil.disk_usage(folder).free < needed:
+        told = f"{os.strerror(errno.ENOSPC)} for weights of {needed / 1e9:.3g} GB"
+        raise OSError(errno.ENOSPC, told, str(folder))
 
 
 def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool) -> dict[str, Any]:
     resolution = config.data.resolution
-    progress = read_trainer_state(checkpoint)["progress"]
+    state = read_trainer_state(checkpoint)
+    progress = state["progress"]
     return {
+        "recipe": config.run.name,
         "step": progress["step"],
         "weights": "moving average" if average else "last step",
         "images_seen": progress["images"],
         "tokens_seen": progress["tokens"],
+        "epoch": progress["epoch"],
         "data_fingerprint": progress["data"]["fingerprint"],
         "objective": config.objective.kind,
         "resolution": {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")},
         "class_names": json.loads(run_dir.classes.read_text())
         if run_dir.classes.exists()
         else None,
+        "evaluation": dict(read_scores(run_dir.metrics).get(progress["step"], {})),
+        "trained_by": {
+            "code": state.get("code"),
+            "versions": state.get("versions"),
+            "world_size": state["world_size"],
+            "zero_stage": state["zero_stage"],
+        },
     }

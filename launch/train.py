@@ -38,6 +38,7 @@ from zeta.objectives import build_objective
 from zeta.run_dir import RunDir
 from zeta.run_lock import RunLock, this_owner
 from zeta.starts import note_start
+from zeta.timm_format import timm_obstacle
 from zeta.watchdog import Watchdog
 
 _CLAIM = "zeta/start/claim"
@@ -81,6 +82,11 @@ def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
                 f"WARNING: {start.held_out.trained_on} of data.val_shards are in data.shards too: "
                 "val/ is not measured on images never seen; `zeta shards build --val-share` makes "
                 "shards that share no image"
+            )
+        obstacle = timm_obstacle(start.config.model.resolve())
+        if obstacle is not None:
+            console.message(
+                f"WARNING: `zeta export --format timm` will refuse this model: {obstacle}"
             )
         return _run_and_report(start, info, store, console)
 

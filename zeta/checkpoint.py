@@ -12,13 +12,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zeta.exit_codes import RunError
 from zeta.hashed_file import FileRecord, write_text
+from zeta.stored_tensors import StoredTensor, in_memory
 from zeta.zero_state import AVERAGE, WEIGHTS, ZeroState
 
 MANIFEST = "manifest.json"
@@ -140,8 +143,34 @@ def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroSt
     return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES, frozen)
 
 
+def stored_weights(directory: Path, *, average: bool = False) -> dict[str, StoredTensor]:
+    """Return the weights and buffers of a checkpoint, fp32, to be read one at a time.
+
+    It takes neither the devices nor the ranks that wrote them. What is written is not verified.
+
+    Args:
+        directory: `step_XXXXXXXX/`.
+        average: the moving average of the weights instead of the weights.
+
+    Raises:
+        ValueError: `directory` has no moving average.
+    """
+    state = open_zero_state(directory, read_trainer_state(directory))
+    if average and not state.has_average:
+        raise ValueError(
+            f"{directory} has no moving average of the weights: it was trained without "
+            "train.ema_decay"
+        )
+    key = AVERAGE if average else WEIGHTS
+    buffers = {name: buffer.clone() for name, buffer in state.buffers.items()}
+    return in_memory(buffers) | {
+        name: StoredTensor(tuple(shape), torch.float32, partial(state.full, name, key))
+        for name, shape in state.shapes.items()
+    }
+
+
 def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Tensor]:
-    """Return all weights and buffers of a checkpoint, fp32 on the CPU: for export, on any machine.
+    """Return all weights and buffers of a checkpoint in memory, once its files are verified.
 
     Args:
         directory: `step_XXXXXXXX/`.
@@ -151,13 +180,5 @@ def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Te
         ValueError: `directory` is no checkpoint, is damaged, or has no moving average.
     """
     require_whole(directory)
-    state = open_zero_state(directory, read_trainer_state(directory))
-    if average and not state.has_average:
-        raise ValueError(
-            f"{directory} has no moving average of the weights: it was trained without "
-            "train.ema_decay"
-        )
-    key = AVERAGE if average else WEIGHTS
-    return {name: buffer.clone() for name, buffer in state.buffers.items()} | {
-        name: state.full(name, key) for name in state.shapes
-    }
+    stored = stored_weights(directory, average=average)
+    return {name: tensor.read() for name, tensor in stored.items()}

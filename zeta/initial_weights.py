@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,34 +17,36 @@ from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.optim import full_shape
 from zeta.trainable import frozen_names
-from zeta.weight_files import WeightFiles, head_to_leave, open_weights
+from zeta.weight_files import OpenWeights, head_to_leave, open_weights
 
 
 def load_initial_weights(
     model: nn.Module, path: str, world: World, *, new_head: bool = False
-) -> list[str]:
+) -> tuple[list[str], str]:
     """Set the weights and buffers of `model` to those at `path`, which rank 0 reads for all.
 
     Every rank calls this together, with a whole model or one that is sharded by `zero.Init`. A head
     of another shape (other classes) keeps its initial values, and any head with `new_head`.
 
     Returns:
-        Names of the parameters of the head that were left as they are.
+        Names of the parameters of the head that were left as they are; and what else was not taken
+        as it is there, in words.
 
     Raises:
         RunError: nothing to read there, or weights of another model; on every rank alike.
     """
     wanted = {name: full_shape(tensor) for name, tensor in _tensors(model).items()}
-    files, error = _open_on_main(Path(path).expanduser(), wanted, world)
-    shapes: Mapping[str, list[int]] | None
-    shapes, error = world.broadcast((None if files is None else files.shapes, error))
-    if error is not None or shapes is None:
+    opened, error = _open_on_main(Path(path).expanduser(), wanted, world)
+    found = None if opened is None else (opened.shapes, opened.options, opened.note)
+    found, error = world.broadcast((found, error))
+    if error is not None or found is None:
         raise RunError(f"train.init_from cannot be read: {error}")
-    left = head_to_leave(wanted, shapes, path, new_head=new_head)
+    shapes, options, note = found
+    left = head_to_leave(wanted, shapes, path, new_head=new_head, options=options)
     for name, tensor in _tensors(model).items():
         if name not in left:
-            _set(tensor, None if files is None else files.read(name), world)
-    return left
+            _set(tensor, None if opened is None else opened.tensors[name].read(), world)
+    return left, note
 
 
 def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> None:
@@ -62,12 +64,12 @@ def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> Non
 
 
 def _open_on_main(
-    path: Path, wanted: Iterable[str], world: World
-) -> tuple[WeightFiles | None, str | None]:
+    path: Path, wanted: Mapping[str, list[int]], world: World
+) -> tuple[OpenWeights | None, str | None]:
     if not world.is_main:
         return None, None
     try:
-        return open_weights(path).for_model(wanted), None
+        return open_weights(path, wanted), None
     except (ValueError, OSError, SafetensorError) as error:
         return None, str(error)
 

@@ -1,8 +1,8 @@
 """Layers of the packed transformer, named and laid out as in timm.
 
 Letters in shape suffixes: T tokens, S segments (images, then tail padding), I images, C channels
-of a token, H heads, D channels of a head. Norms and the projections of queries and keys have no
-bias: a bias on the keys has a true gradient of zero, and Adam would amplify its rounding noise.
+of a token, H heads, D channels of a head. Unless asked for, norms and projections have no bias: one
+on the keys has a true gradient of zero, and Adam would amplify its rounding noise.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from torch.utils.checkpoint import checkpoint
 
 from zeta.attention import Segments, attend
 
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+"""Activation -> the `approximate` of torch's GELU."""
+
 
 class Norm(nn.LayerNorm):
-    """Layer normalisation with a weight and no bias; eps 1e-6."""
+    """Layer normalisation with a weight, and no bias unless asked for; eps 1e-6."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, eps=1e-6, bias=False)
+    def __init__(self, dim: int, *, bias: bool = False) -> None:
+        super().__init__(dim, eps=1e-6, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`, computing in fp32."""
@@ -75,6 +78,10 @@ class BlockShape:
     layer_scale: float | None = None
     """Initial factor of the layer scale; None: no layer scale."""
     qk_norm: bool = True
+    bias: bool = False
+    """Biases on norms and projections, as most published ViTs have them."""
+    activation: str = "gelu"
+    """Of the MLPs: one of `ACTIVATIONS`."""
     backend: str = "auto"
     """Attention back-end, see `zeta.attention`."""
 
@@ -84,7 +91,11 @@ class BlockShape:
 
     def head_norm(self) -> nn.Module:
         """Build the norm of the queries or the keys of every head."""
-        return Norm(self.dim_head) if self.qk_norm else nn.Identity()
+        return Norm(self.dim_head, bias=self.bias) if self.qk_norm else nn.Identity()
+
+    def mlp(self, dropout: float) -> Mlp:
+        """Build an MLP."""
+        return Mlp(self.dim, self.mlp_dim, dropout, bias=self.bias, activation=self.activation)
 
 
 class Attention(nn.Module):
@@ -94,10 +105,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
         inner = shape.heads * shape.dim_head
-        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=False)
+        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=shape.bias)
         self.q_norm = shape.head_norm()
         self.k_norm = shape.head_norm()
-        self.proj = nn.Linear(inner, shape.dim, bias=False)
+        self.proj = nn.Linear(inner, shape.dim, bias=shape.bias)
         self.proj_drop = nn.Dropout(shape.dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
@@ -109,17 +120,27 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU in between."""
+    """Two linear layers with a GELU in between, exact or approximated by a tanh."""
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        dropout: float = 0.0,
+        *,
+        bias: bool = False,
+        activation: str = "gelu",
+    ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.approximate = ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x_TC: Tensor) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
-        out: Tensor = self.drop(self.fc2(self.drop(F.gelu(self.fc1(x_TC)))))
+        hidden = F.gelu(self.fc1(x_TC), approximate=self.approximate)
+        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
         return out
 
 
@@ -128,11 +149,11 @@ class Block(nn.Module):
 
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = Norm(shape.dim)
+        self.norm1 = Norm(shape.dim, bias=shape.bias)
         self.attn = Attention(shape)
         self.ls1 = shape.scale()
-        self.norm2 = Norm(shape.dim)
-        self.mlp = Mlp(shape.dim, shape.mlp_dim, shape.dropout)
+        self.norm2 = Norm(shape.dim, bias=shape.bias)
+        self.mlp = shape.mlp(shape.dropout)
         self.ls2 = shape.scale()
         self.drop_path = StochasticDepth(stochastic_depth)
 
@@ -194,15 +215,16 @@ def run_blocks(
 class AttentionPool(nn.Module):
     """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, mlp_dim: int, backend: str) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.heads, self.dim_head, self.backend = heads, dim_head, backend
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        dim, inner = shape.dim, shape.heads * shape.dim_head
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
-        self.q = nn.Linear(dim, heads * dim_head, bias=False)
-        self.kv = nn.Linear(dim, 2 * heads * dim_head, bias=False)
-        self.proj = nn.Linear(heads * dim_head, dim, bias=False)
-        self.norm = Norm(dim)
-        self.mlp = Mlp(dim, mlp_dim)
+        self.q = nn.Linear(dim, inner, bias=shape.bias)
+        self.kv = nn.Linear(dim, 2 * inner, bias=shape.bias)
+        self.proj = nn.Linear(inner, dim, bias=shape.bias)
+        self.norm = Norm(dim, bias=shape.bias)
+        self.mlp = shape.mlp(dropout=0.0)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Pool tokens [T, C] to one vector an image [I, C]; an empty image gives zeros."""
@@ -221,6 +243,15 @@ def mean_pool(x_TC: Tensor, segments: Segments) -> Tensor:
     sums_SC = sums_SC.index_add(0, segments.index_T, x_TC.float())
     counts_S = segments.cu_seqlens.diff().clamp(min=1)
     return (sums_SC / counts_S[:, None])[:-1].to(x_TC.dtype)
+
+
+def first_tokens(x_TC: Tensor, segments: Segments) -> Tensor:
+    """Return the first token of each image, [I, C]: its class token.
+
+    Images that are not used have no rows: they read row 0, and have no weight in the loss.
+    """
+    empty = segments.cu_seqlens.diff()[:-1] == 0
+    return x_TC[segments.cu_seqlens[:-2].long().masked_fill(empty, 0)]
 
 
 def put_prefix(x_TC: Tensor, token_1RC: Tensor | None, rows: Tensor | None) -> Tensor:

@@ -6,6 +6,12 @@ neither dropped patches nor neighbours in the pack can move it. Three coordinate
     fractional: y/h and x/w, each side stretched over its whole table (the default);
     fractional_aspect: both axes over the longer side, so that the aspect ratio is kept;
     absolute: y and x themselves; images larger than the tables are an error.
+
+Besides, one row for each patch of a grid, as published ViTs have it, which is resized to the grid
+of the image as an image would be (antialiased, as torch and timm do it):
+
+    grid_bicubic: as in most ViTs;
+    grid_bilinear: as in SigLIP 2.
 """
 
 from __future__ import annotations
@@ -18,6 +24,11 @@ from torch import Tensor
 from zeta.config_field import check_choice
 
 COORDINATES = ("fractional", "fractional_aspect", "absolute")
+"""Systems of the factorized tables."""
+GRIDS = ("grid_bicubic", "grid_bilinear")
+"""Kinds of the table with a row for each patch of a grid."""
+_CUBIC = -0.5
+"""Free coefficient of the cubic kernel in antialiased resizing (Keys 1981)."""
 
 
 def table_coordinates(index_T: Tensor, count_T: Tensor, table_length: int) -> Tensor:
@@ -59,6 +70,46 @@ def interpolation_weights(
         weights_TL = (1 - (place_T[:, None] - rows_L).abs()).clamp(min=0)
         halves.append(weights_TL * (index_T >= 0)[:, None])
     return torch.cat(halves, dim=1)
+
+
+def grid_weights(
+    coords_T2: Tensor, grids_T2: Tensor, table_grid: tuple[int, int], kind: str
+) -> Tensor:
+    """Return the [T, h * w] weights whose product with a grid table [h * w, C] is the position.
+
+    Same resizing as `torch.nn.functional.interpolate(antialias=True, align_corners=False)`; an
+    image with the table's own grid reads it as it is. Rows with negative coordinates (prefix and
+    padding tokens) are zero.
+
+    Args:
+        coords_T2: (y, x) of each token; negative where it is no patch.
+        grids_T2: (h, w) in patches of each token's image.
+        table_grid: (h, w) of the table.
+        kind: one of `GRIDS`.
+    """
+    rows_TH, columns_TW = (
+        _resizing_weights(coords_T2[:, axis], grids_T2[:, axis], length, kind)
+        for axis, length in enumerate(table_grid)
+    )
+    weights_THW = rows_TH[:, :, None] * columns_TW[:, None, :]
+    return weights_THW.flatten(1) * (coords_T2[:, :1] >= 0)
+
+
+def _resizing_weights(index_T: Tensor, count_T: Tensor, length: int, kind: str) -> Tensor:
+    """Return the weights [T, L] with which place i of n reads a line of L values."""
+    scale_T = length / count_T.float()
+    centre_T = scale_T * (index_T.clamp(min=0).float() + 0.5)
+    values_L = torch.arange(length, device=index_T.device) + 0.5
+    distance_TL = (values_L - centre_T[:, None]).abs() / scale_T.clamp(min=1)[:, None]
+    kernel_TL = _cubic(distance_TL) if kind == "grid_bicubic" else (1 - distance_TL).clamp(min=0)
+    return kernel_TL / kernel_TL.sum(dim=1, keepdim=True)
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Return the cubic convolution kernel at distances x >= 0; it ends at 2."""
+    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+    far = _CUBIC * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def check_absolute(grids: Sequence[tuple[int, int]], table_lengths: tuple[int, int]) -> None:

@@ -1,32 +1,38 @@
 """Trained models on disk: a directory with `model.safetensors` and `config.json`.
 
-The directory is written under a temporary name and renamed when whole, so that what lies under
-the final name is complete. No pickle is written or read.
+To load one takes torch, einops and safetensors. No pickle is written or read. The directory is
+written under a temporary name and renamed when whole (`zeta.export_folder`).
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from zeta.export_folder import (
+    CONFIG_FILE,
+    TEXT,
+    TOKENIZER_FILE,
+    WEIGHTS,
+    whole_directory,
+    write_config,
+)
 from zeta.models.config import model_from_arguments
+from zeta.stored_tensors import StoredTensor, in_memory, write_safetensors, write_sharded
 
-WEIGHTS_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
-TEXT_FILE = "text.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-FORMAT = "zeta-1"
+MAX_FILE_BYTES = 5 * 10**9
+"""Weights beyond this are written as several files, by default."""
+_VERSION = 1
+FORMAT = f"zeta-{_VERSION}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class TextExport:
 
     arguments: Mapping[str, Any]
     """Constructor arguments of `zeta.models.text_tower.TextTower`, and the `kind` of objective."""
-    state_dict: Mapping[str, Tensor]
+    tensors: Mapping[str, StoredTensor]
     """Weights of the text tower under `text.`, of scale and bias under `logits.`."""
     tokenizer: Path | None
     """The tokenizer.json; None: bytes."""
@@ -46,148 +52,189 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor],
     model_arguments: Mapping[str, Any],
     info: Mapping[str, Any],
-    text: TextExport | None = None,
 ) -> Path:
-    """Write a model to `out_dir` and return its path.
+    """Write a model that is in memory to `out_dir` and return its path.
 
     Args:
         out_dir: new directory; one that holds an export already is replaced as a whole.
         state_dict: whole (not sharded) weights by parameter name, buffers mean and std included.
         model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
         info: JSON-able facts to keep with the weights (step, class names, where they come from).
-        text: the text encoder that the model, then an image encoder, was trained with.
 
     Raises:
         ValueError: `out_dir` exists and is no export.
     """
-    config = {
-        "format": FORMAT,
-        "model": dict(model_arguments),
-        "preprocessing": preprocessing(state_dict, model_arguments),
-        "info": dict(info),
-    }
-    if text is not None:
-        tokenizer = "bytes" if text.tokenizer is None else TOKENIZER_FILE
-        config["text"] = {"model": dict(text.arguments), "tokenizer": tokenizer}
     with whole_directory(out_dir) as partial:
-        write_weights(partial, state_dict)
-        if text is not None:
-            write_weights(partial, text.state_dict, TEXT_FILE)
-            if text.tokenizer is not None:
-                shutil.copyfile(text.tokenizer, partial / TOKENIZER_FILE)
-        write_config(partial, config)
+        write_config(partial, write_model(partial, in_memory(state_dict), model_arguments, info))
     return Path(out_dir)
 
 
-def load_pretrained(path: Path | str) -> nn.Module:
-    """Load the model that `save_pretrained` wrote to the directory `path`, in evaluation mode.
+def write_model(
+    directory: Path,
+    tensors: Mapping[str, StoredTensor],
+    model_arguments: Mapping[str, Any],
+    info: Mapping[str, Any],
+    *,
+    resolution: Mapping[str, Any] | None = None,
+    text: TextExport | None = None,
+    stem: str = WEIGHTS,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> dict[str, Any]:
+    """Write the weights of a model to `directory`, one at a time; return what config.json holds.
+
+    Args:
+        directory: exists.
+        tensors: weights by parameter name, buffers mean and std included.
+        model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
+        info: JSON-able facts to keep with the weights (step, class names, where they come from).
+        resolution: what sizes the images had in training.
+        text: the text encoder that the model, then an image encoder, was trained with.
+        stem: name of the files of weights, without their ending.
+        max_file_bytes: weights beyond this are written as several files.
+    """
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "model": dict(model_arguments),
+        "preprocessing": preprocessing(tensors, model_arguments),
+        "info": dict(info),
+    }
+    if stem != WEIGHTS:
+        config["weights"] = stem
+    if resolution is not None:
+        config["preprocessing"]["resolution"] = dict(resolution)
+    write_sharded(directory, stem, tensors, max_file_bytes)
+    if text is not None:
+        tokenizer = "bytes" if text.tokenizer is None else TOKENIZER_FILE
+        config["text"] = {"model": dict(text.arguments), "tokenizer": tokenizer}
+        write_safetensors(directory / f"{TEXT}.safetensors", text.tensors)
+        if text.tokenizer is not None:
+            shutil.copyfile(text.tokenizer, directory / TOKENIZER_FILE)
+    return config
+
+
+def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load the model that an export holds for zeta, in evaluation mode, on the CPU.
+
+    Args:
+        path: folder of the export.
+        dtype: of the weights in memory, whatever it is in the files.
 
     Raises:
         ValueError: no export there, one of another format, or its weights do not fit its config.
     """
     path = Path(path)
-    config = read_config(path)
-    with torch.device("meta"):
-        model = model_from_arguments(config["model"])
+    arguments = read_config(path)["model"]
     try:
-        model.to_empty(device="cpu").load_state_dict(load_file(path / WEIGHTS_FILE))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path} do not fit its {CONFIG_FILE}: {error}") from error
+        with torch.device("meta"):
+            model = model_from_arguments(arguments).to(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model in {path / CONFIG_FILE} cannot be built: {error}; if a newer zeta wrote "
+            "it, upgrade zeta"
+        ) from error
+    stored = open_export(path)
+    _check_fit(path, model, stored)
+    with torch.no_grad():
+        for name, tensor in model.to_empty(device="cpu").state_dict().items():
+            tensor.copy_(stored[name].read())
     return model.eval()
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
-    """Return the config.json of an export: format, model, preprocessing, info."""
+    """Return the config.json of an export: format, model, preprocessing, info.
+
+    Raises:
+        ValueError: no export there, or none for this version of zeta.
+    """
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(f"{path} is no export: it has no {CONFIG_FILE}; write one: zeta export")
-    config = json.loads(file.read_text())
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
-    return config
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): export the model again") from error
+    form = config.get("format") if isinstance(config, dict) else None
+    if isinstance(config, dict) and form == FORMAT:
+        return config
+    version = re.fullmatch(r"zeta-(\d+)", str(form))
+    if version and int(version[1]) > _VERSION:
+        raise ValueError(
+            f"{path} was exported by a newer zeta, in the format {form}; this one reads {FORMAT}: "
+            "upgrade zeta"
+        )
+    if form is None and isinstance(config, dict) and "architecture" in config:
+        raise ValueError(
+            f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
+            f'timm.create_model("local-dir:{path}", pretrained=True), or export the model with '
+            "--format zeta"
+        )
+    raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
+
+
+def open_export(path: Path | str) -> dict[str, StoredTensor]:
+    """Return the weights that an export holds for zeta, to be read one at a time.
+
+    Raises:
+        ValueError: no export there, or one whose files are damaged or missing.
+    """
+    path = Path(path)
+    stem = read_config(path).get("weights", WEIGHTS)
+    index = path / f"{stem}.safetensors.index.json"
+    files = [f"{stem}.safetensors"]
+    try:
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            tensors |= open_safetensors(path / file)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole export ({error}): export again") from error
+    return tensors
+
+
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, to be read one at a time.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+    """
+    try:
+        file: Any = safe_open(path, framework="pt")  # the library has no types
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    names: list[str] = file.keys()
+    return {name: _stored(file, name) for name in names}
+
+
+def _stored(file: Any, name: str) -> StoredTensor:
+    part = file.get_slice(name)
+    dtypes = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtype = dtypes.get(part.get_dtype(), torch.float32)
+    return StoredTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
 
 
 def preprocessing(
-    state_dict: Mapping[str, Tensor], model_arguments: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor], model_arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what an image goes through before the model: mean, std (of [0, 1]) and patch size."""
     return {
-        "mean": state_dict["mean"].float().tolist(),
-        "std": state_dict["std"].float().tolist(),
+        "mean": tensors["mean"].read().float().tolist(),
+        "std": tensors["std"].read().float().tolist(),
+        "channels": model_arguments.get("channels", 3),
         "patch_size": model_arguments["patch_size"],
     }
 
 
-def write_weights(
-    directory: Path, state_dict: Mapping[str, Tensor], name: str = WEIGHTS_FILE
-) -> None:
-    """Write the tensors as safetensors, contiguous and on the CPU.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    try:
-        save_file(tensors, directory / name, metadata={"format": "pt"})
-    except SafetensorError as error:  # its own type even for a full disk
-        raise OSError(f"{directory / name} cannot be written: {error}") from error
-
-
-def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json."""
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-
-
-@contextmanager
-def whole_directory(out_dir: Path | str) -> Iterator[Path]:
-    """Give a directory to write into that takes the name `out_dir` once the block is through.
-
-    Raises:
-        ValueError: `out_dir` exists, is not empty and is not an export and nothing else.
-    """
-    out_dir = Path(out_dir).absolute()
-    if out_dir.is_file():
-        raise ValueError(f"{out_dir} is a file: name a directory to write the model to")
-    if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_only_an_export(out_dir):
-        raise ValueError(f"{out_dir} holds something that is no exported model: name another one")
-    partial = out_dir.with_name(f".tmp-{out_dir.name}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for file in partial.iterdir():
-            _sync(file)
-        if out_dir.exists():
-            old = out_dir.with_name(f".tmp-{out_dir.name}-{os.getpid()}-old")
-            out_dir.rename(old)
-            partial.rename(out_dir)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out_dir)
-        _sync(out_dir.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _is_only_an_export(directory: Path) -> bool:
-    """Whether all that is there was written by an export, in our format or timm's.
-
-    The directory is replaced as a whole, so a file more would be lost, and a config.json alone may
-    be anybody's.
-    """
-    there = {path.name for path in directory.iterdir()}
-    if there - {TEXT_FILE, TOKENIZER_FILE} != {WEIGHTS_FILE, CONFIG_FILE}:
-        return False
-    try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
-    except ValueError:
-        return False
-    return isinstance(config, dict) and (config.get("format") == FORMAT or "architecture" in config)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _check_fit(path: Path, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: tensor.shape for name, tensor in stored.items()}
+    different = [name for name in sorted({*wanted, *there}) if wanted.get(name) != there.get(name)]
+    if different:
+        name, more = different[0], len(different) - 1
+        raise ValueError(
+            f"the weights in {path} do not fit its {CONFIG_FILE}: {name} is "
+            f"{there.get(name, 'absent')} and should be {wanted.get(name, 'absent')}"
+            f"{f', and {more} more' if more else ''}; export the model again"
+        )

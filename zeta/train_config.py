@@ -142,8 +142,9 @@ class TrainConfig:
     """More settings of DeepSpeed, laid out as its config (zero_optimization.offload_optimizer,
     another torch optimizer, bucket sizes); what zeta itself decides is refused by name."""
     init_from: str | None = None
-    """Begin at the weights of a run directory, of a checkpoint in it, or of a folder written by
-    `zeta export`; optimizer, data and schedule begin anew. A head for other classes keeps its
+    """Begin at the weights of a run directory, of a checkpoint in it, of a folder written by
+    `zeta export`, or of a ViT of timm or SigLIP (a folder or file of safetensors, see
+    `zeta.from_timm`); optimizer, data and schedule begin anew. A head for other classes keeps its
     initial values; of an image-text run a classifier takes the image encoder. Null: initial
     weights."""
     new_head: bool = False

@@ -1,71 +1,83 @@
-"""Weights on disk to begin a run at: of a run, a checkpoint in it, or an export."""
+"""Weights on disk to begin a run at: of a run, a checkpoint in it, an export, or of timm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import nn
 
 from zeta.checkpoint import (
     TRAINER_STATE,
     newest_whole,
-    open_zero_state,
     read_trainer_state,
     require_whole,
     step_names,
+    stored_weights,
 )
 from zeta.exit_codes import RunError
+from zeta.export_folder import CONFIG_FILE
+from zeta.from_timm import fit_timm, is_timm, needed_options, open_timm
 from zeta.optim import parameter_shapes
-from zeta.pretrained import CONFIG_FILE, WEIGHTS_FILE, read_config
+from zeta.pretrained import open_export, read_config
 from zeta.run_dir import RunDir
+from zeta.stored_tensors import StoredTensor
 
+_T = TypeVar("_T")
 _HEAD = "head."
 _IMAGE = "image."
 """Before the names of the image encoder's weights in a run that compares images with captions."""
 
 
 @dataclass(frozen=True)
-class WeightFiles:
+class OpenWeights:
     """Weights on disk, read one at a time."""
 
-    shapes: Mapping[str, list[int]]
-    """Shape of every weight and buffer, by name in the model."""
-    read: Callable[[str], Tensor]
+    tensors: Mapping[str, StoredTensor]
+    """By their names in the model."""
+    note: str = ""
+    """What was not taken as it is there."""
+    options: str = ""
+    """Of published weights: the `model.*` that compute the same."""
 
-    def for_model(self, names: Iterable[str]) -> WeightFiles:
-        """Return what a model with parameters of these `names` can begin at.
-
-        Of an image-text run a model without captions takes the image encoder, but not its head:
-        that maps into the space of the captions.
-        """
-        if not _is_image_text(self.shapes) or _is_image_text(names):
-            return self
-        return WeightFiles(_image_encoder(self.shapes), lambda name: self.read(_IMAGE + name))
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every tensor."""
+        return {name: list(tensor.shape) for name, tensor in self.tensors.items()}
 
 
-def open_weights(path: Path) -> WeightFiles:
-    """Open the weights of a run directory, of a checkpoint `step_XXXXXXXX/`, or of an export.
+def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
+    """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
 
-    Of a run it is the newest checkpoint that passes its hashes.
+    Of a run it is the newest checkpoint that passes its hashes. Published weights (a folder or file
+    of safetensors, see `zeta.from_timm`) are brought into the model's layout.
+
+    Args:
+        path: where they are.
+        wanted: shape of every parameter and buffer of the model, by name.
 
     Raises:
         ValueError: `path` is none of them, or what is there is damaged.
     """
+    if is_timm(path):
+        weights = open_timm(path)
+        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
     if (path / CONFIG_FILE).is_file():
-        return _open_export(path)
+        tensors = open_export(path)  # the image encoder, under its own names
+        return OpenWeights(_without_head(tensors) if "text" in read_config(path) else tensors)
     if (path / TRAINER_STATE).is_file():
         require_whole(path)
-        return _open_checkpoint(path)
+        return OpenWeights(for_model(stored_weights(path), wanted))
     if RunDir(path).checkpoints.is_dir():
-        return _open_checkpoint(newest_whole(RunDir(path).checkpoints))
+        checkpoint = newest_whole(RunDir(path).checkpoints)
+        return OpenWeights(for_model(stored_weights(checkpoint), wanted))
     what = "holds none of them" if path.is_dir() else "is no folder"
     raise ValueError(
-        f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), or "
-        "a folder written by `zeta export`"
+        f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), a "
+        "folder written by `zeta export`, or one of timm with model.safetensors"
     )
 
 
@@ -82,25 +94,24 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
     Raises:
         RunError: nothing to read there, or weights of another model.
     """
-    folder, wanted = Path(path).expanduser(), parameter_shapes(model)
+    folder, wanted, options = Path(path).expanduser(), parameter_shapes(model), ""
     checkpoints = RunDir(folder).checkpoints
     try:
         if (folder / TRAINER_STATE).is_file():
             shapes: Mapping[str, list[int]] = read_trainer_state(folder)["parameters"]
-        elif not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
+        elif not is_timm(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
             names = step_names(checkpoints)
             if not names or not (checkpoints / names[-1] / TRAINER_STATE).is_file():
                 newest_whole(checkpoints)  # says what is wrong with those that are there
                 return
             shapes = read_trainer_state(checkpoints / names[-1])["parameters"]
         else:
-            shapes = open_weights(folder).shapes
             wanted |= {name: list(buffer.shape) for name, buffer in model.named_buffers()}
+            opened = open_weights(folder, wanted)
+            shapes, options = opened.shapes, opened.options
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise RunError(f"train.init_from cannot be read: {error}") from error
-    if _is_image_text(shapes) and not _is_image_text(wanted):
-        shapes = _image_encoder(shapes)
-    head_to_leave(wanted, shapes, path)
+    head_to_leave(wanted, for_model(shapes, wanted), path, options=options)
 
 
 def head_to_leave(
@@ -109,8 +120,16 @@ def head_to_leave(
     path: str,
     *,
     new_head: bool = False,
+    options: str = "",
 ) -> list[str]:
     """Return the names of the head's parameters if it is of another shape in the files, or new.
+
+    Args:
+        wanted: shapes in the model, by name.
+        shapes: shapes in the files.
+        path: of the files.
+        new_head: leave the head in any case.
+        options: the `model.*` that the files are of, where that is known.
 
     Raises:
         RunError: anything but the head is of another shape.
@@ -121,36 +140,26 @@ def head_to_leave(
             raise RunError(
                 f"train.init_from is {path}, whose weights are of another model: {name} is "
                 f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this "
-                "config; make model.* the same"
+                f"config; make model.* the same{f': {options}' if options else ''}"
             )
     return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
+
+
+def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
+    """Return what a model with parameters of these `names` can begin at, of what is `there`.
+
+    Of an image-text run a model without captions takes the image encoder, but not its head: that
+    maps into the space of the captions.
+    """
+    if not _is_image_text(there) or _is_image_text(names):
+        return there
+    own = {n.removeprefix(_IMAGE): value for n, value in there.items() if n.startswith(_IMAGE)}
+    return _without_head(own)
 
 
 def _is_image_text(names: Iterable[str]) -> bool:
     return any(name.startswith(_IMAGE) for name in names)
 
 
-def _image_encoder(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """Return the shapes of the image encoder without its head, under its own names."""
-    own = {n.removeprefix(_IMAGE): s for n, s in shapes.items() if n.startswith(_IMAGE)}
-    return {name: shape for name, shape in own.items() if not name.startswith(_HEAD)}
-
-
-def _open_export(path: Path) -> WeightFiles:
-    image_text = "text" in read_config(path)
-    file: Any = safe_open(path / WEIGHTS_FILE, framework="pt")  # the library has no types
-    names: list[str] = file.keys()
-    shapes = {name: list(file.get_slice(name).get_shape()) for name in names}
-    if image_text:  # an export holds the image encoder under its own names
-        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(_HEAD)}
-    return WeightFiles(shapes, file.get_tensor)
-
-
-def _open_checkpoint(directory: Path) -> WeightFiles:
-    state = open_zero_state(directory, read_trainer_state(directory))
-    shapes = {name: list(buffer.shape) for name, buffer in state.buffers.items()}
-
-    def read(name: str) -> Tensor:
-        return state.buffers[name] if name in state.buffers else state.full(name)
-
-    return WeightFiles({**state.shapes, **shapes}, read)
+def _without_head(there: Mapping[str, _T]) -> dict[str, _T]:
+    return {name: value for name, value in there.items() if not name.startswith(_HEAD)}

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeta.mapped_files import MappedFiles
 from zeta.optim import optimizer_order
 
 WEIGHTS, AVERAGE = "fp32", "average"
@@ -36,15 +37,15 @@ class _Flat:
 
     pieces: list[Tensor] = field(default_factory=list)
 
-    def read(self, start: int, length: int) -> Tensor:
-        """Return elements `start` to `start + length`."""
+    def parts(self, start: int, length: int) -> list[Tensor]:
+        """Return elements `start` to `start + length`, as views of the pieces they lie in."""
         found = []
         for piece in self.pieces:
             low, high = max(start, 0), min(start + length, piece.numel())
             if low < high:
                 found.append(piece[low:high])
             start -= piece.numel()
-        return torch.cat(found) if len(found) != 1 else found[0]
+        return found
 
 
 class ZeroState:
@@ -69,6 +70,7 @@ class ZeroState:
         """
         self.shapes = shapes
         self._trained = {name: shape for name, shape in shapes.items() if name not in frozen}
+        self._files = MappedFiles(folder.parent)
         self._states: dict[str, dict[str, _Flat]] = {}
         self.counts: dict[str, Tensor] = {}
         """What the optimizer counts, the same for all parameters: its updates as `step`."""
@@ -98,17 +100,21 @@ class ZeroState:
 
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
         """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
-        return self._states[key][name].read(start, length)
+        found = self._states[key][name].parts(start, length)
+        return torch.cat(found) if len(found) != 1 else found[0]
 
     def full(self, name: str, key: str = WEIGHTS) -> Tensor:
         """Return one fp32 state of parameter `name` in its whole shape, a copy.
 
-        The average of a frozen parameter is the parameter.
+        The average of a frozen parameter is the parameter. Read one after the other, all parameters
+        take the memory of the largest.
         """
         shape = self.shapes[name]
         if key == AVERAGE and name not in self._trained:
             key = WEIGHTS
-        return self.read(name, key, 0, math.prod(shape)).reshape(shape).clone()
+        whole = torch.cat(self._states[key][name].parts(0, math.prod(shape))).reshape(shape)
+        self._files.was_read(whole.nbytes)
+        return whole
 
     def _add_averages(self, folder: Path) -> None:
         pieces: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, size_mb
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -14,29 +14,67 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "export",
         run,
-        "write the newest checkpoint of a run as safetensors, for zeta or for timm",
-        "zeta export runs/first exports/first",
+        "write a checkpoint of a run as safetensors, for zeta, for timm or for both",
+        "zeta export runs/first exports/first --step best --format both",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(
-        "--format",
-        choices=("zeta", "timm"),
-        default="zeta",
-        help="timm: for timm.create_model('local-dir:OUT', pretrained=True) (default: zeta)",
+        "--step",
+        type=_step,
+        default="latest",
+        metavar="N|best|latest",
+        help="checkpoint to export: by its step, the one with the best score on held-out images, "
+        "or the newest that is whole (default: latest)",
     )
     parser.add_argument(
         "--ema",
         action="store_true",
         help="the moving average of the weights, which train.ema_decay keeps",
     )
-    parser.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="type of the weights in the files (default: fp32, as they were trained)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("zeta", "timm", "both"),
+        default="zeta",
+        help="timm: for timm.create_model('local-dir:OUT', pretrained=True); both: OUT loads in "
+        "either, and takes twice the space (default: zeta)",
+    )
+    parser.add_argument(
+        "--max-file-size",
+        type=size_mb,
+        default=5000.0,
+        metavar="SIZE",
+        help="weights for zeta beyond this are split into several files, such as 500MB or 2GB "
+        "(default: 5GB; timm reads one file, whatever its size)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say where to."""
+    """Export and say what and where to."""
     from launch.export import export_run
 
-    out = export_run(args.run_dir, args.out, step=args.step, form=args.format, average=args.ema)
-    print(f"exported {args.run_dir} to {out}")
+    done = export_run(
+        args.run_dir,
+        args.out,
+        step=args.step,
+        form=args.format,
+        average=args.ema,
+        dtype=args.dtype,
+        max_file_bytes=int(args.max_file_size * 1e6),
+    )
+    print(f"exported {args.run_dir} to {done.folder}: {done.checkpoint.name}, {done.why}")
     return 0
+
+
+def _step(text: str) -> int | str:
+    if text in ("best", "latest"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step nor best nor latest")
+    return int(text)

@@ -306,6 +306,7 @@ MEGAVIT = (
     "data.resolution.max=32",
     "data.drop.kind=none",
     "data.token_budget=170",  # ten images of 16 patches and a class token
+    "model.dim_head=8",  # no words for this in timm
 )
 
 
@@ -317,6 +318,15 @@ def test_a_megavit_trains_in_the_same_loop_from_the_same_shards(world: Path) -> 
     assert "data.resolution.fit=crop (or squash)" in refused.stderr + refused.stdout
     done = zeta(*run, "data.resolution.fit=squash", "train.zero_stage=3", cwd=world)
     assert done.returncode == 0, done.stderr + done.stdout
+    said = " ".join((done.stdout + done.stderr).split())
+    warning = (
+        "WARNING: `zeta export --format timm` will refuse this model: model.heads x model.dim_head"
+    )
+    assert said.count(warning) == 1
+    refused = zeta("export", "mega", "mega_timm", "--format", "both", cwd=world)
+    assert refused.returncode == 1
+    assert "model.heads x model.dim_head is" in refused.stderr
+    assert not (world / "mega_timm").exists()
     lines = map(json.loads, (world / "mega/metrics.jsonl").read_text().splitlines())
     assert {line["data/fill"] for line in lines if "data/fill" in line} == {1}
     assert zeta("export", "mega", "mega_export", cwd=world).returncode == 0

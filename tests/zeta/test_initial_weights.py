@@ -6,7 +6,9 @@ import torch
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint import load_full_weights
 from zeta.exit_codes import ExitCode
+from zeta.from_timm import nearest_factors
 from zeta.pretrained import save_pretrained
+from zeta.timm_format import save_timm
 from zeta.weight_files import open_weights
 
 JOB = "tests.zeta.trainer_jobs.train"
@@ -34,6 +36,7 @@ def trained(ranks, tmp_path_factory):
     optim = {"lr": 0.1, "schedule": "constant"}
     ranks.run(JOB, 2, _run(folder / "run", stage=3, model={"seed": 3}, optim=optim))
     save_pretrained(folder / "export", _weights(folder / "run"), ARGUMENTS, {})
+    save_timm(folder / "timm", _weights(folder / "run"), ARGUMENTS)
     return folder
 
 
@@ -66,6 +69,26 @@ def test_a_head_for_other_classes_keeps_its_initial_values_and_this_is_said(
 
 
 @pytest.mark.slow
+def test_a_run_begins_at_weights_of_timm(ranks, tmp_path, trained):
+    outputs = ranks.run(JOB, 2, _run(tmp_path / "new", trained / "timm", stage=3))
+    expected, weights = _weights(trained / "run"), _weights(tmp_path / "new")
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+    assert f"the weights are those of {trained / 'timm'} (train.init_from)" in outputs[0]
+    ranks.run(JOB, 1, _run(tmp_path / "grid", model={"position": "grid_bicubic"}))
+    table = _weights(tmp_path / "grid")
+    save_timm(tmp_path / "vit", table, ARGUMENTS | {"position": "grid_bicubic"})
+    outputs = ranks.run(JOB, 2, _run(tmp_path / "near", tmp_path / "vit"))
+    assert (
+        "; its positions of a grid as the nearest sums of a row and a column, 100.0%" in outputs[0]
+    )
+    rows, columns, _ = nearest_factors(table["embeds.pos_embed"])
+    near = _weights(tmp_path / "near")
+    assert torch.equal(near["embeds.pos_embed_y"], rows)
+    assert torch.equal(near["embeds.pos_embed_x"], columns)
+
+
+@pytest.mark.slow
 def test_a_run_that_has_a_checkpoint_goes_on_from_it(ranks, tmp_path, trained):
     ranks.run(JOB, 1, _run(tmp_path / "new"))
     outputs = ranks.run(JOB, 1, _run(tmp_path / "new", trained / "gone"))
@@ -92,4 +115,4 @@ def test_damaged_weights_are_never_begun_at(ranks, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-1])
     for path in (tmp_path / "run", checkpoint):
         with pytest.raises(ValueError, match="whole checkpoint"):
-            open_weights(path)
+            open_weights(path, {})

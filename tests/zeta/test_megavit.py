@@ -11,7 +11,6 @@ from zeta.attention import Segments
 from zeta.models import MegaVit
 from zeta.models.config import ModelConfig, build_model, prefix_tokens
 from zeta.pretrained import load_pretrained, save_pretrained
-from zeta.timm_format import save_timm
 
 
 def small(**changes):
@@ -231,7 +230,7 @@ def test_prefix_tokens_follow_the_pooling():
     assert prefix_tokens(ModelConfig(preset="navit_s16", num_classes=2, registers=4).resolve()) == 4
 
 
-def test_it_is_saved_and_loaded_and_has_no_twin_in_timm_s_naflexvit(tmp_path):
+def test_it_is_saved_and_loaded(tmp_path):
     config = ModelConfig(arch="megavit", image_size=16, patch_size=8, num_classes=2, dim=24)
     config.depth, config.heads, config.mlp_dim = 1, 3, 30
     model = build_model(config, seed=5).eval()
@@ -239,10 +238,6 @@ def test_it_is_saved_and_loaded_and_has_no_twin_in_timm_s_naflexvit(tmp_path):
     image = torch.randn(1, 3, 16, 16)
     assert torch.equal(load_pretrained(tmp_path / "out")(image), model(image))
     assert torch.equal(MegaVit.from_pretrained(tmp_path / "out")(image), model(image))
-    with pytest.raises(
-        ValueError, match=r"model.arch is megavit: timm's NaFlexVit expresses navit only"
-    ):
-        save_timm(tmp_path / "timm", model.state_dict(), config.resolve())
 
 
 @pytest.mark.parametrize(

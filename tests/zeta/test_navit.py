@@ -381,7 +381,7 @@ def test_bad_images_are_refused_by_number_and_reason(images, message):
         ({"heads": 5, "dim_head": None}, "dim is 24, not a multiple of heads=5: set dim_head"),
         ({"heads": 0}, "heads is 0; it must be at least 1"),
         ({"num_classes": 0}, "num_classes is 0"),
-        ({"pool": "max"}, "pool is 'max'; choose one of attention, mean"),
+        ({"pool": "max"}, "pool is 'max'; choose one of attention, cls, mean"),
         ({"registers": -1}, "registers is -1"),
         ({"registers": 1.5}, "registers is 1.5; it must be a whole number of at least 0"),
         ({"layer_scale": float("nan")}, "layer_scale is nan: give a finite number, or None"),

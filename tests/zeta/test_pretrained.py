@@ -1,34 +1,18 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-import timm
 import torch
-from safetensors.torch import load_file
-from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 
-from tests.zeta.packs import make_pack
-from zeta import NaViT
-from zeta.models.config import ModelConfig, build_model
-from zeta.pretrained import load_pretrained, save_pretrained
+from tests.zeta.small_models import small
+from tests.zeta.training import ROOT
+from zeta import MegaVit, NaViT
+from zeta.export_folder import whole_directory, write_config
+from zeta.pretrained import load_pretrained, open_export, save_pretrained, write_model
+from zeta.stored_tensors import in_memory
 from zeta.timm_format import save_timm
-
-
-def small(**changes):
-    values = {
-        "image_size": 64,
-        "patch_size": 8,
-        "num_classes": 7,
-        "dim": 24,
-        "depth": 2,
-        "heads": 3,
-        "mlp_dim": 37,
-    }
-    config = ModelConfig(**(values | changes))
-    model = build_model(config, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():  # no weight may hide behind its initial value
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval(), config.resolve()
 
 
 def test_a_saved_model_loads_with_the_same_logits(tmp_path):
@@ -95,103 +79,121 @@ def test_what_is_no_export_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="not in the format zeta-1"):
         load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "zeta-2"}')
+    with pytest.raises(ValueError, match=r"exported by a newer zeta.*zeta-2.*upgrade zeta"):
+        load_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "ze')
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        load_pretrained(tmp_path)
     model, arguments = small()
     out = save_pretrained(tmp_path / "out", model.state_dict(), arguments | {"depth": 3}, {})
-    with pytest.raises(ValueError, match=r"(?s)do not fit its config.json.*blocks.2"):
+    with pytest.raises(ValueError, match=r"do not fit its config.json: blocks.2.*absent"):
+        load_pretrained(out)
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments | {"fancy": 3}, {})
+    with pytest.raises(ValueError, match=r"cannot be built: .*fancy.*upgrade zeta"):
         load_pretrained(out)
 
 
-@pytest.mark.parametrize("position", ["fractional", "fractional_aspect"])
-@pytest.mark.parametrize("image_size", [64, (40, 96)])
-def test_timm_gives_the_same_logits_at_odd_sizes(tmp_path, position, image_size):
-    model, arguments = small(position=position, image_size=image_size)
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    for height, width in ((64, 64), (8, 8), (8, 200), (256, 48), (120, 184), (24, 400)):
-        image = torch.randn(3, height, width)
-        with torch.no_grad():
-            torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
-    # Two images in timm's padded batch: the same again, each beside another.
-    images = [torch.randn(3, 16, 24), torch.randn(3, 40, 8)]
-    pack = make_pack(images, 8, 11, 2)
-    patches, coords = torch.zeros(2, 6, 192), torch.zeros(2, 6, 2, dtype=torch.long)
-    valid = torch.zeros(2, 6, dtype=torch.bool)
-    for row, rows in enumerate((slice(0, 6), slice(6, 11))):
-        count = rows.stop - rows.start
-        patches[row, :count], coords[row, :count] = pack.patches[rows], pack.coords[rows]
-        valid[row, :count] = True
-    batch = {"patches": patches, "patch_coord": coords, "patch_valid": valid}
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(batch), model(images), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("pool", ["attention", "mean"])
-def test_timm_has_a_word_for_registers_layer_scale_pool_and_stochastic_depth(tmp_path, pool):
-    model, arguments = small(pool=pool, registers=3, layer_scale=0.1, stochastic_depth=0.2)
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    for height, width in ((64, 64), (8, 200), (120, 184)):
-        image = torch.randn(3, height, width)
-        with torch.no_grad():
-            torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("position", ["fractional", "fractional_aspect"])
-@pytest.mark.parametrize("pool", ["attention", "mean"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"patch_size": 14, "image_size": (70, 42)},
-        {"channels": 1, "mlp_dim": 61, "registers": 1},
-        {"heads": 1, "depth": 1, "image_size": 8},
-        {"dim": 40, "heads": 5, "layer_scale": 0.3},
-    ],
-)
-def test_timm_gives_the_same_logits_whatever_the_sizes(tmp_path, changes, pool, position):
-    model, arguments = small(position=position, pool=pool, **changes)
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
-    p = model.patch_size
-    for h, w in ((1, 1), (1, 23), (17, 3), (5, 7), (12, 12)):
-        image = torch.randn(model.channels, h * p, w * p)
-        with torch.no_grad():
-            torch.testing.assert_close(theirs(image[None]), model([image]), atol=1e-5, rtol=0)
-
-
-def test_timm_gets_every_weight_and_the_preprocessing(tmp_path):
+def test_an_export_for_timm_or_of_another_architecture_is_named(tmp_path):
     model, arguments = small()
-    model.mean.copy_(torch.tensor((0.1, 0.2, 0.3)))
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
-    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
-    assert theirs.pretrained_cfg["mean"] == pytest.approx((0.1, 0.2, 0.3))
-    assert theirs.state_dict().keys() == load_file(tmp_path / "timm/model.safetensors").keys()
+    for_timm = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    with pytest.raises(ValueError, match=r"in that of timm: load it with timm.create_model"):
+        load_pretrained(for_timm)
+    ours = save_pretrained(tmp_path / "ours", model.state_dict(), arguments, {})
+    with pytest.raises(ValueError, match="holds a NaViT, not a MegaVit"):
+        MegaVit.from_pretrained(ours)
 
 
-@pytest.mark.parametrize("preset", ["navit_s16", "navit_so400m14"])
-def test_presets_have_a_twin_in_timm(preset):
-    from zeta.timm_format import timm_config, timm_state_dict
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_half_an_export_is_refused(tmp_path, share):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
+    with pytest.raises(
+        ValueError, match=r"out is not a whole export \(model.safetensors is damaged"
+    ):
+        load_pretrained(out)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing"):
+        load_pretrained(out)
 
-    config = ModelConfig(preset=preset, num_classes=3)
-    with torch.device("meta"):
-        model = build_model(config)
-        state = timm_state_dict(model.state_dict())
-        preprocessing = {"mean": torch.zeros(3, device="cpu"), "std": torch.ones(3, device="cpu")}
-        spelled = timm_config(preprocessing, config.resolve())
-        channels = spelled["model_args"].pop("in_chans")
-        theirs = NaFlexVit(NaFlexVitCfg(**spelled["model_args"]), channels, spelled["num_classes"])
-    wanted = {name: value.shape for name, value in theirs.state_dict().items()}
-    assert {name: value.shape for name, value in state.items()} == wanted
+
+def test_weights_over_a_size_are_several_files_that_load_as_one(tmp_path):
+    model, arguments = small()
+    with whole_directory(tmp_path / "out") as partial:
+        tensors = in_memory(model.state_dict())
+        write_config(partial, write_model(partial, tensors, arguments, {}, max_file_bytes=10_000))
+    files = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in files}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in model.state_dict().values())
+    image = [torch.randint(0, 256, (3, 64, 16), dtype=torch.uint8)]
+    assert torch.equal(load_pretrained(tmp_path / "out")(image), model(image))
+    assert open_export(tmp_path / "out").keys() == model.state_dict().keys()
+    save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})  # replaces them all
+    assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"position": "absolute"}, "model.position is absolute"),
-        ({"dim_head": 16}, "model.heads x model.dim_head is 3 x 16, not model.dim=24"),
-    ],
-)
-def test_what_timm_cannot_express_is_refused_by_name(tmp_path, changes, message):
-    model, arguments = small(**changes)
-    with pytest.raises(ValueError, match=message):
-        save_timm(tmp_path / "timm", model.state_dict(), arguments)
-    assert list(tmp_path.iterdir()) == []
+def test_a_missing_file_of_several_is_named(tmp_path):
+    model, arguments = small()
+    with whole_directory(tmp_path / "out") as partial:
+        tensors = in_memory(model.state_dict())
+        write_config(partial, write_model(partial, tensors, arguments, {}, max_file_bytes=10_000))
+    gone = sorted((tmp_path / "out").glob("model-00002-*"))[0]
+    gone.unlink()
+    with pytest.raises(ValueError, match=rf"{gone.name} is missing"):
+        load_pretrained(tmp_path / "out")
+
+
+def test_the_type_in_memory_is_chosen_when_loading(tmp_path):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    loaded = NaViT.from_pretrained(out, torch.bfloat16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.mean.dtype == torch.float32
+    assert torch.equal(loaded.head.weight, model.head.weight.bfloat16())
+
+
+_ONLY = """
+import sys
+import zeta
+HIDDEN = set("deepspeed wandb webdataset omegaconf yaml scipy PIL simplejpeg sklearn matplotlib "
+             "braceexpand tqdm timm tokenizers torchvision data_pipeline launch".split())
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.split(".")[0] in HIDDEN
+        return None if hidden else self.finder.find_spec(name, path, target)
+sys.meta_path = [Hiding(finder) for finder in sys.meta_path]
+for name in HIDDEN:
+    assert name not in sys.modules
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(name)
+import torch
+from zeta import NaViT
+model = NaViT.from_pretrained(sys.argv[1])
+print(model([torch.zeros(3, 16, 24)]).tolist())
+"""
+
+
+@pytest.mark.slow
+def test_to_load_an_export_takes_torch_einops_and_safetensors_only(tmp_path):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    done = subprocess.run(
+        [sys.executable, "-c", _ONLY, str(out)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    expected = model([torch.zeros(3, 16, 24)])
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, atol=1e-6)

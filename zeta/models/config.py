@@ -43,9 +43,10 @@ class ModelConfig:
     dropout: float | None = None
     emb_dropout: float | None = None
     position: str | None = None
-    """Coordinates of the position tables: fractional, fractional_aspect or absolute (navit)."""
+    """Coordinates of the position tables: fractional, fractional_aspect or absolute; or a table
+    of a whole grid, as published ViTs have it: grid_bicubic or grid_bilinear (navit)."""
     pool: str | None = None
-    """What stands for an image: attention or mean (navit), cls or mean (megavit)."""
+    """What stands for an image: attention (navit), cls or mean."""
     registers: int | None = None
     """Learned tokens added to every image (navit)."""
     layer_scale: float | None = None
@@ -55,7 +56,11 @@ class ModelConfig:
     parallel: bool | None = None
     """Attention and MLP side by side (megavit)."""
     qk_norm: bool | None = None
-    """Normalise queries and keys (megavit; navit always does)."""
+    """Normalise queries and keys; true unless set."""
+    bias: bool | None = None
+    """Biases on norms and projections, as in most published ViTs; false unless set (navit)."""
+    activation: str | None = None
+    """Of the MLPs: gelu unless set, or gelu_tanh (navit)."""
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, *_RATES, "registers"):
@@ -138,4 +143,5 @@ def prefix_tokens(arguments: Mapping[str, Any]) -> int:
     """
     if arguments["arch"] == "megavit":
         return int(arguments.get("pool", "cls") == "cls")
-    return int(arguments.get("registers", 0))
+    class_token = arguments.get("pool", "attention") == "cls"
+    return int(arguments.get("registers", 0)) + int(class_token)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zeta.export_folder import TEXT
 from zeta.initialization import initialize
 from zeta.layers import LogitScale
 from zeta.models.config import ModelConfig, build_model
@@ -20,7 +21,8 @@ from zeta.models.text_tower import TextTower
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.pairs import MAX_SCALE, ImageTextOutputs
 from zeta.packed import PackedBatch
-from zeta.pretrained import TEXT_FILE, read_config
+from zeta.pretrained import read_config
+from zeta.stored_tensors import StoredTensor
 
 _INITIAL: dict[str, tuple[float, float | None]] = {
     "siglip": (10.0, -10.0),
@@ -74,19 +76,19 @@ def load_text_encoder(path: Path | str) -> tuple[TextTower, float, float]:
     text = TextTower(**arguments)
     logits = LogitScale(*_INITIAL[kind], limit=MAX_SCALE)
     both = nn.ModuleDict({"text": text, "logits": logits})
-    both.load_state_dict(load_file(Path(path) / TEXT_FILE))
+    both.load_state_dict(load_file(Path(path) / f"{TEXT}.safetensors"))
     with torch.no_grad():
         scale, bias = logits()
     return text.eval(), scale.item(), bias.item()
 
 
 def split_weights(
-    state_dict: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    tensors: Mapping[str, StoredTensor],
+) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
     """Return the weights of the image encoder, under its own names, and all others."""
     prefix = "image."
-    image = {n.removeprefix(prefix): w for n, w in state_dict.items() if n.startswith(prefix)}
-    return image, {n: w for n, w in state_dict.items() if not n.startswith(prefix)}
+    image = {n.removeprefix(prefix): w for n, w in tensors.items() if n.startswith(prefix)}
+    return image, {n: w for n, w in tensors.items() if not n.startswith(prefix)}
 
 
 def _unit(x_IC: Tensor) -> Tensor:

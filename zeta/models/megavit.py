@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from zeta.attention import BACKENDS
 from zeta.config_field import check_choice
-from zeta.layers import Block, BlockShape, Norm, ParallelBlock, mean_pool, put_prefix
+from zeta.layers import (
+    Block,
+    BlockShape,
+    Norm,
+    ParallelBlock,
+    first_tokens,
+    mean_pool,
+    put_prefix,
+)
 from zeta.models.packed_vit import (
     PackedViT,
     check_layer_scale,
@@ -123,7 +131,9 @@ class MegaVit(PackedViT):
         grid = table_grid(image_size, patch_size)
         patch_dim = patch_size * patch_size * channels
         self.embeds = FixedPatchEmbedding(patch_dim, dim, grid, has_class_token, emb_dropout)
-        shape = BlockShape(dim, heads, dim_head, mlp_dim, dropout, layer_scale, qk_norm, attention)
+        shape = BlockShape(
+            dim, heads, dim_head, mlp_dim, dropout, layer_scale, qk_norm, backend=attention
+        )
         block = ParallelBlock if parallel else Block
         self.blocks = nn.ModuleList(block(shape, r) for r in depth_rates(stochastic_depth, depth))
         self.norm = Norm(dim)
@@ -147,9 +157,7 @@ class MegaVit(PackedViT):
         packed = self._pack(img)
         x_TC = self._encode(packed)
         if self.prefix_tokens:
-            # Unused images have no rows: they read row 0 and have no weight in the loss.
-            empty = packed.segments.cu_seqlens.diff()[:-1] == 0
-            pooled_IC = x_TC[packed.segments.cu_seqlens[:-2].long().masked_fill(empty, 0)]
+            pooled_IC = first_tokens(x_TC, packed.segments)
         else:
             pooled_IC = mean_pool(x_TC, packed.segments)
         return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]

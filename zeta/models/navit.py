@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from zeta.attention import BACKENDS, Segments
 from zeta.config_field import check_choice, check_whole
-from zeta.layers import AttentionPool, Block, BlockShape, Norm, mean_pool, put_prefix
+from zeta.layers import (
+    ACTIVATIONS,
+    AttentionPool,
+    Block,
+    BlockShape,
+    Norm,
+    first_tokens,
+    mean_pool,
+    put_prefix,
+)
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import (
     PackedViT,
@@ -23,11 +32,19 @@ from zeta.models.packed_vit import (
 )
 from zeta.packed import PackedBatch
 from zeta.patchify import DropRate, Images
-from zeta.position import COORDINATES, check_absolute, interpolation_weights
+from zeta.position import (
+    COORDINATES,
+    GRIDS,
+    check_absolute,
+    grid_weights,
+    interpolation_weights,
+)
+
+POOLS = ("attention", "mean", "cls")
 
 
 class PatchPositionEmbedding(nn.Module):
-    """Linear patch embedding plus factorized position embedding (names as in timm's NaFlexVit)."""
+    """Linear patch embedding plus position embedding (names as in timm's NaFlexVit)."""
 
     def __init__(
         self,
@@ -37,12 +54,19 @@ class PatchPositionEmbedding(nn.Module):
         position: str,
         dropout: float,
         registers: int,
+        *,
+        class_token: bool,
+        bias: bool,
     ) -> None:
         super().__init__()
         self.position, self.grid = position, grid
-        self.proj = nn.Linear(patch_dim, dim, bias=False)
-        self.pos_embed_y = nn.Parameter(torch.empty(1, grid[0], dim))
-        self.pos_embed_x = nn.Parameter(torch.empty(1, grid[1], dim))
+        self.proj = nn.Linear(patch_dim, dim, bias=bias)
+        if position in GRIDS:
+            self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim))
+        else:
+            self.pos_embed_y = nn.Parameter(torch.empty(1, grid[0], dim))
+            self.pos_embed_x = nn.Parameter(torch.empty(1, grid[1], dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.drop = nn.Dropout(dropout)
 
@@ -50,12 +74,20 @@ class PatchPositionEmbedding(nn.Module):
         self, patches_TP: Tensor, coords_T2: Tensor, grids_T2: Tensor, prefix_rows: Tensor | None
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
-        weights = interpolation_weights(coords_T2, grids_T2, self.grid, self.position)
-        tables = torch.cat([self.pos_embed_y[0], self.pos_embed_x[0]])
+        if self.position in GRIDS:
+            weights = grid_weights(coords_T2, grids_T2, self.grid, self.position)
+            tables = self.pos_embed.flatten(0, 2)
+        else:
+            weights = interpolation_weights(coords_T2, grids_T2, self.grid, self.position)
+            tables = torch.cat([self.pos_embed_y[0], self.pos_embed_x[0]])
         with torch.autocast(patches_TP.device.type, enabled=False):
             position_TC = weights.to(tables.dtype) @ tables
         tokens_TC = self.proj(patches_TP) + position_TC
-        tokens_TC = put_prefix(tokens_TC, self.reg_token, prefix_rows)
+        learned: list[Tensor] = [
+            token for token in (self.cls_token, self.reg_token) if token is not None
+        ]
+        prefix = torch.cat(learned, dim=1) if learned else None
+        tokens_TC = put_prefix(tokens_TC, prefix, prefix_rows)
         dropped: Tensor = self.drop(tokens_TC)
         return dropped
 
@@ -82,11 +114,16 @@ class NaViT(PackedViT):
             already dropped.
         return_embeddings: return pooled embeddings [I, C] instead of logits.
         position: coordinates of the position tables, see `zeta.position`.
-        pool: attention (a learned query reads each image) or mean (of its patches).
+        pool: attention (a learned query reads each image), mean (of its patches) or cls (a learned
+            class token).
         registers: learned tokens added to every image, left out of the pooling (Darcet 2024).
         layer_scale: initial layer scale; None: none.
         stochastic_depth: share of images that skip the last block's branches, in training;
             earlier blocks less, linearly.
+        qk_norm: normalise queries and keys, which keeps training stable at scale.
+        bias: biases on norms, projections and the patch embedding, as most published ViTs have
+            them. One on the keys makes training depend on the order of sums, see `zeta.layers`.
+        activation: of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
         attention: back-end, see `zeta.attention`.
@@ -119,6 +156,9 @@ class NaViT(PackedViT):
         registers: int = 0,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
+        qk_norm: bool = True,
+        bias: bool = False,
+        activation: str = "gelu",
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         attention: str = "auto",
@@ -130,22 +170,32 @@ class NaViT(PackedViT):
         check_rates(dropout=dropout, emb_dropout=emb_dropout, stochastic_depth=stochastic_depth)
         if token_dropout_prob is not None and not callable(token_dropout_prob):
             check_rates(token_dropout_prob=token_dropout_prob)
-        check_choice("position", position, COORDINATES)
+        check_choice("position", position, (*COORDINATES, *GRIDS))
         check_layer_scale(layer_scale)
-        check_choice("pool", pool, ("attention", "mean"))
+        check_choice("pool", pool, POOLS)
+        check_choice("activation", activation, ACTIVATIONS)
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)
-        super().__init__(patch_size, channels, mean, std, registers, token_dropout_prob)
-        self.return_embeddings = return_embeddings
+        class_token = pool == "cls"
+        prefix_tokens = class_token + registers
+        super().__init__(patch_size, channels, mean, std, prefix_tokens, token_dropout_prob)
+        self.return_embeddings, self.pool = return_embeddings, pool
         grid = table_grid(image_size, patch_size)
         patch_dim = patch_size * patch_size * channels
-        self.embeds = PatchPositionEmbedding(patch_dim, dim, grid, position, emb_dropout, registers)
-        shape = BlockShape(dim, heads, dim_head, mlp_dim, dropout, layer_scale, backend=attention)
-        self.blocks = nn.ModuleList(Block(shape, r) for r in depth_rates(stochastic_depth, depth))
-        self.norm = Norm(dim)
-        self.attn_pool = (
-            AttentionPool(dim, heads, dim_head, mlp_dim, attention) if pool == "attention" else None
+        self.embeds = PatchPositionEmbedding(
+            *(patch_dim, dim, grid, position, emb_dropout, registers),
+            class_token=class_token,
+            bias=bias,
         )
+        shape = BlockShape(
+            *(dim, heads, dim_head, mlp_dim, dropout, layer_scale, qk_norm),
+            bias=bias,
+            activation=activation,
+            backend=attention,
+        )
+        self.blocks = nn.ModuleList(Block(shape, r) for r in depth_rates(stochastic_depth, depth))
+        self.norm = Norm(dim, bias=bias)
+        self.attn_pool = AttentionPool(shape) if pool == "attention" else None
         self.head = nn.Linear(dim, num_classes)
         self.init_weights(seed)
 
@@ -175,6 +225,8 @@ class NaViT(PackedViT):
 
     def _pool(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
         segments = packed.segments
+        if self.pool == "cls":
+            return first_tokens(x_TC, segments)
         if self.prefix_tokens:
             *lengths, tail = segments.lengths
             patches = [max(0, length - self.prefix_tokens) for length in lengths]

@@ -105,11 +105,19 @@ class PackedViT(nn.Module, ABC):
             block.compile()
 
     @classmethod
-    def from_pretrained(cls, path: Path | str) -> Self:
-        """Load the model that `zeta.pretrained.save_pretrained` wrote to a directory."""
+    def from_pretrained(cls, path: Path | str, dtype: torch.dtype = torch.float32) -> Self:
+        """Load the model that `zeta export` wrote to a directory, in evaluation mode, on the CPU.
+
+        Args:
+            path: folder of the export.
+            dtype: of the weights in memory, whatever it is in the files.
+
+        Raises:
+            ValueError: no export for zeta there, a damaged one, or one of another architecture.
+        """
         from zeta.pretrained import load_pretrained
 
-        model = load_pretrained(path)
+        model = load_pretrained(path, dtype)
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

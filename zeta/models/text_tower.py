@@ -81,7 +81,7 @@ class TextTower(nn.Module):
         shape = BlockShape(dim, heads, dim_head, mlp_dim, dropout, backend=attention)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
         self.norm = Norm(dim)
-        self.attn_pool = AttentionPool(dim, heads, dim_head, mlp_dim, attention)
+        self.attn_pool = AttentionPool(shape)
         self.head = nn.Linear(dim, embed_dim)
 
     def forward(self, captions: PackedBatch | Sequence[Sequence[int]]) -> Tensor:

@@ -1,0 +1,122 @@
+"""The README.md of an export: what the model is, where it comes from, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SHOWN_CLASSES = 20
+_PLACE = "path/to/this/folder"
+
+
+def model_card(
+    name: str,
+    facts: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    *,
+    config_yaml: str,
+    weights: int,
+    forms: Sequence[str],
+) -> str:
+    """Return the model card, in Markdown.
+
+    Args:
+        name: of the model, its title.
+        facts: the `info` of the export's config.json.
+        arguments: arch and constructor arguments of the model.
+        config_yaml: the resolved config of the run.
+        weights: number of weights.
+        forms: what the export is for: zeta, timm or both.
+    """
+    parts = [
+        f"# {name}",
+        _summary(facts, arguments, weights),
+        "## Use",
+        *(_USES[form](arguments) for form in forms),
+        "## Training",
+        _table(("", ""), _training(facts)),
+        "## Evaluation",
+        _evaluation(facts),
+        *_classes(facts),
+        "## Recipe",
+        f"The config that the run resolved to:\n\n```yaml\n{config_yaml.strip()}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(facts: Mapping[str, Any], arguments: Mapping[str, Any], weights: int) -> str:
+    kind = {"navit": "NaViT", "megavit": "MegaVit"}[arguments["arch"]]
+    sizes = "images of any size" if kind == "NaViT" else "images of one size"
+    rows = [(f"`{key}`", value) for key, value in arguments.items() if value is not None]
+    return (
+        f"A {kind} (Vision Transformer for {sizes}) of {weights:,} weights, stored as "
+        f"{facts['dtype']}.\n\n{_table(('option', 'value'), rows)}"
+    )
+
+
+def _use_in_zeta(arguments: Mapping[str, Any]) -> str:
+    model = {"navit": "NaViT", "megavit": "MegaVit"}[arguments["arch"]]
+    return (
+        f"With zeta (torch, einops and safetensors are enough):\n\n```python\nfrom zeta import "
+        f'{model}\n\nmodel = {model}.from_pretrained("{_PLACE}")\n'
+        f"logits = model([image])  # uint8 [3, height, width], sides in multiples of "
+        f"{arguments['patch_size']}\n```"
+    )
+
+
+def _use_in_timm(arguments: Mapping[str, Any]) -> str:
+    patch = arguments["patch_size"]
+    sizes = f"sides in multiples of {patch}"
+    if arguments["arch"] == "megavit":
+        sizes = f"of {arguments['image_size']} pixels"
+    return (
+        "With timm 1.0.31 or newer, without zeta:\n\n```python\nimport timm\n\n"
+        f'model = timm.create_model("local-dir:{_PLACE}", pretrained=True).eval()\n'
+        f"logits = model(images)  # float [n, 3, height, width], {sizes},\n"
+        '# normalised with model.pretrained_cfg["mean"] and ["std"]\n```'
+    )
+
+
+_USES = {"zeta": _use_in_zeta, "timm": _use_in_timm}
+
+
+def _training(facts: Mapping[str, Any]) -> list[tuple[str, object]]:
+    by = facts["trained_by"]
+    code, versions = by["code"] or {}, by["versions"] or {}
+    commit = code.get("commit") or "unknown"
+    changed = " with changes that were not committed" if code.get("dirty") else ""
+    return [
+        ("recipe", facts["recipe"]),
+        ("objective", facts["objective"]),
+        ("steps", f"{facts['step']:,}"),
+        ("weights", facts["weights"]),
+        ("images seen", f"{facts['images_seen']:,}"),
+        ("tokens seen", f"{facts['tokens_seen']:,}"),
+        ("epoch", facts["epoch"]),
+        ("fingerprint of the data", f"`{facts['data_fingerprint']}`"),
+        ("ranks, ZeRO stage", f"{by['world_size']}, {by['zero_stage']}"),
+        ("zeta", f"{code.get('package') or 'not installed'}, commit {commit}{changed}"),
+        *((name, version) for name, version in versions.items()),
+    ]
+
+
+def _evaluation(facts: Mapping[str, Any]) -> str:
+    scores = facts["evaluation"]
+    if not scores:
+        return "These weights were not evaluated on held-out images during training."
+    return _table(("on held-out images", ""), [(n, f"{v:.6g}") for n, v in scores.items()])
+
+
+def _classes(facts: Mapping[str, Any]) -> list[str]:
+    names = facts["class_names"]
+    if not names:
+        return []
+    shown = [f"{index}: {name}" for index, name in enumerate(names[:_SHOWN_CLASSES])]
+    rest = len(names) - len(shown)
+    more = f", and {rest:,} more in `config.json`" if rest else ""
+    return ["## Classes", f"{', '.join(shown)}{more}."]
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[str, object]]) -> str:
+    lines = [head, ("---", "---"), *rows]
+    return "\n".join(f"| {left} | {right} |" for left, right in lines)

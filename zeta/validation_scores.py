@@ -1,0 +1,71 @@
+"""What metrics.jsonl tells of the weights of single steps: scores on held-out images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zeta.metric_names import VAL_BEST_STEP, val_best, val_score
+
+Scores = Mapping[str, float]
+"""Values by metric name."""
+
+_BEST, _GROUP = val_best(""), "val/"
+_USUAL = ("top1", "image_to_text_recall1")
+_LOSS = "loss"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A step and the score that it is judged by."""
+
+    step: int
+    metric: str
+    value: float
+
+
+def read_scores(metrics: Path) -> dict[int, Scores]:
+    """Return the `val/` metrics of every step that was evaluated, by step.
+
+    The last line of a run that is still going may be torn; it is left out.
+    """
+    found: dict[int, Scores] = {}
+    if not metrics.is_file():
+        return found
+    for line in metrics.read_text(errors="replace").splitlines():
+        if f'"{_GROUP}' not in line or not line.endswith("}"):
+            continue
+        row = json.loads(line)
+        values = {k: v for k, v in row.items() if k.startswith(_GROUP) and math.isfinite(v)}
+        found[row["step"]] = {**found.get(row["step"], {}), **values}
+    return found
+
+
+def best_first(
+    scores: Mapping[int, Scores], steps: Iterable[int], *, average: bool = False
+) -> list[Ranked]:
+    """Order `steps` from the best to the worst; those that were not evaluated are left out.
+
+    They are judged by the objective's headline score (higher is better); where none was logged, by
+    the loss. The later of two equals comes first.
+
+    Args:
+        scores: as `read_scores` returns them.
+        steps: those to choose from.
+        average: judge the moving average of the weights, where it was evaluated.
+    """
+    there = {step: scores[step] for step in steps if step in scores}
+    names = {name for values in there.values() for name in values}
+    noted = (name for name in sorted(names) if name.startswith(_BEST) and name != VAL_BEST_STEP)
+    headlines = (*(name.removeprefix(_BEST) for name in noted), *_USUAL)
+    kinds = (True, False) if average else (False,)
+    for headline in (*headlines, _LOSS):
+        for metric in (val_score(headline, average=kind) for kind in kinds):
+            if metric in names:
+                sign = 1 if headline == _LOSS else -1
+                ranked = [Ranked(s, metric, v[metric]) for s, v in there.items() if metric in v]
+                return sorted(ranked, key=lambda r: (sign * r.value, -r.step))
+    return []
