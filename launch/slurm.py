@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.cluster_config import node_range, seconds_of
+from launch.cluster_config import ClusterConfig, node_range, seconds_of
 from launch.config import ZetaConfig
 from launch.shipped import slurm_root
 from zeta.exit_codes import RunError
@@ -110,7 +110,8 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
     log = str(run_dir.logs).replace("%", "%%") + "/slurm-%j.log"
     name = re.sub(r"[^\w.+-]", "_", config.run.name, flags=re.ASCII)
     ranks = ranks_per_node(config)
-    words = [f"--ntasks-per-node={ranks}"]
+    exported, tasks = _tasks_per_node(cluster, ranks)
+    words = [tasks]
     if config.train.device != "cpu":
         words.append(f"--gpus-per-node={ranks}")
     for field, flag in _FLAGS.items():
@@ -126,9 +127,24 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
         digest = hashlib.sha256(str(run_dir.path).encode()).hexdigest()
         name = f"{name}-{digest[:_DIGITS_OF_RUN_DIR]}"
         words += ["--no-requeue", "--dependency=singleton"]
-    fixed = ["sbatch", "--parsable", "--export=ALL", f"--job-name={name}", f"--output={log}"]
+    fixed = ["sbatch", "--parsable", f"--export={exported}", f"--job-name={name}"]
+    fixed.append(f"--output={log}")
     script = str(slurm_root() / "pretrain.sbatch")
     return Job((*fixed, *words, script, *arguments), run_dir)
+
+
+def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
+    """Return what is exported and the flag that have srun start so many tasks on each node.
+
+    sbatch never gives more nodes than there are tasks on MIN of them: `--nodes=1-16` with
+    `--ntasks-per-node=8` gets 8 at most. There, the CPUs of the tasks are asked for, and only srun
+    is told how many they are.
+    """
+    least, most = node_range(cluster.nodes or "1")
+    if least * ranks >= most:
+        return "ALL", f"--ntasks-per-node={ranks}"
+    cpus = ranks * (cluster.cpus_per_task or 1)
+    return f"ALL,SLURM_NTASKS_PER_NODE={ranks}", f"--mincpus={cpus}"
 
 
 def absolute_run_dir(config: ZetaConfig) -> RunDir:

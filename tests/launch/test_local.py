@@ -47,7 +47,7 @@ def test_a_wrong_config_is_said_once_before_any_rank_starts(capfd):
 
 
 def test_more_ranks_than_packs_are_refused(capfd):
-    with pytest.raises(ValueError, match=r"3 ranks .* train\.packs_per_step = 2"):
+    with pytest.raises(ValueError, match=r"3 ranks .* train\.packs_per_step is 2"):
         launch_local("demo", ["data.shards=x", "train.packs_per_step=2"], 3)
     assert capfd.readouterr() == ("", "")
 

@@ -85,6 +85,22 @@ def test_a_gpu_job_has_one_task_for_each_gpu():
     assert not [word for word in job.command if "requeue" in word or "dependency" in word]
 
 
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "flags"),
+    [
+        ("1-8", 8, {"--export=ALL", "--ntasks-per-node=8"}),
+        ("1-9", 8, {"--export=ALL,SLURM_NTASKS_PER_NODE=8", "--mincpus=96"}),
+        ("1-2", 1, {"--export=ALL,SLURM_NTASKS_PER_NODE=1", "--mincpus=12"}),
+        ("9", 1, {"--export=ALL", "--ntasks-per-node=1"}),
+    ],
+)
+def test_sbatch_does_not_cut_a_range_of_nodes_to_the_tasks_of_its_least(nodes, ranks, flags):
+    asked = [f"cluster.nodes={nodes}", f"cluster.tasks_per_node={ranks}"]
+    job = job_for(config(*asked, "cluster.cpus_per_task=12"), [])
+    tasks = {word for word in job.command if re.match("--(export|ntasks|mincpus)", word)}
+    assert tasks == flags
+
+
 def test_the_largest_world_size_is_checked():
     gpus = config("cluster.nodes=2-4", "cluster.gpus_per_node=8", recipe="megavit_1b")
     assert most_ranks(gpus) == 32

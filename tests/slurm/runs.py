@@ -59,7 +59,7 @@ class Run:
         *settings: str,
         flags: tuple[str, ...] = (),
         seconds_per_step: float = 0.0,
-        limits: str = "",
+        exported: str = "",
     ) -> None:
         """Submit the script for two ranks on two nodes, unless `flags` ask for something else."""
         programs = Path(sys.executable).parent
@@ -68,11 +68,11 @@ class Run:
             programs.mkdir()
             (programs / "zeta").write_text(_SLOW_STORAGE.format(python=sys.executable))
             (programs / "zeta").chmod(0o755)
-        exported = f"ALL,PATH={programs}:{self.cluster.environment['PATH']}"
-        exported += f",TEST_SECONDS_PER_STEP={seconds_per_step},{limits}"
+        variables = f"ALL,PATH={programs}:{self.cluster.environment['PATH']}"
+        variables += f",TEST_SECONDS_PER_STEP={seconds_per_step},{exported}"
         self.job = self.cluster.submit(
             "--nodes=2",
-            f"--export={exported.rstrip(',')}",
+            f"--export={variables.rstrip(',')}",
             *flags,
             slurm_root() / "pretrain.sbatch",
             "demo",

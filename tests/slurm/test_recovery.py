@@ -43,6 +43,9 @@ SETTINGS = [
 ONLY_ON_REQUEST = "train.checkpoint_every=null"
 REQUEUED = "PENDING"
 """What Slurm writes down as the state of a job that ended to be requeued."""
+# As `zeta launch slurm --nodes 1-2` asks for them; with --ntasks-per-node=1 sbatch gives only one.
+ONE_OR_TWO = ("--nodes=1-2", "--mincpus=1")
+ONE_RANK_EACH = "SLURM_NTASKS_PER_NODE=1"
 
 
 class Scenario(NamedTuple):
@@ -53,7 +56,7 @@ class Scenario(NamedTuple):
     settings: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
     seconds_per_step: float = 0.2
-    limits: str = ""
+    exported: str = ""
     first: bool = False
     """Start it alone: the clock is part of what happens."""
 
@@ -124,8 +127,12 @@ SCENARIOS = {
         2,
         ("data.read_deadline_s=10", *(f"train.watchdog.{part}_s=20" for part in ("data", "train"))),
     ),
-    "first node lost": Scenario(first_node_lost, 3, flags=("--partition=fragile", "--nodes=1-2")),
-    "second node lost": Scenario(second_node_lost, 2, flags=("--partition=frail", "--nodes=1-2")),
+    "first node lost": Scenario(
+        first_node_lost, 3, flags=("--partition=fragile", *ONE_OR_TWO), exported=ONE_RANK_EACH
+    ),
+    "second node lost": Scenario(
+        second_node_lost, 2, flags=("--partition=frail", *ONE_OR_TWO), exported=ONE_RANK_EACH
+    ),
     "preempted": Scenario(
         preempted, 2, (ONLY_ON_REQUEST, "tracker.wandb.mode=offline"), flags=("--partition=low",)
     ),
@@ -133,7 +140,7 @@ SCENARIOS = {
     "requeued by an operator": Scenario(requeued_by_an_operator, 3, (ONLY_ON_REQUEST,)),
     "one rank killed": Scenario(rank_killed, 3),
     "no progress": Scenario(
-        nothing, 2, ("train.watchdog.start_s=0.5",), limits="ZETA_MAX_STALLED=2"
+        nothing, 2, ("train.watchdog.start_s=0.5",), exported="ZETA_MAX_STALLED=2"
     ),
 }
 
@@ -146,7 +153,7 @@ def begin(name: str, run: Run) -> None:
         *scenario.settings,
         flags=scenario.flags,
         seconds_per_step=scenario.seconds_per_step,
-        limits=scenario.limits,
+        exported=scenario.exported,
     )
 
 

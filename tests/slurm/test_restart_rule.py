@@ -16,7 +16,7 @@ from launch.shipped import slurm_root
 from tests.launch.restart_table import TABLE, Case
 
 PROGRAMS = {
-    "zeta": '[[ "$1 $2" == "launch check" ]] && echo run',
+    "zeta": '[[ $3 == --for-script ]] && printf "run_dir:run\\0" || echo run',
     "srun": """
         [[ " $* " == *" train "* ]] || exit 0  # what comes before the ranks is well
         start=$(($(cat starts) + 1)); echo $start >starts

@@ -1,6 +1,6 @@
 """slurm/pretrain.sbatch on a real cluster: what it makes of the exit statuses of the ranks.
 
-`zeta` is a script here that ends as a test wants it; test_pretrain.py runs the real one.
+`zeta` is a script here that ends as a test wants it; test_recovery.py runs the real one.
 """
 
 from __future__ import annotations
