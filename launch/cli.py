@@ -45,6 +45,7 @@ COMMANDS = (
     Command("launch_doctor", "launch"),
     Command("launch_check", "launch"),
     Command("launch_sizes", "launch"),
+    Command("launch_preflight", "launch"),
     Command("export"),
     Command("evaluate"),
     Command("report"),

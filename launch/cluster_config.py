@@ -112,6 +112,10 @@ class ClusterConfig:
     """Variables of every rank: NCCL, threads, caches. They win over those of the shell that
     submits; files and settings add to each other."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
+    preflight: bool = free(True)
+    """Check every node before the ranks start, and requeue the job without those that are bad."""
+    preflight_timeout_s: float = free(300.0)
+    """Seconds after which a node that gives no word in preflight is bad."""
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -127,6 +131,12 @@ class ClusterConfig:
             value = getattr(self, name)
             if value is not None:
                 check_range(f"cluster.{name}", value, 1)
+        check_range("cluster.preflight_timeout_s", self.preflight_timeout_s, 1, 86400)
+
+    @property
+    def preflight_limit_s(self) -> float:
+        """Seconds that a preflight takes at most: nodes are waited for twice, then they measure."""
+        return 2 * self.preflight_timeout_s + 300
 
     def _check_text(self) -> None:
         names = ("partition", "account", "qos", "time", "nodes", "mem", "constraint", "exclude")

@@ -215,7 +215,7 @@ def init_distributed(
     info = info or rank_from_environment(os.environ)
     device = choose_device(info, device_kind, torch.cuda.device_count())
     use_cuda = device.type == "cuda"
-    _export_environment(info, use_cuda)
+    export_environment(info, use_cuda)
 
     # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
     import deepspeed
@@ -310,8 +310,8 @@ def compiler_available() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
 
 
-def _export_environment(info: RankInfo, use_cuda: bool) -> None:
-    # torch and DeepSpeed read the rank from these, whoever started us.
+def export_environment(info: RankInfo, use_cuda: bool) -> None:
+    """Set the variables that torch and DeepSpeed read the rank from, whoever started us."""
     os.environ["RANK"] = str(info.rank)
     os.environ["WORLD_SIZE"] = str(info.world_size)
     os.environ["LOCAL_RANK"] = str(info.local_rank)

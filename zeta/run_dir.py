@@ -115,6 +115,11 @@ class RunDir:
         return self.path / "starts.jsonl"
 
     @property
+    def excluded_nodes(self) -> Path:
+        """Nodes that preflight found bad: name, time and reason, one a line."""
+        return self.path / "excluded_nodes"
+
+    @property
     def report(self) -> Path:
         """The page about the run."""
         return self.path / "report.html"

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.arguments import Subparsers, add_command, add_config
+
+if TYPE_CHECKING:
+    from launch.config import ZetaConfig
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,11 +23,37 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta launch check navit_b16_classification data.shards=shards/train",
     )
     add_config(parser)
+    parser.add_argument(
+        "--for-script",
+        action="store_true",
+        help="print what slurm/pretrain.sbatch reads instead: KIND:WORD, each ended by a NUL",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the run directory; slurm/pretrain.sbatch reads it before it starts the ranks."""
+    """Print the run directory; or all that slurm/pretrain.sbatch reads before it starts ranks."""
     from launch.config import load_config
 
-    print(load_config(args.config, args.overrides).run.dir)
+    config = load_config(args.config, args.overrides)
+    if args.for_script:
+        print(*(f"{word}\0" for word in script_words(config)), sep="", end="")
+    else:
+        print(config.run.dir)
     return 0
+
+
+def script_words(config: ZetaConfig) -> list[str]:
+    """Return what the batch script takes from a config, each with its kind in front.
+
+    ``run_dir:DIR``, ``env:NAME=VALUE``, ``srun:OPTION``, ``wrap:WORD`` (of the command in front of
+    `zeta`) and ``preflight:SECONDS`` if the nodes are to be checked: it takes less.
+    """
+    cluster = config.cluster
+    container = cluster.container
+    return [
+        f"run_dir:{Path(config.run.dir).expanduser()}",
+        *(f"env:{name}={value}" for name, value in cluster.environment.items()),
+        *(f"srun:{word}" for word in container.srun_options(list(cluster.environment))),
+        *(f"wrap:{word}" for word in container.command_prefix(gpus=config.train.device != "cpu")),
+        *([f"preflight:{ceil(cluster.preflight_limit_s)}"] if cluster.preflight else []),
+    ]

@@ -53,6 +53,7 @@ def test_the_commands_of_today_are_there():
         ("launch", "local"),
         ("launch", "check"),
         ("launch", "sizes"),
+        ("launch", "preflight"),
         ("launch", "slurm"),
         ("launch", "doctor"),
         ("export",),

@@ -25,12 +25,21 @@ class Jobs:
         self.run_dir = folder / "run"
 
     def submit(
-        self, body: str, *arguments: str, flags: tuple[str, ...] = (), limits: str = ""
+        self,
+        body: str,
+        *arguments: str,
+        flags: tuple[str, ...] = (),
+        limits: str = "",
+        words: str = "",
+        preflight: str = "exit 0;",
     ) -> int:
+        """`words`: what `launch check` says besides, in quotes; `preflight`: what that one does."""
         zeta = self.folder / "bin" / "zeta"
         zeta.parent.mkdir(exist_ok=True)
         zeta.write_text(
-            "#!/bin/bash\nif [[ $1 == launch ]]; then echo run; exit; fi\n"
+            "#!/bin/bash\n"
+            f"if [[ $2 == check ]]; then printf '%s\\0' run_dir:run {words}; exit; fi\n"
+            f"if [[ $2 == preflight ]]; then {preflight} fi\n"
             "restarts=${SLURM_RESTART_COUNT:-0}; rank=$SLURM_PROCID\n"
             'echo "$restarts" >> "starts.$rank"\n' + body
         )
@@ -38,7 +47,6 @@ class Jobs:
         path = f"{zeta.parent}:{self.cluster.environment['PATH']}"
         return self.cluster.submit(
             "--nodes=2",
-            "--ntasks-per-node=1",
             f"--export=ALL,PATH={path},{limits}".rstrip(","),
             *flags,
             SCRIPT,
