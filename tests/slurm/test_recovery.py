@@ -39,6 +39,7 @@ SETTINGS = [
     "optim.schedule=constant",
     "optim.warmup_steps=1",
     "tracker.wandb.mode=disabled",
+    "cluster.preflight=false",  # test_preflight.py has it; here it would only take its time
 ]
 ONLY_ON_REQUEST = "train.checkpoint_every=null"
 REQUEUED = "PENDING"
