@@ -52,6 +52,7 @@ def save_pretrained(
     state_dict: Mapping[str, Tensor],
     model_arguments: Mapping[str, Any],
     info: Mapping[str, Any],
+    text: TextExport | None = None,
 ) -> Path:
     """Write a model that is in memory to `out_dir` and return its path.
 
@@ -60,12 +61,14 @@ def save_pretrained(
         state_dict: whole (not sharded) weights by parameter name, buffers mean and std included.
         model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
         info: JSON-able facts to keep with the weights (step, class names, where they come from).
+        text: the text encoder that the model, then an image encoder, was trained with.
 
     Raises:
         ValueError: `out_dir` exists and is no export.
     """
     with whole_directory(out_dir) as partial:
-        write_config(partial, write_model(partial, in_memory(state_dict), model_arguments, info))
+        tensors = in_memory(state_dict)
+        write_config(partial, write_model(partial, tensors, model_arguments, info, text=text))
     return Path(out_dir)
 
 

@@ -5,12 +5,20 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.zeta.small_models import small
 from tests.zeta.training import ROOT
 from zeta import MegaVit, NaViT
 from zeta.export_folder import whole_directory, write_config
-from zeta.pretrained import load_pretrained, open_export, save_pretrained, write_model
+from zeta.pretrained import (
+    TextExport,
+    load_pretrained,
+    open_export,
+    read_config,
+    save_pretrained,
+    write_model,
+)
 from zeta.stored_tensors import in_memory
 from zeta.timm_format import save_timm
 
@@ -27,6 +35,16 @@ def test_a_saved_model_loads_with_the_same_logits(tmp_path):
     assert config["preprocessing"]["patch_size"] == 8
     assert config["preprocessing"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_text_encoder_lies_beside_the_image_encoder(tmp_path):
+    model, arguments = small()
+    weights = {"logits.log_scale": torch.tensor([2.0])}
+    text = TextExport({"kind": "clip"}, in_memory(weights), None)
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {}, text)
+    assert read_config(out)["text"] == {"model": {"kind": "clip"}, "tokenizer": "bytes"}
+    assert load_file(out / "text.safetensors") == weights
+    assert load_pretrained(out).head.weight.shape == (7, 24)
 
 
 def test_a_failed_export_leaves_nothing_behind_and_the_old_one_in_place(tmp_path):
