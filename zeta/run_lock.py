@@ -179,6 +179,22 @@ def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
     return True
 
 
+def last_owner(run_dir: RunDir) -> Owner | None:
+    """Return who trained in a directory last, or does; None: nobody, or it cannot be read."""
+    number = _newest(run_dir.owners)
+    try:
+        return _parse(run_dir.owners / _name(number)) if number else None
+    except OSError:
+        return None
+
+
+def lives_here(owner: Owner) -> bool | None:
+    """Whether the process of an owner runs; None: it cannot be seen from this machine."""
+    if not owner.machine or owner.machine != _machine():
+        return None
+    return _process_start(owner.pid) == owner.pid_started
+
+
 def _name(number: int) -> str:
     return f"{number:06d}.json"
 
@@ -202,14 +218,17 @@ def _create(path: Path, owner: Owner) -> None:
 def _read(path: Path) -> Owner | None:
     """Read a claim; None where it never becomes whole: its process was killed as it wrote it."""
     deadline = time.monotonic() + _WRITING_S
-    while True:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return Owner(**{field.name: record[field.name] for field in fields(Owner)})
-        except (ValueError, KeyError, TypeError):
-            if time.monotonic() > deadline:
-                return None
-            time.sleep(0.05)
+    while (owner := _parse(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return owner
+
+
+def _parse(path: Path) -> Owner | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(**{field.name: record[field.name] for field in fields(Owner)})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _content(path: Path) -> bytes | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zeta.distributed import set_collective_timeout
+from zeta.heartbeat import Heartbeat
 from zeta.train_config import WatchdogConfig
 
 CRASH = 1
@@ -53,23 +54,6 @@ class Unwatched:
 
     def enter(self, phase: str, step: int) -> None:
         """Nothing."""
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """What a heartbeat file holds."""
-
-    phase: str
-    step: int
-    phase_s: float
-    """How long the rank has been in the phase."""
-    limit_s: float | None
-    """Limit of the phase; null: none."""
-    time: float
-    """When this was written, in seconds since 1970."""
-    rank: int
-    host: str
-    pid: int
 
 
 @dataclass(frozen=True)

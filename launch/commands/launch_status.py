@@ -1,0 +1,33 @@
+"""`zeta launch status`: how a run is doing, once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command, add_json
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "status",
+        run,
+        "say how a run is doing, from its files and the queue",
+        "zeta launch status runs/first",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status."""
+    from launch.run_snapshot import take_snapshot
+    from launch.run_status import judge
+    from launch.status_view import status_lines, status_object
+
+    status = judge(take_snapshot(args.run_dir))
+    print(json.dumps(status_object(status)) if args.json else "\n".join(status_lines(status)))
+    return 0
