@@ -29,7 +29,7 @@ class Command(NamedTuple):
 GROUPS = {
     "shards": "write, index and check WebDataset shards",
     "data": "look at what the data pipeline will do",
-    "launch": "start training",
+    "launch": "start training, and see how it is doing",
 }
 COMMANDS = (
     Command("demo"),
@@ -46,6 +46,9 @@ COMMANDS = (
     Command("launch_check", "launch"),
     Command("launch_sizes", "launch"),
     Command("launch_preflight", "launch"),
+    Command("launch_status", "launch"),
+    Command("launch_watch", "launch"),
+    Command("wandb_sync"),
     Command("export"),
     Command("evaluate"),
     Command("report"),

@@ -147,7 +147,7 @@ def container(config: ZetaConfig, run_dir: Path) -> Iterator[Check]:
 
 def wandb_mode(config: ZetaConfig) -> Check:
     """Say where metrics will go."""
-    from zeta.wandb_sink import resolve_mode
+    from zeta.wandb_mode import resolve_mode
 
     mode = resolve_mode(config.tracker.wandb.mode, os.environ)
     finding = {

@@ -1,4 +1,4 @@
-"""The picture of a run's first pack, drawn from its config and shards."""
+"""Pictures of a run's first packs, drawn from its config and shards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_pipeline.tar_reader import read_sample
 from data_pipeline.tokenizer import open_tokenizer
 from data_pipeline.weighted import open_shards
 from launch.config import load_config
-from launch.pack_picture import PackPicture, draw_pack
+from launch.pack_picture import PackPicture, draw_images, draw_pack
 from launch.run_setup import resolve_with_shards, training_plan
 from zeta.packed import PackedBatch
 from zeta.run_dir import RunDir
@@ -37,17 +37,32 @@ def plan_of(run_dir: RunDir) -> Plan:
 
 def draw_first_pack(run_dir: RunDir, plan: Plan) -> Path:
     """Write the picture of the first pack of lane 0 of a run's plan, and return its path."""
-    recipe = pack_recipe(plan, plan.lane(0).next_pack(), epoch=0)
+    path = run_dir.pack_picture
+    path.write_bytes(draw_pack(_picture(plan, lane=0)))
+    return path
+
+
+def draw_first_packs(folder: Path, plan: Plan, count: int) -> None:
+    """Write `pack_1.png` and so on into a folder: the images of the first packs of as many lanes.
+
+    Raises:
+        OSError, ValueError: the shards cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for lane in range(min(count, plan.num_lanes)):
+        draw_images(_picture(plan, lane)).save(folder / f"pack_{lane + 1}.png")
+
+
+def _picture(plan: Plan, lane: int) -> PackPicture:
+    """Read and decode the first pack of a lane."""
+    recipe = pack_recipe(plan, plan.lane(lane).next_pack(), epoch=0)
     class_names = plan.manifest.class_names
     batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch
-    picture = PackPicture.from_batch(
+    return PackPicture.from_batch(
         batch,
         [_whole_image(image, recipe) for image in recipe.images],
         titles(batch, len(recipe.images), class_names, plan.config.text.tokenizer),
     )
-    path = run_dir.pack_picture
-    path.write_bytes(draw_pack(picture))
-    return path
 
 
 def titles(

@@ -30,6 +30,7 @@ _IMAGES_HEIGHT = 460.0  # aimed at for all images together
 _MAX_PIXELS = 800_000  # of all images together: bounds the file, to about 2 MB
 _BAR = 2.5  # coloured line under the tokens of an image
 _DROPPED_GREY, _DROPPED_ALPHA = 136, 96  # of 255: reads as grey on a white and on a dark page
+_MARGIN = 4  # pixels beside and under an image on a sheet
 _HUES = (212, 28, 152, 338, 266, 50, 188, 6)
 
 _STYLE = """
@@ -162,6 +163,26 @@ def draw_pack(picture: PackPicture) -> bytes:
         'style="fill: var(--padding)"/></pattern></defs>\n'
         f"{body}\n</svg>\n"
     ).encode()
+
+
+def draw_images(picture: PackPicture) -> Image.Image:
+    """Return the images of a pack in rows, what was dropped greyed out: a picture in pixels."""
+    patches = sum(image.kept.size for image in picture.images)
+    unit = max(2, min(picture.patch_size, math.isqrt(_MAX_PIXELS // max(1, patches))))
+    across = max(1.0, math.sqrt(1.5 * patches))  # in patches, of a sheet that is wider than high
+    rows = list(_shelves(picture.images, _WIDTH / across))
+    heights = [max(image.kept.shape[0] for _, image in row) * unit + _MARGIN for row in rows]
+    widths = [sum(image.kept.shape[1] * unit + _MARGIN for _, image in row) for row in rows]
+    sheet = Image.new("RGB", (max(widths, default=1), max(1, sum(heights))), "white")
+    y = 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for _, image in row:
+            drawn = Image.fromarray(_with_drops(image, unit))
+            sheet.paste(drawn, (x, y), drawn)
+            x += drawn.width + _MARGIN
+        y += height
+    return sheet
 
 
 def _draw_images(picture: PackPicture, y: float) -> tuple[list[str], float]:

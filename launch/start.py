@@ -37,9 +37,10 @@ from zeta.trainable import freeze
 from zeta.weight_files import check_initial_weights
 
 _BEFORE_CONFIG = {
-    "logs", "wandb", "wandb_run_id", "metrics.jsonl", "ledger", "quarantine.jsonl",
-    "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts", "demo.json", "shards",
-    "owners", "SAVE_NOW", "STOP", "excluded_nodes",
+    "logs", "wandb", "wandb_run_id", "wandb_state.json", "metrics.jsonl", "ledger",
+    "quarantine.jsonl", "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts",
+    "demo.json", "shards", "owners", "SAVE_NOW", "STOP",
+    "excluded_nodes",
 }  # fmt: skip
 """What a run directory may hold before its first step: launchers, the demo and a start that failed
 leave these."""

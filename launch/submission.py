@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ from launch.slurm import Job, job_for, most_ranks, submit_chain
 from launch.start import check_start
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
+from zeta.train_config import WandbConfig
+from zeta.wandb_mode import resolve_mode, run_page, stable_run_id
 
 
 def submit_run(
@@ -89,6 +92,18 @@ def _summary(job: Job, ids: list[int], config: ZetaConfig) -> list[str]:
     rows = [
         ("run directory", str(job.run_dir.path)),
         ("log", "\n".ljust(17).join(str(job.log(job_id)) for job_id in ids)),
+        ("W&B", _tracked(job.run_dir, config.tracker.wandb)),
         ("follow it", f"zeta launch watch {shlex.quote(str(job.run_dir.path))}"),
     ]
     return [first, *[f"  {label:<14}{value}" for label, value in rows]]
+
+
+def _tracked(run_dir: RunDir, config: WandbConfig) -> str:
+    """Return where the run will be in W&B."""
+    mode = resolve_mode(config.mode, os.environ)
+    if mode == "disabled":
+        return "disabled"
+    if mode == "offline":
+        return f"offline; `zeta wandb-sync {shlex.quote(str(run_dir.path))}` uploads it"
+    run_id = stable_run_id(run_dir.wandb_run_id)
+    return run_page(config, run_id, os.environ) or f"run {run_id} of project {config.project}"

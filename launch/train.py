@@ -18,6 +18,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import BYTES
 from launch.config import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
+from launch.first_pack import draw_first_packs
 from launch.start import Start, check_shared, check_start
 from launch.verdict import RefusedError, check_together
 from zeta.attention import varlen_obstacle
@@ -41,6 +42,8 @@ from zeta.starts import note_start
 from zeta.timm_format import timm_obstacle
 from zeta.watchdog import Watchdog
 
+_PACK_PICTURES = 3
+"""Drawn for W&B."""
 _CLAIM = "zeta/start/claim"
 _ANY_CHANNELS = 8
 """Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
@@ -184,6 +187,8 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
         if world.is_main:
             _write_run_files(run_dir, config, start.manifest)
             note_start(run_dir.starts, trainer.progress.step, world.size)
+            if trainer.tracker is not None and trainer.tracker.mode != "disabled":
+                _draw_packs(start, console)
         world.barrier()  # NOTE: nobody trains in a directory that is not described yet
         code = trainer.fit()
         if code is ExitCode.FINISHED:
@@ -214,6 +219,17 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
     if config.data.require_captions and config.data.text.tokenizer != BYTES:
         shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
+
+
+def _draw_packs(start: Start, console: Console) -> None:
+    """Draw some packs for W&B, once in the life of a run."""
+    folder = start.run_dir.wandb_pictures
+    if folder.exists():
+        return
+    try:
+        draw_first_packs(folder, start.plan, _PACK_PICTURES)
+    except (OSError, ValueError) as error:  # the run does without; a bad shard is reported by it
+        console.message(f"W&B gets no pictures of packs: {error}")
 
 
 def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -> None:

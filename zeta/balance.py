@@ -23,9 +23,6 @@ import torch
 
 from zeta import metric_names as names
 
-_TELL_ABOVE = 1.25
-"""Straggler ratio from which on the slowest rank is named on the terminal."""
-
 
 class ForwardClock:
     """Seconds of the parts of a step that it is entered for, on the device that does the work."""
@@ -109,7 +106,7 @@ class Balance:
         Stays: at two logs in a row, as on a busy machine now one and now another is slow.
         """
         slowest, ratio = straggler(loads)
-        before, self._suspect = self._suspect, slowest if ratio >= _TELL_ABOVE else None
+        before, self._suspect = self._suspect, slowest if ratio >= names.STRAGGLER_FROM else None
         if self._suspect is None:
             self._told = None
         elif slowest == before and slowest != self._told:

@@ -22,6 +22,8 @@ EPOCH = "data/epoch"
 QUARANTINED = "data/quarantined"
 STRAGGLER_RATIO = "balance/straggler_ratio"
 """Own time of the slowest rank / mean of the ranks, since the last log: see `zeta.balance`."""
+STRAGGLER_FROM = 1.25
+"""Straggler ratio from which on the slowest rank is named to people."""
 SLOWEST_RANK = "balance/slowest_rank"
 SLOWEST_HOST = "balance/slowest_host"
 """Name of the host of that rank: text."""

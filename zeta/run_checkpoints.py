@@ -53,7 +53,10 @@ class RunCheckpoints:
         """Committed steps of the newest good checkpoint."""
         self.failures = 0
         """Saves that failed since this process started."""
-        self._code = code_version() if world.is_main else None
+        self.code = code_version() if world.is_main else None
+        """What the run is trained by; known to rank 0."""
+        self.wandb_run_id: str | None = None
+        """W&B id of the run, in the checkpoint that it goes on from."""
         self._optimizer = optimizer_name(train.deepspeed)
         self._last_attempt = time.monotonic()
 
@@ -93,6 +96,7 @@ class RunCheckpoints:
         if found is not None and saved is not None:
             self.store.load(found, engine)
             progress = Progress(**saved["progress"])
+            self.wandb_run_id = saved.get("wandb_run_id")
             self.console.message(f"continuing from {found.name}")
         if found is not None and saved is not None and saved["world_size"] == self.world.size:
             restore_random_state(found / RANKS / f"rank_{self.world.rank:05d}.pt")
@@ -149,7 +153,7 @@ class RunCheckpoints:
             "optimizer": self._optimizer,
             "average_updates": None if engine.average is None else engine.average.updates,
             "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,
-            "code": self._code,
+            "code": self.code,
             "versions": {
                 "python": sys.version.split()[0],
                 "torch": torch.__version__,

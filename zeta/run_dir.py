@@ -12,7 +12,8 @@ class RunDir:
 
     Layout: ``config.yaml`` (resolved), ``code.diff``, ``classes.json``, ``metrics.jsonl``,
     ``ledger/``, ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``,
-    ``logs/rank_*.log``, ``heartbeat/``, ``starts.jsonl``,
+    ``wandb_state.json``, ``wandb/``, ``logs/rank_*.log``, ``heartbeat/``,
+    ``starts.jsonl``,
     ``owners/`` (who trained here, see `zeta.run_lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
     and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
     ``report.html``, ``pack.svg`` and ``sizes.json`` (`zeta report`), ``result.json``,
@@ -65,6 +66,21 @@ class RunDir:
     def wandb_run_id(self) -> Path:
         """The W&B run id, made once for the life of the directory."""
         return self.path / "wandb_run_id"
+
+    @property
+    def wandb_state(self) -> Path:
+        """What W&B has of the run."""
+        return self.path / "wandb_state.json"
+
+    @property
+    def wandb_files(self) -> Path:
+        """W&B's own folder: one folder a session, the pack pictures, and a lock."""
+        return self.path / "wandb"
+
+    @property
+    def wandb_pictures(self) -> Path:
+        """Pictures of packs, which W&B shows."""
+        return self.wandb_files / "packs"
 
     @property
     def logs(self) -> Path:

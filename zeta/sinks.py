@@ -1,16 +1,16 @@
-"""Where metrics go: one JSON object a line in metrics.jsonl always, and any other sink."""
+"""Where metrics go: one JSON object a line in metrics.jsonl, which everything else reads."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 
 class MetricSink(Protocol):
-    """A place that metrics are logged to; only rank 0 has any."""
+    """A place that metrics are logged to."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Log `values`, by metric name, of the step that made `step` committed steps."""
@@ -68,26 +68,41 @@ class JsonlSink:
         self._lines.close()
 
 
-class FanOut:
-    """Several sinks as one."""
-
-    def __init__(self, sinks: Iterable[MetricSink]) -> None:
-        self._sinks = tuple(sinks)
+class NoSink:
+    """Where the metrics of all ranks but the first go."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log to every sink."""
-        for sink in self._sinks:
-            sink.log(step, values)
+        """Nothing."""
 
     def flush(self) -> None:
-        """Flush every sink."""
-        for sink in self._sinks:
-            sink.flush()
+        """Nothing."""
 
     def close(self) -> None:
-        """Close every sink."""
-        for sink in self._sinks:
-            sink.close()
+        """Nothing."""
+
+
+class WithAxes:
+    """A sink each of whose rows can be drawn over images or tokens as well as over steps.
+
+    Args:
+        sink: where the rows go.
+        axes: returns what to add to a row of a step, by metric name.
+    """
+
+    def __init__(self, sink: MetricSink, axes: Callable[[int], Mapping[str, float]]) -> None:
+        self._sink, self._axes = sink, axes
+
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Log the values and the axes."""
+        self._sink.log(step, {**self._axes(step), **values})
+
+    def flush(self) -> None:
+        """Flush the sink."""
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
 
 
 class OnlyNew:

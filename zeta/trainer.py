@@ -34,12 +34,13 @@ from zeta.request_files import RequestFiles
 from zeta.run_checkpoints import RunCheckpoints
 from zeta.run_dir import RunDir
 from zeta.schedule import build_schedule
-from zeta.sinks import FanOut, JsonlSink, MetricSink, OnlyNew, last_logged_steps
+from zeta.sinks import JsonlSink, MetricSink, NoSink, OnlyNew, WithAxes, last_logged_steps
 from zeta.stop_signals import StopSignals, agreed_stop, stop_votes
-from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
+from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig, WandbConfig
 from zeta.utilisation import Utilisation
 from zeta.validation import Validation
-from zeta.wandb_sink import WandbSink, stable_run_id
+from zeta.wandb_mode import stable_run_id
+from zeta.wandb_sink import WandbSink
 from zeta.watchdog import PhaseWatch, Unwatched
 
 
@@ -95,7 +96,7 @@ class Trainer:
             console: this rank's log and terminal.
             train: the loop.
             optim: optimizer and schedule.
-            tracker: where metrics go besides metrics.jsonl.
+            tracker: where metrics.jsonl is sent.
             config: the whole resolved config, for the checkpoint and W&B.
             name: display name of the run.
             watchdog: told which phase this rank is in.
@@ -123,10 +124,11 @@ class Trainer:
         )
         self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
-        self.sink = self._open_sinks(tracker, config, name)
+        self.sink = self._open_sink()
         self.validation = Validation(
             held_out, train.evaluate, self.engine, run_dir, console, self.watchdog
         )
+        self.tracker = self._open_tracker(tracker.wandb, config, name)
 
     def fit(self) -> ExitCode:
         """Train until the run is finished or asked to stop; return what to exit with.
@@ -136,6 +138,19 @@ class Trainer:
                 `train.max_nonfinite_steps` steps in a row).
             UnsavedError: the run ended, but its last checkpoint could not be written.
         """
+        outcome, why = "failed", ""
+        try:
+            code = self._fit()
+            outcome = "finished" if code is ExitCode.FINISHED else "stopped"
+        except Exception as error:
+            why = str(error)
+            raise
+        finally:
+            if self.tracker is not None:
+                self.tracker.close(outcome, why)
+        return code
+
+    def _fit(self) -> ExitCode:
         share = self.progress.share_done(self.train)
         self.console.start(self.progress.step, self.train.max_steps, share)
         steps = iter(self.source.steps(self.progress.data))
@@ -323,24 +338,42 @@ class Trainer:
         }
         self.sink.log(step, metrics)
         self.console.metrics(step, metrics)
+        if self.tracker is not None:
+            self.tracker.tell()
 
-    def _open_sinks(
-        self, tracker: TrackerConfig, config: Mapping[str, Any], name: str
-    ) -> MetricSink:
+    def _open_sink(self) -> MetricSink:
         if not self.world.is_main:
-            return FanOut(())
-        path = self.run_dir.metrics
-        in_wandb = last_logged_steps(path, ever=True)
-        wandb_sink = WandbSink(
-            tracker.wandb,
+            return NoSink()
+        path, progress = self.run_dir.metrics, self.progress
+        jsonl_sink = JsonlSink(path, progress.step)
+
+        def axes(step: int) -> dict[str, float]:
+            # How long a checkpoint took is known some steps after it, when these have moved on.
+            if step != progress.step:
+                return {}
+            return {names.IMAGES_SEEN: progress.images, names.TOKENS_SEEN: progress.tokens}
+
+        # A step that is evaluated only after a restart has some of its metrics already.
+        return WithAxes(OnlyNew(jsonl_sink, last_logged_steps(path)), axes)
+
+    def _open_tracker(
+        self, config: WandbConfig, run_config: Mapping[str, Any], name: str
+    ) -> WandbSink | None:
+        if not self.world.is_main:
+            return None
+        return WandbSink(
+            config,
             name=name,
-            folder=self.run_dir.path,
-            run_id=stable_run_id(self.run_dir.wandb_run_id),
-            run_config=config,
+            run_dir=self.run_dir,
+            run_id=stable_run_id(self.run_dir.wandb_run_id, self.checkpoints.wandb_run_id),
+            run_config={
+                **run_config,
+                "code": self.checkpoints.code,
+                "world_size": self.world.size,
+            },
+            resumed_step=self.progress.step,
+            say=self.console.message,
         )
-        jsonl_sink = JsonlSink(path, self.progress.step)
-        in_jsonl = last_logged_steps(path)
-        return FanOut((OnlyNew(jsonl_sink, in_jsonl), OnlyNew(wandb_sink, in_wandb)))
 
     # Checkpoints.
 

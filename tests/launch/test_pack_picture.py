@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from launch.pack_picture import PackedImage, PackPicture, draw_pack
+from launch.pack_picture import PackedImage, PackPicture, draw_images, draw_pack
 from zeta.packed import PackedBatch
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -153,3 +153,17 @@ def _batch(picture: PackPicture, rows: int) -> PackedBatch:
         lengths=tuple(lengths),
         prefix_tokens=picture.prefix_tokens,
     )
+
+
+def test_the_sheet_of_images_holds_each_in_its_colours_and_greys_what_was_dropped():
+    rng = np.random.default_rng(0)
+    images = tuple(_image(rng, h, w, keep) for h, w, keep in ((3, 5, 15), (6, 2, 0), (1, 7, 7)))
+    sheet = np.asarray(draw_images(PackPicture(images, PATCH, token_budget=64)))
+    colours = {tuple(pixel) for pixel in sheet.reshape(-1, 3)}
+    for image in (images[0], images[2]):
+        assert {tuple(pixel) for pixel in image.pixels.reshape(-1, 3)} <= colours
+    assert not {tuple(pixel) for pixel in images[1].pixels.reshape(-1, 3)} <= colours
+
+
+def test_a_pack_without_images_is_an_empty_sheet():
+    assert draw_images(PackPicture((), PATCH, token_budget=64)).size[0] >= 1

@@ -2,7 +2,7 @@
 
 import json
 
-from zeta.sinks import FanOut, JsonlSink, OnlyNew, cut_after, last_logged_steps
+from zeta.sinks import JsonlSink, NoSink, OnlyNew, WithAxes, cut_after, last_logged_steps
 
 
 def _steps(path):
@@ -73,10 +73,24 @@ def test_a_metric_that_a_step_has_is_not_logged_again_and_one_that_it_lacks_is(t
     ]
 
 
-def test_fan_out_reaches_every_sink(tmp_path):
-    paths = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
-    sink = FanOut([JsonlSink(path, 0) for path in paths])
+def test_every_row_can_be_drawn_over_images_and_tokens(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    seen = {"data/images_seen": 5, "data/tokens_seen": 70}
+    sink = WithAxes(JsonlSink(path, 0), lambda step: seen if step < 3 else {})
+    sink.log(1, {"train/loss": 2.0})
+    seen["data/images_seen"] = 9
+    sink.log(2, {"val/loss": 1.0})
+    sink.log(3, {"checkpoint/save_s": 1.0})
+    sink.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row.get("data/images_seen") for row in rows] == [5, 9, None]
+    assert [row.get("data/tokens_seen") for row in rows] == [70, 70, None]
+    assert rows[1]["val/loss"] == 1.0
+
+
+def test_ranks_without_a_file_have_a_sink_all_the_same(tmp_path):
+    sink = NoSink()
     sink.log(7, {"x": 1.0})
     sink.flush()
     sink.close()
-    assert [_steps(path) for path in paths] == [[7], [7]]
+    assert not list(tmp_path.iterdir())

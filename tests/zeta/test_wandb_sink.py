@@ -1,130 +1,195 @@
-"""W&B, with its real client, offline: one run over restarts, and no step twice."""
+"""W&B, with its real client: one run over restarts, no step twice, and no power over training."""
 
+import contextlib
+import fcntl
 import json
 import os
-import struct
-import subprocess
-import sys
+import signal
+import time
+from pathlib import Path
 
 import pytest
-from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.zeta.training import ROOT
-from zeta.train_config import WandbConfig
-from zeta.wandb_sink import WandbSink, resolve_mode, stable_run_id
+from tests.zeta.wandb_jobs import FakeTraining
+from tests.zeta.wandb_record import config, history, records
+from tests.zeta.wandb_server import KEY, wandb_server
+from zeta.run_dir import RunDir
+from zeta.wandb_state import read_state
 
-_BLOCK = 32768
-_LOG = """
-import json, sys
-from pathlib import Path
-from zeta.sinks import OnlyNew
-from zeta.train_config import WandbConfig
-from zeta.wandb_sink import WandbSink, stable_run_id
-folder, last, steps = json.loads(sys.argv[1])
-folder = Path(folder)
-sink = WandbSink(
-    WandbConfig(mode="offline", project="p"), name="n", folder=folder,
-    run_id=stable_run_id(folder / "wandb_run_id"), run_config={"train": {"seed": 3}},
-)
-sink = OnlyNew(sink, {"train/loss": last})
-for step in steps:
-    sink.log(step, {"train/loss": step / 10})
-sink.close()
-"""
+pytestmark = pytest.mark.slow
 
 
-def _log(folder, last, steps):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    arguments = json.dumps([str(folder), last, steps])
-    subprocess.run([sys.executable, "-c", _LOG, arguments], env=environment, check=True, timeout=90)
+def _environment(folder, **more):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return clean | {"HOME": str(folder), "WANDB_ERROR_REPORTING": "false"} | more
 
 
-def _records(path):
-    """Read a .wandb file: a LevelDB log (7 bytes of header, blocks of 32 KiB) of protobufs."""
-    data, position, partial = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        room = _BLOCK - position % _BLOCK
-        if room < 7:
-            position += room
-            continue
-        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        partial += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or last part
-            record = Record()
-            record.ParseFromString(partial)
-            yield record
-            partial = b""
+def _wait_for_the_session(run_dir):
+    """Until what sends the metrics of a process that was killed has ended."""
+    with (run_dir / "wandb/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def _history(path):
-    for record in _records(path):
-        if record.WhichOneof("record_type") == "history":
-            yield {
-                item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                for item in record.history.item
-            }
+def _wait(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
-@pytest.mark.slow
-def test_restarts_share_one_run_and_replayed_steps_are_not_logged_again(tmp_path):
-    _log(tmp_path, 0, [1, 2, 3])
-    _log(tmp_path, 3, [2, 3, 4])  # resumed from the checkpoint of step 1
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2
-    run_id = (tmp_path / "wandb_run_id").read_text().strip()
-    assert {path.stem for path in files} == {f"run-{run_id}"}
-    logged = [line for path in files for line in _history(path)]
-    assert [line["trainer/step"] for line in logged] == [1, 2, 3, 4]
-    assert [line["train/loss"] for line in logged] == [0.1, 0.2, 0.3, 0.4]
-    records = list(_records(files[0]))
-    metrics = [r.metric for r in records if r.WhichOneof("record_type") == "metric"]
-    assert {m.glob_name or m.name for m in metrics} >= {"trainer/step", "*"}
-    run = next(record.run for record in records if record.HasField("run"))
-    assert (run.project, run.display_name) == ("p", "n")
+def _files_with(folder, text):
+    return [p for p in folder.rglob("*") if p.is_file() and text.encode() in p.read_bytes()]
 
 
-def test_the_run_id_is_made_once(tmp_path):
-    first = stable_run_id(tmp_path / "wandb_run_id")
-    assert len(first) == 8
-    assert stable_run_id(tmp_path / "wandb_run_id") == first
+def test_offline_a_kill_and_a_replay_leave_one_run_with_each_step_once(tmp_path):
+    run_dir = tmp_path / "run"
+    settings = {"mode": "offline", "project": "p", "group": "g", "tags": ["a", "b"]}
+    settings |= {"job_type": "pretrain", "entity": "me"}
+    environment = _environment(tmp_path, WANDB_API_KEY=KEY)
+    first = FakeTraining(run_dir, environment, wandb=settings)
+    first.log(1)
+    first.log(2, **{"train__loss": 5.0, "optim__skipped_steps": 2, "data__quarantined": 1})
+    first.log(3)
+    first.kill()
+    _wait_for_the_session(run_dir)
+    again = FakeTraining(run_dir, environment, wandb=settings, resumed_step=1)
+    for step in (2, 3, 4):
+        again.log(step)
+    again.log(4, val__top1=0.5, val__loss=1.5)
+    again.close("stopped")
+    assert again.said[-1] == f"W&B: recorded offline; `zeta wandb-sync {run_dir}` uploads it"
+
+    files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    run_id = (run_dir / "wandb_run_id").read_text().strip()
+    assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
+    rows = [row for path in files for row in history(path)]
+    assert [r["trainer/step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4]
+    assert [r["train/loss"] for r in rows if "train/loss" in r] == [10.0, 5.0, 10 / 3, 2.5]
+    assert [r["data/images_seen"] for r in rows] == [8 * r["trainer/step"] for r in rows]
+    assert [r["data/tokens_seen"] for r in rows] == [100 * r["trainer/step"] for r in rows]
+    assert rows[-1]["val/top1"] == 0.5
+
+    run = records(files[0], "run")[0]
+    assert (run.entity, run.project, run.display_name) == ("me", "p", "n")
+    assert (run.run_group, run.job_type, list(run.tags)) == ("g", "pretrain", ["a", "b"])
+    assert config(files[0]) | {"_wandb": 0} == {
+        "train": {"seed": 3},
+        "code": {"commit": "c0ffee"},
+        "_wandb": 0,
+    }
+    metrics = [metric for path in files for metric in records(path, "metric")]
+    assert {m.glob_name or m.name for m in metrics} >= {"trainer/step", "*", "val/top1"}
+    best = {m.name: m.summary for m in metrics if m.name}
+    assert best["val/top1"].max
+    assert best["val/loss"].min
+    assert best["train/loss"].min
+    titles = [[alert.title for alert in records(path, "alert")] for path in files]
+    assert titles == [
+        ["Loss or gradient not finite", "Images could not be used", "Run failed"],
+        ["Run restarted"],
+    ]
+    assert [record.exit_code for path in files for record in records(path, "exit")] == [1, 85]
+    assert records(files[0], "stats"), "no system metrics"
+    assert not _files_with(run_dir, KEY)
 
 
-@pytest.mark.parametrize(
-    ("mode", "environment", "expected"),
-    [
-        ("auto", {}, "offline"),
-        ("auto", {"WANDB_API_KEY": "k"}, "online"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, "disabled"),
-        ("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
-        ("online", {"WANDB_MODE": "disabled"}, "online"),
-        ("offline", {"WANDB_API_KEY": "k"}, "offline"),
-        ("disabled", {"WANDB_API_KEY": "k"}, "disabled"),
-    ],
-)
-def test_auto_is_online_only_with_a_key_and_never_asks(tmp_path, mode, environment, expected):
-    environment = {"NETRC": str(tmp_path / "none"), **environment}
-    assert resolve_mode(mode, environment) == expected
+def test_the_signal_that_ends_the_client_of_a_preempted_job_ends_no_record(tmp_path):
+    run_dir = tmp_path / "run"
+    training = FakeTraining(run_dir, _environment(tmp_path), wandb={"mode": "offline"})
+    training.log(1)
+    _wait(lambda: _logged(run_dir) == [1])
+    for process in _clients(tmp_path):
+        os.kill(process, signal.SIGTERM)
+    training.log(2)
+    training.log(3)
+    training.close("stopped")
+    assert _logged(run_dir) == [1, 2, 3]
+    last = max(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert [record.exit_code for record in records(last, "exit")] == [85]
 
 
-def test_a_key_in_netrc_counts(tmp_path):
-    netrc = tmp_path / "netrc"
-    netrc.write_text("machine api.wandb.ai\n  login user\n  password abc\n")
-    assert resolve_mode("auto", {"NETRC": str(netrc)}) == "online"
+def _logged(run_dir):
+    files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    return [row["trainer/step"] for path in files for row in history(path)]
 
 
-@pytest.mark.slow
-def test_a_failure_of_wandb_does_not_stop_training(tmp_path, caplog, monkeypatch):
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    sink = WandbSink(
-        WandbConfig(mode="online"),
-        name="n",
-        folder=tmp_path,
-        run_id="x",
-        run_config={},
+def _clients(home):
+    """Process ids of the W&B clients that were started under a home directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            mine = f"HOME={home}".encode() in (path / "environ").read_bytes().split(b"\0")
+            if mine and b"wandb-core" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    assert found
+    return found
+
+
+def test_a_server_that_is_away_then_fails_then_stalls_gets_each_step_once_and_stops_nobody(
+    tmp_path,
+):
+    run_dir = tmp_path / "run"
+    with wandb_server() as server:
+        environment = _environment(tmp_path) | server.environment(tmp_path)
+        server.mood = "failing"
+        training = FakeTraining(run_dir, environment, wandb={"mode": "auto", "finish_s": 3})
+        slowest = max(training.log(step) for step in (1, 2, 3))
+        _wait(lambda: server.requests > 0)
+        server.mood = "well"
+        _wait(lambda: (state := read_state(RunDir(run_dir).wandb_state)) and state.page)
+        run_id = (run_dir / "wandb_run_id").read_text().strip()
+        training.log(4)
+        assert training.said[-1] == f"W&B: {server.url}/team/zeta/runs/{run_id}"
+        run = server.runs[run_id]
+        _wait(lambda: run.history("train/loss"))
+        server.mood = "stalling"
+        slowest = max(slowest, *(training.log(step) for step in (5, 6, 7)))
+        assert slowest < 0.5
+        assert training.close() < 30
+        assert "W&B does not have all of the run" in training.said[-1]
+        server.mood = "well"
+        again = FakeTraining(run_dir, environment, wandb={"mode": "auto"}, resumed_step=5)
+        for step in (6, 7, 8):
+            again.log(step)
+        again.close()
+        assert again.said[-1] == f"W&B: {server.url}/team/zeta/runs/{run_id}"
+        assert [step for step, _ in run.history("train/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert run.exit_codes[-1] == 0
+        assert run.config["code"] == {"value": {"commit": "c0ffee"}}
+        assert run.summary["train/loss"]["min"] == 10 / 8
+        assert [title for title, _ in server.alerts] == ["Run restarted"]
+    logged = [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").open()]
+    assert logged == list(range(1, 9))
+    assert not _files_with(run_dir, KEY)
+
+
+def test_where_no_server_ever_answers_the_run_is_recorded_offline(tmp_path):
+    run_dir = tmp_path / "run"
+    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
+    training = FakeTraining(
+        run_dir, _environment(tmp_path, **nobody), wandb={"mode": "online", "finish_s": 2}
     )
-    sink.log(1, {"train/loss": 1.0})
-    sink.close()
-    assert "training goes on without it" in caplog.text
+    training.log(1)
+    assert training.close("failed", "out of luck") < 60
+    (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
+    assert [row["trainer/step"] for row in history(path)] == [1]
+    assert [alert.text for alert in records(path, "alert")] == ["out of luck"]
+    assert "W&B: recorded offline" in training.said[-1]
+
+
+def test_a_checkpoint_copied_elsewhere_goes_on_in_the_same_run_without_its_steps_again(tmp_path):
+    with wandb_server() as server:
+        environment = _environment(tmp_path) | server.environment(tmp_path)
+        first = FakeTraining(tmp_path / "run", environment, wandb={})
+        first.log(1)
+        first.log(2)
+        first.close("stopped")
+        run_id = (tmp_path / "run/wandb_run_id").read_text().strip()
+        copy = FakeTraining(
+            tmp_path / "copy", environment, wandb={}, resumed_step=1, saved_id=run_id
+        )
+        copy.log(2)
+        copy.log(3)
+        copy.close()
+        assert list(server.runs) == [run_id]
+        assert [step for step, _ in server.runs[run_id].history("train/loss")] == [1, 2, 3]

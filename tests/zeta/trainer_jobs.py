@@ -49,6 +49,7 @@ shard_small_parameters()
 
 def train(arguments):
     """One run, or each of `runs` in turn in one process group; returns the exit code."""
+    os.environ |= arguments.pop("environment", {})  # not a part of the config
     info = rank_from_environment(os.environ)
     runs = arguments.get("runs", [arguments])
     console = Console(RunDir(Path(runs[0]["run_dir"])).rank_log(info.rank), info.rank)
@@ -97,7 +98,7 @@ def _one_run(arguments, world, console):
         console=console,
         train=train_config,
         optim=OptimConfig(**arguments.get("optim", {"lr": 1e-3, "schedule": "constant"})),
-        tracker=TrackerConfig(WandbConfig(mode=arguments.get("wandb", "disabled"))),
+        tracker=TrackerConfig(WandbConfig(**{"mode": "disabled", **arguments.get("wandb", {})})),
         config=arguments,
         watchdog=watchdog,
         held_out=_held_out(world, **arguments.get("held_out", {})),

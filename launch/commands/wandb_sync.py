@@ -1,0 +1,27 @@
+"""`zeta wandb-sync`: send what Weights & Biases does not have of a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "wandb-sync",
+        run,
+        "send what Weights & Biases does not have of a run: offline sessions, and the rest",
+        "zeta wandb-sync runs/first",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the W&B command, and run it."""
+    from launch.wandb_sync import wandb_sync
+
+    return wandb_sync(args.run_dir)

@@ -1,0 +1,98 @@
+"""What W&B alerts about, from the lines of metrics.jsonl: pure rules, and a bound on their rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeta import metric_names as names
+
+INTERVAL_S = 1800.0
+"""Least seconds between two alerts of a kind, restarts of the run included."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert."""
+
+    kind: str
+    title: str
+    text: str
+    level: str = "WARN"
+    """INFO, WARN or ERROR."""
+
+
+@dataclass
+class Alerts:
+    """The rules. An event within the interval of its kind is told with the next one.
+
+    Args:
+        memory: what was told last, by kind, and when (`kind_at`, seconds since 1970); changed in
+            place, for the caller to keep.
+    """
+
+    memory: dict[str, float] = field(default_factory=dict)
+
+    def of_row(self, row: Mapping[str, Any], now: float | None = None) -> list[Alert]:
+        """Return the alerts that a line of metrics.jsonl gives cause for.
+
+        Args:
+            row: `step` and metrics by name.
+            now: seconds since 1970.
+        """
+        now = time.time() if now is None else now
+        found = (self._nan(row), self._quarantine(row), self._straggler(row))
+        return [alert for alert, level in found if alert and self._tell(alert.kind, level, now)]
+
+    def of_event(self, alert: Alert, now: float | None = None) -> list[Alert]:
+        """Return the alert if its kind may be told again."""
+        now = time.time() if now is None else now
+        return [alert] if self._tell(alert.kind, 0.0, now) else []
+
+    def _tell(self, kind: str, level: float, now: float) -> bool:
+        if now - self.memory.get(f"{kind}_at", float("-inf")) < INTERVAL_S:
+            return False
+        self.memory |= {kind: level, f"{kind}_at": now}
+        return True
+
+    def _nan(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
+        skipped = _number(row, names.SKIPPED_STEPS)
+        before = self.memory.get("nan", 0.0)
+        if skipped <= before:
+            return None, skipped
+        text = (
+            f"{skipped - before:g} more steps up to step {row['step']} had a loss or gradient "
+            f"that is not finite, and changed nothing; {skipped:g} in all"
+        )
+        return Alert("nan", "Loss or gradient not finite", text), skipped
+
+    def _quarantine(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
+        """Told of the first image, and whenever their number has doubled since."""
+        count = _number(row, names.QUARANTINED)
+        if count < max(1.0, 2 * self.memory.get("quarantine", 0.0)):
+            return None, count
+        text = f"{count:g} images could not be used up to step {row['step']}: see quarantine.jsonl"
+        return Alert("quarantine", "Images could not be used", text), count
+
+    def _straggler(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
+        """Told of a rank that is much slower at two logs in a row, once until it is not."""
+        if names.STRAGGLER_RATIO not in row:
+            return None, 0.0
+        ratio, rank = _number(row, names.STRAGGLER_RATIO), _number(row, names.SLOWEST_RANK)
+        slow = ratio >= names.STRAGGLER_FROM
+        before = self.memory.get("suspect", -1.0)
+        self.memory["suspect"] = rank if slow else -1.0
+        if not slow:
+            self.memory["straggler"] = -1.0
+        if not slow or rank != before or rank == self.memory.get("straggler", -1.0):
+            return None, rank
+        host = row.get(names.SLOWEST_HOST, "an unknown host")
+        text = f"rank {rank:g} on {host} takes {ratio:.2f} times as long as the mean of the ranks"
+        return Alert("straggler", "One rank is slow", f"{text}, at step {row['step']}"), rank
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    value = row.get(name, 0)
+    return float(value) if isinstance(value, int | float) else 0.0
