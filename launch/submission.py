@@ -91,7 +91,7 @@ def _summary(job: Job, ids: list[int], config: ZetaConfig) -> list[str]:
         first = f"jobs {ids[0]} to {ids[-1]} submitted, one after another: {what}"
     rows = [
         ("run directory", str(job.run_dir.path)),
-        ("log", "\n".ljust(17).join(str(job.log(job_id)) for job_id in ids)),
+        ("log", f"{job.log(ids[0])}{', and one for each other job' if len(ids) > 1 else ''}"),
         ("W&B", _tracked(job.run_dir, config.tracker.wandb)),
         ("follow it", f"zeta launch watch {shlex.quote(str(job.run_dir.path))}"),
     ]
