@@ -1,0 +1,81 @@
+"""`zeta launch preflight` as two processes that take each other for nodes, without Slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipeline.build import build_shards
+from launch.preflight import BAD_NODES
+from tests.data_pipeline.shard_fixtures import jpeg
+from tests.zeta.training import ROOT, free_port
+from zeta.exit_codes import ExitCode
+from zeta.run_dir import RunDir
+from zeta.run_lock import RunLock, this_owner
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A folder of shards, and one of the same images that were written later."""
+    folder = tmp_path_factory.mktemp("shards")
+    for name in ("first", "later"):
+        samples = [(f"s{i}", {"jpg": jpeg(24, 24, i), "cls": b"0"}) for i in range(6)]
+        build_shards(samples, folder / name, class_names=["a"])
+        time.sleep(0.01)
+    return folder
+
+
+def preflight(run_dir, *shards_of_nodes):
+    """Run it on one node for each folder of shards; returns (statuses, outputs, what was said)."""
+    port, nodes = str(free_port()), []
+    for rank, shards in enumerate(shards_of_nodes):
+        there = {"RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        there |= {"WORLD_SIZE": str(len(shards_of_nodes)), "SLURMD_NODENAME": f"n{rank + 1}"}
+        there |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-m", "launch", "launch", "preflight", "demo"]
+        nodes.append(
+            subprocess.Popen(
+                [*command, f"data.shards={shards}", f"run.dir={run_dir}"],
+                env=os.environ | there | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    words = [node.communicate(timeout=120) for node in nodes]
+    outputs, said = ([word[i] for word in words] for i in (0, 1))
+    return [node.returncode for node in nodes], outputs, "".join(said)
+
+
+def test_nodes_that_are_well_measure_their_network_and_print_no_answer(shards, tmp_path):
+    codes, outputs, said = preflight(tmp_path / "run", shards / "first", shards / "first")
+    assert (codes, outputs) == ([0, 0], ["", ""]), said
+    assert "2 nodes well, no GPUs" in said
+    assert "all-reduce of 16 MiB over 2 nodes: " in said
+    assert " GB/s a link" in said
+    assert "DeepSpeed" not in said
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"owners"}
+
+
+def test_a_node_with_other_shards_is_answered_and_listed(shards, tmp_path):
+    codes, outputs, said = preflight(tmp_path / "run", shards / "first", shards / "later")
+    assert (codes, outputs) == ([BAD_NODES] * 2, ["n2\n", ""]), said
+    listed = RunDir(tmp_path / "run").excluded_nodes.read_text()
+    assert listed.startswith("n2 ")
+    assert "data.shards: it sees other shards" in listed
+
+
+def test_what_no_node_can_do_is_said_once_and_never_tried_again(shards, tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    lock = RunLock(run_dir, this_owner({}, 5.0))
+    lock.acquire()
+    codes, outputs, said = preflight(run_dir.path, shards / "first", shards / "first")
+    assert (codes, outputs) == ([ExitCode.NEVER_RESTART] * 2, ["", ""])
+    assert said.count("zeta: error") == 1
+    assert "is in use: another run trains there" in said
