@@ -58,7 +58,9 @@ class ExecutedPack:
             for name, value in tensors.items()
             if isinstance(value, torch.Tensor)
         }
-        counts = {name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens")}
+        counts = {
+            name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens", "keys")
+        }
         return _unpack, (arrays, counts, self.epoch, self.rejected, self.times)
 
 
@@ -120,10 +122,12 @@ def _execute(
     targets = PackTargets(recipe)
     lengths = np.zeros(limit + 1, dtype=np.int64)
     rejected: list[Rejected] = []
+    keys: list[str] = []
     row = 0
     samples = reader.read(recipe.images)
     for index, (image, (sample, waited)) in enumerate(zip(recipe.images, samples, strict=True)):
         times.read += waited
+        keys.append(sample.key)
         lengths[index] = recipe.prefix_tokens + image.keep
         rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
         patches[row : rows.start] = 0
@@ -159,6 +163,7 @@ def _execute(
         sample_ids=torch.from_numpy(sample_ids),
         lengths=tuple(lengths.tolist()),
         prefix_tokens=recipe.prefix_tokens,
+        keys=tuple(keys),
         **targets.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode

@@ -90,3 +90,17 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes (default: the cores of this machine)",
     )
+
+
+def add_evaluation_ranks(parser: argparse.ArgumentParser) -> None:
+    """Declare --workers and --nproc of a command that any number of ranks may share."""
+    parser.add_argument(
+        "--workers", type=int, default=2, help="decoding processes of a rank (default: 2)"
+    )
+    parser.add_argument(
+        "--nproc",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="ranks to start on this machine; they change nothing but the speed (default: 1)",
+    )

@@ -49,8 +49,10 @@ COMMANDS = (
     Command("launch_status", "launch"),
     Command("launch_watch", "launch"),
     Command("wandb_sync"),
+    Command("finetune"),
     Command("export"),
     Command("evaluate"),
+    Command("embed"),
     Command("report"),
     Command("experiment"),
 )
@@ -70,7 +72,7 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, *errors.USER_ERRORS) as error:
         if debug:
             raise
-        in_training = args.command in ("train", "launch")
+        in_training = args.command in ("train", "launch", "finetune")
         if not isinstance(error, KeyboardInterrupt):
             print(f"zeta: error: {errors.message(error)}", file=sys.stderr)
         elif os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # said once

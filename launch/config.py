@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from omegaconf import OmegaConf
@@ -38,6 +38,10 @@ from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig
 
 _FREE_SECTIONS = ("run.", "tracker.", "cluster.")
 _CLUSTER = "cluster="
+Setting: TypeAlias = tuple[str, str, Any]
+"""Where it is set (for messages), dotted key, value."""
+DEFAULT = "default"
+"""Where a setting is from that nobody asked for."""
 
 
 @dataclass
@@ -84,17 +88,36 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
         ValueError: no such recipe, YAML that cannot be read, an unknown key, a value of the wrong
             type or outside its range, or values that contradict each other; the message names them.
     """
+    return config_from(read_settings(name_or_path, overrides))
+
+
+def read_settings(name_or_path: str, overrides: Sequence[str] = ()) -> list[Setting]:
+    """Return the settings of a recipe and of the command line, in the order in which they count.
+
+    Raises:
+        ValueError: as `load_config`, but for what only shows once they are put together.
+    """
     path = find_config(name_or_path)
     pieces = [text.partition("=")[2] for text in overrides if text.startswith(_CLUSTER)]
     cluster = _find_cluster(pieces[-1]) if pieces else None
     trees = _read_with_includes(path, (), cluster)
     if cluster is not None and f"in {cluster}" not in dict(trees):
         trees = [*_read_with_includes(cluster, ()), *trees]
-    settings: list[tuple[str, str, Any]] = [("default", "run.name", path.stem)]
+    settings: list[Setting] = [(DEFAULT, "run.name", path.stem)]
     for source, tree in trees:
         settings += [(source, key, value) for key, value in leaves(tree, ZetaConfig, source)]
     typed = [parse_override(t, ZetaConfig) for t in overrides if not t.startswith(_CLUSTER)]
     settings += [("on the command line", key, value) for key, value in typed]
+    return settings
+
+
+def config_from(settings: Iterable[Setting]) -> ZetaConfig:
+    """Apply settings in order to the typed defaults, and check the whole.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range, or values that contradict each
+            other.
+    """
     config = _compose(settings)
     _check_sections_together(config)
     return config
@@ -143,8 +166,8 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _compose(settings: Iterable[tuple[str, str, Any]]) -> ZetaConfig:
-    """Apply (source, key, value) settings in order to the typed defaults."""
+def _compose(settings: Iterable[Setting]) -> ZetaConfig:
+    """Apply settings in order to the typed defaults."""
     composed = OmegaConf.structured(ZetaConfig)
     for source, key, value in settings:
         try:

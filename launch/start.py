@@ -40,7 +40,7 @@ _BEFORE_CONFIG = {
     "logs", "wandb", "wandb_run_id", "wandb_state.json", "metrics.jsonl", "ledger",
     "quarantine.jsonl", "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts",
     "demo.json", "shards", "owners", "SAVE_NOW", "STOP",
-    "excluded_nodes",
+    "excluded_nodes", "finetune.json", "finetune.yaml",
 }  # fmt: skip
 """What a run directory may hold before its first step: launchers, the demo and a start that failed
 leave these."""

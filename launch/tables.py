@@ -58,17 +58,23 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
 
 
 def accuracy_table(result: dict[str, Any]) -> list[str]:
-    """Return the lines of `zeta eval`, from the result of `launch.evaluate.evaluate_export`."""
-    rows = dict(result["by_resolution"])
-    rows |= {f"{budget} tokens": row for budget, row in result.get("by_tokens", {}).items()}
+    """Return the lines of `zeta eval`, from the result of `launch.evaluate.run_evaluation`."""
+    sizes = dict(result["by_resolution"])
+    sizes |= {f"{budget} tokens": row for budget, row in result.get("by_tokens", {}).items()}
+    on_features = {"knn": "k-NN", "linear_probe": "linear probe"}
+    rows = sizes | {label: result[name] for name, label in on_features.items() if name in result}
+    groups = {"by_aspect_ratio": "width:height", "by_image_side": "side of"}
+    for key, title in groups.items():
+        if len(result.get(key, {})) > 1:
+            rows |= {f"{title} {name}": row for name, row in result[key].items()}
     width = max(12, *(len(name) + 2 for name in rows))
     lines = [f"{'resolution':<{width}}{'images':>8}{'top-1':>9}{'top-5':>9}{'loss':>9}"]
     for name, row in rows.items():
+        loss = f"{row['loss']:>9.4f}" if "loss" in row else ""
         lines.append(
-            f"{name:<{width}}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}"
-            f"{row['loss']:>9.4f}"
+            f"{name:<{width}}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}{loss}"
         )
-    rejected = next(iter(rows.values()))["rejected"]
+    rejected = next(iter(sizes.values()))["rejected"] if sizes else 0
     if rejected:
         lines.append(f"{rejected:,} images could not be used and are not counted")
     return lines

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from launch.cli import build_parser
 from launch.config import load_config
@@ -18,6 +20,7 @@ from launch.shipped import configs_root
 from launch.sizing import sizing_table
 from tests.data_pipeline.shard_fixtures import jpeg, write_shard
 from tests.launch.photos import write_photos
+from tests.launch.tiny_export import write_export
 from zeta.hardware import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +37,7 @@ SHORTENED = {
         "train.packs_per_step=16 model.depth=1 train.device=cpu data.token_budget=256"
     ),
     "zeta data plan navit_l16_siglip": "train.packs_per_step=16",
+    "zeta finetune": "train.max_steps=3",
 }
 
 
@@ -75,11 +79,13 @@ def write_pairs(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
-    usable = write_photos(tmp_path / "photos", 10, seed=0)
+    usable = write_photos(tmp_path / "photos", 12, seed=0)
     write_photos(tmp_path / "photos_held_out", 4, seed=1)
     write_photos(tmp_path / "imagenet/train", 8, seed=2)
     write_photos(tmp_path / "imagenet/val", 2, seed=3)
     write_pairs(tmp_path / "pairs")
+    write_photos(tmp_path / "flowers", 4, seed=2)
+    (tmp_path / "flowers" / "zebra").rename(tmp_path / "flowers" / "rose")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands = shell_commands()
     assert len(commands) >= 8
@@ -141,17 +147,29 @@ def test_the_figures_of_the_experiment_are_those_of_its_file():
     assert "2.47 TFLOP" in README
 
 
-def test_the_python_example_runs_as_written():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(code, names)
+def test_the_python_examples_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_export(tmp_path / "exports" / "first", ["a", "b"])
+    (tmp_path / "pictures").mkdir()
+    for index, size in enumerate([(40, 30), (200, 20), (8, 100)]):
+        Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"pictures/{index}.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (embedding,) = (block for block in blocks if "model.embed(" in block)
+    (training,) = (block for block in blocks if "NaViT(\n" in block)
+    assert len([line for line in embedding.splitlines() if line]) <= 10
+    names: dict[str, Any] = {}
+    exec(embedding, names)
+    assert names["embeddings"].shape == (3, 32)
+    assert names["similar"][0] == 0
+    names = {}
+    exec(training, names)
     assert names["logits"].shape == (2, 1000)
 
 
 def test_the_table_of_commands_is_complete_and_every_command_in_it_exists():
     listed = {
         re.sub(r" ([A-Z\[-]).*", "", command)
-        for command in re.findall(r"^\| `zeta ([^`]+)` \|", README, re.MULTILINE)
+        for command in re.findall(r"^\| `(?:srun \.\.\. )?zeta ([^`]+)` \|", README, re.MULTILINE)
     }
     existing = set()
     parser = build_parser()

@@ -26,11 +26,12 @@ def load_initial_weights(
     """Set the weights and buffers of `model` to those at `path`, which rank 0 reads for all.
 
     Every rank calls this together, with a whole model or one that is sharded by `zero.Init`. A head
-    of another shape (other classes) keeps its initial values, and any head with `new_head`.
+    of another shape (other classes) keeps its initial values; with `new_head` any head begins at
+    zero: the initial values of the same seed may be those that the weights were trained with.
 
     Returns:
-        Names of the parameters of the head that were left as they are; and what else was not taken
-        as it is there, in words.
+        Names of the parameters of the head that were not taken from there; and what else was not
+        taken as it is there, in words.
 
     Raises:
         RunError: nothing to read there, or weights of another model; on every rank alike.
@@ -46,6 +47,8 @@ def load_initial_weights(
     for name, tensor in _tensors(model).items():
         if name not in left:
             _set(tensor, None if opened is None else opened.tensors[name].read(), world)
+        elif new_head:
+            _set(tensor, torch.zeros(wanted[name]) if world.is_main else None, world)
     return left, note
 
 

@@ -64,6 +64,9 @@ class PackedBatch:
     """Host copy of the I + 1 lengths of the captions; the last one is tail padding."""
     text_cut: Tensor | None = None
     """[I] bool: the caption had more tokens than `data.text.max_tokens`, and was cut."""
+    keys: tuple[str, ...] = ()
+    """Key of each image in its shard, those that failed to decode included; unused rows have none.
+    Empty where the packs do not come from shards."""
 
     @property
     def max_seqlen(self) -> int:

@@ -108,8 +108,10 @@ class RunCheckpoints:
     def _begin_at(self, model: nn.Module, path: str) -> None:
         new_head = self.train.new_head
         left, note = load_initial_weights(model, path, self.world, new_head=new_head)
-        why = "new (train.new_head)" if new_head else "of another shape there"
-        but = f", but {' and '.join(left)}: {why}, as initialised" if left else ""
+        why = "of another shape there, as initialised"
+        if new_head:
+            why = "new, and zero (train.new_head)"
+        but = f", but {' and '.join(left)}: {why}" if left else ""
         but += f"; {note}" if note else ""
         self.console.message(f"the weights are those of {path}{but} (train.init_from)")
 

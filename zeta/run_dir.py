@@ -17,7 +17,9 @@ class RunDir:
     ``owners/`` (who trained here, see `zeta.run_lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
     and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
     ``report.html``, ``pack.svg`` and ``sizes.json`` (`zeta report`), ``result.json``,
-    ``eval.json`` and ``demo.json`` (`zeta demo`) and ``slurm_restarts`` (slurm/pretrain.sbatch).
+    ``eval.json`` and ``demo.json`` (`zeta demo`), ``finetune.yaml`` and ``finetune.json``
+    (`zeta finetune`, with ``shards/`` and ``export/``), and ``slurm_restarts``
+    (slurm/pretrain.sbatch).
     """
 
     path: Path
@@ -154,6 +156,16 @@ class RunDir:
     def result(self) -> Path:
         """JSON object of the figures that `zeta demo` ends with."""
         return self.path / "result.json"
+
+    @property
+    def fine_tuning(self) -> Path:
+        """JSON object of the scores before and after `zeta finetune`, and what it began at."""
+        return self.path / "finetune.json"
+
+    @property
+    def fine_tuning_config(self) -> Path:
+        """The recipe that `zeta finetune` made, as YAML that `zeta train` accepts."""
+        return self.path / "finetune.yaml"
 
     @property
     def evaluation(self) -> Path:

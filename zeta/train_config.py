@@ -150,7 +150,7 @@ class TrainConfig:
     initial values; of an image-text run a classifier takes the image encoder. Null: initial
     weights."""
     new_head: bool = False
-    """Keep the initial values of the head in any case, whatever `init_from` has."""
+    """With `init_from`: the head is not taken from there in any case, and begins at zero."""
     trainable: str = "all"
     """Which parameters learn: all, head (a linear probe), or last-K: the last K blocks, norm,
     pooling and head. The others keep the weights they begin at."""

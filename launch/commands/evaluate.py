@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, add_json
+from launch.arguments import Subparsers, add_command, add_evaluation_ranks, add_json
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -15,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "eval",
         run,
-        "measure top-1 and top-5 of an export on labelled shards, every image once",
+        "measure top-1 and top-5 of an export on labelled shards, by size, class and aspect ratio",
         "zeta eval exports/first shards/photos/val --resolutions native,128,224 --tokens 64",
     )
     parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
@@ -30,14 +31,38 @@ def add_parser(subparsers: Subparsers) -> None:
         help="comma-separated: token budgets; larger images are shrunk to so many patches, as by "
         "train.evaluate.tokens",
     )
-    parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: 2)")
+    parser.add_argument(
+        "--knn",
+        nargs="+",
+        metavar="SHARDS",
+        help="also classify by the features of the most similar of these images",
+    )
+    parser.add_argument(
+        "--probe",
+        nargs="+",
+        metavar="SHARDS",
+        help="also fit a linear classifier on the features of these images",
+    )
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="TEXT",
+        help="of image-text models: a prompt with {} for the name of the class; several are "
+        "averaged (default: 'a photo of a {}')",
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .png, .svg or .pdf")
+    add_evaluation_ranks(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from launch.evaluate import evaluate_export
+    from launch.evaluate import Request, prepare, run_evaluation
+    from launch.evaluation_files import check_plot, plot, write_csv
+    from launch.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table
+    from launch.zero_shot import TEMPLATES
 
     tokens = [_budget(text) for text in _listed(args.tokens)]
     if args.resolutions is None:
@@ -46,9 +71,31 @@ def run(args: argparse.Namespace) -> int:
         resolutions = _listed(args.resolutions)
         if not resolutions:
             raise ValueError("--resolutions is empty; give native or sides, as in native,128,224")
-    result = evaluate_export(
-        args.export, args.shards, resolutions, tokens=tokens, workers=args.workers
+    if args.plot is not None:
+        check_plot(args.plot)
+    request = Request(
+        args.export,
+        args.shards,
+        resolutions,
+        tokens,
+        knn=args.knn,
+        probe=args.probe,
+        templates=tuple(args.template or TEMPLATES),
+        workers=args.workers,
     )
+    prepared = prepare(request)
+    if has_ranks_to_start(args.nproc):
+        return start_ranks(args.nproc)
+    with evaluation_world() as world:
+        if prepared.warning is not None and world.is_main:
+            print(prepared.warning, file=sys.stderr)
+        result = run_evaluation(prepared, world)
+        if not world.is_main:
+            return 0
+    if args.csv is not None:
+        write_csv(args.csv, result)
+    if args.plot is not None:
+        plot(args.plot, result)
     if args.json:
         print(json.dumps(result))
         return 0

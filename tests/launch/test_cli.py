@@ -60,7 +60,9 @@ def test_the_commands_of_today_are_there():
         ("launch", "slurm"),
         ("launch", "doctor"),
         ("export",),
+        ("finetune",),
         ("eval",),
+        ("embed",),
         ("report",),
         ("experiment",),
     }

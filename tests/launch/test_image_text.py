@@ -8,6 +8,7 @@ import json
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,28 @@ def test_loss_falls_and_recall_rises_on_pictures_that_captions_tell_apart(world)
         assert held_out["val/images"] == 36
         assert held_out["val/image_to_text_recall1"] > 0.6
         assert held_out["val/text_to_image_recall5"] > 0.9
+
+    exported = zeta("export", "long_siglip", "long_export", cwd=world)
+    assert exported.returncode == 0, exported.stderr
+    found = zero_shot(world, "long_export", "--template", "{}")
+    assert found["images"] == 36
+    assert found["top1"] > 0.6
+    assert found["top5"] > 0.9
+    assert found["per_class"]["red, then blue"]["images"] == 1
+
+
+def zero_shot(world: Path, export: str, *options: str) -> dict[str, Any]:
+    """Each picture against all captions, given as names of classes alone."""
+    names, samples = [], []
+    for number, (key, files) in enumerate(pictures()):
+        caption = files.get("txt") or json.loads(files["json"])["caption"].encode()
+        names.append(caption.decode())
+        samples.append((key, {"png": files["png"], "cls": str(number).encode()}))
+    if not (world / "labelled").exists():
+        build_shards(samples, world / "labelled", class_names=names)
+    done = zeta("eval", export, "labelled", "--json", *options, cwd=world)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -162,6 +162,11 @@ class MegaVit(PackedViT):
             pooled_IC = mean_pool(x_TC, packed.segments)
         return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
 
+    @property
+    def fixed_grid(self) -> tuple[int, int]:
+        """The only (rows, columns) of patches that the model takes."""
+        return self.embeds.grid
+
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError for the first image of another size than the model's."""
         height, width = (side * self.patch_size for side in self.embeds.grid)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ from zeta.patchify import (
     image_sides,
     patchify,
 )
+from zeta.pillow_images import embed_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -73,6 +77,10 @@ class PackedViT(nn.Module, ABC):
         self.activation_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
         self._set_normalisation(mean, std)
+
+    @abstractmethod
+    def forward_embeddings(self, images: PackedBatch | Images, /) -> Tensor:
+        """Return the pooled embedding [I, dim] of every image, which the head reads."""
 
     @abstractmethod
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
@@ -121,6 +129,28 @@ class PackedViT(nn.Module, ABC):
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
         return model
+
+    def embed(self, images: Sequence[Image], *, side: int = 1024, tokens: int = 4096) -> Tensor:
+        """Return the pooled embedding [n, dim] of PIL images of any sizes, on the model's device.
+
+        Each is turned upright and shown at its own size, rounded to whole patches; one of a larger
+        area than side * side pixels is shrunk to it. A model of one size takes the largest centred
+        square.
+
+        Args:
+            images: in any modes.
+            side: pixels.
+            tokens: of the images that are encoded at a time, or one image that has more.
+
+        Raises:
+            ValueError: no images, something that is no PIL image, or one smaller than a patch.
+        """
+        return embed_images(self, images, side, tokens)
+
+    @property
+    def fixed_grid(self) -> tuple[int, int] | None:
+        """The only (rows, columns) of patches that the model takes; None: it takes any."""
+        return None
 
     def forward_features(self, images: PackedBatch | Images) -> TokenFeatures:
         """Return the features of every kept token with its image and its place in the image."""

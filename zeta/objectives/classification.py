@@ -43,7 +43,7 @@ class _Classification(ABC):
 
     def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
         """Return the sum of the losses, in nats, of the weighted images of [I, K] outputs."""
-        return self._sum_losses(outputs, batch, self.label_smoothing)
+        return self._image_losses(outputs, batch, self.label_smoothing).sum()
 
     def tally(self) -> ClassificationTally:
         """Return an empty account of held-out packs."""
@@ -51,30 +51,34 @@ class _Classification(ABC):
 
     def counts(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Return top1: weighted images whose largest output is their label, or one of them."""
-        return {"top1": self._hits(outputs.argmax(dim=-1, keepdim=True), batch)}
+        return {"top1": self._hits(outputs.argmax(dim=-1, keepdim=True), batch).sum()}
 
     def held_out_sums(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Return the sums over held-out images: the loss of their true labels, top1 and top5."""
+        return {name: row.sum() for name, row in self.held_out_rows(outputs, batch).items()}
+
+    def held_out_rows(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Return what `held_out_sums` sums, of each image [I]; 0 where the weight is 0."""
         best = outputs.argmax(dim=-1, keepdim=True)
         # Of equal outputs argmax and topk may choose others.
         near = torch.cat([best, outputs.topk(min(5, self.num_classes), dim=-1).indices], dim=1)
         return {
-            "loss": self._sum_losses(outputs, batch, smoothing=0.0),
+            "loss": self._image_losses(outputs, batch, smoothing=0.0),
             "top1": self._hits(best, batch),
             "top5": self._hits(near, batch),
         }
 
     @staticmethod
     def _hits(guesses: Tensor, batch: PackedBatch) -> Tensor:
-        """Return how many weighted images have a label among their guesses [I, n]."""
+        """Return which weighted images have a label among their guesses [I, n]: [I]."""
         labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
         hit = (guesses[:, :, None] == labels[:, None, :]).any(dim=2).any(dim=1)
-        return (hit & (batch.weights > 0)).sum()
+        return hit & (batch.weights > 0)
 
-    def _sum_losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
+    def _image_losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         losses = self._losses(outputs.float(), batch, smoothing)
         # where, not a product with the weight: 0 * inf of an unused row would be NaN.
-        return torch.where(batch.weights > 0, losses * batch.weights, 0.0).sum()
+        return torch.where(batch.weights > 0, losses * batch.weights, 0.0)
 
     @abstractmethod
     def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:

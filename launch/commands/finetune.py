@@ -1,0 +1,63 @@
+"""`zeta finetune`: an export and labelled images make a model of their classes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import Subparsers, add_command, positive_int
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        subparsers,
+        "finetune",
+        run,
+        "train an export on labelled images: all of it, its last blocks, or a new head alone",
+        "zeta finetune exports/first path/to/images --mode probe",
+    )
+    parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG|IMAGES",
+        help="a folder of images (its subfolders are the classes), a .csv or .jsonl table of them, "
+        "shards, or a YAML file as for zeta train",
+    )
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings that win over the recipe"
+    )
+    parser.add_argument(
+        "--mode",
+        metavar="MODE",
+        help="full; probe: a new head on frozen features; last-K: the last K blocks, as in last-2 "
+        "(default: full)",
+    )
+    parser.add_argument(
+        "--nproc",
+        type=positive_int,
+        metavar="N",
+        help="ranks to start on this machine (default: this process alone, or one rank of torchrun "
+        "or srun)",
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="share of a folder's images to hold out, for the scores (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fine-tune; the same command continues a run that was stopped."""
+    from launch.finetune import finetune
+
+    return finetune(
+        args.export,
+        args.config,
+        args.overrides,
+        mode=args.mode,
+        nproc=args.nproc,
+        val_share=args.val_share,
+    )
