@@ -85,6 +85,7 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
     tasks_per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
     node = int(environment.get("SLURM_NODEID", "0"))
     job = int(environment.get("SLURM_JOB_ID", "0"))
+    restarts = int(environment.get("SLURM_RESTART_COUNT", "0"))
     address = environment.get("MASTER_ADDR") or _first_host(
         environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
     )
@@ -94,8 +95,9 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
         local_rank=int(environment.get("SLURM_LOCALID", "0")),
         local_world_size=_expand_counts(tasks_per_node)[node],
         master_addr=address,
-        # Below the ephemeral ports, and another port for every job that shares the node.
-        master_port=int(environment.get("MASTER_PORT", 20000 + job % 10000)),
+        # Below the ephemeral ports, another port for every job that shares the node, and another
+        # one after a restart, for which that of the first start may be taken.
+        master_port=int(environment.get("MASTER_PORT", 20000 + (job + 3331 * restarts) % 10000)),
         from_slurm=True,
     )
 
@@ -240,18 +242,27 @@ def meeting_place(info: RankInfo, timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> S
 
     A single process needs no port, so any number of them fit on one machine. Under torchrun the
     store is that of its agent, and every restart has keys of its own.
+
+    Raises:
+        ConnectionError: the port is taken, or rank 0 was not there in time. Another start may help.
     """
     if info.world_size == 1:
         return HashStore()
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
-        info.master_addr,
-        info.master_port,
-        info.world_size,
-        is_master=info.rank == 0 and not agent,
-        timeout=as_timeout(timeout_s),
-        wait_for_workers=False,
-    )
+    try:
+        store = TCPStore(
+            info.master_addr,
+            info.master_port,
+            info.world_size,
+            is_master=info.rank == 0 and not agent,
+            timeout=as_timeout(timeout_s),
+            wait_for_workers=False,
+        )
+    except dist.DistError as error:
+        raise ConnectionError(
+            f"rank {info.rank} cannot meet the other ranks at {info.master_addr}, port "
+            f"{info.master_port}: {str(error).splitlines()[0]}"
+        ) from error
     return PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from tests.zeta.training import ROOT
-from zeta.distributed import RankInfo, choose_device, rank_from_environment
+from zeta.distributed import RankInfo, choose_device, meeting_place, rank_from_environment
 
 TORCHRUN = {
     "RANK": "5",
@@ -40,6 +41,21 @@ def test_torchruns_variables_give_the_rank():
 def test_a_slurm_step_gives_rank_master_and_a_port_of_the_job():
     info = rank_from_environment(SLURM)
     assert info == RankInfo(6, 7, 0, 1, "n1", 23456, from_slurm=True)
+
+
+def test_a_restart_of_a_job_takes_another_port():
+    starts = [rank_from_environment(SLURM | {"SLURM_RESTART_COUNT": str(n)}) for n in range(100)]
+    ports = [info.master_port for info in starts]
+    assert len(set(ports)) == 100
+    assert all(20000 <= port < 30000 for port in ports)
+
+
+def test_a_taken_port_is_one_message_and_no_reason_to_give_up():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        info = RankInfo(0, 2, 0, 2, "127.0.0.1", port)
+        with pytest.raises(ConnectionError, match=rf"at 127.0.0.1, port {port}: .*in use"):
+            meeting_place(info, 5.0)
 
 
 def test_a_batch_script_alone_is_a_single_process():
