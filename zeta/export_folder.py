@@ -50,7 +50,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
         ValueError: `out_dir` exists, is not empty and is not an export and nothing else.
     """
     check_free(out_dir)
-    out_dir = Path(out_dir).absolute()
+    out_dir = Path(out_dir).resolve()  # a link stays, and what it leads to is replaced
     partial = out_dir.with_name(f".tmp-{out_dir.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

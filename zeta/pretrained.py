@@ -158,6 +158,9 @@ def read_config(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged ({error}): export the model again") from error
     form = config.get("format") if isinstance(config, dict) else None
     if isinstance(config, dict) and form == FORMAT:
+        for key in ("model", "info"):
+            if not isinstance(config.get(key), dict):
+                raise ValueError(f"{file} is damaged: it has no {key}; export the model again")
         return config
     version = re.fullmatch(r"zeta-(\d+)", str(form))
     if version and int(version[1]) > _VERSION:

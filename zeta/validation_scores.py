@@ -30,15 +30,18 @@ class Ranked:
 def read_scores(metrics: Path) -> dict[int, Scores]:
     """Return the `val/` metrics of every step that was evaluated, by step.
 
-    The last line of a run that is still going may be torn; it is left out.
+    A line that a kill or a run still going has torn is left out.
     """
     found: dict[int, Scores] = {}
     if not metrics.is_file():
         return found
     for line in metrics.read_text(errors="replace").splitlines():
-        if f'"{_GROUP}' not in line or not line.endswith("}"):
+        if f'"{_GROUP}' not in line:
             continue
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
         values = {k: v for k, v in row.items() if k.startswith(_GROUP) and math.isfinite(v)}
         found[row["step"]] = {**found.get(row["step"], {}), **values}
     return found

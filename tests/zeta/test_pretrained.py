@@ -91,6 +91,27 @@ def test_an_export_in_one_format_replaces_one_in_the_other(tmp_path):
     assert json.loads((out / "config.json").read_text())["format"] == "zeta-1"
 
 
+def test_a_link_to_an_export_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    model, arguments = small()
+    real = save_pretrained(tmp_path / "real", model.state_dict(), arguments, {"step": 1})
+    (tmp_path / "latest").symlink_to(real)
+    save_pretrained(tmp_path / "latest", model.state_dict(), arguments, {"step": 2})
+    assert (tmp_path / "latest").is_symlink()
+    assert read_config(real)["info"] == {"step": 2}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "real"]
+
+
+@pytest.mark.parametrize("key", ["model", "info"])
+def test_a_config_without_a_part_is_damaged(tmp_path, key):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    config = json.loads((out / "config.json").read_text())
+    del config[key]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config.json is damaged: it has no {key}"):
+        load_pretrained(out)
+
+
 def test_what_is_no_export_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config.json; write one: zeta export"):
         load_pretrained(tmp_path)
