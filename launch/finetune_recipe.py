@@ -21,6 +21,7 @@ from launch.config import DEFAULT, Setting, ZetaConfig, config_from, read_settin
 from launch.shipped import configs_root
 from zeta.models.config import prefix_tokens
 from zeta.models.presets import PRESETS
+from zeta.pretrained import open_export as open_weights
 from zeta.pretrained import read_config
 
 SHIPPED = str(configs_root() / "train" / "finetune.yaml")
@@ -63,9 +64,10 @@ def open_export(path: Path) -> Export:
     """Read what an export says of itself.
 
     Raises:
-        ValueError: it is none, or of another format.
+        ValueError: it is none, of another format, or its weights are damaged.
     """
     config = read_config(path)
+    open_weights(path)  # read later: a damaged one is refused before shards are made
     return Export(path.absolute(), config["model"], config.get("info") or {})
 
 

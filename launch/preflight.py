@@ -66,14 +66,15 @@ def preflight(config: ZetaConfig) -> int:
     Raises:
         ValueError, RunError: the job cannot go on, on any nodes; raised on the first node, the
             others return the same status.
-        OSError, RuntimeError: the nodes cannot reach each other.
+        OSError: the nodes cannot reach each other.
     """
     info = rank_from_environment(os.environ)
     with _output_to_stderr() as answer:
         meeting = meeting_place(info, config.cluster.preflight_timeout_s)
         store = PrefixStore("preflight", meeting)
         if info.rank != 0:
-            status = _follow(config, info, store)
+            with _lost_nodes_named():
+                status = _follow(config, info, store)
         else:
             try:
                 bad = _lead(config, info, store)
@@ -84,9 +85,10 @@ def preflight(config: ZetaConfig) -> int:
             _announce(store, info, status)
             print(",".join(bad), end="\n" if bad else "", file=answer)
         if status == ExitCode.FINISHED and info.world_size > 1:
-            measured = timed_all_reduce(
-                info, PrefixStore("all-reduce", meeting), _devices(config)[0]
-            )
+            with _lost_nodes_named():
+                measured = timed_all_reduce(
+                    info, PrefixStore("all-reduce", meeting), _devices(config)[0]
+                )
             if info.rank == 0:
                 _say(str(measured))
     return status
@@ -231,6 +233,19 @@ def _node_name() -> str:
 
 def _say(text: str) -> None:
     print(f"zeta: preflight: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _lost_nodes_named() -> Iterator[None]:
+    """Turn what torch says of a connection that broke, pages of C++, into one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise ConnectionError(
+            f"preflight: node {_node_name()} lost the others ({first}); another node may have "
+            "ended, see above, or the network between them may be broken"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -124,6 +124,7 @@ class Status:
     quarantined: int
     job: str | None
     error: str | None
+    """Trouble that a run got over before its end is none: None for a finished or stopped run."""
 
 
 def judge(seen: Snapshot) -> Status:
@@ -134,14 +135,14 @@ def judge(seen: Snapshot) -> Status:
     ends = sorted(_steps_left(seen, last, step)) if step is not None else []
     left = ends[0] if ends else None
     step_s = _mean(seen.rows, names.STEP_S)
-    running = state == "running"
+    running, over = state == "running", state in ("finished", "stopped")
     return Status(
         name=seen.name,
         state=state,
         why=why,
         step=step,
         of_steps=None if step is None or left is None else step + math.ceil(left),
-        eta_s=None if left is None or step_s is None or state == "finished" else left * step_s,
+        eta_s=None if left is None or step_s is None or over else left * step_s,
         images_per_s=_mean(seen.rows, names.IMAGES_PER_S),
         tokens_per_s=_mean(seen.rows, names.TOKENS_PER_S),
         step_s=step_s,
@@ -158,10 +159,10 @@ def judge(seen: Snapshot) -> Status:
         phases=dict(sorted(Counter(b.phase for b in seen.beats if b.phase != "ended").items())),
         stuck=tuple(_stuck(seen)) if running else (),
         restarts=max(seen.starts - 1, 0 if seen.owner is None else seen.owner.restarts),
-        stalled=seen.stalled,
+        stalled=None if over else seen.stalled,
         quarantined=seen.quarantined,
         job=_job_text(seen),
-        error=seen.error,
+        error=None if over else seen.error,
     )
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
+from types import FrameType
 
 from launch.arguments import Subparsers, add_command, add_config
 
@@ -22,7 +26,19 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check this node; slurm/pretrain.sbatch runs it before it starts the ranks."""
+    # Of a connection that breaks torch writes pages of C++ before we can say what it means.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from launch.config import load_config
-    from launch.preflight import preflight
+
+    # Slurm asks for the end, as it asks the ranks: there is nothing to save yet.
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from launch.preflight import preflight  # torch: takes its time
 
     return preflight(load_config(args.config, args.overrides))
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    from zeta.exit_codes import ExitCode
+
+    sys.exit(ExitCode.REQUEUE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,15 @@ def test_what_cannot_work_is_one_message_and_leaves_nothing_trained(
 def test_a_folder_that_is_no_export_is_refused(world: Path):
     with pytest.raises(ValueError, match=r"photos is no export: it has no config.json"):
         finetune(world / "photos", str(world / "photos"), [])
+
+
+def test_an_export_whose_weights_are_cut_is_refused_before_shards_are_made(world, tmp_path):
+    shutil.copytree(world / "export", tmp_path / "export")
+    weights = tmp_path / "export/model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(ValueError, match="export is not a whole export"):
+        finetune(tmp_path / "export", str(world / "photos"), [f"run.dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_modes_set_what_learns_and_the_user_has_the_last_word(world: Path):

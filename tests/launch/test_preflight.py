@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from zeta.run_lock import RunLock, this_owner
 pytestmark = pytest.mark.slow
 
 
+TIMEOUT = "cluster.preflight_timeout_s=30"
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """A folder of shards, and one of the same images that were written later."""
@@ -31,8 +35,8 @@ def shards(tmp_path_factory):
     return folder
 
 
-def preflight(run_dir, *shards_of_nodes):
-    """Run it on one node for each folder of shards; returns (statuses, outputs, what was said)."""
+def begin(run_dir, *shards_of_nodes):
+    """Begin it on one node for each folder of shards."""
     port, nodes = str(free_port()), []
     for rank, shards in enumerate(shards_of_nodes):
         there = {"RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
@@ -41,13 +45,19 @@ def preflight(run_dir, *shards_of_nodes):
         command = [sys.executable, "-P", "-m", "launch", "launch", "preflight", "demo"]
         nodes.append(
             subprocess.Popen(
-                [*command, f"data.shards={shards}", f"run.dir={run_dir}"],
+                [*command, f"data.shards={shards}", f"run.dir={run_dir}", TIMEOUT],
                 env=os.environ | there | {"PYTHONPATH": str(ROOT)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+    return nodes
+
+
+def preflight(run_dir, *shards_of_nodes):
+    """Run it; returns (statuses, outputs, what was said)."""
+    nodes = begin(run_dir, *shards_of_nodes)
     words = [node.communicate(timeout=120) for node in nodes]
     outputs, said = ([word[i] for word in words] for i in (0, 1))
     return [node.returncode for node in nodes], outputs, "".join(said)
@@ -79,3 +89,28 @@ def test_what_no_node_can_do_is_said_once_and_never_tried_again(shards, tmp_path
     assert (codes, outputs) == ([ExitCode.NEVER_RESTART] * 2, ["", ""])
     assert said.count("zeta: error") == 1
     assert "is in use: another run trains there" in said
+
+
+def test_nodes_that_lose_the_first_one_say_so_in_a_line(shards, tmp_path):
+    first, second = begin(tmp_path / "run", shards / "first", shards / "first")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/owners").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.kill()
+    first.communicate()
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 1
+    assert said.count("zeta: error") == 1
+    assert "C++" not in said
+    assert len(said.splitlines()) < 5, said
+
+
+def test_a_signal_to_leave_asks_for_a_requeue(shards, tmp_path):
+    node, other = begin(tmp_path / "run", shards / "first", shards / "first")
+    other.kill()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/owners").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    node.send_signal(signal.SIGUSR1)
+    node.communicate(timeout=60)
+    assert node.returncode == ExitCode.REQUEUE

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launch.run_status import Job, Limits, Snapshot, duration, judge
+from launch.status_view import status_lines
 from zeta.heartbeat import Heartbeat
 from zeta.run_lock import Owner
 
@@ -116,6 +117,17 @@ def test_the_other_figures():
     assert (status.restarts, status.stalled, status.quarantined) == (2, 1, 7)
     assert (status.best, status.loss) == (0.75, 1.5)
     assert (status.job, status.error) == ("12 (running)", "rank_00001.log: ValueError: no")
+
+
+def test_trouble_that_a_run_got_over_is_not_shown_at_its_end():
+    trouble = {"stalled": 1, "error": "rank_00001.log: ended with 1; requeueing"}
+    ends = {"finished": "step 32", "last_words": "zeta: finished at step 32"}
+    status = judge(snapshot(**ENDED, **ends, **trouble))
+    assert (status.state, status.stalled, status.error) == ("finished", None, None)
+    stopped = judge(snapshot(**ENDED, last_words="zeta: stopped as asked", **trouble))
+    assert (stopped.state, stopped.eta_s, stopped.error) == ("stopped", None, None)
+    lines = status_lines(stopped)
+    assert not any(line.startswith(("left", "last error")) for line in lines)
 
 
 def test_time_spans_read_as_people_say_them():

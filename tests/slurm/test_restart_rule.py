@@ -55,15 +55,29 @@ def ended(folder: Path, restarts: int, max_restarts: int) -> int | None:
     return job.returncode
 
 
-@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
-def test_restarts_follow_the_rule_of_the_local_launcher(case: Case, tmp_path):
-    (tmp_path / "bin").mkdir()
+def programs(folder: Path, ends: str) -> None:
+    """Write the programs; `ends`: a line for each start of the ranks."""
+    (folder / "bin").mkdir()
     for name, body in PROGRAMS.items():
-        program = tmp_path / "bin" / name
+        program = folder / "bin" / name
         program.write_text(f"#!/bin/bash\n{body}\n")
         program.chmod(0o755)
-    (tmp_path / "ends").write_text("".join(f"{code} {saves}\n" for code, saves in case.ends))
-    (tmp_path / "starts").write_text("0\n")
+    (folder / "ends").write_text(ends)
+    (folder / "starts").write_text("0\n")
+
+
+def test_a_job_that_is_turned_away_leaves_the_count_of_the_one_that_runs(tmp_path):
+    programs(tmp_path, "93 False\n")
+    (tmp_path / "run").mkdir()
+    record = tmp_path / "run/slurm_restarts"
+    record.write_text("2 step_00000400\n")  # of the job that has the run directory
+    assert ended(tmp_path, 0, 5) == 93
+    assert record.read_text() == "2 step_00000400\n"
+
+
+@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
+def test_restarts_follow_the_rule_of_the_local_launcher(case: Case, tmp_path):
+    programs(tmp_path, "".join(f"{code} {saves}\n" for code, saves in case.ends))
     status, restarts = None, 0
     while status is None:
         status = ended(tmp_path, restarts, case.max_restarts)
