@@ -354,7 +354,7 @@ class Trainer:
             return {names.IMAGES_SEEN: progress.images, names.TOKENS_SEEN: progress.tokens}
 
         # A step that is evaluated only after a restart has some of its metrics already.
-        return WithAxes(OnlyNew(jsonl_sink, last_logged_steps(path)), axes)
+        return OnlyNew(WithAxes(jsonl_sink, axes), last_logged_steps(path))
 
     def _open_tracker(
         self, config: WandbConfig, run_config: Mapping[str, Any], name: str

@@ -51,7 +51,8 @@ def test_scores_are_logged_when_due_and_at_the_end_with_the_best_so_far(evaluate
     assert [line["step"] for line in lines] == [3, 6, 8]
     for line in lines:
         assert set(line) == {
-            *("step", "val/loss", "val/top1", "val/top5", "val/images", "val/rejected"),
+            *("step", "data/images_seen", "data/tokens_seen", "val/images", "val/rejected"),
+            *("val/loss", "val/top1", "val/top5"),
             *("val/loss_at_16_tokens", "val/top1_at_16_tokens", "val/top5_at_16_tokens"),
             *("val/loss_of_average", "val/top1_of_average", "val/top5_of_average"),
             *("val/best_top1", "val/best_step"),

@@ -24,9 +24,9 @@ def serve() -> None:
     arguments = json.loads(sys.argv[1])
     run_dir, said = RunDir(Path(arguments["run_dir"])), []
     step = arguments.get("resumed_step", 0)
-    sink = OnlyNew(JsonlSink(run_dir.metrics, step), last_logged_steps(run_dir.metrics))
     seen = {}
-    sink = WithAxes(sink, lambda _step: seen)
+    sink = WithAxes(JsonlSink(run_dir.metrics, step), lambda _step: seen)
+    sink = OnlyNew(sink, last_logged_steps(run_dir.metrics))
     tracker = WandbSink(
         WandbConfig(**arguments["wandb"]),
         name="n",
