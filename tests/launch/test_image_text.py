@@ -183,16 +183,16 @@ def test_the_export_holds_the_image_encoder_the_text_encoder_and_the_tokenizer(w
 
 @pytest.mark.slow
 def test_a_classifier_begins_at_the_image_encoder_of_a_run_or_of_its_export(world):
-    labelled = [
+    classified = [
         (key, files | {"cls": b"%d" % (i % 6)}) for i, (key, files) in enumerate(pictures())
     ]
-    build_shards(labelled, world / "labelled")
+    build_shards(classified, world / "classified")
     (world / "classifier.yaml").write_text(CLASSIFIER)
     assert zeta("export", "run", "encoder", cwd=world).returncode == 0
     expected = load_pretrained(world / "encoder").state_dict()
     for source in ("run", "encoder"):
         settings = (f"run.dir=from_{source}", f"train.init_from={source}")
-        done = zeta("train", "classifier.yaml", "data.shards=labelled", *settings, cwd=world)
+        done = zeta("train", "classifier.yaml", "data.shards=classified", *settings, cwd=world)
         assert done.returncode == 0, done.stderr + done.stdout
         assert f"the weights are those of {source}, but head.weight and head.bias" in done.stdout
         weights = load_full_weights(world / f"from_{source}/checkpoints/step_00000001")

@@ -138,9 +138,9 @@ def test_a_killed_rank_restarts_the_run_and_every_image_is_trained_on_once(tmp_p
 
 
 def _wait_for_step(run_dir: RunDir, step: int, launcher: subprocess.Popen) -> None:
-    """Wait until a process that runs now has logged the step."""
-    deadline = time.monotonic() + 200
-    while not run_dir.metrics.exists() or _last_step(run_dir.metrics) < step:
+    """Wait until a process that runs now has logged the step and published a checkpoint."""
+    deadline, latest = time.monotonic() + 200, run_dir.checkpoints / "latest"
+    while not latest.exists() or _last_step(run_dir.metrics) < step:
         assert launcher.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

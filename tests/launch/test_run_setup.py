@@ -67,7 +67,7 @@ def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("model.pool=max", r"model\.pool is 'max'; choose one of attention, mean"),
+        ("model.pool=max", r"model\.pool is 'max'; choose one of attention, cls, mean"),
         ("model.position=rope", r"model\.position is 'rope'; choose one of absolute, fractional"),
         (
             "model.image_size=wide",
