@@ -122,6 +122,7 @@ def read_steps(
     return [list(itertools.islice(PackLoader(plan).steps(first), steps))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_from_urls_reads_the_packs_of_the_files(server, tmp_path, workers):
     write_shards(server.folder, [30, 40, 35, 30, 42, 31])

@@ -107,6 +107,7 @@ def processes_naming(folder: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(folder) in line]
 
 
+@pytest.mark.slow
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
     done = run_zeta("demo", "--out", str(tmp_path))
@@ -115,6 +116,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_demo_with_other_settings_is_not_continued(tmp_path: Path):
     settings = {"seed": 0, "overrides": [], "train_seconds": 0.0}
     (tmp_path / "demo.json").write_text(json.dumps(settings))
@@ -123,6 +125,7 @@ def test_a_demo_with_other_settings_is_not_continued(tmp_path: Path):
     assert "holds a demo with --seed 0, not --seed 3" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path):
     done = run_zeta("demo", "--out", str(tmp_path / "demo"), "train.max_step=3")
     assert done.returncode == 1

@@ -267,6 +267,7 @@ def test_a_damaged_checkpoint_is_never_exported(world: Path, tmp_path: Path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

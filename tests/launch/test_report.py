@@ -26,6 +26,8 @@ from tests.launch.reported_runs import (
 )
 from zeta import metric_names as names
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</pre></script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'$\\frac{$"
 
 

@@ -11,6 +11,8 @@ from zeta.models.config import ModelConfig, build_model
 from zeta.models.presets import PRESETS
 from zeta.train_config import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 
 def _measured(preset: str, images: int) -> tuple[int, int]:
     with torch.device("meta"):

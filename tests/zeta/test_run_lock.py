@@ -141,6 +141,7 @@ def test_slurm_is_asked_for_the_job_of_an_owner_on_another_node(
             mine.acquire()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer", ["echo COMPLETING", "echo 'Unable to contact slurm controller' >&2; exit 1", None]
 )

@@ -148,6 +148,7 @@ def test_a_collective_that_a_rank_never_joins_fails_after_the_timeout(ranks, tmp
     assert 0.5 < failed_after < 4
 
 
+@pytest.mark.slow
 def test_forked_workers_leave_their_stacks_too(tmp_path):
     done = _python(STACKS_OF_WORKERS, tmp_path / "heartbeat" / "0.json")
     assert done.returncode == CRASH
