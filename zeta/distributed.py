@@ -21,6 +21,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from torch._C._distributed_c10d import Store as Store
 
 from zeta.exit_codes import RunError
+from zeta.gloo_gather import use_in_deepspeed
 from zeta.host_memory import keep_freed_memory
 
 _COLLECTIVE_TIMEOUT_S = 30 * 60.0
@@ -234,6 +235,8 @@ def init_distributed(
         size, rank = info.world_size, info.rank
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
+    if not use_cuda:
+        use_in_deepspeed()
     return World(info, device)
 
 

@@ -1,11 +1,11 @@
 """Two ranks against two single-rank runs side by side, and how long a rank waits for data.
 
-    python -m tests.benchmarks.ranks [--steps 12] [--rounds 3] [--tokens 1024]
+    python -m tests.benchmarks.ranks [--steps 10] [--rounds 10] [--tokens 4096]
 
 `navit_s16` in bf16 on photograph-like JPEGs, one thread a rank, one worker each, through `zeta
-launch local`: real runs from real shards. They take turns; a run counts by the median of its steps,
-the first two left out. The wait is that of a rank which has the machine to itself. Exits with 1 if
-a bound is missed.
+launch local`: real runs from real shards, one pack a rank and step, of as many tokens as a pack of
+the recipe has. They take turns; a run counts by the median of its steps, the first two left out.
+The wait is that of a rank which has the machine to itself. Exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _IMAGES = 200
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=4096)
     options = parser.parse_args()
     shares, waits = [], []
     with tempfile.TemporaryDirectory() as name:
@@ -43,8 +43,8 @@ def main() -> int:
             finish([start(folder, path, 1, options) for path in alone])
             lone = folder / f"lone-{number}"
             finish([start(folder, lone, 1, options)])
-            rates = [rate(path, "throughput/images_per_s") for path in alone]
-            shares.append(rate(together, "throughput/images_per_s") / sum(rates))
+            rates = [rate(path, "throughput/tokens_per_s") for path in alone]
+            shares.append(rate(together, "throughput/tokens_per_s") / sum(rates))
             waits.append(rate(lone, "time/data_wait_s") / rate(lone, "time/step_s"))
             print(f"{shares[-1]:.3f} of two runs; data wait {waits[-1]:.2%} of a step", flush=True)
     share, wait = statistics.median(shares), statistics.median(waits)
@@ -60,7 +60,7 @@ def start(
         "run.dir": run_dir,
         "data.shards": folder / "shards",
         "data.token_budget": options.tokens,
-        "data.max_images_per_pack": 64,
+        "data.max_images_per_pack": 192,
         "data.workers": 1,
         "model.preset": "navit_s16",
         "train.packs_per_step": ranks,

@@ -118,6 +118,11 @@ def test_collectives_agree_on_every_rank(ranks, tmp_path):
 
 
 @pytest.mark.slow
+def test_deepspeed_gathers_weights_in_place_and_to_the_bit(ranks):
+    ranks.run("tests.zeta.distributed_jobs.gathers", 3, {})
+
+
+@pytest.mark.slow
 def test_training_starts_and_saves_with_no_compiler_or_ninja_to_be_found(tmp_path):
     run = {
         "run_dir": str(tmp_path / "run"),
