@@ -46,10 +46,8 @@ def main() -> int:
             rates = [rate(path, "throughput/tokens_per_s") for path in alone]
             shares.append(rate(together, "throughput/tokens_per_s") / sum(rates))
             waits += [rate(run, "time/data_wait_s") / rate(run, "time/step_s") for run in alone]
-            print(
-                f"{shares[-1]:.3f} of two runs; data wait {waits[-2]:.2%}, {waits[-1]:.2%} of a step",
-                flush=True,
-            )
+            both = ", ".join(f"{wait:.2%}" for wait in waits[-2:])
+            print(f"{shares[-1]:.3f} of two runs; data wait {both} of a step", flush=True)
     share, wait = statistics.median(shares), statistics.median(waits)
     print(f"two ranks / two runs side by side  {share:.3f} (at least {LEAST_SHARE})")
     print(f"data wait of a step                {wait:.2%} (at most {MOST_WAIT:.0%})")
