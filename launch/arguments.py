@@ -95,7 +95,11 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 def add_evaluation_ranks(parser: argparse.ArgumentParser) -> None:
     """Declare --workers and --nproc of a command that any number of ranks may share."""
     parser.add_argument(
-        "--workers", type=int, default=2, help="decoding processes of a rank (default: 2)"
+        "--workers",
+        type=non_negative_int,
+        default=2,
+        metavar="N",
+        help="decoding processes of a rank (default: 2)",
     )
     parser.add_argument(
         "--nproc",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -187,13 +188,15 @@ def _result(run_dir: RunDir, evaluation: dict[str, Any], train_seconds: float) -
 
 def _print_ending(result: dict[str, float], folder: DemoFolder) -> None:
     run_dir = shlex.quote(str(folder.path))
+    first = "" if shutil.which("zeta") else ", after `. .venv/bin/activate`"
     minutes, seconds = divmod(round(result["train_seconds"]), 60)
     print(
         f"\ntop-1 {result['val_top1']:.2%} on held-out scans at native size, "
         f"{minutes}:{seconds:02d} of training on {RANKS} CPU ranks\n"
-        "\nwhat to type next:\n"
+        f"\nwhat to type next{first}:\n"
         "  your own images   zeta shards build path/to/images shards/mine\n"
-        "  a Slurm cluster   sbatch slurm/pretrain.sbatch navit_b16_classification "
-        "data.shards=shards/mine\n"
+        "                    zeta launch local first_run --nproc 2 data.shards=shards/mine\n"
+        "  a Slurm cluster   zeta launch slurm navit_b16_classification --nodes 2 "
+        "--gpus-per-node 8 data.shards=shards/mine\n"
         f"  into timm         zeta export {run_dir} exports/demo --format timm"
     )

@@ -51,13 +51,11 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     """Draw accuracy by size, by group of images and by class, as PNG, SVG or PDF by the suffix.
 
     Raises:
-        ValueError: another suffix.
         OSError: the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    check_plot(path)
     shown = [key for key in _GROUPS if result.get(key)]
     heights = [max(2.0, 0.28 * min(len(result[key]), _MOST_CLASSES) + 1) for key in shown]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
@@ -75,7 +73,7 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
         places = list(range(len(groups)))
         axis.barh(places, [100 * row["top5"] for row in groups.values()], color="#c6d4e1")
         axis.barh(places, [100 * row["top1"] for row in groups.values()], color="#2f6690")
-        axis.set_yticks(places, labels)
+        axis.set_yticks(places, labels, parse_math=False)  # names of classes may hold $
         axis.invert_yaxis()
         axis.set_xlim(0, 100)
         axis.set_title(f"by {title}", loc="left", fontsize=10)
@@ -84,7 +82,18 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
         figure.savefig(stream, format=path.suffix[1:].lower(), dpi=120)
 
 
-def check_plot(path: Path) -> None:
-    """Raise ValueError unless a picture can have this name."""
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot is {path}; give a name that ends in .png, .svg or .pdf")
+def prepare_files(table: Path | None, picture: Path | None) -> None:
+    """Check the files of --csv and --plot and make their folders, before anything is scored.
+
+    Raises:
+        ValueError: a picture cannot have this name, or a folder has it.
+        OSError: their folder cannot be made.
+    """
+    if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot is {picture}; give a name that ends in .png, .svg or .pdf")
+    for option, path in (("--csv", table), ("--plot", picture)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{option} is {path}, a folder; give the name of a file in it")
+        path.parent.mkdir(parents=True, exist_ok=True)

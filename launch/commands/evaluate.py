@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     from launch.evaluate import Request, prepare, run_evaluation
-    from launch.evaluation_files import check_plot, plot, write_csv
+    from launch.evaluation_files import plot, prepare_files, write_csv
     from launch.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table
     from launch.zero_shot import TEMPLATES
@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
         resolutions = _listed(args.resolutions)
         if not resolutions:
             raise ValueError("--resolutions is empty; give native or sides, as in native,128,224")
-    if args.plot is not None:
-        check_plot(args.plot)
+    prepare_files(args.csv, args.plot)
     request = Request(
         args.export,
         args.shards,

@@ -49,7 +49,7 @@ def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path
     assert {"native", "48", "128"} <= set(evaluation["by_resolution"])
     assert evaluation["by_resolution"]["native"]["images"] == 359
     assert f"{result['val_top1']:.2%}" in done.stdout
-    assert "what to type next" in done.stdout
+    assert "what to type next, after `. .venv/bin/activate`" in done.stdout  # no zeta on PATH
     for line in (r"step +20/24 +eta", r"loss +\d", r"img/s", r"tok/s", r"fill +9\d"):
         assert re.search(line, done.stdout), done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launch.evaluation_files import check_plot, plot, write_csv
+from launch.evaluation_files import plot, prepare_files, write_csv
 
 
 def _row(top1: float, images: int = 10) -> dict[str, float]:
@@ -47,6 +47,23 @@ def test_the_picture_is_drawn_and_of_many_classes_it_shows_some(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
+def test_names_of_classes_are_no_formulas(tmp_path: Path):
+    plot(tmp_path / "odd.png", {"per_class": {r"$\frac$": _row(0.5), "a_$b^{": _row(0.25)}})
+    assert Image.open(tmp_path / "odd.png").height > 100
+
+
 def test_another_kind_of_file_is_refused():
     with pytest.raises(ValueError, match=r"--plot is out.jpg; give a name that ends in .png"):
-        check_plot(Path("out.jpg"))
+        prepare_files(None, Path("out.jpg"))
+
+
+def test_folders_are_made_before_anything_is_scored_and_one_in_the_place_of_a_file_is_refused(
+    tmp_path: Path,
+):
+    table, picture = tmp_path / "new" / "scores.csv", tmp_path / "other" / "scores.png"
+    prepare_files(table, picture)
+    write_csv(table, RESULT)
+    assert picture.parent.is_dir()
+    with pytest.raises(ValueError, match=r"--csv is .*new, a folder; give the name of a file"):
+        prepare_files(table.parent, None)
