@@ -268,6 +268,11 @@ def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
                 "with other options; choose another folder, or delete this one"
             )
         return
+    if (folder / "train" / BUILD_NAME).exists():
+        raise ValueError(
+            f"{folder} holds shards in train/ and val/, built with a held-out share (--val-share): "
+            "give one again to go on with them, or choose another folder"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is no shard build; choose a new or empty folder")
     try:

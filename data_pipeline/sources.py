@@ -69,6 +69,11 @@ def open_source(source: ShardSpec, *, labels: bool = True) -> Source:
             return _with_unique_keys(_from_table(path, labels))
         if path.is_dir() and not _holds_only_shards(path):
             return _with_unique_keys(_from_folder(path, labels))
+        if path.is_file() and path.suffix != ".tar":
+            raise ValueError(
+                f"{source} is a single file; give the folder that the images are in, a .csv or "
+                ".jsonl file of path and label, or .tar shards"
+            )
         if not path.exists() and path.suffix != ".tar":
             raise ValueError(
                 f"{source} does not exist; give a folder of images, a .csv or .jsonl file of "

@@ -326,5 +326,7 @@ def test_a_split_that_cannot_be_is_refused(tmp_path):
     build_split(in_memory(30), tmp_path / "split", 0.5)
     with pytest.raises(ValueError, match="with other options"):
         build_split(in_memory(30), tmp_path / "split", 0.2)
+    with pytest.raises(ValueError, match=r"train/ and val/, built with a held-out share \(--val"):
+        build_shards(in_memory(30), tmp_path / "split")
     with pytest.raises(ValueError, match="split/train, or what else is in it"):
         Manifest.open(str(tmp_path / "split"))

@@ -74,7 +74,7 @@ def test_linked_class_folders_are_followed(tmp_path):
         (lambda p: p / "gone", "gone does not exist; give a folder of images"),
         (lambda p: p, r"no images found in .* \(it is empty\); it must hold image files"),
         (lambda p: put(p / "a.txt").parent, r"no images found .*1 x not an image by its name"),
-        (lambda p: put(p / "a.zip"), "not a .tar file"),
+        (lambda p: put(p / "a.zip"), "a.zip is a single file; give the folder"),
         (lambda p: put(p / "a.csv", b"file,label\na.jpg,1\n"), "needs a header with path"),
         (lambda p: put(p / "a.csv", b"path\n\xff\xfe.jpg\n"), "cannot be read as UTF-8 CSV"),
         (
