@@ -65,7 +65,8 @@ def _run(function: Callable[[Task], Result], task: Task) -> Result:
     try:
         return function(task)
     except SystemExit as error:  # SIGTERM: the executor would go on with the next task
-        os._exit(error.code if isinstance(error.code, int) else 1)
+        status = error.code if isinstance(error.code, int) else 1
+    os._exit(status)  # only now are all frames of the task closed
 
 
 def _begin_worker(end: Semaphore) -> None:
@@ -84,4 +85,7 @@ def _watch(end: Semaphore) -> None:
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
+    # An executor that finds one worker gone sends the others SIGTERM as well: again, perhaps, and
+    # in the midst of removing a file.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signum)  # an exception, so that temporary files are removed

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.atomic_file import remove_leftovers, write_atomically
-from data_pipeline.parallel import SMALL_BYTES, run_tasks
+from data_pipeline.parallel import SMALL_BYTES, _exit, run_tasks
 
 
 def square(number: int) -> tuple[int, int]:
@@ -68,6 +68,7 @@ def test_workers_end_when_the_parent_is_interrupted_or_killed(tmp_path, how):
         stderr=subprocess.PIPE,
     )
     wait_for(lambda: len(list(tmp_path.glob(".out-*"))) == 2 and (tmp_path / "out-0").exists())
+    wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2)  # made just after the files
     workers = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
     process.send_signal(how)
     process.wait(20)
@@ -76,6 +77,23 @@ def test_workers_end_when_the_parent_is_interrupted_or_killed(tmp_path, how):
         assert not list(tmp_path.glob(".out-*"))
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.glob("*out-*")] == ["out-0"]
+
+
+def test_a_second_signal_does_not_keep_a_worker_from_removing_its_file(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def unlink_after_a_signal(path: Path, missing_ok: bool = False) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_after_a_signal)
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        with pytest.raises(SystemExit), write_atomically(tmp_path / "out"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def wait_for(condition) -> None:
