@@ -29,7 +29,7 @@ from zeta.checkpoint import check_same_model, read_trainer_state, step_names
 from zeta.exit_codes import RunError
 from zeta.models.config import prefix_tokens
 from zeta.models.image_text import build_for_objective
-from zeta.optim import parameter_shapes
+from zeta.optim import check_optimizer, parameter_shapes
 from zeta.packed import check_world_size
 from zeta.run_dir import RunDir
 from zeta.run_lock import sees_claim
@@ -85,6 +85,7 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
         OSError: shards or the run directory cannot be reached at the moment.
     """
     check_world_size(world_size, config.train.packs_per_step)
+    check_optimizer(config.optim, config.train.deepspeed.get("optimizer"))
     run_dir = RunDir(Path(config.run.dir).expanduser())
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)

@@ -7,12 +7,19 @@ then the others check what they see.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from launch.errors import exit_code
-from zeta.distributed import RankInfo, Store, as_timeout
+from zeta.distributed import (
+    RankInfo,
+    Store,
+    as_timeout,
+    meeting_place,
+    rank_from_environment,
+)
 
 _VERDICT = "zeta/start/verdict"
 _HEARD = "zeta/start/heard"
@@ -20,6 +27,8 @@ _PASSED = "zeta/start/passed"
 _FAILED = "zeta/start/failed"
 _COMMON_VERDICT = "zeta/start/common_verdict"
 _GO = "go"
+_SECONDS_TO_REFUSE = 30.0
+"""How long a rank with a wrong config waits for word from rank 0, which may be loading its own."""
 _SECONDS_TO_HEAR = 3.0
 """How long rank 0 keeps the store open after a refusal, for ranks that are not there yet."""
 
@@ -60,6 +69,31 @@ def check_together(
             _linger(store, info)
         raise
     return checked
+
+
+def refuse_together(error: ValueError) -> int:
+    """Refuse what this rank cannot even meet the others with, such as a config with a wrong value.
+
+    Returns:
+        What to exit with, where rank 0 refuses as well, and says it.
+
+    Raises:
+        ValueError: `error`; this rank is to say it.
+    """
+    info = rank_from_environment(os.environ)
+    if info.world_size == 1:
+        raise error
+
+    def check() -> int:
+        raise error
+
+    try:
+        store = meeting_place(info, _SECONDS_TO_REFUSE)
+        return check_together(check, store, info, _SECONDS_TO_REFUSE)
+    except RefusedError as refused:
+        return refused.status
+    except ConnectionError:  # nobody to agree with: rank 0 is gone, or its port is taken
+        raise error from None
 
 
 def _first_check(check: Callable[[], Checked], store: Store, info: RankInfo) -> Checked:

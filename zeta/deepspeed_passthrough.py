@@ -3,7 +3,7 @@
 DeepSpeed itself ignores a top-level key that it does not know, and would let many settings undo
 what zeta promises (the exact mean, the finite check, whole checkpoints). So only keys that are
 known to go with zeta's loop pass; any other is refused with the zeta field that decides it, or with
-the nearest name. Values are checked by DeepSpeed when the run starts.
+the nearest name. Values of the wrong type are refused as well, before DeepSpeed is loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import difflib
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
+
+from zeta.config_field import check_range
 
 _LOOP = "zeta's training loop, which has no such feature"
 _MEAN = "the exact mean over all images of the step"
@@ -59,6 +61,19 @@ _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "timers": None,
 }
 """Keys that pass, each with those below it that pass (None: any)."""
+
+_SIZES = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_module_granularity_threshold",
+)
+"""Keys of `zero_optimization` that are numbers; all others but the offload are true or false."""
 
 _DECIDED = {
     "train_batch_size": "train.packs_per_step",
@@ -153,6 +168,8 @@ def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
             raise ValueError(f"train.deepspeed.{key} is {value!r}; it must be a mapping")
         for name in value:
             _check_key(f"{key}.{name}", tuple(f"{key}.{known}" for known in inner))
+    for name, value in settings.get("zero_optimization", {}).items():
+        _check_zero_value(name, value)
     _check_optimizer(settings.get("optimizer"))
     _check_offload(settings, zero_stage)
 
@@ -191,6 +208,16 @@ def _check_key(key: str, known: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(key, [*known, *_DECIDED], n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise ValueError(f"train.deepspeed.{key} is no key that DeepSpeed can be given here; {hint}")
+
+
+def _check_zero_value(name: str, value: Any) -> None:
+    key = f"train.deepspeed.zero_optimization.{name}"
+    if name in _SIZES:
+        check_range(key, value, int(name == "reduce_bucket_size"), open_high=True)
+        if value != int(value):
+            raise ValueError(f"{key} is {value:g}; it must be a whole number")
+    elif name != "offload_optimizer" and value not in (True, False):
+        raise ValueError(f"{key} is {value!r}; it must be true or false")
 
 
 def _check_optimizer(optimizer: Any) -> None:

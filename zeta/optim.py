@@ -134,6 +134,12 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
+def check_optimizer(config: OptimConfig, other: Mapping[str, Any] | None) -> None:
+    """Raise ValueError, naming the params, unless the optimizer can be built with them."""
+    with torch.random.fork_rng([]):
+        build_optimizer(nn.Linear(1, 1), config, other)
+
+
 def state_per_weight(other: Mapping[str, Any] | None) -> int:
     """Return how many values the optimizer keeps of each weight: two in AdamW.
 

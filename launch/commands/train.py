@@ -41,7 +41,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and (args.gpu is not None or args.world_size is not None):
         raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
     gpu = None if args.gpu is None else accelerator(args.gpu)
-    config = load_config(args.config, args.overrides)
+    try:
+        config = load_config(args.config, args.overrides)
+    except ValueError as error:
+        if args.dry_run:
+            raise
+        from launch.verdict import refuse_together
+
+        return refuse_together(error)
     if args.dry_run:
         from launch.dry_run import dry_run
 

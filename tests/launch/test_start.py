@@ -72,6 +72,12 @@ def test_more_ranks_than_packs_are_refused(shards, tmp_path):
         check_start(_config(shards, tmp_path), 3)
 
 
+def test_params_that_the_optimizer_does_not_take_are_refused(shards, tmp_path):
+    other = "train.deepspeed={optimizer: {type: SGD, params: {momentun: 0.9}}}"
+    with pytest.raises(ValueError, match=r"train\.deepspeed\.optimizer\.params: .*'momentun'"):
+        check_start(_config(shards, tmp_path, other), 1)
+
+
 def test_a_budget_below_every_image_is_refused_with_the_side_that_would_fit(shards, tmp_path):
     small = _config(shards, tmp_path, "data.token_budget=10", "data.resolution.min=40")
     with pytest.raises(ValueError, match=r"data\.token_budget is 10.*resolution\.max to 24"):
@@ -191,10 +197,19 @@ def test_a_second_run_in_a_run_directory_is_refused_once_and_leaves_it_alone(sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_launcher", [True, False])
-def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(shards, tmp_path, by_launcher):
+@pytest.mark.parametrize(
+    ("by_launcher", "wrong", "message"),
+    [
+        (True, "data.token_budget=3", "data.token_budget is 3"),
+        (False, "data.token_budget=3", "data.token_budget is 3"),
+        (False, "train.zero_stage=7", "train.zero_stage is 7"),
+    ],
+)
+def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(
+    shards, tmp_path, by_launcher, wrong, message
+):
     """As `zeta launch local`, and as two ranks that something else started."""
-    settings = [f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", "data.token_budget=3"]
+    settings = [f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", wrong]
     zeta = [sys.executable, "-P", "-m", "launch"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     began = os.times()
@@ -217,7 +232,7 @@ def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(shards, tmp_
     assert took.elapsed - began.elapsed < 30
     assert {process.returncode for process in processes} == {ExitCode.NEVER_RESTART}
     assert said.count("zeta: error") == 1
-    assert "data.token_budget is 3" in said
+    assert message in said
     assert "DeepSpeed" not in said
     assert not (tmp_path / "run").exists()
 

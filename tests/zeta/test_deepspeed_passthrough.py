@@ -39,6 +39,19 @@ def _refusal(settings):
         ({"wall_clock_brakdown": True}, "did you mean wall_clock_breakdown"),
         ({"zero_optimization": {"overlap_com": 1}}, "did you mean zero_optimization.overlap_comm"),
         ({"zero_optimization": 3}, "zero_optimization is 3; it must be a mapping"),
+        (
+            {"zero_optimization": {"reduce_bucket_size": "large"}},
+            "zero_optimization.reduce_bucket_size is 'large'; it must be a number",
+        ),
+        (
+            {"zero_optimization": {"sub_group_size": -1}},
+            "sub_group_size is -1; it must be at least",
+        ),
+        ({"zero_optimization": {"sub_group_size": 1.5}}, "is 1.5; it must be a whole number"),
+        (
+            {"zero_optimization": {"overlap_comm": "maybe"}},
+            "overlap_comm is 'maybe'; it must be true or false",
+        ),
         ({"optimizer": {"type": "Lamb"}}, "optimizer.type is 'Lamb'; choose one of Adam,"),
         ({"optimizer": {"type": "SGD", "params": {"lr": 1}}}, "params.lr is decided by optim.lr"),
         (
