@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import traceback
 from contextlib import closing
 from functools import partial
@@ -23,7 +24,7 @@ from launch.start import Start, check_shared, check_start
 from launch.verdict import RefusedError, check_together
 from zeta.attention import varlen_obstacle
 from zeta.code_version import note_code
-from zeta.console import Console
+from zeta.console import Console, log_line
 from zeta.distributed import (
     RankInfo,
     Store,
@@ -182,6 +183,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             name=config.run.name,
             watchdog=watchdog,
             held_out=[] if start.held_out is None else start.held_out.of_rank(info),
+            epoch_images=start.plan.num_images,
         )
         # Only a run that could be built fixes the config of its directory.
         if world.is_main:
@@ -239,7 +241,7 @@ def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -
 
 def _report(console: Console, info: RankInfo, text: str, *, on_every_rank: bool = False) -> None:
     """Put the traceback into the log and the message on the terminal, once."""
-    traceback.print_exc()
+    log_line(traceback.format_exc(), sys.stderr)
     if info.rank == 0:
         console.fatal(f"zeta: error: {text}")
     elif not on_every_rank:

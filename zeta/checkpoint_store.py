@@ -132,7 +132,12 @@ class CheckpointStore:
         return self._saving is not None and not self._saving.records.done()
 
     def begin(
-        self, engine: TrainEngine, step: int, state: Mapping[str, Any], config_yaml: str
+        self,
+        engine: TrainEngine,
+        step: int,
+        state: Mapping[str, Any],
+        config_yaml: str,
+        before: Callable[[], object] = lambda: None,
     ) -> None:
         """Copy the state to memory, and begin to write it: `engine` may train on meanwhile.
 
@@ -143,10 +148,12 @@ class CheckpointStore:
             step: committed steps; names the directory.
             state: JSON-able state of the trainer, the same on every rank.
             config_yaml: the resolved config.
+            before: brings to the disk what must be there before the checkpoint is.
         """
         assert self._saving is None, f"the checkpoint of step {self._saving.step} is not finished"
         building = self.folder / f"{_BUILDING}{step_name(step)}"
-        error = self._copy(engine, building, state, config_yaml)
+        unwritten = _attempt(before)
+        error = self._copy(engine, building, state, config_yaml) or unwritten
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving = _Saving(step, building, writer.submit(self._write, building, error))
         writer.shutdown(wait=False)  # its thread ends with its work

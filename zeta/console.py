@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,12 @@ _BAR_COLUMNS = 42
 """Columns of the bar at its shortest, its times and its rate, without the counts of steps."""
 _REFRESH_S = 0.2
 """Seconds between two pictures of an evaluation's progress."""
+
+
+def log_line(text: str, stream: IO[str], end: str = "\n") -> None:
+    """Write a line to a log; a full disk delays or costs it, and is no reason to end the run."""
+    with suppress(OSError):
+        print(text, file=stream, end=end, flush=True)
 
 
 class Console:
@@ -128,13 +135,13 @@ class Console:
 
     def message(self, text: str) -> None:
         """Show one line, from rank 0 only; it is in the log as well."""
-        print(text, flush=True)
+        log_line(text, sys.stdout)
         if self.rank == 0:
             self._print(self._folded(text))
 
     def fatal(self, text: str) -> None:
         """Show why the run ends, once, whichever rank it is on."""
-        print(text, file=sys.stderr, flush=True)
+        log_line(text, sys.stderr)
         if not self._said_fatal:
             self._said_fatal = True
             self._close_bar()
@@ -144,19 +151,21 @@ class Console:
     def close(self) -> None:
         """End the bar and give the process its terminal back."""
         self._close_bar()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        log_line("", sys.stdout, end="")
+        log_line("", sys.stderr, end="")
         for target, saved in enumerate(self._saved, start=1):
             os.dup2(saved, target)
             os.close(saved)
-        self.terminal.close()
+        with suppress(OSError):
+            self.terminal.close()
 
     def _print(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=self.terminal)
-        else:
-            self.terminal.write(text + "\n")
-            self.terminal.flush()
+        with suppress(OSError):  # the output of a job is a file, and its disk may be full
+            if self._bar is not None:
+                self._bar.write(text, file=self.terminal)
+            else:
+                self.terminal.write(text + "\n")
+                self.terminal.flush()
 
     def _columns(self) -> int | None:
         """Return the width of the terminal; None where it has none or this is no terminal."""

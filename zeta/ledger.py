@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -67,15 +68,17 @@ class Ledger:
             line |= {"skipped": True, "sample_ids": [i for pack_ids in ids for i in pack_ids]}
         self._file.write(line)
         if skipped:
-            self._file.flush()
+            with suppress(OSError):  # a full disk: the line comes later
+                self._file.flush()
 
     def flush(self) -> None:
-        """Bring every line to the disk; called before a checkpoint."""
+        """Bring every line to the disk, or raise OSError; called before a checkpoint."""
         self._file.flush()
 
     def close(self) -> None:
         """Flush and close."""
-        self._file.close()
+        with suppress(OSError):  # what is not on the disk is of steps that no checkpoint has
+            self._file.close()
 
 
 class Quarantine:

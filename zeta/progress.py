@@ -51,6 +51,19 @@ class Progress:
         limits = ((getattr(self, unit), getattr(train, f"max_{unit}")) for unit in UNITS)
         return max((done / most for done, most in limits if most is not None), default=None)
 
+    def share_shown(self, train: TrainConfig, epoch_images: int | None) -> float | None:
+        """Return the share of the run that is done, `max_epochs` counted as well: for the ETA.
+
+        Args:
+            train: what the run ends by.
+            epoch_images: images of one pass over the data; None: not known.
+        """
+        share = self.share_done(train)
+        if train.max_epochs is None or epoch_images is None:
+            return share
+        by_epochs = (self.images + self.rejected) / (train.max_epochs * epoch_images)
+        return max(share or 0.0, min(by_epochs, 1.0))
+
     def commit(
         self,
         *,

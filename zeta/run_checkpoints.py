@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -125,11 +126,14 @@ class RunCheckpoints:
         """Whether this rank would wait for its disk in `finish`."""
         return self.store.is_writing
 
-    def begin(self, engine: TrainEngine, progress: Progress) -> None:
-        """Copy the committed state, and begin to write it; the one before must be finished."""
+    def begin(self, engine: TrainEngine, progress: Progress, before: Callable[[], object]) -> None:
+        """Copy the committed state, and begin to write it; the one before must be finished.
+
+        Where `before` raises OSError, as of a full disk, the checkpoint fails.
+        """
         self._last_attempt = time.monotonic()
         state = self._trainer_state(engine, progress)
-        self.store.begin(engine, progress.step, state, self.config_yaml)
+        self.store.begin(engine, progress.step, state, self.config_yaml, before)
 
     def finish(self) -> str | None:
         """Wait for the one that was begun; a failure is said, counted and returned."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+
+_HELD = 8192
+"""Bytes of lines after which they are handed to the operating system."""
 
 
 class MetricSink(Protocol):
@@ -26,46 +30,86 @@ class MetricSink(Protocol):
 
 
 class JsonlFile:
-    """An append-only file of JSON objects, each with a `step`, that a resume can cut."""
+    """An append-only file of JSON objects, each with a `step`, that a resume can cut.
+
+    What a full disk does not take is kept, and written once there is room.
+    """
 
     def __init__(self, path: Path, resume_step: int) -> None:
         """Open `path` to go on after `resume_step`; what lies beyond is kept as `.attempt-N`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._held = bytearray()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(record) + "\n")
+        self._held += (json.dumps(record) + "\n").encode()
+        if len(self._held) >= _HELD:
+            with suppress(OSError):  # `flush` tells of it, before anything depends on the lines
+                self._hand_over()
 
     def flush(self) -> None:
-        """Hand the lines to the operating system and wait for the disk."""
-        self._file.flush()
+        """Hand the lines to the operating system and wait for the disk.
+
+        Raises:
+            OSError: it did not take all of them; the others are kept.
+        """
+        self._hand_over()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close the file."""
-        self.flush()
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    def _hand_over(self) -> None:
+        while self._held:
+            del self._held[: self._file.write(self._held)]
 
 
 class JsonlSink:
-    """metrics.jsonl: `step` and the metrics logged at it."""
+    """metrics.jsonl: `step` and the metrics logged at it.
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    A disk that is full for a while delays its lines, and does not end the run.
+
+    Args:
+        path: the file.
+        resume_step: what it holds of later steps is cut.
+        say: told once when the disk takes no more.
+    """
+
+    def __init__(self, path: Path, resume_step: int, say: Callable[[str], None] = print) -> None:
+        self._path, self._say = path, say
         self._lines = JsonlFile(path, resume_step)
+        self._told = False
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Append one line, and hand it over at once so that it can be watched."""
         self._lines.write({"step": step, **values})
-        self._lines.flush()
+        try:
+            self._lines.flush()
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                self._say(
+                    f"WARNING: {self._path} cannot be written ({error.strerror}): free some space; "
+                    "its lines are kept in memory until then"
+                )
+            self._told = True
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Bring what was held back to the disk; OSError: it takes no more."""
+        self._lines.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._lines.close()
+        try:
+            self._lines.close()
+        except OSError as error:
+            self._say(f"WARNING: the last lines of {self._path} are lost ({error.strerror})")
 
 
 class NoSink:

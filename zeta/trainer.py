@@ -84,6 +84,7 @@ class Trainer:
         name: str = "zeta",
         watchdog: PhaseWatch | None = None,
         held_out: Sequence[HeldOut] = (),
+        epoch_images: int | None = None,
     ) -> None:
         """Build the engine and load the newest verified checkpoint of `run_dir`, if any.
 
@@ -101,6 +102,7 @@ class Trainer:
             name: display name of the run.
             watchdog: told which phase this rank is in.
             held_out: images to evaluate on, at the size of training first.
+            epoch_images: images of one pass over the data, for the ETA of a run by `max_epochs`.
 
         Raises:
             ValueError: the configuration cannot work, or the checkpoint does not fit it.
@@ -110,7 +112,7 @@ class Trainer:
         self.learning_rate = 0.0
         self._blocked_s = 0.0  # by the checkpoint that is being saved
         self.objective, self.source, self.run_dir = objective, source, run_dir
-        self.world, self.console = world, console
+        self.world, self.console, self._epoch_images = world, console, epoch_images
         self.train, self.optim = train, optim
         self.watchdog = watchdog or Unwatched()
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
@@ -151,7 +153,7 @@ class Trainer:
         return code
 
     def _fit(self) -> ExitCode:
-        share = self.progress.share_done(self.train)
+        share = self.progress.share_shown(self.train, self._epoch_images)
         self.console.start(self.progress.step, self.train.max_steps, share)
         steps = iter(self.source.steps(self.progress.data))
         try:
@@ -298,7 +300,7 @@ class Trainer:
             )
         if skipped:
             self._report_nonfinite()
-        self.console.step(progress.step, progress.share_done(self.train))
+        self.console.step(progress.step, progress.share_shown(self.train, self._epoch_images))
 
     def _report_nonfinite(self) -> None:
         progress = self.progress
@@ -345,7 +347,7 @@ class Trainer:
         if not self.world.is_main:
             return NoSink()
         path, progress = self.run_dir.metrics, self.progress
-        jsonl_sink = JsonlSink(path, progress.step)
+        jsonl_sink = JsonlSink(path, progress.step, self.console.message)
 
         def axes(step: int) -> dict[str, float]:
             # How long a checkpoint took is known some steps after it, when these have moved on.
@@ -388,8 +390,12 @@ class Trainer:
         with self._blocked_by_save():
             states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
             progress.data = merge_states(states)
-            self.ledger.flush()
-            self.checkpoints.begin(self.engine, progress)
+            self.checkpoints.begin(self.engine, progress, before=self._flush_files)
+
+    def _flush_files(self) -> None:
+        """Bring the account of all committed steps to the disk."""
+        self.ledger.flush()
+        self.sink.flush()
 
     def _finish_save(self) -> str | None:
         """Publish the checkpoint that was begun, if any, once it is written; return why not."""

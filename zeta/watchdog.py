@@ -20,10 +20,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from zeta.console import log_line
 from zeta.distributed import set_collective_timeout
 from zeta.heartbeat import Heartbeat
 from zeta.train_config import WatchdogConfig
@@ -121,7 +123,8 @@ class Watchdog:
         faulthandler.disable()
         self._now = _Now("ended", self._now.step, float("inf"))
         self._write()
-        self._log.close()
+        with suppress(OSError):  # a full disk
+            self._log.close()
 
     def _watch(self) -> None:
         written = float("-inf")
@@ -156,12 +159,11 @@ class Watchdog:
             building.write_text(json.dumps(asdict(beat)) + "\n")
             building.replace(self._path)
         except OSError as error:  # a full disk: the run goes on, and so does the watch
-            print(f"the heartbeat could not be written: {error}", file=self._log, flush=True)
+            log_line(f"the heartbeat could not be written: {error}", self._log)
 
     def _end(self, now: _Now) -> None:
         """Write all stacks and end this process."""
-        print(f"\nhang in phase {now.phase} of step {now.step}: all stacks", file=self._log)
-        self._log.flush()
+        log_line(f"\nhang in phase {now.phase} of step {now.step}: all stacks", self._log)
         faulthandler.dump_traceback(self._log, all_threads=True)
         self._write()
         self._report(

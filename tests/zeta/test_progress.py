@@ -85,3 +85,13 @@ def test_the_share_done_is_by_the_nearest_limit():
     assert progress.share_done(TrainConfig(max_steps=40)) == 0.25
     assert progress.share_done(TrainConfig(max_images=400, max_tokens=10_000)) == 0.75
     assert progress.share_done(TrainConfig(max_steps=10, max_images=400)) == 1
+
+
+def test_the_share_shown_counts_passes_over_the_data_the_images_that_were_rejected_too():
+    progress = Progress(step=10, images=300, rejected=60, tokens=1000)
+    by_epochs = TrainConfig(max_epochs=3)
+    assert progress.share_shown(by_epochs, 240) == 0.5
+    assert progress.share_shown(by_epochs, 100) == 1
+    assert progress.share_shown(by_epochs, None) is None
+    assert progress.share_shown(TrainConfig(max_epochs=3, max_steps=16), 240) == 10 / 16
+    assert progress.share_shown(TrainConfig(max_steps=40), 240) == 0.25

@@ -1,6 +1,10 @@
 """metrics.jsonl, and how a resume cuts it."""
 
 import json
+import resource
+from contextlib import contextmanager
+
+import pytest
 
 from zeta.sinks import JsonlSink, NoSink, OnlyNew, WithAxes, cut_after, last_logged_steps
 
@@ -50,6 +54,38 @@ def test_a_line_torn_by_a_crash_is_cut_and_nothing_is_cut_without_need(tmp_path)
     cut_after(path, 5)
     assert _steps(path) == [1, 2]
     assert (tmp_path / "metrics.jsonl.attempt-1").read_text() == '{"step": 2, "train/lo'
+
+
+@contextmanager
+def room_for(nbytes):
+    """Files of this process may have so many bytes: a disk that is full in the midst of a line."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_delays_lines_is_told_once_and_loses_none(tmp_path):
+    said = []
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path, 0, said.append)
+    with room_for(30):
+        for step in range(1, 4):
+            sink.log(step, {"train/loss": 0.5})
+        with pytest.raises(OSError, match="File too large"):
+            sink.flush()
+        assert path.stat().st_size == 30
+    assert [text.count(f"{path} cannot be written (File too large)") for text in said] == [1]
+    sink.log(4, {})
+    assert _steps(path) == [1, 2, 3, 4]
+    with room_for(30):
+        sink.log(5, {})
+        sink.close()
+    assert len(said) == 3  # that it is full again, and what it cost
+    assert "the last lines of" in said[2]
+    assert _steps(path) == [1, 2, 3, 4]
 
 
 def test_a_run_without_metrics_has_logged_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -276,6 +277,21 @@ def test_a_disk_that_is_full_for_one_rank_costs_a_checkpoint_and_no_more(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_is_full_for_all_files_of_a_rank_delays_them_and_the_run_goes_on(
+    ranks, tmp_path, reference, rank
+):
+    run_dir = tmp_path / "run"
+    outputs = ranks.run(JOB, 2, _run(run_dir, accidents={"no_room": {"rank": rank}}))
+    _assert_same(run_dir, reference)  # metrics and ledger have every step
+    folder = RunDir(run_dir).checkpoints
+    assert step_names(folder) == ["step_00000002", "step_00000008"]
+    for step in (4, 6):
+        assert f"WARNING: the checkpoint of step {step} could not be written" in outputs[0]
+    assert ("metrics.jsonl cannot be written" in outputs[0]) == (rank == 0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
@@ -380,7 +396,7 @@ def test_runs_of_one_process(ranks, tmp_path):
     folders = {name: tmp_path / name for name in kinds}
     epoch = {"max_steps": None, "max_epochs": 1}
     runs = [
-        _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
+        _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}, epoch_images=40),
         _run(folders["epoch"], train=epoch, source={"epoch_steps": 3}),
         _run(folders["kept"], 8, train={"keep_last": 2}),
         _run(
@@ -398,9 +414,10 @@ def test_runs_of_one_process(ranks, tmp_path):
         _run(folders["rejected"], 4, source={"reject_at": [1, 3]}),
         _run(folders["rejected"], 6, source={"reject_at": [1, 3, 5]}),
     ]
-    ranks.run(JOB, 1, {"runs": runs})
+    output = ranks.run(JOB, 1, {"runs": runs})[0]
 
-    # A run by epochs ends with the data, and its repetition adds nothing.
+    # A run by epochs tells when it ends, ends with the data, and its repetition adds nothing.
+    assert re.search(r"step +1  eta +\d:\d\d:\d\d  loss", output)
     assert sorted(_losses(folders["epoch"])) == [1, 2, 3]
     assert RunDir(folders["epoch"]).finished.exists()
 

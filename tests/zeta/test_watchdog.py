@@ -113,6 +113,27 @@ watchdog.close()
 """
 
 
+NO_ROOM = """
+import os, resource, sys, time
+from pathlib import Path
+import zeta.watchdog
+from zeta.train_config import WatchdogConfig
+
+os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), 2)  # the rank's log
+zeta.watchdog._LOOK_S = 0.05
+heartbeat, limits = Path(sys.argv[1]), WatchdogConfig(heartbeat_s=0.1)
+watchdog = zeta.watchdog.Watchdog(heartbeat, 0, limits, print)
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+time.sleep(0.5)
+watchdog.enter("train", 5)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+time.sleep(0.5)
+print(heartbeat.read_text())
+watchdog.close()
+"""
+
+
 WATCHES_FOR_LONG = """
 import sys
 from pathlib import Path
@@ -154,6 +175,14 @@ def test_forked_workers_leave_their_stacks_too(tmp_path):
     assert done.returncode == CRASH
     assert "phase start of step 0 has lasted more than 0.5 s" in done.stdout
     assert "in decode_for_ever" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_does_not_end_the_watch(tmp_path):
+    done = _python(NO_ROOM, tmp_path / "rank_00000.json", tmp_path / "log")
+    assert done.returncode == 0, (tmp_path / "log").read_text()
+    assert json.loads(done.stdout)["step"] == 5
+    assert "could not be written: [Errno 27]" in (tmp_path / "log").read_text()
 
 
 def test_a_step_may_wait_for_the_data_of_others():

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -102,6 +103,7 @@ def _one_run(arguments, world, console):
         config=arguments,
         watchdog=watchdog,
         held_out=_held_out(world, **arguments.get("held_out", {})),
+        epoch_images=arguments.get("epoch_images"),
     )
     code = int(trainer.fit())
     if watchdog is not None:
@@ -291,6 +293,15 @@ def mounted_tmpfs(folder, size):
         check(libc.umount2(os.fsencode(folder), 2))
 
 
+def no_room(world, *, rank, **_):
+    """No file of this rank can grow, its log included, from its 2nd save to after its 3rd."""
+    if world.rank == rank:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+        _before_call(CheckpointStore, "begin", lambda: set_limit((0, limit[1])), 2)
+        _before_call(zeta.engine.TrainEngine, "train_step", lambda: set_limit(limit), 8)
+
+
 def nan_loss(world, *, rank, first, last, objective, **_):
     """The loss of this rank is NaN from its `first` pack to its `last`."""
     if world.rank != rank:
@@ -357,6 +368,7 @@ ACCIDENTS = {
     "create": create,
     "disk_full": disk_full,
     "small_disk": small_disk,
+    "no_room": no_room,
     "nan_loss": nan_loss,
     "bad_label": bad_label,
 }
