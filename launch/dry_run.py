@@ -54,8 +54,8 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
         ValueError, RunError: as `check_start`.
     """
     start = check_start(config, world_size)
-    print(to_yaml(start.config))
-    print("\n".join(_steps(start, world_size)))
+    _say(to_yaml(start.config))
+    _say("\n".join(_steps(start, world_size)))
     pack = costliest_pack(start)
     with torch.device("meta"):
         model = _build(start.config)
@@ -66,11 +66,16 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     set_checkpointing(model, train.activation_checkpointing)
     activations = activation_memory(model, pack, _any_loss, train.dtype)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
-    print(f"\nparameters        {sum(sizes):,}{still}")
-    print("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen)))
+    _say(f"\nparameters        {sum(sizes):,}{still}")
+    _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen)))
     alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen)
-    print(f"\n{_try_pack(start, pack, alone, activations)}")
+    _say(f"\n{_try_pack(start, pack, alone, activations)}")
     return 0
+
+
+def _say(text: str) -> None:
+    """Print at once, into a file as well: what comes next may take minutes."""
+    print(text, flush=True)
 
 
 def _steps(start: Start, world_size: int) -> Iterator[str]:
@@ -167,6 +172,11 @@ def _try_pack(
             f"has {free / _GIB:.1f} GiB free"
         )
     world = init_distributed(info, device_kind=train.device)
+    slow = "; that takes minutes for a large model" if world.device.type == "cpu" else ""
+    _say(
+        f"\nall checks have passed; training on one pack ({pack.num_images} images, "
+        f"{pack.num_tokens} of {pack.patches.shape[0]} tokens) on {world.device}{slow}"
+    )
     from zeta.engine import TrainEngine  # DeepSpeed, which wants the environment set
     from zeta.sharded_model import build_for_training
 
@@ -182,10 +192,7 @@ def _try_pack(
     finally:
         close_distributed()
     loss = result.loss_sum / max(pack.num_images, 1)
-    return (
-        f"one pack ({pack.num_images} images, {pack.num_tokens} of {pack.patches.shape[0]} tokens) "
-        f"forward, backward and update on {world.device}: loss {loss:.4f}, {seconds:.2f} s"
-    )
+    return f"forward, backward and update on {world.device}: loss {loss:.4f}, {seconds:.2f} s"
 
 
 def _free_memory(device: str) -> int:

@@ -35,7 +35,9 @@ def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
     for kind in ("weights", "gradients", "optimizer", "activations", "gathered", "total"):
         assert len(rows[kind]) == 4
     assert rows["fits"] == ["h100", "yes", "yes", "yes", "yes"]
-    assert "forward, backward and update on cpu: loss" in said
+    told = said.index("all checks have passed; training on one pack")
+    assert said.index("fits h100") < told  # all figures, then what may take minutes
+    assert told < said.index("forward, backward and update on cpu: loss")
     assert not (tmp_path / "run").exists()
 
 

@@ -168,6 +168,28 @@ def sharded_construction(arguments):
     _write(world, arguments, {"held": [t[0] for t in trained], "differences": differences})
 
 
+def compiled(arguments):
+    """Compiled blocks, whose activations are recomputed, against the plain loop, after 3 steps."""
+    world = init_distributed()
+    losses, reference = plain_loop(2, 3)
+    report = {}
+    for stage in arguments["stages"]:
+        engine = build(world, 2, stage, compile="true", activation_checkpointing=True)
+        results = [step(engine, world, index, 2) for index in range(3)]
+        trained = weights(engine)
+        report[f"stage={stage}"] = {
+            "compiled": all(b._compiled_call_impl is not None for b in engine.module.blocks),
+            "loss error": max(
+                abs(r.loss_sum / images - loss)
+                for (r, images), loss in zip(results, losses, strict=True)
+            ),
+            "weight error": max(
+                (trained[name] - value).abs().max().item() for name, value in reference.items()
+            ),
+        }
+    _write(world, arguments, report)
+
+
 class _PoisonGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value):

@@ -7,6 +7,7 @@ import torch
 
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
+from zeta.distributed import compiler_available
 from zeta.engine import choose_attention, should_compile, sum_of_squares
 from zeta.train_config import TrainConfig
 
@@ -75,6 +76,17 @@ def test_bf16_trains_on_every_stage_with_fp32_weights(ranks, tmp_path):
         assert report[f"dtype {stage}"] == "torch.float32"
         assert report[f"stage {stage}"] == pytest.approx(report["fp32"], abs=0.03)
         assert report[f"stage {stage}"] != report["fp32"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler_available(), reason="there is no C++ compiler")
+def test_compiled_and_recomputed_blocks_train_as_plain_ones(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "compiled", 1, stages=[2])  # each takes the compiler 20 s
+    assert len(report) == 1
+    for stage, found in report.items():
+        assert found["compiled"], stage
+        assert found["loss error"] < 1e-5, stage
+        assert found["weight error"] < 1e-5, stage
 
 
 def test_the_norm_of_gradients_is_nan_if_any_element_is():
