@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data_pipeline.manifest import Manifest
 from launch.features import evaluation_data, extract_features
+from launch.filesystems import check_place
 from launch.held_out import View, held_out_plan, view_at, view_within
 from launch.image_sizes import small_images
 from zeta.distributed import World
@@ -37,6 +38,7 @@ def check_embed(
     config = read_config(export)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists: name a new folder for the features")
+    check_place(out, "OUT")
     manifest = Manifest.open(list(shards))
     trained = config["info"].get("resolution") or {}
     if tokens is None:

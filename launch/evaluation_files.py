@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.atomic_file import write_atomically
+from launch.filesystems import check_place
 
 _GROUPS = {
     "by_resolution": "resolution",
@@ -56,15 +57,13 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [key for key in _GROUPS if result.get(key)]
-    heights = [max(2.0, 0.28 * min(len(result[key]), _MOST_CLASSES) + 1) for key in shown]
+    shown = list(_charts(result))
+    heights = [max(2.0, 0.28 * min(len(groups), _MOST_CLASSES) + 1) for _, groups in shown]
     figure = Figure(figsize=(8, sum(heights)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, key in zip(axes, shown, strict=True):
-        groups = dict(result[key])
-        title = _GROUPS[key]
-        if key == "per_class" and len(groups) > _MOST_CLASSES:
+    for axis, (title, groups) in zip(axes, shown, strict=True):
+        if len(groups) > _MOST_CLASSES:
             ordered = sorted(groups.items(), key=lambda item: item[1]["top1"])
             half = _MOST_CLASSES // 2
             title += f" (the {half} worst and the {half} best of {len(groups):,})"
@@ -82,11 +81,20 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
         figure.savefig(stream, format=path.suffix[1:].lower(), dpi=120)
 
 
+def _charts(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what each chart is drawn by, and its rows by their names."""
+    for key, title in _GROUPS.items():
+        if result.get(key):
+            yield title, result[key]
+    if alone := {name: result[key] for key, name in _ALONE.items() if key in result}:
+        yield "frozen features", alone
+
+
 def prepare_files(table: Path | None, picture: Path | None) -> None:
     """Check the files of --csv and --plot and make their folders, before anything is scored.
 
     Raises:
-        ValueError: a picture cannot have this name, or a folder has it.
+        ValueError: a picture cannot have this name, a folder has it, or none can lie there.
         OSError: their folder cannot be made.
     """
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
@@ -96,4 +104,5 @@ def prepare_files(table: Path | None, picture: Path | None) -> None:
             continue
         if path.is_dir():
             raise ValueError(f"{option} is {path}, a folder; give the name of a file in it")
+        check_place(path, option)
         path.parent.mkdir(parents=True, exist_ok=True)

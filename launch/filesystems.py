@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -52,6 +53,31 @@ def existing_parent(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
+
+
+def check_file(path: Path, option: str) -> None:
+    """Raise ValueError if no file can be written at `path`, see `check_place`."""
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder; give the file to write by {option}, as in {path / 'FILE'}"
+        )
+    check_place(path, option)
+
+
+def check_place(path: Path, option: str) -> None:
+    """Raise ValueError if nothing can be written where `path` is to lie; nothing is written.
+
+    Args:
+        path: need not exist, nor the folder that it is to lie in.
+        option: what to give another path by, in messages.
+    """
+    folder = existing_parent(path.absolute().parent)
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: {folder} is a file; give another {option}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{path} cannot be written: nothing may be written in {folder}; give another {option}"
+        )
 
 
 def _unescape(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.filesystems import check_file
 from launch.headlines import headlines, last_value
 from launch.report_cards import chart_cards
 from launch.report_tables import (
@@ -48,20 +49,32 @@ def write_report(
 
     Raises:
         ValueError: one of them is not a run directory, holds no metrics yet, or is given twice, or
-            `out` is a folder.
+            `out` cannot be written.
     """
-    runs = RunSet([read_run(Path(each)) for each in (run_dir, *compare)], axis)
+    runs, target = check_report(run_dir, out, compare, axis)
     page = build_page(runs)
-    target = RunDir(Path(run_dir)).report if out is None else Path(out)
-    if target.is_dir():
-        raise ValueError(
-            f"{target} is a folder; give the file to write, as in {target}/report.html"
-        )
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{os.getpid()}")
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(target)
     return target
+
+
+def check_report(
+    run_dir: Path, out: Path | None = None, compare: Sequence[Path] = (), axis: str = "step"
+) -> tuple[RunSet, Path]:
+    """Check what `write_report` is given; return the runs and the file to write.
+
+    It writes nothing, so it may come before what is slow.
+
+    Raises:
+        ValueError: one of the runs is none, holds no metrics yet, or is given twice; there is no
+            such axis; or the page cannot be written.
+    """
+    runs = RunSet([read_run(Path(each)) for each in (run_dir, *compare)], axis)
+    target = RunDir(Path(run_dir)).report if out is None else Path(out)
+    check_file(target, "--out")
+    return runs, target
 
 
 def build_page(runs: RunSet) -> str:

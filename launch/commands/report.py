@@ -41,10 +41,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from launch.report import write_report
+    from launch.report import check_report, write_report
     from launch.report_inputs import write_report_inputs
     from zeta.run_dir import RunDir
 
+    check_report(args.run_dir, args.out, args.compare, args.axis)
     for path in (args.run_dir, *args.compare):
         run_dir = RunDir(path)
         if run_dir.config.is_file() and run_dir.metrics.is_file():

@@ -53,6 +53,13 @@ def test_names_of_classes_are_no_formulas(tmp_path: Path):
     assert Image.open(tmp_path / "odd.png").height > 100
 
 
+@pytest.mark.slow
+def test_features_alone_are_drawn(tmp_path: Path):
+    nothing = {"top1": None, "top5": None, "by_resolution": {}}
+    plot(tmp_path / "alone.svg", nothing | {"knn": RESULT["knn"]})
+    assert "<svg" in (tmp_path / "alone.svg").read_text()
+
+
 def test_another_kind_of_file_is_refused():
     with pytest.raises(ValueError, match=r"--plot is out.jpg; give a name that ends in .png"):
         prepare_files(None, Path("out.jpg"))

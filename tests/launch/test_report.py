@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from launch.charts import CHARTS, LOSS, score_by_tokens, validation_charts
+from launch.cli import entry_point
 from launch.headlines import headlines
-from launch.report import write_report
+from launch.report import check_report, write_report
 from launch.report_cards import chart_card
 from launch.run_record import read_run
 from launch.run_set import RunSet
@@ -25,6 +26,7 @@ from tests.launch.reported_runs import (
     write_starts,
 )
 from zeta import metric_names as names
+from zeta.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -225,6 +227,39 @@ def test_a_wrong_folder_is_one_clear_error(tmp_path, prepare, words):
     with pytest.raises(ValueError, match=words):
         write_report(prepare(tmp_path))
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--axis", "hours"], "the axis is 'hours'; choose one of step"),
+        (["--axis", "tokens"], "logged no data/tokens_seen"),
+        (["--compare", "{run}"], "is given twice"),
+        (["--compare", "nowhere"], "nowhere is not a folder"),
+        (["--out", "{run}"], "is a folder; give the file to write"),
+        (["--out", "{run}/metrics.jsonl/a.html"], "metrics.jsonl is a file; give another --out"),
+    ],
+)
+def test_options_are_checked_before_anything_is_prepared(
+    open_run, monkeypatch, capsys, options, words
+):
+    def prepare(run_dir: RunDir) -> None:
+        raise AssertionError(f"{run_dir.path} was prepared")
+
+    write_metrics(open_run, [{"step": 1, "train/loss": 1.0}])
+    (open_run / "config.yaml").touch()
+    monkeypatch.setattr("launch.report_inputs.write_report_inputs", prepare)
+    before = sorted(open_run.iterdir())
+    words_given = [option.replace("{run}", str(open_run)) for option in options]
+    assert entry_point(["report", str(open_run), *words_given]) == 1
+    assert words in capsys.readouterr().err
+    assert sorted(open_run.iterdir()) == before
+
+
+def test_a_page_in_a_folder_that_may_not_be_written_is_refused(open_run, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as for anybody but root
+    with pytest.raises(ValueError, match=r"page.html cannot be written: nothing may be written"):
+        check_report(open_run, open_run / "page.html")
 
 
 @pytest.mark.slow
