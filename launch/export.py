@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from launch.config import ZetaConfig, load_config
+from launch.filesystems import check_place
 from zeta.checkpoint import (
     CONFIG,
     TRAINER_STATE,
@@ -32,6 +33,7 @@ from zeta.export_folder import (
     WEIGHTS,
     ZETA_WEIGHTS,
     check_free,
+    remove_leftovers,
     whole_directory,
     write_config,
 )
@@ -39,6 +41,7 @@ from zeta.model_card import model_card
 from zeta.models.image_text import split_weights, text_arguments
 from zeta.pretrained import MAX_FILE_BYTES, TextExport, write_model
 from zeta.run_dir import RunDir
+from zeta.run_places import find_run
 from zeta.stored_tensors import StoredTensor
 from zeta.timm_format import check_timm, write_timm
 from zeta.validation_scores import best_first, read_scores
@@ -95,18 +98,22 @@ def export_run(
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     run_dir = _open_run(run_path)
     check_free(out)
+    check_place(out, "OUT")
     checkpoint, why = _choose(run_dir, step, average)
     config = load_config(str(checkpoint / CONFIG))
     arguments, objective = config.model.resolve(), config.objective
     if "timm" in FORMS[form]:
         check_timm(arguments)
     tensors, text = _of_type(stored_weights(checkpoint, average=average), DTYPES[dtype]), None
+    others: dict[str, StoredTensor] = {}
     if objective.image_text:
         tensors, others = split_weights(tensors)
         tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
         text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
     facts = _facts(run_dir, checkpoint, config, average) | {"dtype": dtype}
-    _check_space(out, tensors, copies=len(FORMS[form]))
+    needed = len(FORMS[form]) * _nbytes(tensors) + ("zeta" in FORMS[form]) * _nbytes(others)
+    remove_leftovers(out)  # may hold the space that is needed
+    _check_space(out, needed)
     with whole_directory(out) as partial:
         written: dict[str, Any] = {}
         if "timm" in FORMS[form]:
@@ -140,16 +147,25 @@ _SIZES = ("kind", "min", "max", "fit", "max_upscale")
 
 
 def _open_run(path: Path) -> RunDir:
-    run_dir = RunDir(path)
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {what}; give the directory of a run (its run.dir)")
+    run_dir, place = RunDir(path), find_run(path)
+    command = "" if place is None else f": {place.export_command}"
     if (path / TRAINER_STATE).is_file():
+        step = "N" if place is None else place.step
         raise ValueError(
             f"{path} is a checkpoint; name its run directory, and the checkpoint by --step "
-            f"{step_of(path.absolute().name) if path.name.startswith('step_') else 'N'}"
+            f"{step}{command}"
         )
     if (path / CONFIG_FILE).is_file():
         raise ValueError(f"{path} is an export already; name the directory of a run")
+    if place is not None and place.run != path:
+        raise ValueError(f"{path} is {place.what}; name the run directory{command}")
     if not run_dir.config.is_file():
-        raise ValueError(f"{path} is not a run directory: it has no {run_dir.config.name}")
+        runs = sorted(run for run in path.iterdir() if RunDir(run).config.is_file())
+        inside = f"; name a run in it, as in {runs[0]}" if runs else ""
+        raise ValueError(f"{path} is not a run directory: it has no {run_dir.config.name}{inside}")
     return run_dir
 
 
@@ -199,12 +215,15 @@ def _of_type(tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[st
     }
 
 
-def _check_space(out: Path, tensors: Mapping[str, StoredTensor], copies: int) -> None:
-    """Raise OSError before anything is written, if the disk has no room for the weights."""
+def _nbytes(tensors: Mapping[str, StoredTensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _check_space(out: Path, needed: int) -> None:
+    """Raise OSError before anything is written, if the disk has no room for so many bytes."""
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
-    needed = copies * sum(tensor.nbytes for tensor in tensors.values())
     if shutil.disk_usage(folder).free < needed:
         told = f"{os.strerror(errno.ENOSPC)} for weights of {needed / 1e9:.3g} GB"
         raise OSError(errno.ENOSPC, told, str(folder))

@@ -27,12 +27,16 @@ from zeta.export_folder import (
     write_config,
 )
 from zeta.models.config import model_from_arguments
+from zeta.run_dir import RunDir
+from zeta.run_places import find_run
 from zeta.stored_tensors import StoredTensor, in_memory, write_safetensors, write_sharded
 
 MAX_FILE_BYTES = 5 * 10**9
 """Weights beyond this are written as several files, by default."""
 _VERSION = 1
 FORMAT = f"zeta-{_VERSION}"
+_MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
+"""What every model has."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
-        raise ValueError(f"{path} is no export: it has no {CONFIG_FILE}; write one: zeta export")
+        raise ValueError(_no_export(Path(path)))
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
@@ -161,6 +165,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
         for key in ("model", "info"):
             if not isinstance(config.get(key), dict):
                 raise ValueError(f"{file} is damaged: it has no {key}; export the model again")
+        if missing := [key for key in _MODEL_KEYS if key not in config["model"]]:
+            raise ValueError(
+                f"{file} is damaged: its model has no {missing[0]}; export the model again"
+            )
         return config
     version = re.fullmatch(r"zeta-(\d+)", str(form))
     if version and int(version[1]) > _VERSION:
@@ -175,6 +183,20 @@ def read_config(path: Path | str) -> dict[str, Any]:
             "--format zeta"
         )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
+
+
+def _no_export(path: Path) -> str:
+    """Say what a path is that holds no export, and what to give instead."""
+    if not path.exists():
+        return f"{path} does not exist; give a folder that `zeta export` wrote"
+    if not path.is_dir():
+        return f"{path} is a file; give the folder that `zeta export` wrote"
+    place = find_run(path)
+    if place is None:
+        return f"{path} is no export: it has no {CONFIG_FILE}; write one: zeta export"
+    exported = RunDir(place.run).exported
+    there = f", or give {exported}" if (exported / CONFIG_FILE).is_file() else ""
+    return f"{path} is {place.what}, not an export: write one with `{place.export_command}`{there}"
 
 
 def open_export(path: Path | str) -> dict[str, StoredTensor]:

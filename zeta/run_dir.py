@@ -168,6 +168,16 @@ class RunDir:
         return self.path / "finetune.yaml"
 
     @property
+    def shards(self) -> Path:
+        """Shards of the images that `zeta finetune` was given."""
+        return self.path / "shards"
+
+    @property
+    def exported(self) -> Path:
+        """The model that `zeta finetune` made, as `zeta export` writes it."""
+        return self.path / "export"
+
+    @property
     def evaluation(self) -> Path:
         """JSON object as `zeta eval --json` prints it."""
         return self.path / "eval.json"

@@ -1,6 +1,7 @@
 """Checkpoints of made runs become exports: which one, in what form, in how much memory."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -144,8 +145,12 @@ def test_the_model_card_tells_the_facts(run, tmp_path):
 def test_what_is_no_run_is_refused_and_said_what_it_is(run, tmp_path):
     refusals = {
         "is not a run directory: it has no config.yaml": tmp_path,
-        "is a checkpoint; name its run directory, and the checkpoint by --step 4": run
-        / "checkpoints/step_00000004",
+        "nowhere does not exist; give the directory of a run": tmp_path / "nowhere",
+        "is the folder of the checkpoints of a run; name the run directory: zeta export "
+        f"{re.escape(str(run))} OUT$": run / "checkpoints",
+        "is a checkpoint; name its run directory, and the checkpoint by --step 4: zeta "
+        "export .*run OUT --step 4": run / "checkpoints/step_00000004",
+        f"it has no config.yaml; name a run in it, as in {re.escape(str(run))}": run.parent,
         "is an export already": export_run(run, tmp_path / "out").folder,
     }
     for message, path in refusals.items():
@@ -156,6 +161,10 @@ def test_what_is_no_run_is_refused_and_said_what_it_is(run, tmp_path):
     plain = make_run(tmp_path / "plain")
     with pytest.raises(ValueError, match=r"no moving average .* without train\.ema_decay"):
         export_run(plain, tmp_path / "new", average=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out cannot be written: .*file is a file; give another"):
+        export_run(run, tmp_path / "file/new/out")
+    (tmp_path / "file").unlink()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="holds something that is no exported model"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from data_pipeline.build import build_shards
 from data_pipeline.tokenizer import open_tokenizer
+from launch.export import export_run
 from launch.first_pack import titles
 from tests.launch.command_line import zeta
 from tests.zeta.training import lane_pack
@@ -179,6 +181,19 @@ def test_the_export_holds_the_image_encoder_the_text_encoder_and_the_tokenizer(w
     assert "image-text" in refused.stderr
     timm = zeta("export", "run", "timm", "--format", "timm", cwd=world)
     assert timm.returncode == 0, timm.stderr
+
+
+@pytest.mark.slow
+def test_the_space_for_the_text_encoder_is_counted_where_it_is_exported(world, monkeypatch):
+    export_run(world / "run", world / "measured")
+    image = (world / "measured/model.safetensors").stat().st_size  # its weights, and a header
+    assert (world / "measured/text.safetensors").stat().st_size > image / 10
+    nearly_full = shutil.disk_usage(world)._replace(free=image)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: nearly_full)
+    with pytest.raises(OSError, match="No space left on device for weights of"):
+        export_run(world / "run", world / "no_room")
+    assert not (world / "no_room").exists()
+    export_run(world / "run", world / "image_alone", form="timm")
 
 
 @pytest.mark.slow

@@ -112,6 +112,16 @@ def test_a_config_without_a_part_is_damaged(tmp_path, key):
         load_pretrained(out)
 
 
+def test_a_model_without_its_sizes_is_damaged(tmp_path):
+    model, arguments = small()
+    out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
+    config = json.loads((out / "config.json").read_text())
+    del config["model"]["patch_size"]
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json is damaged: its model has no patch_size"):
+        read_config(out)
+
+
 def test_what_is_no_export_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no config.json; write one: zeta export"):
         load_pretrained(tmp_path)
