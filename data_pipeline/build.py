@@ -33,6 +33,10 @@ _BLOCK = 512
 _RECORD = 20 * _BLOCK
 
 
+class OtherSourceError(ValueError):
+    """A folder holds the shards of another source than the one to build from."""
+
+
 def build_shards(
     source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
     out: str | Path,
@@ -263,7 +267,7 @@ def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
     record = folder / BUILD_NAME
     if record.exists():
         if json.loads(record.read_text("utf-8")).get("source") != digest:
-            raise ValueError(
+            raise OtherSourceError(
                 f"{folder} holds shards of another source, or of this one before it changed or "
                 "with other options; choose another folder, or delete this one"
             )

@@ -11,21 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from data_pipeline.build import build_shards, build_split
-from data_pipeline.shard_folder import spec_parts
-from data_pipeline.sources import open_source
-from data_pipeline.table_rows import TABLE_SUFFIXES
 from data_pipeline.weighted import open_shards
 from launch.config import DEFAULT, Setting, ZetaConfig, read_settings, to_yaml
 from launch.evaluate import evaluate_plan
 from launch.export import export_run
+from launch.finetune_images import find_images, shard_settings, shards_go_if_refused
 from launch.finetune_recipe import (
     SHIPPED,
     Export,
@@ -38,7 +34,7 @@ from launch.finetune_recipe import (
 from launch.image_sizes import small_images
 from launch.local import launch_local
 from launch.run_setup import resolve_with_shards
-from launch.start import check_start
+from launch.start import check_resume, check_start, check_writable
 from launch.train import train
 from launch.validation import open_held_out
 from zeta import metric_names as names
@@ -49,20 +45,6 @@ from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.pretrained import load_pretrained
 from zeta.run_dir import RunDir
-
-_HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders beside train/ that hold images out."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images that were named in the place of a CONFIG."""
-
-    train: str
-    """Folder of images or of shards, or a table of paths."""
-    val: str | None
-    """Held-out ones, where they lie apart."""
-    are_shards: bool
 
 
 def finetune(
@@ -99,18 +81,24 @@ def finetune(
     base = [*settings_of_export(export), *recipe_settings(mode)]
     draft = _draft(export, base, user, mode)
     run_dir = RunDir(Path(draft.run.dir).expanduser())
-    if images is not None:
-        base += _shard_settings(images, run_dir, val_share, launched=info.world_size > 1)
-    shards = _last([*base, *user], "data.shards")
-    if shards is None:
-        raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
-    base += [*settings_of_images(shards, user), *_head_settings(export, shards)]
-    config = compose(export, base, user, mode)
-    start = check_start(config, nproc or info.world_size)
-    if info.rank == 0:
-        if (warning := small_images(start.manifest, export.arguments["patch_size"])) is not None:
-            print(warning, file=sys.stderr)
-        _begin(run_dir, export, config)
+    if images is not None and not images.are_shards:
+        check_writable(run_dir)
+        if not run_dir.config.exists():
+            check_resume(run_dir, draft)  # a folder that holds something else gets no shards
+    with shards_go_if_refused(run_dir):
+        if images is not None:
+            base += shard_settings(images, run_dir, val_share, launched=info.world_size > 1)
+        shards = _last([*base, *user], "data.shards")
+        if shards is None:
+            raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
+        base += [*settings_of_images(shards, user), *_head_settings(export, shards)]
+        config = compose(export, base, user, mode)
+        start = check_start(config, nproc or info.world_size)
+        if info.rank == 0:
+            warning = small_images(start.manifest, export.arguments["patch_size"])
+            if warning is not None:
+                print(warning, file=sys.stderr)
+            _begin(run_dir, export, config)
     if nproc is None:
         code = train(config)
     else:
@@ -118,40 +106,6 @@ def finetune(
     if code == ExitCode.FINISHED and info.rank == 0:
         _finish(run_dir)
     return code
-
-
-def find_images(source: str) -> Images | None:
-    """Return the images or shards that `source` names; None: it is a CONFIG.
-
-    Raises:
-        ValueError: a folder with neither, or one that is not there.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        inside = [name for name in ("train", *_HELD_OUT) if (path / name).is_dir()]
-        if inside[:1] == ["train"] and len(inside) > 1 and _holds_sets(path / "train"):
-            parts = str(path / "train"), str(path / inside[1])
-            return Images(*parts, are_shards=_holds_shards(path / "train"))
-        return Images(str(path), None, are_shards=_holds_shards(path))
-    if path.suffix.lower() in TABLE_SUFFIXES:
-        return Images(str(path), None, are_shards=False)
-    if any(part.endswith(".tar") for part in spec_parts(source)):
-        return Images(source, None, are_shards=True)
-    if not path.exists() and len(path.parts) > 1 and path.suffix not in (".yaml", ".yml"):
-        raise ValueError(
-            f"{source} does not exist; give a folder of images (one folder a class in it), shards, "
-            "or a CONFIG"
-        )
-    return None
-
-
-def _holds_shards(folder: Path) -> bool:
-    return any(folder.glob("*.tar"))
-
-
-def _holds_sets(folder: Path) -> bool:
-    """Whether a folder train/ is one of several sets, rather than a class of that name."""
-    return _holds_shards(folder) or any(path.is_dir() for path in folder.iterdir())
 
 
 def _draft(
@@ -169,34 +123,6 @@ def _last(settings: Sequence[Setting], key: str) -> Any:
     return next((value for _, name, value in reversed(settings) if name == key), None)
 
 
-def _shard_settings(
-    images: Images, run_dir: RunDir, val_share: float, *, launched: bool
-) -> list[Setting]:
-    """Return where the shards are; a folder of images becomes shards in the run directory."""
-    train_shards, val_shards = images.train, images.val
-    if not images.are_shards:
-        if launched:
-            raise ValueError(
-                f"{images.train} holds images, and several ranks are running: build shards first, "
-                "with `zeta shards build IMAGES OUT --val-share 0.1`, and name OUT instead"
-            )
-        if open_source(images.train).class_names is None:
-            raise ValueError(
-                f"the images in {images.train} have no classes: put them into one folder a class"
-            )
-        folder = run_dir.path / "shards"
-        train_shards, val_shards = str(folder / "train"), str(folder / "val")
-        if images.val is None:
-            build_split(images.train, folder, val_share, progress=True)
-        else:
-            build_shards(images.train, train_shards, progress=True)
-            build_shards(images.val, val_shards, progress=True)
-    settings: list[Setting] = [(DEFAULT, "data.shards", train_shards)]
-    if val_shards is not None:
-        settings.append((DEFAULT, "data.val_shards", val_shards))
-    return settings
-
-
 def _head_settings(export: Export, shards: Any) -> list[Setting]:
     """Keep the head of the export where its classes are those of the images, in their order."""
     trained, wanted = export.info.get("class_names"), open_shards(shards).class_names
@@ -206,12 +132,13 @@ def _head_settings(export: Export, shards: Any) -> list[Setting]:
 
 def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
     """Write the recipe, and score the weights that the run begins at, unless that was done."""
+    data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
+    about = {"export": str(export.path), "new_head": config.train.new_head, "data": data}
+    record = json.loads(run_dir.fine_tuning.read_text()) if run_dir.fine_tuning.exists() else {}
+    if not record or any(record.get(key, value) != value for key, value in about.items()):
+        record = about | {"before": score_beginning(config)}
     run_dir.path.mkdir(parents=True, exist_ok=True)
     run_dir.fine_tuning_config.write_text(to_yaml(config))
-    if run_dir.fine_tuning.exists():
-        return
-    before = score_beginning(config)
-    record = {"export": str(export.path), "new_head": config.train.new_head, "before": before}
     run_dir.fine_tuning.write_text(json.dumps(record) + "\n")
 
 
@@ -255,7 +182,7 @@ def _finish(run_dir: RunDir) -> None:
     record = json.loads(run_dir.fine_tuning.read_text())
     lines = map(json.loads, run_dir.metrics.read_text().splitlines())
     scores = [line for line in lines if names.val_score("top1") in line]
-    out = export_run(run_dir.path, run_dir.path / "export").folder
+    out = export_run(run_dir.path, run_dir.exported).folder
     if record["before"] is None or not scores:
         print("no images were held out: give data.val_shards to have the model scored")
     else:

@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from data_pipeline.build import build_split
 from launch.config import DEFAULT, read_settings
-from launch.finetune import find_images, finetune
+from launch.finetune import finetune
+from launch.finetune_images import find_images
 from launch.finetune_recipe import (
     compose,
     open_export,
@@ -24,6 +26,7 @@ from tests.launch.command_line import zeta
 from tests.launch.photos import CLASSES, write_photos
 from tests.launch.tiny_export import write_export
 from zeta.checkpoint import load_full_weights
+from zeta.exit_codes import ExitCode, RunError
 from zeta.pretrained import load_pretrained, read_config
 
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
@@ -132,7 +135,7 @@ def test_classes_that_are_held_out_but_not_trained_on_are_named(world: Path, tmp
         ("photos", ("optim.colour=1",), None, "optim.colour"),
     ],
 )
-def test_what_cannot_work_is_one_message_and_leaves_nothing_trained(
+def test_what_cannot_work_is_one_message_and_leaves_nothing_behind(
     world: Path, tmp_path: Path, source: str, settings: tuple[str, ...], mode: str, message: str
 ):
     from PIL import Image
@@ -150,8 +153,71 @@ def test_what_cannot_work_is_one_message_and_leaves_nothing_trained(
     run = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
         finetune(world / "export", where, [f"run.dir={run}", *settings], mode=mode)
-    assert not (run / "config.yaml").exists()
-    assert not (run / "checkpoints").exists()
+    assert not run.exists()
+
+
+def write_unusable(root: Path) -> Path:
+    """Images of two classes that only decoding shows to be cut off."""
+    from PIL import Image
+
+    for index in range(6):
+        folder = root / f"{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{index}.png"
+        Image.effect_noise((40 + index, 40), 50).save(path)
+        os.truncate(path, path.stat().st_size // 2)
+    return root
+
+
+def test_images_that_cannot_be_decoded_leave_nothing_for_the_next_try(world: Path, tmp_path: Path):
+    run = [f"run.dir={tmp_path / 'run'}", *QUIET]
+    with pytest.raises(RunError, match="none of the 1 held-out images could be used"):
+        finetune(world / "export", str(write_unusable(tmp_path / "cut")), run)
+    assert [path.name for path in tmp_path.iterdir()] == ["cut"]
+
+
+def test_a_refused_run_leaves_what_was_there_before(world: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    build_split(str(world / "photos"), run / "shards", 0.1)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(ValueError, match=r"data.token_budget is 2, but"):
+        finetune(
+            world / "export",
+            str(world / "photos"),
+            [f"run.dir={run}", "data.token_budget=2", *QUIET],
+        )
+    assert sorted(run.rglob("*")) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"which holds 'thesis.tex' and no run"):
+        finetune(world / "export", str(world / "photos"), [f"run.dir={tmp_path / 'mine'}"])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_other_images_never_go_on_with_the_shards_of_those_before(world: Path, tmp_path: Path):
+    write_photos(tmp_path / "my dogs", 3, seed=1)
+    run = tmp_path / "run"
+    build_split(str(world / "photos"), run / "shards", 0.1)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(ValueError, match=r"is the run of other images than .*my dogs, or of") as e:
+        finetune(world / "export", str(tmp_path / "my dogs"), [f"run.dir={run}", *QUIET])
+    assert f"as in 'run.dir={run}-my dogs', or delete {run}" in str(e.value)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_scores_before_training_are_those_of_the_images_that_are_trained_on(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("launch.finetune.train", lambda config: ExitCode.REQUEUE)  # no step
+    before = []
+    for images in (8, 4):
+        write_photos(tmp_path / str(images), images, seed=images)
+        build_split(str(tmp_path / str(images)), tmp_path / f"shards{images}", 0.3)
+        shards = tmp_path / f"shards{images}"
+        given = [f"run.dir={tmp_path / 'run'}", f"data.val_shards={shards}/val", *QUIET]
+        assert finetune(world / "export", str(shards / "train"), given) == ExitCode.REQUEUE
+        before.append(json.loads((tmp_path / "run/finetune.json").read_text())["before"])
+    assert before[0]["images"] > before[1]["images"] > 0
 
 
 def test_a_folder_that_is_no_export_is_refused(world: Path):
