@@ -13,6 +13,7 @@ strict decoder refuses is given to Pillow, which has the last word. Both release
 from __future__ import annotations
 
 import io
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -126,7 +127,9 @@ def _pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on malformed bytes
-        raise ImageError(f"cannot be decoded: {error} ({type(error).__name__})") from error
+        # Without the count of a cut file: reasons are counted, and each would be one of its own.
+        what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))
+        raise ImageError(f"cannot be decoded: {what} ({type(error).__name__})") from error
 
 
 def _jpeg_pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray | None:

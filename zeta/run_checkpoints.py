@@ -114,7 +114,7 @@ class RunCheckpoints:
             why = "new, and zero (train.new_head)"
         but = f", but {' and '.join(left)}: {why}" if left else ""
         but += f"; {note}" if note else ""
-        self.console.message(f"the weights are those of {path}{but} (train.init_from)")
+        self.console.message(f"the weights are those of {path} (train.init_from){but}")
 
     @property
     def saving(self) -> int | None:
@@ -143,9 +143,10 @@ class RunCheckpoints:
             self.saved_step = step
         else:
             self.failures += 1
+            good = f"the last good one is of step {self.saved_step}"
             self.console.message(
                 f"WARNING: the checkpoint of step {step} could not be written ({error}); "
-                f"the last good one is of step {self.saved_step}"
+                f"{good if self.saved_step else 'there is no earlier one'}"
             )
         return error
 

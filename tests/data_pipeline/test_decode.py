@@ -97,6 +97,15 @@ def test_a_truncated_file_is_refused_at_every_length(format):
             decode_image(data[:cut], height=40, width=50)
 
 
+def test_cut_files_have_one_reason_wherever_they_are_cut():
+    data, reasons = encode(photo(200, 300), "JPEG"), set()
+    for cut in (len(data) // 2, len(data) // 2 + 7, len(data) - 100):
+        with pytest.raises(ImageError) as refusal:
+            decode_image(data[:cut], height=40, width=50)
+        reasons.add(str(refusal.value))
+    assert reasons == {"cannot be decoded: image file is truncated (OSError)"}
+
+
 def test_an_image_of_another_size_than_the_index_says_is_refused():
     data = jpeg(40, 60)
     with pytest.raises(ImageError, match="image is 60 x 40 pixels, the index says 40 x 60"):

@@ -249,6 +249,14 @@ def test_a_rank_that_cannot_write_fails_the_save_everywhere_and_the_run_goes_on(
     assert _metric(run_dir, "checkpoint/failures")[8] == 1
 
 
+@pytest.mark.slow
+def test_a_first_checkpoint_that_cannot_be_written_is_not_said_to_follow_another(ranks, tmp_path):
+    run_dir = tmp_path / "run"
+    outputs = ranks.run(JOB, 2, _run(run_dir, accidents={"disk_full": {"rank": 1, "count": 1}}))
+    assert "the checkpoint of step 2 could not be written" in outputs[0]
+    assert "; there is no earlier one" in outputs[0]
+
+
 def _tmpfs_may_be_mounted(folder):
     """Whether a process may mount a tmpfs for itself: as root, on Linux."""
     code = "from tests.zeta.trainer_jobs import *\nwith mounted_tmpfs(sys.argv[1], '16k'): pass"
