@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,11 @@ def test_the_picture_is_drawn_and_of_many_classes_it_shows_some(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_names_of_classes_are_no_formulas(tmp_path: Path):
-    plot(tmp_path / "odd.png", {"per_class": {r"$\frac$": _row(0.5), "a_$b^{": _row(0.25)}})
+def test_names_of_classes_are_no_formulas_and_may_be_in_any_script(tmp_path: Path):
+    names = (r"$\frac$", "a_$b^{", "日本 鳥")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot(tmp_path / "odd.png", {"per_class": {name: _row(0.5) for name in names}})
     assert Image.open(tmp_path / "odd.png").height > 100
 
 
