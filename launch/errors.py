@@ -21,6 +21,9 @@ def message(error: BaseException) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and type the same command again" if full else ""
         return f"{error.strerror}{where}{hint}"
+    if isinstance(error, UnicodeEncodeError):  # of a file name, as far as users go
+        near = ascii(error.object[max(0, error.start - 60) : error.end + 20])
+        return f"a name is not valid UTF-8 and cannot be written: {near}; rename the file or folder"
     return str(error) or type(error).__name__
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 
-from launch.cli import build_parser, parse_arguments
+from launch.cli import build_parser, entry_point, parse_arguments
 
 
 def zeta(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -184,3 +184,15 @@ def test_images_become_shards_and_numbers_that_a_program_can_read(tmp_path):
     assert "manifest_rejected.jsonl" in told.stdout
     planned = zeta("data", "plan", "demo", "--json", f"data.shards={tmp_path / 'shards'}")
     assert json.loads(planned.stdout)["images"] == 6
+
+
+def test_a_name_that_is_no_utf8_is_shown_and_what_to_do(monkeypatch, capsys):
+    def write(args: object) -> int:
+        "runs/r\udcff/checkpoints".encode()
+        return 0
+
+    monkeypatch.setattr("launch.commands.report.run", write)
+    assert entry_point(["report", "runs/x"]) == 1
+    said = capsys.readouterr().err
+    assert "a name is not valid UTF-8 and cannot be written: 'runs/r\\udcff/checkpoints'" in said
+    assert "rename the file or folder" in said
