@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from launch.config import load_config
 from launch.ranks import Outcome, run_ranks
-from launch.restarts import MAX_RESTARTS, Starts, wants_restart
+from launch.restarts import MAX_RESTARTS, Starts, as_rank_means, wants_restart
 from launch.start import check_start
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
@@ -76,9 +76,10 @@ def combined_exit_code(codes: Sequence[int]) -> int:
     """Return the status of the whole run from those of its ranks, in the order that they matter.
 
     Never restart (93) before saved (85) before interrupted (130) before a crash; 0 if all are 0.
-    A rank that a signal ended counts as 128 + signal, as in a shell.
+    A rank that a signal ended counts as 128 + signal, as in a shell, or as saved if the signal
+    asked for that.
     """
-    plain = [128 - code if code < 0 else code for code in codes]
+    plain = [as_rank_means(128 - code if code < 0 else code) for code in codes]
     for code in (ExitCode.NEVER_RESTART, ExitCode.REQUEUE, ExitCode.INTERRUPTED):
         if code in plain:
             return int(code)

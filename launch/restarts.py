@@ -6,6 +6,7 @@ one table.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 from zeta.exit_codes import ExitCode
@@ -14,7 +15,20 @@ MAX_RESTARTS = 100
 MAX_STALLED = 3
 """Starts in a row without a new checkpoint: what stops each of them will stop the next."""
 
+_TOLD_TOO_EARLY = {128 + n for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
 _ENDS = {ExitCode.FINISHED, ExitCode.NEVER_RESTART, ExitCode.INTERRUPTED}
+
+
+def as_rank_means(code: int) -> int:
+    """Return the exit status that a rank would have ended with, had it been able to.
+
+    USR1, USR2 and TERM ask a rank to save and to be started again (85). They end one whose
+    interpreter is not up yet, and so has nothing to save.
+
+    Args:
+        code: as a shell tells it, 128 + signal for a rank that a signal ended.
+    """
+    return ExitCode.REQUEUE if code in _TOLD_TOO_EARLY else code
 
 
 def wants_restart(code: int) -> bool:

@@ -20,14 +20,19 @@ sends to the whole group anyway."""
 class StopSignals:
     """While entered: USR1, USR2 and TERM ask to save and requeue, INT to save and end.
 
-    A second INT ends the process at once. The handlers do nothing but note the signal.
+    A second INT ends the process at once. The handlers do nothing but note the signal. One that is
+    entered while another is begins with what that one has noted.
 
     Args:
         also: asked besides, whenever `requested` is read; what it returns must not go back to None.
+        interrupts: note INT too; else it stays what it was.
     """
 
-    def __init__(self, also: Callable[[], ExitCode | None] = lambda: None) -> None:
+    def __init__(
+        self, also: Callable[[], ExitCode | None] = lambda: None, *, interrupts: bool = True
+    ) -> None:
         self._also = also
+        self._numbers = (*_REQUEUE, signal.SIGINT) if interrupts else _REQUEUE
         self._noted: ExitCode | None = None
         self._interrupted_at = float("-inf")
         self._previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
@@ -38,8 +43,11 @@ class StopSignals:
         return self._noted if self._noted is ExitCode.INTERRUPTED else self._also() or self._noted
 
     def __enter__(self) -> StopSignals:
-        for number in (*_REQUEUE, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._note)
+        for number in self._numbers:
+            previous = self._previous[number] = signal.signal(number, self._note)
+            outer = getattr(previous, "__self__", None)
+            if isinstance(outer, StopSignals):
+                self._noted = self._noted or outer._noted
         owner = os.getpid()
         os.register_at_fork(after_in_child=lambda: _reset_in_child(owner))
         return self

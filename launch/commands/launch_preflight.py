@@ -28,11 +28,10 @@ def run(args: argparse.Namespace) -> int:
     """Check this node; slurm/pretrain.sbatch runs it before it starts the ranks."""
     # Of a connection that breaks torch writes pages of C++ before we can say what it means.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from launch.config import load_config
-
     # Slurm asks for the end, as it asks the ranks: there is nothing to save yet.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, _leave)
+    from launch.config import load_config
     from launch.preflight import preflight  # torch: takes its time
 
     return preflight(load_config(args.config, args.overrides))

@@ -6,6 +6,7 @@ import argparse
 
 from launch.arguments import Subparsers, add_command, add_config, positive_int
 from zeta.hardware import accelerator
+from zeta.stop_signals import StopSignals
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -36,23 +37,35 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the same command continues a run that was stopped."""
+    if args.dry_run:
+        return _dry_run(args)
+    if args.gpu is not None or args.world_size is not None:
+        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
+    # To be asked to leave before the first step, while torch is loaded or the ranks meet, is no
+    # crash: the trainer finds it noted, and all ranks leave together.
+    with StopSignals(interrupts=False):
+        return _train(args)
+
+
+def _train(args: argparse.Namespace) -> int:
     from launch.config import load_config
 
-    if not args.dry_run and (args.gpu is not None or args.world_size is not None):
-        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
-    gpu = None if args.gpu is None else accelerator(args.gpu)
     try:
         config = load_config(args.config, args.overrides)
     except ValueError as error:
-        if args.dry_run:
-            raise
         from launch.verdict import refuse_together
 
         return refuse_together(error)
-    if args.dry_run:
-        from launch.dry_run import dry_run
-
-        return dry_run(config, args.world_size or 1, gpu)
     from launch.train import train  # loads torch and DeepSpeed: after the config has been checked
 
     return train(config)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    from launch.config import load_config
+
+    gpu = None if args.gpu is None else accelerator(args.gpu)
+    config = load_config(args.config, args.overrides)
+    from launch.dry_run import dry_run
+
+    return dry_run(config, args.world_size or 1, gpu)

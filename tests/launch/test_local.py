@@ -34,6 +34,10 @@ from zeta.run_dir import RunDir
         ([0, 7, 3], 7),
         ([0, -signal.SIGKILL], 137),
         ([-signal.SIGTERM, 85], 85),
+        ([-signal.SIGTERM, -signal.SIGKILL], 85),  # told to leave before it could note that
+        ([0, -signal.SIGUSR1], 85),
+        ([1, -signal.SIGUSR2], 85),
+        ([-signal.SIGTERM, 93], 93),
     ],
 )
 def test_the_status_that_asks_for_most_care_wins(codes, expected):

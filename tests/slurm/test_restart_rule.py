@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from launch.restarts import as_rank_means
 from launch.shipped import slurm_root
 from tests.launch.restart_table import TABLE, Case
+from zeta.exit_codes import ExitCode
 
 PROGRAMS = {
     "zeta": '[[ $3 == --for-script ]] && printf "run_dir:run\\0" || echo run',
@@ -34,8 +36,11 @@ PROGRAMS = {
 }
 
 
-def ended(folder: Path, restarts: int, max_restarts: int) -> int | None:
-    """Run the script once; returns what the job ends with, or None if it was requeued."""
+def ended(folder: Path, restarts: int, max_restarts: int, **more: str) -> int | None:
+    """Run the script once; returns what the job ends with, or None if it was requeued.
+
+    `more`: variables that Slurm sets besides.
+    """
     variables = {
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "7",
@@ -46,7 +51,11 @@ def ended(folder: Path, restarts: int, max_restarts: int) -> int | None:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     script = [slurm_root() / "pretrain.sbatch", "demo"]
     job = subprocess.run(
-        ["bash", *script], cwd=folder, env=outside | variables, capture_output=True, text=True
+        ["bash", *script],
+        cwd=folder,
+        env=outside | variables | more,
+        capture_output=True,
+        text=True,
     )
     requeued = folder / "requeued"
     if requeued.exists():
@@ -73,6 +82,21 @@ def test_a_job_that_is_turned_away_leaves_the_count_of_the_one_that_runs(tmp_pat
     record.write_text("2 step_00000400\n")  # of the job that has the run directory
     assert ended(tmp_path, 0, 5) == 93
     assert record.read_text() == "2 step_00000400\n"
+
+
+@pytest.mark.parametrize("code", [138, 140, 143])
+def test_ranks_that_were_told_to_leave_before_they_were_up_count_as_saved(code, tmp_path):
+    assert as_rank_means(code) == ExitCode.REQUEUE
+    programs(tmp_path, f"{code} False\n")
+    # A link of a chain ends with what its ranks ended with.
+    assert ended(tmp_path, 0, 5, SLURM_JOB_DEPENDENCY="singleton") == ExitCode.REQUEUE
+
+
+@pytest.mark.parametrize("code", [1, 134, 137, 139])
+def test_crashes_stay_crashes(code, tmp_path):
+    assert as_rank_means(code) == code
+    programs(tmp_path, f"{code} False\n")
+    assert ended(tmp_path, 0, 5, SLURM_JOB_DEPENDENCY="singleton") == code
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)

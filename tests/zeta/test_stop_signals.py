@@ -32,6 +32,23 @@ def test_one_press_of_ctrl_c_that_is_passed_on_as_well_is_one():
         assert signals.requested is ExitCode.INTERRUPTED
 
 
+def test_what_came_before_the_trainer_looked_is_not_lost():
+    with StopSignals(interrupts=False):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with StopSignals() as signals:
+            assert signals.requested is ExitCode.REQUEUE
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.requested is ExitCode.INTERRUPTED
+    with StopSignals(interrupts=False), StopSignals() as signals:
+        assert signals.requested is None
+
+
+def test_ctrl_c_ends_at_once_while_there_is_nothing_to_save():
+    with pytest.raises(KeyboardInterrupt), StopSignals(interrupts=False):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopSignals():
