@@ -1,19 +1,25 @@
-"""A timed all-reduce over the nodes of a job, one process a node."""
+"""A timed all-reduce over the nodes of a job, one process a node; who is missing if it fails."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
 
 from zeta.distributed import RankInfo, Store, as_timeout, export_environment
 
 _MIB = 2**20
 _MIBS = {"cuda": 256, "cpu": 16}
 _ROUNDS = 5
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
+_MARGIN_S = 5.0
+_POLL_S = 0.05
+_ANSWER = "answer/{}"
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,60 @@ class AllReduce:
         )
 
 
-def timed_all_reduce(info: RankInfo, store: Store, device: torch.device) -> AllReduce:
+class AllReduceError(RuntimeError):
+    """The all-reduce failed; raised on the first process, which has heard the others."""
+
+    def __init__(self, answers: Sequence[str | None]) -> None:
+        super().__init__("the all-reduce failed")
+        self.answers = answers
+        """Of each process, what went wrong there; empty: nothing did, None: it gave no answer."""
+
+
+def answered_all_reduce(
+    info: RankInfo, store: Store, device: torch.device, timeout_s: float = TIMEOUT_S
+) -> AllReduce:
+    """Do `timed_all_reduce` and, where it fails, find out who is missing; every process calls it.
+
+    Raises:
+        AllReduceError: it failed; on the first process, once all have had the time to answer.
+        RuntimeError: it failed; on the others.
+    """
+    began, fault = time.monotonic(), ""
+    try:
+        return timed_all_reduce(info, PrefixStore("group", store), device, timeout_s)
+    except RuntimeError as error:
+        fault = str(error).partition("\n")[0]
+        if info.rank != 0:
+            raise
+        # Who waits for a process that is gone gives up after the time limit, or with us.
+        deadline = max(began + timeout_s, time.monotonic()) + _MARGIN_S
+        raise AllReduceError([fault, *_hear(store, info, deadline)]) from error
+    finally:
+        with contextlib.suppress(
+            RuntimeError
+        ):  # where all is well the first one may be gone by now
+            store.set(_ANSWER.format(info.rank), fault)
+
+
+def _hear(store: Store, info: RankInfo, deadline: float) -> Iterator[str | None]:
+    """Yield what each other process answers; None where it gives no answer in time."""
+    for rank in range(1, info.world_size):
+        key = _ANSWER.format(rank)
+        while not store.check([key]) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        yield store.get(key).decode() if store.check([key]) else None
+
+
+def timed_all_reduce(
+    info: RankInfo, store: Store, device: torch.device, timeout_s: float = TIMEOUT_S
+) -> AllReduce:
     """Reduce over all processes a few times, and check the sums; every process calls it.
 
     Args:
         info: one process a node.
         store: where they meet.
         device: cuda: NCCL, on one GPU of each node; else gloo.
+        timeout_s: for which a process waits for the others.
 
     Returns:
         The median round.
@@ -55,7 +108,7 @@ def timed_all_reduce(info: RankInfo, store: Store, device: torch.device) -> AllR
         store=store,
         rank=info.rank,
         world_size=info.world_size,
-        timeout=as_timeout(_TIMEOUT_S),
+        timeout=as_timeout(timeout_s),
     )
     try:
         mib = _MIBS[device.type]

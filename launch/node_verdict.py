@@ -73,7 +73,7 @@ def judge(reports: Sequence[NodeReport | None], nodes: Sequence[str], waited_s: 
         faults[report.node] += _odd_ones(report, here)
     bad = {node: "; ".join(found) for node, found in faults.items() if found}
     if len(bad) == len(nodes):
-        return Verdict(bad, refusal=_common(bad))
+        return Verdict(bad, refusal=f"no node can train: {grouped(bad)}")
     return Verdict(bad)
 
 
@@ -97,11 +97,27 @@ def _most_common(values: Sequence[str]) -> str | None:
     return Counter(values).most_common(1)[0][0] if values else None
 
 
-def _common(bad: Mapping[str, str]) -> str:
-    """Say once what several nodes found alike."""
+def silent_nodes(answers: Sequence[str | None], nodes: Sequence[str]) -> dict[str, str]:
+    """Return the nodes that are to blame for an all-reduce that failed, and why.
+
+    Args:
+        answers: of each node, what went wrong there; None: it gave no answer.
+        nodes: their names, in the same order.
+    """
+    return {
+        node: "no word from it in the all-reduce of the nodes"
+        for node, answer in zip(nodes, answers, strict=True)
+        if answer is None
+    }
+
+
+def grouped(reasons: Mapping[str, str]) -> str:
+    """Say once what several nodes found alike.
+
+    Args:
+        reasons: by node.
+    """
     by_reason: dict[str, list[str]] = {}
-    for node, reason in bad.items():
+    for node, reason in reasons.items():
         by_reason.setdefault(reason, []).append(node)
-    return "no node can train: " + "; ".join(
-        f"{', '.join(nodes)}: {reason}" for reason, nodes in by_reason.items()
-    )
+    return "; ".join(f"{', '.join(nodes)}: {reason}" for reason, nodes in by_reason.items())

@@ -27,9 +27,9 @@ from launch.config import ZetaConfig
 from launch.errors import exit_code
 from launch.excluded_nodes import note_excluded, too_few_left
 from launch.kernel_check import kernel_faults
-from launch.network_check import timed_all_reduce
+from launch.network_check import TIMEOUT_S, AllReduceError, answered_all_reduce
 from launch.node_checks import cache_faults, file_system, folder_faults, gpu_faults, shard_view
-from launch.node_verdict import NodeReport, Verdict, judge
+from launch.node_verdict import NodeReport, Verdict, grouped, judge, silent_nodes
 from launch.start import Start, abstract_model, check_start
 from zeta.distributed import RankInfo, Store, as_timeout, meeting_place, rank_from_environment
 from zeta.exit_codes import ExitCode, RunError
@@ -69,6 +69,7 @@ def preflight(config: ZetaConfig) -> int:
         OSError: the nodes cannot reach each other.
     """
     info = rank_from_environment(os.environ)
+    bad: Mapping[str, str] = {}
     with _output_to_stderr() as answer:
         meeting = meeting_place(info, config.cluster.preflight_timeout_s)
         store = PrefixStore("preflight", meeting)
@@ -83,15 +84,38 @@ def preflight(config: ZetaConfig) -> int:
                 raise
             status = BAD_NODES if bad else int(ExitCode.FINISHED)
             _announce(store, info, status)
-            print(",".join(bad), end="\n" if bad else "", file=answer)
         if status == ExitCode.FINISHED and info.world_size > 1:
             with _lost_nodes_named():
-                measured = timed_all_reduce(
-                    info, PrefixStore("all-reduce", meeting), _devices(config)[0]
-                )
-            if info.rank == 0:
-                _say(str(measured))
+                bad = _measure(config, info, meeting)
+            status = BAD_NODES if bad else status
+        print(",".join(bad), end="\n" if bad else "", file=answer)
     return status
+
+
+def _measure(config: ZetaConfig, info: RankInfo, meeting: Store) -> Mapping[str, str]:
+    """Time an all-reduce over the nodes; return, on the first node, those that gave no answer.
+
+    Raises:
+        RunError: too few nodes would be left without them.
+        ConnectionError: it failed though all nodes answered; says what each one found.
+        RuntimeError: it failed, on the other nodes.
+    """
+    limit_s = min(TIMEOUT_S, config.cluster.preflight_timeout_s)
+    store = PrefixStore("all-reduce", meeting)
+    try:
+        measured = answered_all_reduce(info, store, _devices(config)[0], limit_s)
+    except AllReduceError as error:
+        nodes = [_node_name(), *_names(PrefixStore("preflight", meeting), info)]
+        bad = silent_nodes(error.answers, nodes)
+        if not bad:
+            words = (answer or "well" for answer in error.answers)
+            found = grouped(dict(zip(nodes, words, strict=True)))
+            raise ConnectionError(f"preflight: the nodes cannot all-reduce: {found}") from error
+        _exclude(RunDir(Path(config.run.dir).expanduser()), Verdict(bad))
+        return bad
+    if info.rank == 0:
+        _say(str(measured))
+    return {}
 
 
 def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]:
@@ -123,19 +147,26 @@ def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]
 
 def _conclude(run_dir: RunDir, reports: list[NodeReport | None], verdict: Verdict) -> None:
     """Say and note what was found; raise RunError if the job cannot go on."""
-    for node, reason in verdict.bad.items():
-        _say(f"node {node} is bad: {reason}")
-    if verdict.refusal:
-        raise RunError(f"preflight: {verdict.refusal}")
+    _exclude(run_dir, verdict)
     if verdict.bad:
-        note_excluded(run_dir.excluded_nodes, verdict.bad)
-        if few := too_few_left(os.environ, verdict.bad):
-            raise RunError(f"preflight: {', '.join(verdict.bad)} cannot be used; {few}")
         return
     gpus = sorted({name for report in reports if report is not None for name in report.gpus})
     each = len(reports[0].gpus) if reports[0] is not None else 0
     what = f"{each} GPUs each ({', '.join(gpus)})" if gpus else "no GPUs"
     _say(f"{len(reports)} node{'' if len(reports) == 1 else 's'} well, {what}")
+
+
+def _exclude(run_dir: RunDir, verdict: Verdict) -> None:
+    """Say and note which nodes are bad; raise RunError if the job cannot go on without them."""
+    for node, reason in verdict.bad.items():
+        _say(f"node {node} is bad: {reason}")
+    if verdict.refusal:
+        raise RunError(f"preflight: {verdict.refusal}")
+    if not verdict.bad:
+        return
+    note_excluded(run_dir.excluded_nodes, verdict.bad)
+    if few := too_few_left(os.environ, verdict.bad):
+        raise RunError(f"preflight: {', '.join(verdict.bad)} cannot be used; {few}")
 
 
 def _follow(config: ZetaConfig, info: RankInfo, store: Store) -> int:

@@ -1,6 +1,6 @@
 """Which nodes are bad, and when it is the job that is, from what the nodes report."""
 
-from launch.node_verdict import NodeReport, judge
+from launch.node_verdict import NodeReport, grouped, judge, silent_nodes
 
 
 def report(node, *faults, **seen):
@@ -61,3 +61,14 @@ def test_a_node_that_lacks_the_shared_storage_is_bad():
         {"n2": "run.dir: what n1 writes there cannot be seen"},
         "",
     )
+
+
+def test_who_gave_no_answer_is_to_blame_for_an_all_reduce_that_failed():
+    nodes = ["n1", "n2", "n3", "n4"]
+    found = silent_nodes(["timed out", None, "", "timed out"], nodes)
+    assert found == {"n2": "no word from it in the all-reduce of the nodes"}
+    assert silent_nodes(["timed out"] * 4, nodes) == {}
+
+
+def test_what_several_nodes_found_alike_is_said_once():
+    assert grouped({"n1": "a", "n2": "b", "n3": "a"}) == "n1, n3: a; n2: b"

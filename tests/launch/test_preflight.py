@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,6 @@ from zeta.run_lock import RunLock, this_owner
 pytestmark = pytest.mark.slow
 
 
-TIMEOUT = "cluster.preflight_timeout_s=30"
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     """A folder of shards, and one of the same images that were written later."""
@@ -35,18 +33,24 @@ def shards(tmp_path_factory):
     return folder
 
 
-def begin(run_dir, *shards_of_nodes):
-    """Begin it on one node for each folder of shards."""
+def begin(run_dir, *shards_of_nodes, timeout_s=30, last=("-m", "launch"), **of_last):
+    """Begin it on one node for each folder of shards.
+
+    `last`: what Python runs on the last node; `of_last`: more variables of its environment.
+    """
     port, nodes = str(free_port()), []
     for rank, shards in enumerate(shards_of_nodes):
+        is_last = rank == len(shards_of_nodes) - 1
         there = {"RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         there |= {"WORLD_SIZE": str(len(shards_of_nodes)), "SLURMD_NODENAME": f"n{rank + 1}"}
         there |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-m", "launch", "launch", "preflight", "demo"]
+        program = last if is_last else ("-m", "launch")
+        command = [sys.executable, "-P", *program, "launch", "preflight", "demo"]
+        command += [f"data.shards={shards}", f"run.dir={run_dir}"]
         nodes.append(
             subprocess.Popen(
-                [*command, f"data.shards={shards}", f"run.dir={run_dir}", TIMEOUT],
-                env=os.environ | there | {"PYTHONPATH": str(ROOT)},
+                [*command, f"cluster.preflight_timeout_s={timeout_s}"],
+                env=os.environ | there | {"PYTHONPATH": str(ROOT)} | (of_last if is_last else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -57,7 +61,11 @@ def begin(run_dir, *shards_of_nodes):
 
 def preflight(run_dir, *shards_of_nodes):
     """Run it; returns (statuses, outputs, what was said)."""
-    nodes = begin(run_dir, *shards_of_nodes)
+    return ended(begin(run_dir, *shards_of_nodes))
+
+
+def ended(nodes):
+    """Wait for it; returns (statuses, outputs, what was said)."""
     words = [node.communicate(timeout=120) for node in nodes]
     outputs, said = ([word[i] for word in words] for i in (0, 1))
     return [node.returncode for node in nodes], outputs, "".join(said)
@@ -114,3 +122,30 @@ def test_a_signal_to_leave_asks_for_a_requeue(shards, tmp_path):
     node.send_signal(signal.SIGUSR1)
     node.communicate(timeout=60)
     assert node.returncode == ExitCode.REQUEUE
+
+
+DIES_IN_THE_ALL_REDUCE = """
+import os, signal, sys
+import launch.network_check
+from launch.cli import entry_point
+launch.network_check.timed_all_reduce = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(entry_point())
+"""
+
+
+def test_an_all_reduce_that_fails_names_who_is_missing_or_else_what_each_node_found(
+    shards, tmp_path
+):
+    here, there = tmp_path / "dead", tmp_path / "blind"
+    both = [shards / "first"] * 2
+    died = begin(here, *both, timeout_s=20, last=("-c", DIES_IN_THE_ALL_REDUCE))
+    blind = begin(there, *both, timeout_s=20, GLOO_SOCKET_IFNAME="none0")
+    codes, outputs, said = ended(died)
+    assert (codes, outputs) == ([BAD_NODES, -signal.SIGKILL], ["n2\n", ""]), said
+    assert "node n2 is bad: no word from it in the all-reduce" in said
+    assert RunDir(here).excluded_nodes.read_text().startswith("n2 ")
+    codes, outputs, said = ended(blind)
+    assert (codes, outputs) == ([1, 1], ["", ""]), said
+    (line,) = [line for line in said.splitlines() if "the nodes cannot all-reduce: " in line]
+    assert re.search(r"n1: .+; n2: .*none0", line)
+    assert not RunDir(there).excluded_nodes.exists()
