@@ -52,6 +52,10 @@ class Job:
         return self.run_dir.logs / f"slurm-{job_id}.log"
 
 
+class NotSubmittedError(RunError):
+    """Slurm has no job of ours: it refused, or could not be asked."""
+
+
 def ranks_per_node(config: ZetaConfig) -> int:
     """Return how many ranks a node has: one for each GPU, or the tasks asked for on CPUs.
 
@@ -173,7 +177,8 @@ def submit(job: Job) -> int:
     """Submit a job and return its id.
 
     Raises:
-        RunError: there is no sbatch, or Slurm refuses the job; in its own words.
+        NotSubmittedError: there is no sbatch, or Slurm refuses the job; in its own words.
+        RunError: it gave no answer.
     """
     try:
         done = subprocess.run(
@@ -184,7 +189,7 @@ def submit(job: Job) -> int:
             timeout=_SBATCH_TIMEOUT_S,
         )
     except FileNotFoundError:
-        raise RunError(
+        raise NotSubmittedError(
             "sbatch is not on PATH: submit from a login node of the cluster, or see with --dry-run "
             "what would be submitted"
         ) from None
@@ -198,7 +203,8 @@ def submit(job: Job) -> int:
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode != 0 or not job_id.isdecimal():
         words = "; ".join(said) or f"it ended with {done.returncode} and said nothing"
-        raise RunError(f"sbatch refused the job: {words}")
+        kind = NotSubmittedError if done.returncode != 0 else RunError
+        raise kind(f"sbatch refused the job: {words}")
     for line in said:
         print(f"sbatch: {line}", file=sys.stderr)
     return int(job_id)
@@ -208,7 +214,7 @@ def submit_chain(job: Job, links: int) -> list[int]:
     """Submit a job `links` times, to run one after another, and return the ids.
 
     Raises:
-        RunError: as `submit`; it names the links that were submitted before.
+        NotSubmittedError, RunError: as `submit`; once links were submitted, a RunError names them.
     """
     ids: list[int] = []
     for _ in range(links):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from launch.config import ZetaConfig, load_config
 from launch.shipped import slurm_root
-from launch.slurm import Job, job_for, most_ranks, submit_chain
+from launch.slurm import Job, NotSubmittedError, job_for, most_ranks, submit_chain
 from launch.start import check_start
 from zeta.exit_codes import ExitCode
 from zeta.run_dir import RunDir
@@ -33,7 +34,7 @@ def submit_run(
         chain: submit so many jobs that run one after another instead of one that is requeued.
         dry_run: print command and script, and submit and write nothing.
         as_json: print {`job_id`, `run_dir`, `log`} instead; job id and log are null where nothing
-            was submitted.
+            was submitted. A dry run adds `command`: the words that would be run, `chain` times.
 
     Raises:
         ValueError, RunError: what every rank would refuse; nodes or ranks are not said; there is
@@ -43,14 +44,20 @@ def submit_run(
     ranks = most_ranks(config)
     job = job_for(config, [config_name, *overrides], chained=chain is not None)
     finished = check_start(config, ranks).already_finished
-    if finished is not None or dry_run:
+    if finished is not None:
         if as_json:
             _print_json(job, None)
         else:
-            print(finished or _dry_run(job, chain or 1))
+            print(finished)
         return ExitCode.FINISHED
-    _prepare(job.run_dir, chained=chain is not None)
-    ids = submit_chain(job, chain or 1)
+    if dry_run:
+        if as_json:
+            _print_json(job, None, command=job.command)
+        else:
+            print(_dry_run(job, chain or 1))
+        return ExitCode.FINISHED
+    with _prepared(job.run_dir, chained=chain is not None):
+        ids = submit_chain(job, chain or 1)
     if as_json:
         _print_json(job, ids[0])
     else:
@@ -58,13 +65,25 @@ def submit_run(
     return ExitCode.FINISHED
 
 
-def _prepare(run_dir: RunDir, *, chained: bool) -> None:
-    """Make what Slurm needs before the job starts: it does not create the folder of a log."""
+@contextlib.contextmanager
+def _prepared(run_dir: RunDir, *, chained: bool) -> Iterator[None]:
+    """Make what Slurm needs before the job starts: it does not create the folder of a log.
+
+    Folders that were not there go again if Slurm has no job then.
+    """
+    made = [folder for folder in (run_dir.logs, *run_dir.logs.parents) if not folder.exists()]
     run_dir.logs.mkdir(parents=True, exist_ok=True)
     if chained:
         # The links of a chain take these for news from the link before.
         run_dir.finished.unlink(missing_ok=True)
         run_dir.slurm_restarts.unlink(missing_ok=True)
+    try:
+        yield
+    except NotSubmittedError:
+        with contextlib.suppress(OSError):  # another launcher has put something there meanwhile
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def _dry_run(job: Job, links: int) -> str:
@@ -73,9 +92,9 @@ def _dry_run(job: Job, links: int) -> str:
     return "\n".join([*[command] * links, "", script.rstrip()])
 
 
-def _print_json(job: Job, job_id: int | None) -> None:
+def _print_json(job: Job, job_id: int | None, **more: object) -> None:
     log = None if job_id is None else str(job.log(job_id))
-    print(json.dumps({"job_id": job_id, "run_dir": str(job.run_dir.path), "log": log}))
+    print(json.dumps({"job_id": job_id, "run_dir": str(job.run_dir.path), "log": log, **more}))
 
 
 def _summary(job: Job, ids: list[int], config: ZetaConfig) -> list[str]:

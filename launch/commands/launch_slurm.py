@@ -18,6 +18,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta launch slurm navit_b16_classification --nodes 2 --gpus-per-node 8 \\\n"
         "    --partition gpus --time 24:00:00 data.shards=/data/train run.dir=/shared/b16",
     )
+    parser.description = (
+        "Submit a run to Slurm; print job id, log, how to follow it, and its page in W&B where\n"
+        "tracker.wandb.entity or WANDB_ENTITY says whose project it is."
+    )
     add_config(parser)
     add_cluster_options(parser)
     parser.add_argument(
@@ -27,7 +31,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help="where jobs cannot be requeued: K jobs, one after another, until the run is finished",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print command and script, submit nothing"
+        "--dry-run",
+        action="store_true",
+        help="print command and script (with --json the words of the command), submit nothing",
     )
     add_json(parser)
 

@@ -220,6 +220,17 @@ def test_a_dry_run_prints_command_and_script_and_leaves_nothing(sbatch, shards, 
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_dry_run_in_json_has_the_words_that_would_be_run(sbatch, shards, capsys):
+    words = ["demo", "--nodes", 1, f"data.shards={shards}", f"run.name={NASTY}", "run.dir=run"]
+    assert launch(*words, "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["job_id"], said["run_dir"], said["log"]) == (None, str(Path.cwd() / "run"), None)
+    assert list(Path.cwd().iterdir()) == []
+    assert launch(*words) == 0
+    (got,) = sbatch.jobs()
+    assert said["command"] == ["sbatch", *got]
+
+
 def test_a_chain_is_so_many_jobs(sbatch, shards, capsys):
     assert launch("demo", "--nodes", 1, "--chain", 3, f"data.shards={shards}") == 0
     jobs = sbatch.jobs()
@@ -248,12 +259,27 @@ def test_what_slurm_refuses_is_said_in_its_words(sbatch, shards, capsys):
     assert launch("demo", "--nodes", 1, "--partition", "x", f"data.shards={shards}") != 0
     (line,) = capsys.readouterr().err.splitlines()
     assert "invalid partition specified: x; Batch job submission failed" in line
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_refusal_takes_away_what_was_made_for_the_job_and_nothing_else(sbatch, shards):
+    sbatch.write("exit 1\n")
+    kept = Path("a/kept")
+    kept.mkdir(parents=True)
+    assert launch("demo", "--nodes", 1, f"data.shards={shards}", "run.dir=a/b/run") != 0
+    assert list(Path("a").rglob("*")) == [kept]
+    logs = Path("old/logs")
+    logs.mkdir(parents=True)
+    assert launch("demo", "--nodes", 1, f"data.shards={shards}", "run.dir=old") != 0
+    assert logs.is_dir()
 
 
 def test_a_chain_that_is_refused_midway_names_what_was_submitted(sbatch, shards, capsys):
     sbatch.write("((number > 2)) && { echo 'sbatch: error: limit' >&2; exit 1; }\necho 41\n")
     assert launch("demo", "--nodes", 1, "--chain", 3, f"data.shards={shards}") != 0
     assert "1 of 3 jobs were submitted (41), then sbatch refused" in capsys.readouterr().err
+    (run,) = Path("runs").iterdir()
+    assert (run / "logs").is_dir()  # the one that was submitted logs there
 
 
 def test_without_sbatch_a_dry_run_still_works(sbatch, shards, capsys, monkeypatch):
@@ -261,6 +287,7 @@ def test_without_sbatch_a_dry_run_still_works(sbatch, shards, capsys, monkeypatc
     monkeypatch.setenv("PATH", str(sbatch.folder))
     assert launch("demo", "--nodes", 1, f"data.shards={shards}") != 0
     assert "sbatch is not on PATH" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
     assert launch("demo", "--nodes", 1, "--dry-run", f"data.shards={shards}") == 0
 
 
