@@ -271,8 +271,8 @@ def test_a_damaged_checkpoint_is_never_exported(world: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("export", "nowhere", "out"), "nowhere is not a run directory"),
-        (("eval", "nowhere", "shards"), "nowhere is no export"),
+        (("export", "nowhere", "out"), "nowhere does not exist; give the directory of a run"),
+        (("eval", "nowhere", "shards"), "nowhere does not exist; give a folder that `zeta export` wrote"),
         (("report", "nowhere"), "nowhere"),
         (("data", "plan", "nosuch"), "no config 'nosuch'"),
         (("shards", "build", "nowhere", "out"), "nowhere"),
