@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_never_exported(world: Path, tmp_path: Path):
     ("arguments", "message"),
     [
         (("export", "nowhere", "out"), "nowhere does not exist; give the directory of a run"),
-        (("eval", "nowhere", "shards"), "nowhere does not exist; give a folder that `zeta export` wrote"),
+        (("eval", "nowhere", "shards"), "nowhere does not exist; give a folder"),
         (("report", "nowhere"), "nowhere"),
         (("data", "plan", "nosuch"), "no config 'nosuch'"),
         (("shards", "build", "nowhere", "out"), "nowhere"),
