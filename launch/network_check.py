@@ -68,9 +68,7 @@ def answered_all_reduce(
         deadline = max(began + timeout_s, time.monotonic()) + _MARGIN_S
         raise AllReduceError([fault, *_hear(store, info, deadline)]) from error
     finally:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # where all is well the first one may be gone by now
+        with contextlib.suppress(RuntimeError):  # if all is well the first one may be gone by now
             store.set(_ANSWER.format(info.rank), fault)
 
 

@@ -18,6 +18,8 @@ from zeta.run_lock import Owner
 
 State = Literal["pending", "running", "requeued", "finished", "failed", "stopped", "unknown"]
 
+OVER = ("finished", "stopped")
+"""States of a run that nobody need look after."""
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
 _RATE_ROWS = 20
 """Log intervals that throughput and what is left are taken from."""
@@ -135,7 +137,7 @@ def judge(seen: Snapshot) -> Status:
     ends = sorted(_steps_left(seen, last, step)) if step is not None else []
     left = ends[0] if ends else None
     step_s = _mean(seen.rows, names.STEP_S)
-    running, over = state == "running", state in ("finished", "stopped")
+    running, over = state == "running", state in OVER
     return Status(
         name=seen.name,
         state=state,

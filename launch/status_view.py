@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import IO, Any
 
-from launch.run_status import Status, duration
+from launch.run_status import OVER, Status, duration
 
 _LABEL = 13
 _NARROWEST = 24
 _MOST_STUCK = 8
 _COLOURS = {"running": 32, "finished": 32, "failed": 31, "unknown": 33, "stopped": 33}
-_OVER = ("finished", "stopped")
 _CLEAR_REST, _HOME, _CLEAR_LINE = "\x1b[J", "\x1b[H", "\x1b[K"
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
@@ -50,7 +49,7 @@ def _rows(status: Status) -> list[tuple[str, str]]:
         *((("stuck" if index == 0 else ""), text) for index, text in enumerate(stuck)),
         ("restarts", _restarts(status)),
         ("quarantine", f"{status.quarantined:,} images" if status.quarantined else "none"),
-        ("last error", "" if status.state in _OVER else status.error or "none in the logs"),
+        ("last error", "" if status.state in OVER else status.error or "none in the logs"),
     ]
 
 

@@ -25,23 +25,28 @@ OPTIMIZERS = ("Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
 carry it to any ranks and stage. (AdamW is zeta's own: `optim.*`; Adagrad fails in DeepSpeed 0.19.8
 at ZeRO-2.)"""
 
+_SIZES = (
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "sub_group_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_module_granularity_threshold",
+)
+"""Keys of `zero_optimization` that are numbers; all others but the offload are true or false."""
+
 _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "zero_optimization": (
+        *_SIZES,
         "contiguous_gradients",
         "reduce_scatter",
-        "reduce_bucket_size",
         "use_multi_rank_bucket_allreduce",
         "allgather_partitions",
-        "allgather_bucket_size",
         "overlap_comm",
         "offload_optimizer",
-        "sub_group_size",
-        "stage3_prefetch_bucket_size",
-        "stage3_param_persistence_threshold",
-        "stage3_model_persistence_threshold",
-        "stage3_max_live_parameters",
-        "stage3_max_reuse_distance",
-        "stage3_module_granularity_threshold",
         "stage3_use_all_reduce_for_fetch_params",
         "stage3_allgather_sequential",
         "round_robin_gradients",
@@ -61,19 +66,6 @@ _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "timers": None,
 }
 """Keys that pass, each with those below it that pass (None: any)."""
-
-_SIZES = (
-    "reduce_bucket_size",
-    "allgather_bucket_size",
-    "sub_group_size",
-    "stage3_prefetch_bucket_size",
-    "stage3_param_persistence_threshold",
-    "stage3_model_persistence_threshold",
-    "stage3_max_live_parameters",
-    "stage3_max_reuse_distance",
-    "stage3_module_granularity_threshold",
-)
-"""Keys of `zero_optimization` that are numbers; all others but the offload are true or false."""
 
 _DECIDED = {
     "train_batch_size": "train.packs_per_step",

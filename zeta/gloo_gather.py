@@ -25,10 +25,16 @@ def gather_in_place(
     broadcast into its place: 21 against 73 ms for 88 MB on two ranks of one machine.
 
     Args:
-        output_tensor: contiguous, the parts of all ranks one after the other.
-        input_tensor: this rank's part; may be its place in `output_tensor`.
+        output_tensor: W * n elements, contiguous: the parts of the W ranks one after the other.
+        input_tensor: n elements, this rank's part; may be its place in `output_tensor`.
         group: the ranks; None for all.
         async_op: return at once what to wait for; takes torch's own function.
+
+    Returns:
+        What to wait for with `async_op`, else None, once all parts are there.
+
+    Raises:
+        RuntimeError: a rank is gone, or did not join within the time limit of the group.
     """
     if async_op:
         return dist.all_gather_into_tensor(output_tensor, input_tensor, group, async_op=True)
