@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from data_pipeline.lane_packer import LanePacker, LaneState, PackPlan
-from data_pipeline.plan import Plan
-from data_pipeline.plan_summary import rejected_by_reason
+from data_pipeline.plan.lane_packer import LanePacker, LaneState, PackPlan
+from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.summary import rejected_by_reason
 from zeta.packed import id_digest
 
 _MOST_PROBLEMS = 20

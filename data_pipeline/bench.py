@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.executor import ExecutedPack, decode_recipe
-from data_pipeline.fetch import read_image
-from data_pipeline.image_header import ImageError
-from data_pipeline.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
-from data_pipeline.parallel import SpawnPool
-from data_pipeline.plan import Plan
-from data_pipeline.recipe import ImageRecipe, PackRecipe, pack_recipe
+from data_pipeline.loading.executor import ExecutedPack, decode_recipe
+from data_pipeline.loading.fetch import read_image
+from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
+from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.image_header import ImageError
+from data_pipeline.shards.parallel import SpawnPool
 from zeta.host_memory import keep_freed_memory
 
 _DECODE_IMAGES = 256

@@ -10,7 +10,7 @@ from zeta.config_field import check_choice, check_range, free
 
 @dataclass
 class ResolutionConfig:
-    """To what size each image is resized, in pixels; see `data_pipeline.sampling`.
+    """To what size each image is resized, in pixels; see `data_pipeline.plan.sampling`.
 
     A side s stands for the area s * s: the aspect ratio of the image is kept.
     """
@@ -44,7 +44,7 @@ class ResolutionConfig:
 
 @dataclass
 class DropScheduleConfig:
-    """How the drop rate changes over the run (NaViT, section 3.3); see `data_pipeline.sampling`.
+    """How the drop rate changes over the run (NaViT, section 3.3; `data_pipeline.plan.sampling`).
 
     At the n-th image of the run the mean rate is `low` + (`high` - `low`) sigmoid((n - `middle`) /
     `width`).
@@ -69,7 +69,7 @@ class DropScheduleConfig:
 
 @dataclass
 class DropConfig:
-    """Share of an image's patches that is dropped before packing; see `data_pipeline.sampling`."""
+    """Share of an image's patches dropped before packing; see `data_pipeline.plan.sampling`."""
 
     kind: str = "none"
     """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few
@@ -133,7 +133,7 @@ class DecodeConfig:
 
 @dataclass
 class TextConfig:
-    """How captions become tokens; see `data_pipeline.targets`."""
+    """How captions become tokens; see `data_pipeline.loading.targets`."""
 
     tokenizer: str = "bytes"
     """bytes (the 256 bytes of UTF-8), or the path of a tokenizer.json of the tokenizers library."""

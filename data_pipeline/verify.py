@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from data_pipeline.decode import decode_image
-from data_pipeline.image_header import ImageError, image_size
-from data_pipeline.manifest_files import read_class_names
-from data_pipeline.parallel import run_tasks
-from data_pipeline.sample import Sample, SampleError
-from data_pipeline.shard_folder import ShardSpec, folder_of, resolve_shards
-from data_pipeline.tar_reader import Member, TarError, iter_samples, parse_sample
+from data_pipeline.loading.decode import decode_image
+from data_pipeline.shards.folder import ShardSpec, folder_of, resolve_shards
+from data_pipeline.shards.image_header import ImageError, image_size
+from data_pipeline.shards.manifest_files import read_class_names
+from data_pipeline.shards.parallel import run_tasks
+from data_pipeline.shards.sample import Sample, SampleError
+from data_pipeline.shards.tar_reader import Member, TarError, iter_samples, parse_sample
 
 _MAX_SAMPLE_BYTES = 2**32 - 1
 

@@ -14,37 +14,26 @@ from typing import Any, Literal
 
 import torch
 
-from launch.config import ZetaConfig, load_config
+from launch.config.load import ZetaConfig, load_config
 from launch.filesystems import check_place
-from zeta.checkpoint import (
+from zeta.checkpoint.directory import (
     CONFIG,
-    TRAINER_STATE,
     find_fault,
     newest_whole,
     read_trainer_state,
-    step_name,
-    step_names,
-    step_of,
     stored_weights,
 )
-from zeta.export_folder import (
-    CARD_FILE,
-    CONFIG_FILE,
-    WEIGHTS,
-    ZETA_WEIGHTS,
-    check_free,
-    remove_leftovers,
-    whole_directory,
-    write_config,
-)
-from zeta.model_card import model_card
-from zeta.models.image_text import split_weights, text_arguments
-from zeta.pretrained import MAX_FILE_BYTES, TextExport, write_model
-from zeta.run_dir import RunDir
-from zeta.run_places import find_run
+from zeta.export.card import model_card
+from zeta.export.folder import check_free, remove_leftovers, whole_directory, write_config
+from zeta.export.text_encoder import split_weights
+from zeta.export.timm.writing import check_timm, write_timm
+from zeta.export.writing import MAX_FILE_BYTES, TextExport, write_model
+from zeta.models.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS, ZETA_WEIGHTS
+from zeta.objectives.image_text_model import text_arguments
+from zeta.run.directory import TRAINER_STATE, RunDir, step_name, step_names, step_of
+from zeta.run.places import find_run
+from zeta.run.step_scores import best_first, read_scores
 from zeta.stored_tensors import StoredTensor
-from zeta.timm_format import check_timm, write_timm
-from zeta.validation_scores import best_first, read_scores
 
 FORMS = {"zeta": ("zeta",), "timm": ("timm",), "both": ("zeta", "timm")}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

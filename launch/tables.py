@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.bench import BenchResult
-from data_pipeline.plan import Plan
-from data_pipeline.plan_summary import PlanSummary
+from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.summary import PlanSummary
 
 _NEARLY_FULL = 0.98
 _COUNT_BINDS = 0.95
@@ -58,7 +58,7 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
 
 
 def accuracy_table(result: dict[str, Any]) -> list[str]:
-    """Return the lines of `zeta eval`, from the result of `launch.evaluate.run_evaluation`."""
+    """Return the lines of `zeta eval`, from the result of `run_evaluation`."""
     sizes = dict(result["by_resolution"])
     sizes |= {f"{budget} tokens": row for budget, row in result.get("by_tokens", {}).items()}
     on_features = {"knn": "k-NN", "linear_probe": "linear probe"}

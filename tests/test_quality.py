@@ -59,31 +59,47 @@ def test_imports_go_from_launch_over_data_pipeline_to_zeta():
 
 
 @pytest.mark.parametrize(
-    ("package", "imported"),
+    ("module", "imported"),
     [
-        ("zeta", "data_pipeline"),
-        ("zeta", "launch"),
-        ("data_pipeline", "launch"),
-        ("data_pipeline", "zeta.trainer"),
+        ("zeta.planted", "data_pipeline.config"),
+        ("zeta.planted", "launch.cli"),
+        ("data_pipeline.planted", "launch.cli"),
+        ("data_pipeline.planted", "zeta.train.trainer"),
+        ("zeta.models.planted", "zeta.train.engine"),  # up a floor
+        ("zeta.tracking.planted", "zeta.zero.state"),  # to the other room of its floor
+        ("launch.config.planted", "launch.run.local"),
     ],
 )
-def test_an_import_against_the_arrows_would_be_found(tmp_path, package, imported):
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+def test_an_import_against_the_arrows_would_be_found(tmp_path, module, imported):
+    assert f"{module} -> {imported}" in lint_with(tmp_path, {module: f"import {imported}\n"})
+
+
+def test_a_circle_of_imports_would_be_found(tmp_path):
+    planted = {
+        "zeta.run.planted": "import zeta.run.heartbeat\n",
+        "zeta.run.heartbeat": (
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zeta.run.planted\n"
+        ),
+    }
+    assert "No cycles are allowed in zeta.run" in lint_with(tmp_path, planted)
+
+
+def lint_with(folder: Path, planted: dict[str, str]) -> str:
+    """Return what lint-imports says of a copy of the packages with some modules replaced."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
     for name in PACKAGES:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").touch()
-    (tmp_path / "zeta/trainer.py").touch()
-    (tmp_path / package / "planted.py").write_text(f"import {imported}\n")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for module, source in planted.items():
+        (folder / module.replace(".", "/")).with_suffix(".py").write_text(source)
     result = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        cwd=tmp_path,
-        env=environment,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"},
         capture_output=True,
         text=True,
     )
     assert result.returncode != 0
-    assert f"{package}.planted" in result.stdout
+    return result.stdout
 
 
 def test_no_source_file_is_longer_than_500_lines():

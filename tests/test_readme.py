@@ -15,19 +15,19 @@ import pytest
 from PIL import Image
 
 from launch.cli import build_parser
-from launch.config import load_config
+from launch.cluster.sizing import sizing_table
+from launch.config.load import load_config
 from launch.shipped import configs_root
-from launch.sizing import sizing_table
 from tests.data_pipeline.shard_fixtures import jpeg, write_shard
 from tests.launch.photos import write_photos
 from tests.launch.tiny_export import write_export
-from zeta.hardware import accelerator
+from zeta.train.hardware import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 NOT_RUN = ("git clone", "make demo", ". .venv/bin/activate")
-"""Tested where they belong: tests/launch/test_makefile.py and tests/launch/test_demo.py."""
+"""Tested where they belong: tests/launch/test_makefile.py and tests/launch/recipes/test_demo.py."""
 SHORTENED = {
     "zeta launch local": "train.max_steps=4 optim.warmup_steps=1",
     "zeta data plan navit_b16_classification data.shards=shards/imagenet": (

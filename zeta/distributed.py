@@ -21,10 +21,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from torch._C._distributed_c10d import Store as Store
 
 from zeta.exit_codes import RunError
-from zeta.gloo_gather import use_in_deepspeed
-from zeta.host_memory import keep_freed_memory
 
-_COLLECTIVE_TIMEOUT_S = 30 * 60.0
+COLLECTIVE_TIMEOUT_S = 30 * 60.0
 _LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 
 
@@ -191,56 +189,7 @@ class World:
         raise RunError(text) if any(fatal for _, fatal in told.values()) else RuntimeError(text)
 
 
-def init_distributed(
-    info: RankInfo | None = None,
-    timeout_s: float = _COLLECTIVE_TIMEOUT_S,
-    device_kind: str = "auto",
-    store: Store | None = None,
-) -> World:
-    """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
-
-    Needs no compiler: DeepSpeed would build a shared-memory op for CPU collectives here, which
-    takes up to 100 s and crashes without a compiler or ninja, so that op is declared unavailable.
-
-    Args:
-        info: this process's rank; None reads it from the environment.
-        timeout_s: after which a collective that some rank never joined fails; see
-            `set_collective_timeout`, which changes it.
-        device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
-        store: where the ranks meet, if they have met already; see `meeting_place`.
-
-    Returns:
-        The world; `close_distributed` ends it.
-
-    Raises:
-        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
-    """
-    info = info or rank_from_environment(os.environ)
-    device = choose_device(info, device_kind, torch.cuda.device_count())
-    use_cuda = device.type == "cuda"
-    export_environment(info, use_cuda)
-
-    # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if use_cuda:
-        torch.cuda.set_device(device)
-    else:
-        keep_freed_memory()
-    timeout = as_timeout(timeout_s)
-    if not dist.is_initialized():
-        backend = "nccl" if use_cuda else "gloo"
-        store = store or meeting_place(info, timeout_s)
-        size, rank = info.world_size, info.rank
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    deepspeed.init_distributed(verbose=False)
-    if not use_cuda:
-        use_in_deepspeed()
-    return World(info, device)
-
-
-def meeting_place(info: RankInfo, timeout_s: float = _COLLECTIVE_TIMEOUT_S) -> Store:
+def meeting_place(info: RankInfo, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Store:
     """Return the store of this job: rank 0 serves it at once, the others wait until it does.
 
     A single process needs no port, so any number of them fit on one machine. Under torchrun the

@@ -134,7 +134,7 @@ class Rejected:
 
 
 class StepSource(Protocol):
-    """What the trainer draws packs from; `data_pipeline.loader.PackLoader` is the real one."""
+    """Gives the trainer its packs; `data_pipeline.loading.loader.PackLoader` is the real one."""
 
     def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
         """Yield the packs of each step, from `state` (None: from the start of the run).

@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the account of every epoch; the status is 1 if it is not exact."""
-    from launch.audit import audit_run, audit_table, to_json
+    from launch.status.audit import audit_run, audit_table, to_json
 
     audit = audit_run(args.run_dir)
     print(json.dumps(to_json(audit)) if args.json else "\n".join(audit_table(audit)))

@@ -31,9 +31,9 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the rates and the stages."""
     from data_pipeline.bench import bench
-    from data_pipeline.weighted import open_shards
-    from launch.config import load_config
-    from launch.run_setup import resolve_with_shards, training_plan
+    from data_pipeline.shards.weighted import open_shards
+    from launch.config.load import load_config
+    from launch.config.resolve import resolve_with_shards, training_plan
     from launch.tables import bench_table
 
     config = load_config(args.config, args.overrides)

@@ -28,6 +28,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the same command continues an interrupted one."""
-    from launch.demo import run_demo
+    from launch.recipes.demo import run_demo
 
     return run_demo(args.out, args.seed, args.overrides)

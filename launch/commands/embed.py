@@ -42,8 +42,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embed and say where to."""
-    from launch.embed import check_embed, embed_shards
-    from launch.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
+    from launch.evaluate.embed import check_embed, embed_shards
+    from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
 
     if has_ranks_to_start(args.nproc):
         check_embed(args.export, args.shards, args.out, args.resolution, args.tokens)

@@ -58,11 +58,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from launch.evaluate import Request, prepare, run_evaluation
-    from launch.evaluation_files import plot, prepare_files, write_csv
-    from launch.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
+    from launch.evaluate.files import plot, prepare_files, write_csv
+    from launch.evaluate.scores import Request, prepare, run_evaluation
+    from launch.evaluate.zero_shot import TEMPLATES
+    from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table
-    from launch.zero_shot import TEMPLATES
 
     tokens = [_budget(text) for text in _listed(args.tokens)]
     if args.resolutions is None:

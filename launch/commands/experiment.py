@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the experiment; the same command continues an interrupted one."""
-    from launch.experiment import run_experiment
+    from launch.recipes.experiment import run_experiment
 
     if args.source is not None and "=" in args.source and not Path(args.source).exists():
         args.overrides, args.source = [args.source, *args.overrides], None

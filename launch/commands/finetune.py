@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fine-tune; the same command continues a run that was stopped."""
-    from launch.finetune import finetune
+    from launch.recipes.finetune import finetune
 
     return finetune(
         args.export,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from launch.arguments import Subparsers, add_command, add_config
 
 if TYPE_CHECKING:
-    from launch.config import ZetaConfig
+    from launch.config.load import ZetaConfig
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the run directory; or all that slurm/pretrain.sbatch reads before it starts ranks."""
-    from launch.config import load_config
+    from launch.config.load import load_config
 
     config = load_config(args.config, args.overrides)
     if args.for_script:

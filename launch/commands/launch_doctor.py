@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, add_config
-from launch.cluster_options import add_cluster_options, with_cluster_settings
+from launch.config.cluster_options import add_cluster_options, with_cluster_settings
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of checks; the status is 1 if any failed."""
-    from launch.doctor import examine
+    from launch.cluster.doctor import examine
 
     failed = 0
     for check in examine(args.config, with_cluster_settings(args)):

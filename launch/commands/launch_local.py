@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, add_config, non_negative_int, positive_int
-from launch.restarts import MAX_RESTARTS, MAX_STALLED
+from launch.run.restarts import MAX_RESTARTS, MAX_STALLED
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -35,6 +35,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Start the ranks, again if need be, wait for them and return the status of the run."""
-    from launch.local import launch_local
+    from launch.run.local import launch_local
 
     return launch_local(args.config, args.overrides, args.nproc, args.max_restarts)

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     # Slurm asks for the end, as it asks the ranks: there is nothing to save yet.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, _leave)
-    from launch.config import load_config
-    from launch.preflight import preflight  # torch: takes its time
+    from launch.cluster.preflight import preflight  # torch: takes its time
+    from launch.config.load import load_config
 
     return preflight(load_config(args.config, args.overrides))
 

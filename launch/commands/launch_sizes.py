@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, positive_int
-from zeta.hardware import accelerator
+from zeta.train.hardware import accelerator
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -34,7 +34,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
     gpus = [accelerator(key) for key in args.gpus]
-    from launch.sizing import sizing_table
+    from launch.cluster.sizing import sizing_table
     from zeta.models.presets import PRESETS
 
     print("\n".join(sizing_table(args.presets or list(PRESETS), gpus, args.world_size)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, add_config, add_json, positive_int
-from launch.cluster_options import add_cluster_options, with_cluster_settings
+from launch.config.cluster_options import add_cluster_options, with_cluster_settings
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -40,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check the run as its ranks would, submit it, and say how to follow it."""
-    from launch.submission import submit_run  # with it comes torch
+    from launch.cluster.submission import submit_run  # with it comes torch
 
     return submit_run(
         args.config,

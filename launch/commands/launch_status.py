@@ -24,9 +24,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the status."""
-    from launch.run_snapshot import take_snapshot
-    from launch.run_status import judge
-    from launch.status_view import status_lines, status_object
+    from launch.status.snapshot import take_snapshot
+    from launch.status.state import judge
+    from launch.status.view import status_lines, status_object
 
     status = judge(take_snapshot(args.run_dir))
     print(json.dumps(status_object(status)) if args.json else "\n".join(status_lines(status)))

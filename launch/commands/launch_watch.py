@@ -29,9 +29,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the status until the run is finished."""
-    from launch.run_snapshot import take_snapshot
-    from launch.run_status import judge
-    from launch.status_view import Screen, watch
+    from launch.status.snapshot import take_snapshot
+    from launch.status.state import judge
+    from launch.status.view import Screen, watch
 
     watch(lambda: judge(take_snapshot(args.run_dir)), args.every, Screen())
     return 0

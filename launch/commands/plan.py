@@ -28,10 +28,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan's numbers."""
-    from data_pipeline.plan_summary import summarise
-    from data_pipeline.weighted import open_shards
-    from launch.config import load_config
-    from launch.run_setup import resolve_with_shards, training_plan
+    from data_pipeline.plan.summary import summarise
+    from data_pipeline.shards.weighted import open_shards
+    from launch.config.load import load_config
+    from launch.config.resolve import resolve_with_shards, training_plan
     from launch.tables import plan_table, plan_warnings
 
     config = load_config(args.config, args.overrides)

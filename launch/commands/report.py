@@ -41,9 +41,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from launch.report import check_report, write_report
-    from launch.report_inputs import write_report_inputs
-    from zeta.run_dir import RunDir
+    from launch.report.inputs import write_report_inputs
+    from launch.report.page import check_report, write_report
+    from zeta.run.directory import RunDir
 
     check_report(args.run_dir, args.out, args.compare, args.axis)
     for path in (args.run_dir, *args.compare):

@@ -17,7 +17,7 @@ from launch.arguments import (
 )
 
 if TYPE_CHECKING:
-    from data_pipeline.manifest import Manifest
+    from data_pipeline.shards.manifest import Manifest
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -77,7 +77,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_build(args: argparse.Namespace) -> int:
     """Write the shards and their index; say what they hold."""
-    from data_pipeline.build import build_shards, build_split
+    from data_pipeline.shards.build import build_shards, build_split
 
     options: dict[str, Any] = {
         "max_size_mb": args.max_size,
@@ -101,13 +101,13 @@ def run_build(args: argparse.Namespace) -> int:
 
 def run_index(args: argparse.Namespace) -> int:
     """Write the index; say what the shards hold."""
-    from data_pipeline.index import index_shards
+    from data_pipeline.shards.index import index_shards
 
     return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)
 
 
 def _numbers(manifest: Manifest) -> dict[str, Any]:
-    from data_pipeline.manifest import SampleFlag
+    from data_pipeline.shards.manifest import SampleFlag
 
     rejected = int(((manifest.samples["flags"] & SampleFlag.BAD) != 0).sum())
     return {

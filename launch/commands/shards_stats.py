@@ -32,9 +32,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the statistics, and draw them if asked."""
-    from data_pipeline.manifest import Manifest
-    from data_pipeline.stats import shard_stats
-    from launch.shard_statistics import draw_histograms, stats_lines
+    from data_pipeline.shards.manifest import Manifest
+    from data_pipeline.shards.stats import shard_stats
+    from launch.report.shard_statistics import draw_histograms, stats_lines
 
     stats = shard_stats(Manifest.open(args.shards), args.patch_size)
     print(json.dumps(asdict(stats)) if args.json else "\n".join(stats_lines(stats)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from launch.arguments import Subparsers, add_command, add_config, positive_int
-from zeta.hardware import accelerator
-from zeta.stop_signals import StopSignals
+from zeta.run.signals import StopSignals
+from zeta.train.hardware import accelerator
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -48,24 +48,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from launch.config import load_config
+    from launch.config.load import load_config
 
     try:
         config = load_config(args.config, args.overrides)
     except ValueError as error:
-        from launch.verdict import refuse_together
+        from launch.run.consensus import refuse_together
 
         return refuse_together(error)
-    from launch.train import train  # loads torch and DeepSpeed: after the config has been checked
+    from launch.run.train import (
+        train,  # loads torch and DeepSpeed: after the config has been checked
+    )
 
     return train(config)
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    from launch.config import load_config
+    from launch.config.load import load_config
 
     gpu = None if args.gpu is None else accelerator(args.gpu)
     config = load_config(args.config, args.overrides)
-    from launch.dry_run import dry_run
+    from launch.run.dry_run import dry_run
 
     return dry_run(config, args.world_size or 1, gpu)

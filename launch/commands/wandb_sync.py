@@ -22,6 +22,6 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the W&B command, and run it."""
-    from launch.wandb_sync import wandb_sync
+    from launch.status.wandb_sync import wandb_sync
 
     return wandb_sync(args.run_dir)

@@ -19,10 +19,10 @@ from multiprocessing.synchronize import Event as ProcessEvent
 
 import torch
 
-from data_pipeline.executor import Executor
-from data_pipeline.manifest import Manifest
-from data_pipeline.plan import Plan
-from data_pipeline.recipe import pack_recipe
+from data_pipeline.loading.executor import Executor
+from data_pipeline.loading.recipe import pack_recipe
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks.loader import config
 
 

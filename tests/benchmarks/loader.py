@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 
 from data_pipeline.bench import bench
-from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, ResolutionConfig
-from data_pipeline.loader import PackLoader
-from data_pipeline.manifest import Manifest
-from data_pipeline.plan import Plan
+from data_pipeline.loading.loader import PackLoader
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.manifest import Manifest
 from tests.benchmarks.peers import peer_imports
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode

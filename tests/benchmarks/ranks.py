@@ -20,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from data_pipeline.build import build_shards
+from data_pipeline.shards.build import build_shards
 from tests.benchmarks.loader import write_photos
 
 LEAST_SHARE, MOST_WAIT = 0.90, 0.01

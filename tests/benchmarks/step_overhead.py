@@ -22,14 +22,16 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.workload import realistic
-from zeta.console import Console
-from zeta.distributed import close_distributed, init_distributed
+from zeta.distributed import close_distributed
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import StepPacks
-from zeta.run_dir import RunDir
-from zeta.train_config import OptimConfig, TrackerConfig, TrainConfig, WandbConfig
+from zeta.run.console import Console
+from zeta.run.directory import RunDir
+from zeta.tracking.config import TrackerConfig, WandbConfig
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.zero.start import init_distributed
 
 MOST_OVERHEAD, MOST_BLOCKING = 0.03, 1.2
 
@@ -100,7 +102,7 @@ def main() -> int:
 
 
 def build(world, console, folder, options):
-    from zeta.trainer import Trainer
+    from zeta.train.trainer import Trainer
 
     train = TrainConfig(packs_per_step=1, max_steps=options.steps + 2, dtype="bf16", log_every=10)
     train.checkpoint_every = None

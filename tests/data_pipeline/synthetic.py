@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.config import DataConfig, DropConfig, ResolutionConfig
-from data_pipeline.manifest import SAMPLE_DTYPE, Manifest, Shard
+from data_pipeline.shards.manifest import SAMPLE_DTYPE, Manifest, Shard
 
 CONFIG = DataConfig(
     token_budget=256,

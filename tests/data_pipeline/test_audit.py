@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.audit import NOT_FINITE, LedgerStep, audit_ledger
-from data_pipeline.manifest import SampleFlag
-from data_pipeline.plan import Plan
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.manifest import SampleFlag
 from tests.data_pipeline.synthetic import config, synthetic_manifest
 from zeta.packed import id_digest
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import build_shards
-from data_pipeline.index import index_shards
-from data_pipeline.stats import shard_stats
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.stats import shard_stats
 from data_pipeline.verify import verify_shards
 from tests.data_pipeline.shard_fixtures import encode, jpeg, labelled, photo, tar_bytes, write_shard
 from tests.data_pipeline.shard_server import serve

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from launch.config import ZetaConfig, to_yaml
-from zeta.checkpoint import step_name, write_manifest
-from zeta.hashed_file import write_hashed, write_text
+from launch.config.load import ZetaConfig, to_yaml
+from zeta.checkpoint.directory import write_manifest
+from zeta.checkpoint.hashed_file import write_hashed, write_text
 from zeta.models.config import ModelConfig, build_model
-from zeta.optim import parameter_shapes
+from zeta.models.parameters import parameter_shapes
+from zeta.run.directory import step_name
 
 SIZES = {"image_size": 16, "patch_size": 4, "num_classes": 3, "dim": 16, "depth": 2}
 SIZES |= {"heads": 2, "mlp_dim": 32, "dim_head": 8}
@@ -40,7 +41,7 @@ def make_run(folder, steps=(4,), scores=None, ranks=3, average=False, **model):
 
 
 def make_checkpoint(directory, config, step, ranks, average):
-    """A checkpoint at ZeRO-3, laid out as DeepSpeed 0.19.8 and `zeta.checkpoint_store` do it."""
+    """A checkpoint at ZeRO-3, laid out as DeepSpeed 0.19.8 and `zeta.checkpoint.store` do it."""
     model = build_model(config.model, seed=step)
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     progress = {"step": step, "images": 10 * step, "tokens": 160 * step, "epoch": 0}

@@ -1,4 +1,4 @@
-"""What becomes of runs whose starts end in some way: held against launch/restarts.py as
+"""What becomes of runs whose starts end in some way: held against launch/run/restarts.py as
 `zeta launch local` uses it, and against slurm/pretrain.sbatch."""
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from launch.export import export_run
 from tests.launch.made_runs import CLASSES, SIZES, damage, make_run, weights_of
 from tests.zeta.training import ROOT
 from zeta import MegaVit, NaViT
-from zeta.models.config import ModelConfig, build_model
-from zeta.pretrained import load_pretrained, read_config
+from zeta.models.config import ModelConfig, build_model, load_pretrained
+from zeta.models.pretrained import read_config
 
 IMAGE = [torch.randint(0, 256, (3, 20, 12), dtype=torch.uint8)]
 

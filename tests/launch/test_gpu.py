@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.index import index_shards
+from data_pipeline.shards.index import index_shards
 from tests.data_pipeline.shard_fixtures import labelled, write_shard
-from zeta.checkpoint import load_full_weights, step_names
-from zeta.run_dir import RunDir
+from zeta.checkpoint.directory import load_full_weights
+from zeta.run.directory import RunDir, step_names
 
 SETTINGS = (
     "model.num_classes=3",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zeta.export.writing import save_pretrained
 from zeta.models.config import ModelConfig, build_model
-from zeta.pretrained import save_pretrained
 
 MODEL = {"image_size": 48, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
 

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from data_pipeline.audit import Audit
-from data_pipeline.build import build_shards
-from launch.audit import audit_run
+from data_pipeline.shards.build import build_shards
 from launch.shipped import slurm_root
+from launch.status.audit import audit_run
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.slurm.cluster import ENDED, Cluster
-from zeta.run_dir import RunDir
+from zeta.run.directory import RunDir
 
 _SLOW_STORAGE = """#!{python}
 # zeta, as installed; but every step of data takes a moment, as from storage far away.
@@ -20,7 +20,7 @@ import os, sys, time
 from launch.cli import entry_point
 
 if sys.argv[1] == "train":
-    from data_pipeline.loader import PackLoader
+    from data_pipeline.loading.loader import PackLoader
     steps = PackLoader.steps
 
     def slow_steps(*arguments):

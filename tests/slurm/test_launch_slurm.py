@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import build_shards
-from launch.audit import audit_run
+from data_pipeline.shards.build import build_shards
+from launch.status.audit import audit_run
 from tests.data_pipeline.shard_fixtures import jpeg
 
 STEPS = 60

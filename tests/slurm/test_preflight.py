@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.build import build_shards
+from data_pipeline.shards.build import build_shards
 from launch.shipped import slurm_root
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.slurm.test_sbatch_script import Jobs

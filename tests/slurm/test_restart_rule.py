@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.restarts import as_rank_means
+from launch.run.restarts import as_rank_means
 from launch.shipped import slurm_root
 from tests.launch.restart_table import TABLE, Case
 from zeta.exit_codes import ExitCode

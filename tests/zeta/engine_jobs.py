@@ -9,13 +9,14 @@ import deepspeed
 import torch
 
 from tests.zeta.training import NUM_CLASSES, lane_pack, shard_small_parameters, tiny_navit
-from zeta.distributed import close_distributed, init_distributed
-from zeta.engine import TrainEngine
+from zeta.distributed import close_distributed
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.sharded_model import build_for_training
-from zeta.train_config import OptimConfig, TrainConfig
-from zeta.zero_layout import held_ranges
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.engine import TrainEngine
+from zeta.zero.build import build_for_training
+from zeta.zero.layout import held_ranges
+from zeta.zero.start import init_distributed
 
 shard_small_parameters()
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=3.0, clip=0.5)
@@ -97,7 +98,13 @@ def fine_tuning(arguments):
         for stage in range(4):
             train = TrainConfig(packs_per_step=3, zero_stage=stage, dtype="fp32")
             train.trainable = trainable
-            model = build_for_training(partial(tiny_navit, seed=train.seed), train, world)
+            model = build_for_training(
+                partial(tiny_navit, seed=train.seed),
+                train.zero,
+                world,
+                trainable=train.trainable,
+                seed=train.seed,
+            )
             optim = replace(OPTIM, layer_decay=0.5)
             engine = TrainEngine(model, objective(), world, train, optim)
             before = weights(engine)
@@ -155,7 +162,11 @@ def sharded_construction(arguments):
     trained = []
     for sharded in (True, False):
         build = partial(tiny_navit, seed=7)
-        model = build_for_training(build, train, world) if sharded else build()
+        model = (
+            build_for_training(build, train.zero, world, trainable=train.trainable, seed=train.seed)
+            if sharded
+            else build()
+        )
         held = sum(p.numel() for p in model.parameters())
         engine = TrainEngine(model, objective(), world, train, OPTIM)
         before = weights(engine)

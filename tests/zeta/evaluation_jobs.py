@@ -11,13 +11,14 @@ from tests.zeta.training import (
     shard_small_parameters,
     tiny_navit,
 )
-from zeta.distributed import close_distributed, init_distributed
-from zeta.engine import TrainEngine
-from zeta.evaluation import evaluate
+from zeta.distributed import close_distributed
 from zeta.exit_codes import RunError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.train_config import OptimConfig, TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.engine import TrainEngine
+from zeta.train.evaluation import evaluate
+from zeta.zero.start import init_distributed
 
 shard_small_parameters()
 

@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_grad
 
-from tests.zeta.test_text_tower import ARGUMENTS
+from tests.zeta.models.test_text_tower import ARGUMENTS
 from tests.zeta.training import MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
-from zeta.distributed import close_distributed, init_distributed
-from zeta.engine import TrainEngine
-from zeta.models.image_text import ImageTextModel
+from zeta.distributed import close_distributed
+from zeta.models.parameters import decay_group
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text import retrieval_recall
-from zeta.optim import decay_group
-from zeta.sharded_model import build_for_training
-from zeta.train_config import OptimConfig, TrainConfig
+from zeta.objectives.image_text_model import ImageTextModel
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.engine import TrainEngine
+from zeta.zero.build import build_for_training
+from zeta.zero.start import init_distributed
 
 EMBED_DIM = 12
 TEXT_BUDGET = 64
@@ -214,7 +215,9 @@ def sharded_construction(arguments):
     """ZeRO-3 on a model that was never whole: its weights at the start."""
     world = init_distributed()
     train = TrainConfig(packs_per_step=2, zero_stage=3, dtype="fp32", seed=0)
-    model = build_for_training(partial(tiny_model, "siglip"), train, world)
+    model = build_for_training(
+        partial(tiny_model, "siglip"), train.zero, world, trainable=train.trainable, seed=train.seed
+    )
     held = sum(parameter.numel() for parameter in model.parameters())
     objective = build_objective(ObjectiveConfig("siglip"), EMBED_DIM)
     found = weights(TrainEngine(model, objective, world, train, OPTIM))

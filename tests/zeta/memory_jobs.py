@@ -9,14 +9,15 @@ import torch
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
-from zeta.distributed import close_distributed, init_distributed
-from zeta.engine import TrainEngine
-from zeta.memory_model import state_memory
+from zeta.distributed import close_distributed
+from zeta.models.parameters import full_shape
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.optim import full_shape
-from zeta.sharded_model import build_for_training
-from zeta.train_config import OptimConfig, TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.engine import TrainEngine
+from zeta.train.memory_model import state_memory
+from zeta.zero.build import build_for_training
+from zeta.zero.start import init_distributed
 
 
 def _held():
@@ -40,7 +41,9 @@ def held_by_stage(arguments):
         )
         train.ema_decay = 0.99
         build = partial(NaViT, 64, 16, 10, 192, 4, 3, 768)
-        model = build_for_training(build, train, world)
+        model = build_for_training(
+            build, train.zero, world, trainable=train.trainable, seed=train.seed
+        )
         engine = TrainEngine(model, objective, world, train, OptimConfig(schedule="constant"))
         engines.append(engine)
         packs = [make_pack([torch.zeros(3, 32, 32, dtype=torch.uint8)], 16, 4, 1)] * 2

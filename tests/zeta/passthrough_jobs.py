@@ -9,10 +9,11 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from tests.zeta.engine_jobs import OPTIM, _poison, objective, step, weights
 from tests.zeta.training import tiny_navit
-from zeta.checkpoint_store import CheckpointStore
-from zeta.distributed import close_distributed, init_distributed
-from zeta.engine import TrainEngine
-from zeta.train_config import TrainConfig
+from zeta.checkpoint.store import CheckpointStore
+from zeta.distributed import close_distributed
+from zeta.train.config import TrainConfig
+from zeta.train.engine import TrainEngine
+from zeta.zero.start import init_distributed
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 

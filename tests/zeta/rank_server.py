@@ -60,7 +60,7 @@ def serve():
     # What a rank would import by and by: seconds each, and here only once.
     for name in ("deepspeed.runtime.zero.muon.muon_optimizer", "torch._inductor.compile_fx"):
         importlib.import_module(name)
-    importlib.import_module("zeta.trainer")
+    importlib.import_module("zeta.train.trainer")
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -7,7 +7,7 @@ import torch
 
 from tests.zeta.packs import make_pack
 from zeta import MegaVit, NaViT
-from zeta.attention import Segments, attend
+from zeta.models.attention import Segments, attend
 
 pytestmark = [
     pytest.mark.gpu,

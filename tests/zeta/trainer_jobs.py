@@ -11,39 +11,34 @@ from pathlib import Path
 
 import torch
 
-import zeta.checkpoint
-import zeta.checkpoint_store
-import zeta.engine
-import zeta.hashed_file
-import zeta.held_files
+import zeta.checkpoint.directory
+import zeta.checkpoint.hashed_file
+import zeta.checkpoint.memory_files
+import zeta.checkpoint.store
 import zeta.objectives.classification
-import zeta.trainer
+import zeta.train.engine
+import zeta.train.trainer
 from tests.zeta.training import (
     NUM_CLASSES,
     SyntheticSource,
     shard_small_parameters,
     tiny_navit,
 )
-from zeta.checkpoint_store import CheckpointStore
-from zeta.console import Console
-from zeta.distributed import close_distributed, init_distributed, rank_from_environment
-from zeta.evaluation import HeldOut
+from zeta.checkpoint.memory_files import HeldFiles
+from zeta.checkpoint.store import CheckpointStore
+from zeta.distributed import close_distributed, rank_from_environment
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
-from zeta.held_files import HeldFiles
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.request_files import RequestFiles
-from zeta.run_dir import RunDir
-from zeta.stop_signals import ONE_PRESS_SECONDS
-from zeta.train_config import (
-    EvaluateConfig,
-    OptimConfig,
-    TrackerConfig,
-    TrainConfig,
-    WandbConfig,
-    WatchdogConfig,
-)
-from zeta.watchdog import Watchdog
+from zeta.run.console import Console
+from zeta.run.directory import RunDir
+from zeta.run.requests import RequestFiles
+from zeta.run.signals import ONE_PRESS_SECONDS
+from zeta.run.watchdog import Watchdog, WatchdogConfig
+from zeta.tracking.config import TrackerConfig, WandbConfig
+from zeta.train.config import EvaluateConfig, OptimConfig, TrainConfig
+from zeta.train.evaluation import HeldOut
+from zeta.zero.start import init_distributed
 
 shard_small_parameters()
 
@@ -72,8 +67,8 @@ def train(arguments):
 
 
 def _one_run(arguments, world, console):
-    from zeta.sharded_model import build_for_training
-    from zeta.trainer import Trainer
+    from zeta.train.trainer import Trainer
+    from zeta.zero.build import build_for_training
 
     evaluate = EvaluateConfig(**arguments.get("evaluate", {}))
     train_config = TrainConfig(**arguments["train"], evaluate=evaluate)
@@ -90,7 +85,11 @@ def _one_run(arguments, world, console):
         watchdog = Watchdog(heartbeat, world.rank, config, console.fatal)
     trainer = Trainer(
         model=build_for_training(
-            partial(tiny_navit, **arguments.get("model", {})), train_config, world
+            partial(tiny_navit, **arguments.get("model", {})),
+            train_config.zero,
+            world,
+            trainable=train_config.trainable,
+            seed=train_config.seed,
         ),
         objective=objective,
         source=source,
@@ -165,28 +164,28 @@ def _kill():
 
 
 def _half_write_and_die():
-    original = zeta.held_files.write_hashed
+    original = zeta.checkpoint.memory_files.write_hashed
 
     def half(root, path, parts):
         original(root, path, parts)
         os.truncate(path, path.stat().st_size // 2)
         _kill()
 
-    zeta.held_files.write_hashed = half
+    zeta.checkpoint.memory_files.write_hashed = half
 
 
 _PHASES = {
     "loading": (CheckpointStore, "load"),
-    "train step": (zeta.engine.TrainEngine, "_finish_step"),
+    "train step": (zeta.train.engine.TrainEngine, "_finish_step"),
     "save begins": (CheckpointStore, "begin"),
-    "half copied": (zeta.checkpoint_store, "random_state"),
-    "between files": (zeta.hashed_file.os, "fsync"),
+    "half copied": (zeta.checkpoint.store, "random_state"),
+    "between files": (zeta.checkpoint.hashed_file.os, "fsync"),
     "written": (CheckpointStore, "finish"),
-    "before manifest": (zeta.checkpoint_store, "write_manifest"),
-    "before rename": (zeta.checkpoint_store, "_fsync_directory"),
+    "before manifest": (zeta.checkpoint.store, "write_manifest"),
+    "before rename": (zeta.checkpoint.store, "_fsync_directory"),
     "before latest": (CheckpointStore, "_point_latest"),
     "before prune": (CheckpointStore, "_prune"),
-    "half-deleted": (zeta.checkpoint_store.shutil, "rmtree"),
+    "half-deleted": (zeta.checkpoint.store.shutil, "rmtree"),
 }
 
 
@@ -210,15 +209,15 @@ def raise_signal(world, *, number, rank, count, times=1, **_):
                 os.kill(os.getpid(), number)
                 time.sleep(1.5 * ONE_PRESS_SECONDS)
 
-        _before_call(zeta.engine.TrainEngine, "train_step", send, count)
+        _before_call(zeta.train.engine.TrainEngine, "train_step", send, count)
 
 
 def create(world, *, files, **_):
     """Somebody creates files while rank 1 is in a step: {path: the how manieth}."""
-    zeta.trainer.RequestFiles = partial(RequestFiles, look_s=0)
+    zeta.train.trainer.RequestFiles = partial(RequestFiles, look_s=0)
     if world.rank == 1:
         for path, count in files.items():
-            _before_call(zeta.engine.TrainEngine, "train_step", Path(path).touch, count)
+            _before_call(zeta.train.engine.TrainEngine, "train_step", Path(path).touch, count)
 
 
 def in_evaluation(world, *, number, rank, count, **_):
@@ -250,7 +249,7 @@ def disk_full(world, *, rank, count, **_):
 
     @contextmanager
     def on_full_device(root):
-        folder = root / zeta.checkpoint.RANKS
+        folder = root / zeta.checkpoint.directory.RANKS
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"rank_{rank:05d}.pt").symlink_to("/dev/full")
         yield
@@ -266,7 +265,7 @@ def small_disk(world, *, rank, count, **_):
 
     @contextmanager
     def on_tmpfs(root):
-        folder = root / zeta.checkpoint.ZERO
+        folder = root / zeta.checkpoint.directory.ZERO
         folder.mkdir(parents=True, exist_ok=True)
         with mounted_tmpfs(folder, "16k"):
             yield
@@ -299,7 +298,7 @@ def no_room(world, *, rank, **_):
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)
         set_limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
         _before_call(CheckpointStore, "begin", lambda: set_limit((0, limit[1])), 2)
-        _before_call(zeta.engine.TrainEngine, "train_step", lambda: set_limit(limit), 8)
+        _before_call(zeta.train.engine.TrainEngine, "train_step", lambda: set_limit(limit), 8)
 
 
 def nan_loss(world, *, rank, first, last, objective, **_):

@@ -96,16 +96,16 @@ class SyntheticSource:
 
 def shard_small_parameters():
     """Let ZeRO-3 shard the parameters of a tiny model; else it keeps those under 100,000 whole."""
-    import zeta.engine
+    import zeta.train.engine
 
-    original = zeta.engine.deepspeed_config
+    original = zeta.train.engine.deepspeed_config
 
     def config(train, world_size):
         made = original(train, world_size)
         made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return made
 
-    zeta.engine.deepspeed_config = config
+    zeta.train.engine.deepspeed_config = config
 
 
 def free_port():

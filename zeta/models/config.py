@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from zeta.config_field import check_choice, check_range
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
+from zeta.models.packed_vit import PackedViT
 from zeta.models.presets import PRESETS
+from zeta.models.pretrained import load_export
 
 _SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
 _RATES = ("dropout", "emb_dropout", "stochastic_depth")
-ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {"navit": NaViT, "megavit": MegaVit}
+ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {kind.arch: kind for kind in (NaViT, MegaVit)}
 
 
 @dataclass
@@ -104,7 +106,7 @@ class ModelConfig:
         return values
 
 
-def build_model(config: ModelConfig, seed: int = 0) -> nn.Module:
+def build_model(config: ModelConfig, seed: int = 0) -> PackedViT:
     """Build the model that `config` describes, on the current default device.
 
     The weights are a function of `seed` alone: the same on every device and every rank.
@@ -112,11 +114,24 @@ def build_model(config: ModelConfig, seed: int = 0) -> nn.Module:
     return model_from_arguments(config.resolve(), seed)
 
 
-def model_from_arguments(arguments: dict[str, Any], seed: int = 0) -> nn.Module:
+def model_from_arguments(arguments: Mapping[str, Any], seed: int = 0) -> PackedViT:
     """Build a model from what `ModelConfig.resolve` returned, or an export's config.json holds."""
     values = dict(arguments)
     check_choice("model.arch", values.get("arch"), ARCHITECTURES)
     return ARCHITECTURES[values.pop("arch")](**values, seed=seed)
+
+
+def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> PackedViT:
+    """Load the model of any architecture that `zeta export` wrote, in evaluation mode, on the CPU.
+
+    Args:
+        path: folder of the export.
+        dtype: of the weights in memory, whatever it is in the files.
+
+    Raises:
+        ValueError: no export there, one of another format, or its weights do not fit its config.
+    """
+    return load_export(path, model_from_arguments, dtype)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

@@ -13,9 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from zeta.attention import BACKENDS
 from zeta.config_field import check_choice
-from zeta.layers import (
+from zeta.models.arguments import (
+    check_layer_scale,
+    check_rates,
+    check_sizes,
+    depth_rates,
+    head_width,
+    table_grid,
+)
+from zeta.models.attention import BACKENDS
+from zeta.models.layers import (
     Block,
     BlockShape,
     Norm,
@@ -24,17 +32,9 @@ from zeta.layers import (
     mean_pool,
     put_prefix,
 )
-from zeta.models.packed_vit import (
-    PackedViT,
-    check_layer_scale,
-    check_rates,
-    check_sizes,
-    depth_rates,
-    head_width,
-    table_grid,
-)
+from zeta.models.packed_vit import PackedViT
+from zeta.models.patchify import Images
 from zeta.packed import PackedBatch
-from zeta.patchify import Images
 
 
 class FixedPatchEmbedding(nn.Module):
@@ -86,7 +86,7 @@ class MegaVit(PackedViT):
             earlier blocks less, linearly.
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
-        attention: back-end, see `zeta.attention`.
+        attention: back-end, see `zeta.models.attention`.
         seed: of the initial weights.
 
     Raises:
@@ -94,6 +94,8 @@ class MegaVit(PackedViT):
     """
 
     embeds: FixedPatchEmbedding
+
+    arch = "megavit"
 
     def __init__(
         self,

@@ -8,9 +8,17 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from zeta.attention import BACKENDS, Segments
 from zeta.config_field import check_choice, check_whole
-from zeta.layers import (
+from zeta.models.arguments import (
+    check_layer_scale,
+    check_rates,
+    check_sizes,
+    depth_rates,
+    head_width,
+    table_grid,
+)
+from zeta.models.attention import BACKENDS, Segments
+from zeta.models.layers import (
     ACTIVATIONS,
     AttentionPool,
     Block,
@@ -21,24 +29,16 @@ from zeta.layers import (
     put_prefix,
 )
 from zeta.models.packed_tokens import PackedTokens
-from zeta.models.packed_vit import (
-    PackedViT,
-    check_layer_scale,
-    check_rates,
-    check_sizes,
-    depth_rates,
-    head_width,
-    table_grid,
-)
-from zeta.packed import PackedBatch
-from zeta.patchify import DropRate, Images
-from zeta.position import (
+from zeta.models.packed_vit import PackedViT
+from zeta.models.patchify import DropRate, Images
+from zeta.models.position import (
     COORDINATES,
     GRIDS,
     check_absolute,
     grid_weights,
     interpolation_weights,
 )
+from zeta.packed import PackedBatch
 
 POOLS = ("attention", "mean", "cls")
 
@@ -113,7 +113,7 @@ class NaViT(PackedViT):
             function of (height, width) in pixels. Acts on lists of images; a `PackedBatch` comes
             already dropped.
         return_embeddings: return pooled embeddings [I, C] instead of logits.
-        position: coordinates of the position tables, see `zeta.position`.
+        position: coordinates of the position tables, see `zeta.models.position`.
         pool: attention (a learned query reads each image), mean (of its patches) or cls (a learned
             class token).
         registers: learned tokens added to every image, left out of the pooling (Darcet 2024).
@@ -122,11 +122,12 @@ class NaViT(PackedViT):
             earlier blocks less, linearly.
         qk_norm: normalise queries and keys, which keeps training stable at scale.
         bias: biases on norms, projections and the patch embedding, as most published ViTs have
-            them. One on the keys makes training depend on the order of sums, see `zeta.layers`.
+            them. One on the keys makes training depend on the order of sums, see
+            `zeta.models.layers`.
         activation: of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
-        attention: back-end, see `zeta.attention`.
+        attention: back-end, see `zeta.models.attention`.
         seed: of the initial weights.
 
     Raises:
@@ -134,6 +135,8 @@ class NaViT(PackedViT):
     """
 
     embeds: PatchPositionEmbedding
+
+    arch = "navit"
 
     def __init__(
         self,

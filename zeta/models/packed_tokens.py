@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from zeta.attention import Segments
+from zeta.models.attention import Segments
 
 
 @dataclass(frozen=True)

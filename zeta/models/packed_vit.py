@@ -7,36 +7,34 @@ image's output does not depend on what it is packed with.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from zeta.attention import Segments
 from zeta.config_field import check_whole
-from zeta.flops import FlopRates, flop_rates
-from zeta.initialization import initialize
-from zeta.layers import Norm, run_blocks
+from zeta.models.arguments import is_finite
+from zeta.models.attention import Segments
+from zeta.models.flops import FlopRates, flop_rates
+from zeta.models.initialization import initialize
+from zeta.models.layers import Norm, run_blocks
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
-from zeta.packed import PackedBatch
-from zeta.patchify import (
+from zeta.models.patchify import (
     DTYPES,
     DropRate,
     Images,
     check_finite,
-    check_rate,
     drop_tokens,
     flatten_images,
-    image_sides,
     patchify,
 )
-from zeta.pillow_images import embed_images
+from zeta.models.pillow_images import check_pillow, native_grid, pixels_of, resized
+from zeta.models.pretrained import load_export, read_config
+from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +50,8 @@ class PackedViT(nn.Module, ABC):
     prefix tokens), `blocks`, `norm` and `head`, then calls `init_weights`.
     """
 
+    arch: ClassVar[str]
+    """Name of the architecture in configs and exports."""
     embeds: nn.Module
     blocks: nn.ModuleList
     norm: Norm
@@ -100,7 +100,7 @@ class PackedViT(nn.Module, ABC):
         initialize(self, seed)
 
     def training_flops(self, pack: PackedBatch) -> float:
-        """Return the operations of training on the images of `pack`, see `zeta.flops`."""
+        """Return the operations of training on the images of `pack`, see `zeta.models.flops`."""
         return self._flop_rates.of(pack.lengths[:-1])
 
     @cached_property
@@ -123,13 +123,16 @@ class PackedViT(nn.Module, ABC):
         Raises:
             ValueError: no export for zeta there, a damaged one, or one of another architecture.
         """
-        from zeta.pretrained import load_pretrained
+        arch = read_config(path)["model"]["arch"]
+        if arch != cls.arch:
+            raise ValueError(f"{path} holds a {arch}, not a {cls.arch}: load it with its own class")
+        return load_export(path, cls._from_options, dtype)
 
-        model = load_pretrained(path, dtype)
-        if not isinstance(model, cls):
-            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model
+    @classmethod
+    def _from_options(cls, options: Mapping[str, Any]) -> Self:
+        return cls(**{name: value for name, value in options.items() if name != "arch"})
 
+    @torch.no_grad()
     def embed(self, images: Sequence[Image], *, side: int = 1024, tokens: int = 4096) -> Tensor:
         """Return the pooled embedding [n, dim] of PIL images of any sizes, on the model's device.
 
@@ -145,7 +148,26 @@ class PackedViT(nn.Module, ABC):
         Raises:
             ValueError: no images, something that is no PIL image, or one smaller than a patch.
         """
-        return embed_images(self, images, side, tokens)
+        check_whole("side", side, 1)
+        waiting, embeddings, used = list[Tensor](), list[Tensor](), 0
+        was_training = self.training
+        self.eval()
+        try:
+            for number, image in enumerate(images):
+                check_pillow(image, number, self.patch_size)
+                pixels = pixels_of(image, self.channels)
+                _, height, width = pixels.shape
+                rows, columns = self.fixed_grid or native_grid(height, width, self.patch_size, side)
+                if waiting and used + rows * columns > tokens:
+                    embeddings.append(self.forward_embeddings(waiting))
+                    waiting, used = [], 0
+                sides = (rows * self.patch_size, columns * self.patch_size)
+                waiting.append(resized(pixels, *sides, crop=self.fixed_grid is not None))
+                used += rows * columns
+            embeddings.append(self.forward_embeddings(waiting))
+        finally:
+            self.train(was_training)
+        return torch.cat(embeddings)
 
     @property
     def fixed_grid(self) -> tuple[int, int] | None:
@@ -249,7 +271,7 @@ class PackedViT(nn.Module, ABC):
             values = default if chosen is None else _numbers(chosen)
             if len(values) == 1:
                 values *= self.channels
-            if len(values) != self.channels or not all(map(_is_finite, values)):
+            if len(values) != self.channels or not all(map(is_finite, values)):
                 raise ValueError(f"{name} is {values}: give {self.channels} finite numbers")
             if name == "std" and min(values) <= 0:
                 raise ValueError(f"std is {values}: deviations must be positive")
@@ -270,53 +292,3 @@ class PackedViT(nn.Module, ABC):
 
 def _numbers(given: Sequence[float] | float) -> tuple[float, ...]:
     return tuple(given) if isinstance(given, Iterable) else (given,)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
-
-
-def check_layer_scale(layer_scale: float | None) -> None:
-    """Raise ValueError unless `layer_scale` is None or a finite number."""
-    if layer_scale is not None and not _is_finite(layer_scale):
-        raise ValueError(
-            f"layer_scale is {layer_scale!r}: give a finite number, or None for no layer scale"
-        )
-
-
-def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first argument that is no whole number of at least 1."""
-    for name, size in sizes.items():
-        check_whole(name, size, 1)
-
-
-def check_rates(**rates: float) -> None:
-    """Raise ValueError naming the first argument that is no number in [0, 1)."""
-    for name, rate in rates.items():
-        check_rate(rate, name)
-
-
-def table_grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Return (h, w) in patches of a side, or (height, width), in pixels."""
-    height, width = image_sides(image_size)
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"image_size is {image_size!r}: give a side, or (height, width), in multiples of "
-            f"patch_size={patch_size}"
-        )
-    return height // patch_size, width // patch_size
-
-
-def head_width(dim: int, heads: int, dim_head: int | None) -> int:
-    """Return the channels of a head: `dim_head`, or dim / heads where that is None."""
-    if dim_head is not None:
-        check_whole("dim_head", dim_head, 1)
-        return dim_head
-    if dim % heads:
-        raise ValueError(f"dim is {dim}, not a multiple of heads={heads}: set dim_head")
-    return dim // heads
-
-
-def depth_rates(stochastic_depth: float, depth: int) -> list[float]:
-    """Return each block's rate: 0 at the first, `stochastic_depth` at the last, linear between."""
-    return [stochastic_depth * i / max(1, depth - 1) for i in range(depth)]

@@ -11,11 +11,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from zeta.attention import Segments
 from zeta.config_field import check_range
-from zeta.flops import FlopRates, flop_rates
-from zeta.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
-from zeta.models.packed_vit import check_rates, check_sizes, head_width
+from zeta.models.arguments import check_rates, check_sizes, head_width
+from zeta.models.attention import Segments
+from zeta.models.flops import FlopRates, flop_rates
+from zeta.models.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
 from zeta.packed import PackedBatch
 
 _SHAPES = 16
@@ -50,7 +50,7 @@ class TextTower(nn.Module):
         mlp_dim: hidden channels of the MLPs.
         embed_dim: channels of a caption's embedding.
         dropout: rate on embedded tokens, after attention and in the MLPs, in training.
-        attention: back-end, see `zeta.attention`.
+        attention: back-end, see `zeta.models.attention`.
 
     Raises:
         ValueError: an argument out of range, by name.
@@ -107,7 +107,7 @@ class TextTower(nn.Module):
         return embeddings
 
     def training_flops(self, pack: PackedBatch) -> float:
-        """Return the operations of training on the captions of `pack`, see `zeta.flops`."""
+        """Return the operations of training on the captions of `pack`, see `zeta.models.flops`."""
         return self._flop_rates.of(pack.text_lengths[:-1])
 
     @cached_property

@@ -1,4 +1,7 @@
-"""Objectives: what the model learns to predict, one file each behind `Objective`."""
+"""Objectives: what the model learns to predict, one file each behind `Objective`.
+
+Imports `zeta.models` and below.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
 from zeta.config_field import check_whole
-from zeta.patchify import FLOAT_DTYPES, check_finite, image_sides
+from zeta.models.patchify import FLOAT_DTYPES, check_finite, image_sides
 
 
 class PatchEmbeddings(nn.Module):

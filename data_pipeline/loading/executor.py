@@ -1,0 +1,199 @@
+"""From a recipe to a packed batch: read, decode, resize, patchify, drop. No state is kept."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.loading.decode import ImageError, decode_image, patch_lines
+from data_pipeline.loading.fetch import SampleReader
+from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
+from data_pipeline.loading.targets import PackTargets
+from data_pipeline.plan.random_draws import hashes
+from data_pipeline.shards.sample import SampleError
+from zeta.packed import PackedBatch, Rejected
+
+
+@dataclass
+class StageTimes:
+    """Seconds that an executor spent on a pack."""
+
+    read: float = 0.0
+    """Waiting for bytes."""
+    decode: float = 0.0
+    """Decoding and resizing."""
+    pack: float = 0.0
+    """All else: labels, kept patches, copying into the pack."""
+    finished_at: float = 0.0
+    """By the system's monotonic clock."""
+    process: int = 0
+    """Number of the process that made it."""
+    cpu_at: float = 0.0
+    """CPU seconds that this process had used by then."""
+
+
+@dataclass(frozen=True)
+class ExecutedPack:
+    """A pack as an executor hands it over."""
+
+    batch: PackedBatch
+    epoch: int
+    rejected: tuple[Rejected, ...]
+    times: StageTimes
+
+    def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
+        # Between processes every tensor would be a shared-memory file of its own, which does not
+        # pay for small ones: they travel as plain arrays (and patches by `PackBuffers`).
+        batch = self.batch
+        tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
+        arrays = {
+            name: value.numpy()
+            for name, value in tensors.items()
+            if isinstance(value, torch.Tensor)
+        }
+        counts = {
+            name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens", "keys")
+        }
+        return _unpack, (arrays, counts, self.epoch, self.rejected, self.times)
+
+
+def _unpack(
+    arrays: dict[str, NDArray[np.generic]],
+    counts: dict[str, Any],
+    epoch: int,
+    rejected: tuple[Rejected, ...],
+    times: StageTimes,
+) -> ExecutedPack:
+    values = counts | {name: torch.from_numpy(array) for name, array in arrays.items()}
+    batch = PackedBatch(**values)
+    return ExecutedPack(batch, epoch, rejected, times)
+
+
+class Executor:
+    """Turns recipes into packs, one at a time, and remembers nothing of them.
+
+    Args:
+        class_names: labels that are names are looked up here.
+        deadline_s: how long reading a sample is tried.
+    """
+
+    def __init__(self, class_names: Sequence[str] | None, deadline_s: float) -> None:
+        self._class_names = class_names
+        self._reader = SampleReader(deadline_s)
+
+    def execute(self, recipe: PackRecipe, patches: NDArray[np.uint8] | None = None) -> ExecutedPack:
+        """Read and decode the images of `recipe` into a packed batch.
+
+        `patches` [token budget, p * p * 3] is memory for its patches; None makes some.
+
+        An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
+        `rejected`: its neighbours in the pack, and every other pack, are what they would be
+        without it.
+
+        Raises:
+            OSError: a shard cannot be read (the error names shard and byte).
+            TarError: a shard is not what was indexed.
+        """
+        if patches is None:
+            side = recipe.patch_size
+            patches = np.empty((recipe.token_budget, side * side * 3), dtype=np.uint8)
+        return _execute(recipe, patches, self._class_names, self._reader)
+
+
+def _execute(
+    recipe: PackRecipe,
+    patches: NDArray[np.uint8],
+    class_names: Sequence[str] | None,
+    reader: SampleReader,
+) -> ExecutedPack:
+    start, times = time.perf_counter(), StageTimes()
+    budget, limit, side = recipe.token_budget, recipe.max_images, recipe.patch_size
+    coords = np.full((budget, 2), -1, dtype=np.int32)
+    grids = np.ones((limit, 2), dtype=np.int32)
+    weights = np.zeros(limit, dtype=np.float32)
+    sample_ids = np.full(limit, -1, dtype=np.int64)
+    targets = PackTargets(recipe)
+    lengths = np.zeros(limit + 1, dtype=np.int64)
+    rejected: list[Rejected] = []
+    keys: list[str] = []
+    row = 0
+    samples = reader.read(recipe.images)
+    for index, (image, (sample, waited)) in enumerate(zip(recipe.images, samples, strict=True)):
+        times.read += waited
+        keys.append(sample.key)
+        lengths[index] = recipe.prefix_tokens + image.keep
+        rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
+        patches[row : rows.start] = 0
+        row += int(lengths[index])
+        kept = kept_patches(image)
+        grids[index], sample_ids[index] = image.grid, image.sample_id
+        y, x = np.divmod(kept, image.grid[1])
+        coords[rows, 0], coords[rows, 1] = y, x
+        try:
+            target = targets.read(sample, class_names)
+            before = time.perf_counter()
+            pixels = decode_recipe(sample.image, image, side, recipe.fit)
+            times.decode += time.perf_counter() - before
+            lines = patch_lines(pixels, side)
+            into = patches[rows].view(lines.dtype)
+            if image.keep == lines.shape[0] * lines.shape[1]:
+                into.reshape(lines.shape)[:] = lines  # straight: without a copy between
+            else:
+                into[:] = lines[y, x]
+            targets.put(index, target)
+            weights[index] = 1
+        except (SampleError, ImageError) as error:
+            patches[rows] = 0
+            rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
+    lengths[limit] = budget - row
+    patches[row:] = 0
+    batch = PackedBatch(
+        patches=torch.from_numpy(patches),
+        coords=torch.from_numpy(coords),
+        grids=torch.from_numpy(grids),
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
+        weights=torch.from_numpy(weights),
+        sample_ids=torch.from_numpy(sample_ids),
+        lengths=tuple(lengths.tolist()),
+        prefix_tokens=recipe.prefix_tokens,
+        keys=tuple(keys),
+        **targets.fields(),
+    )
+    times.pack = time.perf_counter() - start - times.read - times.decode
+    times.finished_at = time.monotonic()
+    times.process, times.cpu_at = os.getpid(), time.process_time()
+    return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
+
+
+def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
+    """Return the row-major indices of the patches that stay, ascending: a uniform subset."""
+    total = image.grid[0] * image.grid[1]
+    if image.keep == total:
+        return np.arange(total)
+    words = hashes(np.uint64(image.keep_key), np.arange(total))
+    return np.sort(np.argpartition(words, image.keep)[: image.keep])
+
+
+def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArray[np.uint8]:
+    """Return the image at its planned size: [rows * p, columns * p, 3] uint8.
+
+    Raises:
+        ImageError: an image that cannot be decoded, or not to its stated size.
+    """
+    return decode_image(
+        data,
+        height=image.grid[0] * side,
+        width=image.grid[1] * side,
+        scale=image.scale,
+        fit=fit,
+        stored_size=image.stored_size,
+        box=image.box,
+        flip=image.flip,
+    )

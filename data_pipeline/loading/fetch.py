@@ -1,0 +1,133 @@
+"""Reading the samples of a pack: at once from memory, else ahead of their decoding by threads."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import pairwise
+from pathlib import Path
+
+from data_pipeline.loading.recipe import ImageRecipe
+from data_pipeline.loading.shard_cache import failure_path
+from data_pipeline.shards.remote import is_remote, read_range
+from data_pipeline.shards.retry import PermanentError, with_retries
+from data_pipeline.shards.sample import Sample
+from data_pipeline.shards.tar_reader import TarError, parse_sample, read_cached_sample, read_sample
+
+_THREADS = 4
+_POLL_S = 0.02
+_SAMPLES_A_READ = 8
+_LARGEST_AT_ONCE = 2**22
+
+
+class SampleReader:
+    """Reads samples in order; latency of storage and decoding overlap.
+
+    What the system has in memory is taken at once: handing it over from a thread would cost more
+    than to read it. From the first sample that is not there on, a few threads read ahead. A read
+    that fails is tried again; after `deadline_s` it fails for good, and so does one that does not
+    return (a disk that hangs). A mount that hangs when a file is opened is left to the watchdog of
+    training.
+    """
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._buffer = memoryview(bytearray(_LARGEST_AT_ONCE))
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
+
+    def read(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
+        """Yield the sample of each image in order, and the seconds that were waited for it.
+
+        Raises:
+            OSError: a shard cannot be read, changed, or does not answer; names shard and byte.
+            TarError: the shard does not hold the sample where the index says.
+        """
+        for index, image in enumerate(images):
+            start = time.perf_counter()
+            sample = _read_at_once(image, self._buffer)
+            if sample is None:
+                yield from self._read_ahead(images[index:])
+                return
+            yield sample, time.perf_counter() - start
+
+    def _read_ahead(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
+        # A few samples at a time: handing over each one alone would cost as much as reading it.
+        # The first one alone, so that decoding begins at once.
+        starts = [0, *range(1, len(images), _SAMPLES_A_READ), len(images)]
+        parts = [images[start:end] for start, end in pairwise(starts) if start < end]
+        futures = [self._threads.submit(_read_part, part, self._deadline_s) for part in parts]
+        try:
+            for part, future in zip(parts, futures, strict=True):
+                start = time.perf_counter()
+                samples = self._result(future, part[0])
+                waited = time.perf_counter() - start
+                for sample in samples:
+                    yield sample, waited
+                    waited = 0.0
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _result(self, future: Future[list[Sample]], first: ImageRecipe) -> list[Sample]:
+        # Readers keep the deadline themselves, unless the system never returns to them.
+        limit = None if first.cached else 2 * self._deadline_s
+        try:
+            return future.result(timeout=limit)
+        except FutureTimeout as error:
+            what = f"no answer for {limit:g} s, reading at byte {first.offset}"
+            raise OSError(errno.ETIMEDOUT, what, first.shard) from error
+
+
+def _read_part(images: Sequence[ImageRecipe], deadline_s: float) -> list[Sample]:
+    return [read_image(image, deadline_s) for image in images]
+
+
+def read_image(image: ImageRecipe, deadline_s: float) -> Sample:
+    """Read the sample of one image, with retries; see `SampleReader.read`."""
+    if image.cached is not None:
+        path = image.cached
+        _await_download(image, Path(path))
+        return with_retries(lambda: _read_file(image, path), deadline_s)
+    if is_remote(image.shard):
+        data = read_range(image.shard, image.offset, image.nbytes, deadline_s)
+        return parse_sample(data, shard=image.shard, offset=image.offset)
+    return with_retries(lambda: _read_file(image, image.shard), deadline_s)
+
+
+def _read_at_once(image: ImageRecipe, buffer: memoryview) -> Sample | None:
+    """Read the sample of one image if no storage has to be waited for; None if it has."""
+    path = image.cached or image.shard
+    if is_remote(path) or image.nbytes > len(buffer):
+        return None
+    try:
+        return read_cached_sample(path, image.offset, buffer[: image.nbytes], _stamp(image))
+    except (OSError, TarError):
+        return None  # the other way says what it is, and tries again what may pass
+
+
+def _stamp(image: ImageRecipe) -> tuple[int, int] | None:
+    return image.stamp if image.cached is None else None  # the cache checked what it downloaded
+
+
+def _read_file(image: ImageRecipe, path: str) -> Sample:
+    try:
+        return read_sample(path, image.offset, image.nbytes, _stamp(image))
+    except TarError as error:
+        raise TarError(image.shard, error.offset, error.what) from None
+    except PermanentError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, image.shard) from error
+
+
+def _await_download(image: ImageRecipe, path: Path) -> None:
+    """Wait until the cache holds the shard; its download keeps deadlines and says if it fails."""
+    while not path.exists():
+        failure = failure_path(path)
+        if failure.exists():
+            what = f"{failure.read_text('utf-8')}; wanted for a sample at byte {image.offset}"
+            raise PermanentError(errno.EIO, what, image.shard)
+        time.sleep(_POLL_S)

@@ -1,0 +1,228 @@
+"""The step source of a run: lanes of the plan, executed by worker processes, in exact order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipeline.loading.executor import ExecutedPack, Executor
+from data_pipeline.loading.pack_buffers import PackBuffers
+from data_pipeline.loading.prefetch import Prefetcher
+from data_pipeline.loading.recipe import PackRecipe, pack_recipe
+from data_pipeline.plan.plan import LaneState, Plan
+from data_pipeline.shards.remote import is_remote
+from zeta.host_memory import keep_freed_memory
+from zeta.packed import StepPacks, check_world_size
+
+PREFETCH_PACKS_PER_WORKER = 4
+_SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
+"""Seconds to wait before a fork. Older Pythons hang in the child if another thread is just entering
+or leaving Python (python/cpython#112275), which was seen once, right after a collective; it is this
+thread that gives the others work, so they come to rest while it waits."""
+
+
+class _Executors(Dataset["ExecutedPack | Exception"]):
+    """A map-style dataset whose index is the recipe and its buffer: workers hold no state at all.
+
+    Errors come back as values, so that they are raised as what they were.
+    """
+
+    def __init__(
+        self, class_names: Sequence[str] | None, deadline_s: float, buffers: PackBuffers | None
+    ) -> None:
+        self._arguments = (class_names, deadline_s)
+        self._buffers = buffers
+        self._executor: Executor | None = None
+
+    def __getitem__(self, index: tuple[PackRecipe, int]) -> ExecutedPack | Exception:
+        recipe, slot = index
+        if self._executor is None:  # not before the worker process has begun
+            self._executor = Executor(*self._arguments)
+        try:
+            if self._buffers is None:
+                return self._executor.execute(recipe)
+            return self._buffers.strip(self._executor.execute(recipe, self._buffers[slot]))
+        except (OSError, ValueError) as error:
+            return error
+
+
+class PackLoader:
+    """Yields the packs of each optimizer step for one rank (`zeta.packed.StepSource`).
+
+    Lane i belongs to rank i mod W. Every rank yields ceil(P / W) packs a step; where it has no
+    lane, or the lane's stream has ended, the pack is empty. Worker count and prefetch never show:
+    recipes go out and packs come back in the order of the plan.
+
+    Args:
+        plan: the plan of the run, the same on every rank.
+        rank, world_size: this rank, and W.
+
+    Raises:
+        ValueError: more ranks than lanes, or a cache too small for the lanes here.
+    """
+
+    def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
+        check_world_size(world_size, plan.num_lanes)
+        self._plan = plan
+        self._lanes = range(rank, plan.num_lanes, world_size)
+        self._packs_per_rank = -(-plan.num_lanes // world_size)
+        self._states: dict[int, dict[int, LaneState]] = {}
+        self._more: dict[int, bool] = {}
+        self._prefetcher: Prefetcher | None = None
+        if any(is_remote(shard.path) for shard in plan.manifest.shards):
+            self._prefetcher = Prefetcher(plan, self._lanes, rank)
+
+    def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
+        """Yield the packs of each step, from `state` on (None: from the start of the run).
+
+        Raises:
+            ValueError: `state` belongs to other shards or another number of lanes.
+        """
+        first_step = check_state(self._plan, state)
+        with self._prefetcher or nullcontext():
+            yield from self._steps(state, first_step)
+
+    def _steps(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[StepPacks]:
+        step = first_step
+        packs: list[ExecutedPack] = []
+        for executed in self.executed(self._recipes(state, first_step)):
+            packs.append(executed)
+            if len(packs) == self._packs_per_rank:
+                yield _step_packs(step, packs, more=self._more.pop(step))
+                self._states.pop(step - 1, None)  # the trainer has committed it by now
+                packs, step = [], step + 1
+
+    def executed(self, recipes: Iterator[PackRecipe]) -> Iterator[ExecutedPack]:
+        """Yield the packs of `recipes` in their order, made by `data.workers` processes.
+
+        Raises:
+            OSError, TarError: of `Executor.execute`.
+        """
+        config = self._plan.config
+        buffers = None
+        if config.workers:
+            # Beside those asked for ahead, the one whose patches are being copied out.
+            slots = PREFETCH_PACKS_PER_WORKER * config.workers + 1
+            buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
+        turns = range(len(buffers) if buffers else 1)
+        loader = DataLoader(
+            _Executors(self._plan.manifest.class_names, config.read_deadline_s, buffers),
+            batch_size=None,
+            sampler=zip(recipes, itertools.cycle(turns), strict=False),
+            num_workers=config.workers,
+            prefetch_factor=PREFETCH_PACKS_PER_WORKER if config.workers else None,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context="fork" if config.workers else None,  # they share the buffers
+        )
+        if config.workers:
+            time.sleep(_SETTLE_S)
+        for slot, executed in zip(itertools.cycle(turns), loader, strict=False):
+            if isinstance(executed, Exception):
+                raise executed
+            if self._prefetcher is not None:
+                self._prefetcher.received()
+            yield executed if buffers is None else buffers.join(slot, executed)
+
+    def state_after(self, step: int) -> Mapping[str, Any]:
+        """Return the state of this rank's lanes once `step` is committed, as JSON-able values.
+
+        Raises:
+            KeyError: `step` is neither the last step yielded nor the one before it.
+        """
+        return {
+            "fingerprint": self._plan.manifest.fingerprint,
+            "num_lanes": self._plan.num_lanes,
+            "step": step,
+            "lanes": {str(lane): state.to_json() for lane, state in self._states[step].items()},
+        }
+
+    def _recipes(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[PackRecipe]:
+        """Yield the recipes of this rank's packs without end, noting the state after each step."""
+        saved = {} if state is None else state["lanes"]
+        lanes = {
+            lane: self._plan.lane(
+                lane, LaneState.from_json(saved[str(lane)]) if str(lane) in saved else None
+            )
+            for lane in self._lanes
+        }
+        locate = None if self._prefetcher is None else self._prefetcher.locate
+        for step in itertools.count(first_step):
+            if self._prefetcher is not None:
+                self._prefetcher.look_ahead(lanes)
+            recipes = []
+            for lane in lanes.values():
+                pack = lane.next_pack()
+                recipes.append(pack_recipe(self._plan, pack, lane.epoch, locate))
+            for _ in range(self._packs_per_rank - len(lanes)):
+                recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
+            # Noted before the first recipe goes out: the step may come back at any time after.
+            self._states[step] = {index: lane.state for index, lane in lanes.items()}
+            self._more[step] = any(lane.has_more() for lane in lanes.values())
+            if self._prefetcher is not None:
+                for recipe in recipes:
+                    self._prefetcher.sent([image.cached for image in recipe.images if image.cached])
+            yield from recipes
+
+
+def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
+    """Return the step at which `plan` goes on from a saved state of the data.
+
+    Raises:
+        ValueError: `state` belongs to other shards or another number of lanes.
+    """
+    if state is None:
+        return 0
+    if state["fingerprint"] != plan.manifest.fingerprint:
+        raise ValueError(
+            "data.shards are not the shards that this run was started on (their fingerprint "
+            "differs): restore them, or start a new run in another run.dir"
+        )
+    if state["num_lanes"] != plan.num_lanes:
+        raise ValueError(
+            f"train.packs_per_step is {plan.num_lanes}, but this run was started with "
+            f"{state['num_lanes']}"
+        )
+    return int(state["step"]) + 1
+
+
+def _begin_worker(_worker: int) -> None:
+    keep_freed_memory()
+    # A terminal or Slurm signals the rank and its workers; the rank saves first and then ends us.
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where no Slurm is either
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_rank_asks, args=[os.getppid()], daemon=True).start()
+
+
+def _end_when_rank_asks(rank: int) -> None:
+    """Wait for SIGTERM from the process `rank` and end this one; from others it is ignored.
+
+    Slurm sends it to all processes of a job that is preempted, but the step that the ranks are in
+    still needs its data.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
+        pass
+    os._exit(0)
+
+
+def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:
+    batches = tuple(pack.batch for pack in packs)
+    return StepPacks(
+        step=step,
+        packs=batches,
+        num_images=sum(batch.num_images for batch in batches),
+        num_tokens=sum(batch.num_tokens for batch in batches),
+        epoch=min(pack.epoch for pack in packs),
+        more=more,
+        rejected=tuple(rejected for pack in packs for rejected in pack.rejected),
+    )

@@ -1,0 +1,45 @@
+"""Shared memory in which executor processes hand their patches over."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.loading.executor import ExecutedPack
+
+
+class PackBuffers:
+    """Slots for the patches of the packs in flight, used in turn for the whole run.
+
+    A pack that came in memory of its own would cost a file, a mapping and a fault for each of its
+    pages, in the executor and again here. The memory has no name: only processes forked from this
+    one share it, and it needs no room in /dev/shm.
+    """
+
+    def __init__(self, slots: int, token_budget: int, patch_bytes: int) -> None:
+        """Make room for `slots` times [token_budget, patch_bytes] uint8."""
+        memory = mmap.mmap(-1, slots * token_budget * patch_bytes)
+        flat = np.frombuffer(memory, dtype=np.uint8)
+        self._slots = flat.reshape(slots, token_budget, patch_bytes)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, slot: int) -> NDArray[np.uint8]:
+        """Return a slot, [token_budget, patch_bytes], for an executor to write to."""
+        array: NDArray[np.uint8] = self._slots[slot]
+        return array
+
+    @staticmethod
+    def strip(pack: ExecutedPack) -> ExecutedPack:
+        """Return a pack whose patches stay behind in their slot."""
+        return replace(pack, batch=replace(pack.batch, patches=pack.batch.patches[:0]))
+
+    def join(self, slot: int, pack: ExecutedPack) -> ExecutedPack:
+        """Return a stripped pack with a copy of its patches: the slot is free again."""
+        patches = torch.from_numpy(self._slots[slot].copy())
+        return replace(pack, batch=replace(pack.batch, patches=patches))

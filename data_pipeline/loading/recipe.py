@@ -1,0 +1,149 @@
+"""The recipe of a pack: all a stateless executor needs to turn bytes on storage into patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.config import TextConfig
+from data_pipeline.loading.decode import WHOLE, Box
+from data_pipeline.plan.plan import PackPlan, Plan
+from data_pipeline.plan.random_draws import Draw, mix64, sample_uniforms, stream_key
+from data_pipeline.plan.sampling import decode_scales
+from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """One image: where its bytes are, what size it becomes, and which patches stay."""
+
+    sample_id: int
+    shard: str
+    """Path or URL."""
+    offset: int
+    nbytes: int
+    stamp: tuple[int, int]
+    """(bytes, mtime in ns) of the shard when it was indexed."""
+    stored_size: tuple[int, int]
+    """(height, width) that the manifest says; other sizes mean that the shard changed."""
+    grid: tuple[int, int]
+    """(rows, columns) of patches to resize to."""
+    keep: int
+    keep_key: int
+    """Key of the draw of which patches are kept."""
+    scale: int
+    """JPEG reduction to decode at: 1, 2, 4 or 8."""
+    box: Box = WHOLE
+    """Part of the image that is used."""
+    flip: bool = False
+    """Mirror it, left to right."""
+    cached: str | None = None
+    """Where the cache holds a remote shard, or soon will; None reads `shard` itself."""
+
+
+@dataclass(frozen=True)
+class PackRecipe:
+    """One pack; with no images, the empty pack of a finished or missing lane."""
+
+    images: tuple[ImageRecipe, ...]
+    token_budget: int
+    max_images: int
+    prefix_tokens: int
+    patch_size: int
+    fit: str
+    require_labels: bool
+    epoch: int
+    """Lowest epoch of its samples."""
+    max_labels: int | None = None
+    """Most labels of an image, where images have lists of them."""
+    text: TextConfig | None = None
+    """How captions become tokens, where they are needed."""
+
+
+Locate = Callable[[Shard], str | None]
+"""Tells where the cache holds a shard; None for one that is read where it is."""
+
+
+def pack_recipe(
+    plan: Plan, pack: PackPlan | None, epoch: int, locate: Locate | None = None
+) -> PackRecipe:
+    """Return the recipe of a planned pack (None: an empty one, in `epoch`)."""
+    config = plan.config
+    return PackRecipe(
+        images=() if pack is None else _image_recipes(plan, plan.manifest, pack, locate),
+        token_budget=config.token_budget,
+        max_images=config.max_images_per_pack,
+        prefix_tokens=config.prefix_tokens,
+        patch_size=plan.patch_size,
+        fit=config.resolution.fit,
+        require_labels=config.require_labels,
+        epoch=epoch,
+        max_labels=config.max_labels,
+        text=config.text if config.require_captions else None,
+    )
+
+
+def _image_recipes(
+    plan: Plan, manifest: Manifest, pack: PackPlan, locate: Locate | None
+) -> tuple[ImageRecipe, ...]:
+    samples = manifest.samples[pack.sample_ids]
+    shards = [manifest.shards[index] for index in manifest.shard_of(pack.sample_ids).tolist()]
+    cached = {shard.path: locate(shard) for shard in shards} if locate is not None else {}
+    scales = np.ones(len(samples), dtype=np.int64)
+    if plan.config.decode.scaled:
+        heights, widths = samples["height"] * pack.crops, samples["width"] * pack.crops
+        reduced = decode_scales(heights, widths, pack.rows, pack.columns, plan.patch_size)
+        scales = np.where(samples["format"] == ImageFormat.JPEG, reduced, 1)
+    boxes, flips = _augmentation(plan, pack)
+    keep_keys = _stream_keys(
+        np.uint64(stream_key(Draw.KEPT_PATCHES, plan.config.seed)), pack.epochs, pack.sample_ids
+    )
+    return tuple(
+        ImageRecipe(
+            sample_id=int(pack.sample_ids[i]),
+            shard=shards[i].path,
+            offset=int(samples["offset"][i]),
+            nbytes=int(samples["nbytes"][i]),
+            stamp=(shards[i].nbytes, shards[i].mtime_ns),
+            stored_size=(int(samples["height"][i]), int(samples["width"][i])),
+            grid=(int(pack.rows[i]), int(pack.columns[i])),
+            keep=int(pack.keep[i]),
+            keep_key=keep_keys[i],
+            scale=int(scales[i]),
+            box=boxes[i],
+            flip=flips[i],
+            cached=cached.get(shards[i].path),
+        )
+        for i in range(len(samples))
+    )
+
+
+def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
+    """Return the box that each image is cropped to, and whether it is mirrored."""
+
+    def draw(purpose: Draw) -> NDArray[np.float64]:
+        return sample_uniforms(purpose, plan.config.seed, pack.epochs, pack.sample_ids)
+
+    boxes, flips = [WHOLE] * len(pack.sample_ids), [False] * len(pack.sample_ids)
+    if plan.config.augment.crop_min_area < 1:
+        sides = zip(
+            pack.crops.tolist(),
+            draw(Draw.CROP_TOP).tolist(),
+            draw(Draw.CROP_LEFT).tolist(),
+            strict=True,
+        )
+        boxes = [Box(side, u * (1 - side), v * (1 - side)) for side, u, v in sides]
+    if plan.config.augment.flip:
+        flips = (draw(Draw.FLIP) < 0.5).tolist()
+    return boxes, flips
+
+
+def _stream_keys(key: np.uint64, *parts: NDArray[np.int64]) -> list[int]:
+    """Return what `stream_key` returns for the parts of each image, all at once."""
+    keys = np.full(len(parts[0]), key)
+    for part in parts:
+        keys = mix64(keys ^ part.astype(np.uint64))
+    return [int(key) for key in keys.tolist()]

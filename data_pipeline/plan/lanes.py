@@ -1,0 +1,174 @@
+"""Which samples each lane reads, in which order: the deal of an epoch, and the stream of a lane.
+
+A lane is one of the P packs of a step. Each epoch the shuffled shards are laid on a circle by
+expected token mass and cut at P equal runs from a start of its own, one run a lane; a shard that
+is cut is read by two lanes. Ranks never enter: lane i goes to rank i mod W, whatever W is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.plan.random_draws import Draw, hashes, stream_key, uniforms
+from data_pipeline.plan.shuffle import permute
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+class Cursor(NamedTuple):
+    """Position of a lane in its endless stream of one source: the next sample to deal."""
+
+    epoch: int = 0
+    window: int = 0
+    """Index of the window of K shards within the lane's run of this epoch."""
+    offset: int = 0
+    """Samples of this window already dealt, unusable ones included."""
+    images: int = 0
+    """Usable samples dealt to this lane since the start of the run."""
+    tokens: int = 0
+    """Their tokens; counted only where sources are mixed by tokens."""
+
+
+class Segment(NamedTuple):
+    """A run of consecutive samples of one shard, as sample ids [start, stop)."""
+
+    start: int
+    stop: int
+
+
+@dataclass
+class LaneDeal:
+    """Deals the samples of every epoch to the lanes; pure, and the same on every rank.
+
+    Args:
+        firsts: [S] sample id of the first sample of each shard.
+        counts: [S] samples of each shard.
+        masses: [S] expected tokens of each shard.
+        num_lanes: P.
+        window_shards: K, shards whose samples are shuffled together.
+        seed: `data.seed`.
+        source: index of the source, so that sources have orders of their own.
+    """
+
+    firsts: Ints
+    counts: Ints
+    masses: NDArray[np.float64]
+    num_lanes: int
+    window_shards: int
+    seed: int
+    source: int = 0
+
+    def __post_init__(self) -> None:
+        # One epoch's cuts are kept at a time: all lanes of a rank move through epochs together.
+        self._epoch_cuts = lru_cache(maxsize=4)(self._cut_epoch)
+
+    def segments(self, epoch: int, lane: int) -> list[Segment]:
+        """Return the samples of `lane` in `epoch`, in shard order, without the empty runs."""
+        order, cuts, turn = self._epoch_cuts(epoch)
+        run = (lane + turn) % self.num_lanes
+        pieces = [(cuts[run], cuts[run + 1])]
+        if run == self.num_lanes - 1:  # the circle closes: the last run ends where the first begins
+            pieces = [(cuts[run], (len(order) - 1, int(self.counts[order[-1]]))), ((0, 0), cuts[0])]
+        return [segment for piece in pieces for segment in self._between(order, *piece)]
+
+    def _between(self, order: Ints, begin: tuple[int, int], end: tuple[int, int]) -> list[Segment]:
+        """Return the samples between two cuts, each a (position in order, sample of the shard)."""
+        result = []
+        for position in range(begin[0], end[0] + 1):
+            shard = order[position]
+            start = begin[1] if position == begin[0] else 0
+            stop = end[1] if position == end[0] else int(self.counts[shard])
+            if start < stop:
+                base = int(self.firsts[shard])
+                result.append(Segment(base + start, base + stop))
+        return result
+
+    def _cut_epoch(self, epoch: int) -> tuple[Ints, list[tuple[int, int]], int]:
+        """Return the shard order, the P + 1 cuts (the last unused), and the turn of the lanes."""
+        key = np.uint64(stream_key(Draw.SHARD_ORDER, self.seed, epoch, self.source))
+        order = np.argsort(hashes(key, np.arange(len(self.counts))), kind="stable")
+        masses, counts = np.maximum(self.masses[order], 1e-9), self.counts[order]
+        ends = np.cumsum(masses)
+        # A start and a turn of its own, so that a single shard is not dealt alike every epoch.
+        key = np.uint64(stream_key(Draw.RUN_START, self.seed, epoch, self.source))
+        start, turn = uniforms(key, np.arange(2)) * self.num_lanes
+        runs = np.arange(self.num_lanes + 1) + start % 1
+        targets = np.minimum(runs / self.num_lanes, 1) * ends[-1]
+        shards = np.minimum(np.searchsorted(ends, targets, side="right"), len(order) - 1)
+        share = (targets - (ends - masses)[shards]) / masses[shards]
+        samples = np.clip(np.rint(share * counts[shards]), 0, counts[shards]).astype(np.int64)
+        return order, list(zip(shards.tolist(), samples.tolist(), strict=True)), int(turn)
+
+
+@dataclass
+class LaneStream:
+    """The endless sample stream of one lane from one source, read forwards from any cursor.
+
+    Args:
+        deal: the deal of the source.
+        lane: which lane.
+        usable: tells which of some sample ids may be planned; the others are passed over.
+        max_epochs: end the stream after so many epochs (None: endless).
+    """
+
+    deal: LaneDeal
+    lane: int
+    usable: Callable[[Ints], Bools] | None = None
+    max_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._windows = lru_cache(maxsize=2)(self._cut_windows)
+
+    def take(self, cursor: Cursor, limit: int) -> tuple[Ints, Cursor]:
+        """Return up to `limit` usable sample ids of one epoch from `cursor`, and the cursor after.
+
+        Fewer are returned only where the epoch of this lane ends: the cursor after is then the
+        start of the next epoch.
+        """
+        taken: list[Ints] = []
+        epoch, window, offset, images, tokens = cursor
+        windows = self._windows(epoch)
+        while limit > 0 and window < len(windows):
+            segments = windows[window]
+            size = sum(segment.stop - segment.start for segment in segments)
+            count = min(limit, size - offset)
+            ids = self._shuffled(segments, size, epoch, window, offset, count)
+            if self.usable is not None:
+                ids = ids[self.usable(ids)]
+            taken.append(ids)
+            limit, offset, images = limit - len(ids), offset + count, images + len(ids)
+            if offset == size:
+                window, offset = window + 1, 0
+        if window == len(windows):
+            epoch, window, offset = epoch + 1, 0, 0
+        ids = np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
+        return ids, Cursor(epoch, window, offset, images, tokens)
+
+    def ended(self, cursor: Cursor) -> bool:
+        """Return whether the run has no samples for this lane from `cursor` on."""
+        return self.max_epochs is not None and cursor.epoch >= self.max_epochs
+
+    def _cut_windows(self, epoch: int) -> list[list[Segment]]:
+        segments = self.deal.segments(epoch, self.lane)
+        step = self.deal.window_shards
+        return [segments[i : i + step] for i in range(0, len(segments), step)]
+
+    def _shuffled(
+        self, segments: list[Segment], size: int, epoch: int, window: int, offset: int, count: int
+    ) -> Ints:
+        """Return `count` samples of a window in its shuffled order, from `offset` on."""
+        deal = self.deal
+        key = stream_key(Draw.SAMPLE_ORDER, deal.seed, epoch, deal.source, self.lane, window)
+        positions = permute(np.arange(offset, offset + count), size, key)
+        lengths = np.array([segment.stop - segment.start for segment in segments])
+        ends = np.cumsum(lengths)
+        index = np.searchsorted(ends, positions, side="right")
+        starts = np.array([segment.start for segment in segments])
+        return np.asarray(starts[index] + positions - (ends - lengths)[index])

@@ -1,0 +1,223 @@
+"""The plan: which images, at which size and keep count, form each pack of each lane.
+
+Token lengths are known from the manifest before any byte of an image is read, so order, sizes,
+dropping and packing are a pure function of (manifest, config, seed). Ranks and workers only
+execute it: nothing here depends on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.config import DataConfig
+from data_pipeline.plan.lane_packer import LanePacker, WindowRules
+from data_pipeline.plan.lane_packer import LaneState as LaneState
+from data_pipeline.plan.lane_packer import PackPlan as PackPlan
+from data_pipeline.plan.lanes import LaneDeal, LaneStream
+from data_pipeline.plan.mixing import Dealt, LaneMix
+from data_pipeline.plan.packing import PackLimits
+from data_pipeline.plan.random_draws import Draw, sample_uniforms
+from data_pipeline.plan.sampling import crop_sides, keep_counts, token_grids
+from data_pipeline.shards.manifest import Manifest, WeightedSource
+from data_pipeline.shards.masses import Needs, shard_masses, usable_samples
+from data_pipeline.shards.sample_rows import release_pages
+
+Ints = NDArray[np.int64]
+
+_ROWS_BETWEEN_RELEASES = 1 << 17
+
+
+@dataclass
+class Plan:
+    """The deal of samples to lanes and the rules by which images get their size.
+
+    Args:
+        manifest: the indexed shards.
+        config: `data.*`, with patch_size and cost_dim set from the model.
+        num_lanes: P, packs a step.
+        max_epochs: end every lane's stream after so many epochs (None: endless).
+        max_patches: larger images are made smaller, to at most so many patches (None: to what a
+            pack holds).
+        lanes_may_be_empty: allow fewer samples than lanes, as in a pass over a few held-out ones.
+
+    Raises:
+        ValueError: fewer samples than lanes, a budget that cannot hold a single patch, or epochs
+            to count where several sources have epochs of their own.
+    """
+
+    manifest: Manifest
+    config: DataConfig
+    num_lanes: int
+    max_epochs: int | None = None
+    max_patches: int | None = None
+    lanes_may_be_empty: bool = False
+    limits: PackLimits = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        if config.patch_size is None or config.cost_dim is None:
+            raise ValueError("data.patch_size and data.cost_dim must be set (from the model)")
+        self.patch_size, self.cost_dim = config.patch_size, config.cost_dim
+        self.limits = PackLimits(config.token_budget, config.max_images_per_pack)
+        self.max_tokens = config.token_budget - config.prefix_tokens
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"data.token_budget is {config.token_budget}; with {config.prefix_tokens} prefix "
+                f"tokens an image it must be at least {config.prefix_tokens + 1}"
+            )
+        if self.max_patches is not None:
+            self.max_tokens = min(self.max_tokens, self.max_patches)
+        shards = self.manifest.shards
+        self.sources = self.manifest.sources or (
+            WeightedSource("data.shards", 0, len(shards), 1.0),
+        )
+        if self.max_epochs is not None and len(self.sources) > 1:
+            raise ValueError(
+                "train.max_epochs counts passes over the shards, but each weighted source of "
+                "data.shards has passes of its own: set train.max_steps instead"
+            )
+        self._needs = Needs(
+            label=config.require_labels and config.max_labels is None,
+            label_list=config.require_labels and config.max_labels is not None,
+            caption=config.require_captions,
+        )
+        self.masses = shard_masses(
+            self.manifest,
+            self._median_patches,
+            needs=self._needs,
+            rules={"max_tokens": self.max_tokens, "patch": self.patch_size}
+            | asdict(config.resolution),
+        )
+        self._deals = [self._deal(index, source) for index, source in enumerate(self.sources)]
+        self._rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window)
+        self._rows_read = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images that can be used: each is dealt once in an epoch of its source."""
+        return int(self.masses.usable.sum())
+
+    def lane(self, lane: int, state: LaneState | None = None) -> LanePacker:
+        """Return the packs of one lane, from `state` on."""
+        return LanePacker(self.lane_mix(lane), self._rules, state)
+
+    def lane_mix(self, lane: int) -> LaneMix:
+        """Return the samples of one lane, in the order in which they are dealt."""
+        return LaneMix(
+            [LaneStream(deal, lane, self._usable, self.max_epochs) for deal in self._deals],
+            [source.weight for source in self.sources],
+            self.num_lanes,
+            self._count_tokens if self.config.mix_by == "tokens" else None,
+            self._one_pass(),
+        )
+
+    def _one_pass(self) -> int:
+        """Return how many images a lane is dealt until the fastest source has made one pass."""
+        rates = sum(source.weight for source in self.sources)
+        passes = (
+            self.masses.usable[source.first_shard : source.stop_shard].sum() * rates / source.weight
+            for source in self.sources
+        )
+        return max(1, int(min(passes) / self.num_lanes))
+
+    def source_of(self, sample_ids: Ints) -> Ints:
+        """Return the index in `sources` of each sample."""
+        stops = np.array([source.stop_shard for source in self.sources])
+        return np.searchsorted(stops, self.manifest.shard_of(sample_ids), side="right")
+
+    def size_images(self, sample_ids: Ints, epochs: Ints, seen: Ints | None = None) -> PackPlan:
+        """Draw grid and keep count of each sample, in its epoch, as image n of the run; [n] each.
+
+        `seen` is n of schedules; None is 0 for all.
+        """
+        self._release(len(sample_ids))
+        config, samples = self.config, self.manifest.samples[sample_ids]
+
+        def draw(purpose: Draw) -> NDArray[np.float64]:
+            return sample_uniforms(purpose, config.seed, epochs, sample_ids)
+
+        seen = np.zeros_like(sample_ids) if seen is None else seen
+        crops = np.ones(len(sample_ids))
+        if config.augment.crop_min_area < 1:
+            crops = crop_sides(config.augment, draw(Draw.CROP_AREA))
+        u = draw(Draw.RESOLUTION)
+        rows, columns, shrunk = token_grids(
+            config.resolution,
+            samples["height"] * crops,
+            samples["width"] * crops,
+            u,
+            patch_size=self.patch_size,
+            max_tokens=self.max_tokens,
+        )
+        keep = rows * columns
+        if config.drop.kind != "none":
+            keep = keep_counts(
+                config.drop,
+                config.resolution,
+                keep,
+                draw(Draw.DROP_RATE),
+                patch_size=self.patch_size,
+                seen=seen,
+            )
+        lengths = keep + config.prefix_tokens
+        return PackPlan(sample_ids, epochs, seen, rows, columns, keep, lengths, crops, shrunk)
+
+    def _size(self, dealt: Dealt) -> PackPlan:
+        return self.size_images(*dealt)
+
+    def _count_tokens(self, sample_ids: Ints, epochs: Ints, seen: Ints) -> Ints:
+        return self.size_images(sample_ids, epochs, seen).lengths
+
+    def _usable(self, sample_ids: Ints) -> NDArray[np.bool_]:
+        return usable_samples(self.manifest.samples[sample_ids], self._needs)
+
+    def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, NDArray[np.bool_]]:
+        rows, columns, shrunk = token_grids(
+            self.config.resolution,
+            samples["height"].astype(np.int64),
+            samples["width"].astype(np.int64),
+            np.full(len(samples), 0.5),
+            patch_size=self.patch_size,
+            max_tokens=self.max_tokens,
+        )
+        return rows * columns, shrunk
+
+    def _deal(self, index: int, source: WeightedSource) -> LaneDeal:
+        shards = self.manifest.shards[source.first_shard : source.stop_shard]
+        own = slice(source.first_shard, source.stop_shard)
+        usable = int(self.masses.usable[own].sum())
+        unlabelled = int(self.masses.unlabelled[own].sum())
+        if usable == 0 and unlabelled:
+            what, where = "class label", ".cls members, or label in .json"
+            if self.config.require_captions:
+                what, where = "caption", ".txt members, or caption in .json"
+            raise ValueError(
+                f"none of the {unlabelled} images of {source.name} has the {what} that the "
+                f"objective needs: write {where}, and index the shards again"
+            )
+        if usable < (1 if self.lanes_may_be_empty else self.num_lanes):
+            where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"
+            raise ValueError(
+                f"train.packs_per_step is {self.num_lanes} but {where} only {usable} usable "
+                "images: every pack of a step reads images of its own, so set "
+                f"train.packs_per_step to at most {max(usable, 1)}"
+            )
+        return LaneDeal(
+            firsts=np.array([shard.first for shard in shards], dtype=np.int64),
+            counts=np.array([shard.count for shard in shards], dtype=np.int64),
+            masses=self.masses.tokens[own],
+            num_lanes=self.num_lanes,
+            window_shards=self.config.window_shards,
+            seed=self.config.seed,
+            source=index,
+        )
+
+    def _release(self, rows: int) -> None:
+        """Give back the pages of a mapped manifest now and then, so that memory stays level."""
+        self._rows_read += rows
+        if self._rows_read >= _ROWS_BETWEEN_RELEASES:
+            release_pages(self.manifest.samples)
+            self._rows_read = 0

@@ -1,0 +1,361 @@
+"""Building shards: a source, cut into tar files that are the same on every run.
+
+The order and the cuts are decided before anything is written, so shards are written in parallel,
+each whole or absent, and an interrupted build goes on with the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from data_pipeline.shards.atomic_file import remove_leftovers, write_atomically
+from data_pipeline.shards.folder import ShardSpec
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.manifest_files import write_class_names
+from data_pipeline.shards.parallel import run_tasks
+from data_pipeline.shards.sources import FilePart, Source, SourceSample, from_memory, open_source
+
+BUILD_NAME = "build.json"
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+
+
+class OtherSourceError(ValueError):
+    """A folder holds the shards of another source than the one to build from."""
+
+
+def build_shards(
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
+    out: str | Path,
+    *,
+    max_size_mb: float = 512,
+    max_count: int = 10_000,
+    seed: int | None = 0,
+    labels: bool = True,
+    class_names: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> Manifest:
+    """Write `source` as shards ``shard-000000.tar``, ... into the folder `out`, and index them.
+
+    Args:
+        source: what `open_source` takes, or an iterable of (key, content by suffix) in memory.
+        out: folder to write; what an interrupted build of the same source left there is kept.
+        max_size_mb: a shard is closed before it would exceed this many 1e6 bytes.
+        max_count: a shard holds at most this many samples.
+        seed: order of the samples, shuffled because class folders would otherwise give one class
+            a shard; None keeps the order of the source.
+        labels: whether the folders of an image folder are classes.
+        class_names: class map of an in-memory source.
+        workers: processes that write and index.
+        progress: whether to show bars and the counts of skipped files on stderr.
+
+    Returns:
+        The opened manifest; `out` also holds ``classes.json`` where classes have names. Equal
+        sources give equal bytes.
+
+    Raises:
+        ValueError: the source holds no images, or `out` holds something else.
+    """
+    opened = _open(source, labels, class_names)
+    if progress:
+        _report(opened.skipped)
+    limits = (max_size_mb * 1e6, max_count)
+    return _build(opened, Path(out), limits, seed, workers, progress)
+
+
+def build_split(
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
+    out: str | Path,
+    val_share: float,
+    *,
+    max_size_mb: float = 512,
+    max_count: int = 10_000,
+    seed: int | None = 0,
+    labels: bool = True,
+    class_names: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Write `source` as two sets of shards, `out`/train and `out`/val, and index them.
+
+    A sample is held out by a hash of its key alone: another order, or more images in the source,
+    move none from one set to the other. At least one image is in each set.
+
+    Args:
+        source, out, max_size_mb, max_count, seed, labels, class_names, workers, progress: as of
+            `build_shards`.
+        val_share: share of the samples that is held out, above 0 and below 1.
+
+    Returns:
+        The manifests of `train` and `val`, which have the same class map.
+
+    Raises:
+        ValueError: as of `build_shards`; or there are too few samples to hold one out.
+    """
+    if not 0 < val_share < 1:
+        raise ValueError(f"val_share is {val_share:g}; it must be above 0 and below 1, as in 0.05")
+    folder = Path(out)
+    if (folder / BUILD_NAME).exists():
+        raise ValueError(
+            f"{folder} holds shards that were built without a held-out share; choose another "
+            "folder, or delete this one"
+        )
+    opened = _open(source, labels, class_names)
+    if progress:
+        _report(opened.skipped)
+    limits = (max_size_mb * 1e6, max_count)
+    manifests = {}
+    for name, part in _split(opened, val_share).items():
+        if progress:
+            print(f"{name}: {len(part.samples):,} samples", file=sys.stderr)
+        manifests[name] = _build(part, folder / name, limits, seed, workers, progress)
+    return manifests
+
+
+def _split(source: Source, val_share: float) -> dict[str, Source]:
+    """Return the samples to train on and those to hold out, by a hash of their keys."""
+    if len(source.samples) < 2:
+        raise ValueError("the source holds one image, so that none can be held out: add some")
+    share_of = {sample.key: _hash_share(sample.key) for sample in source.samples}
+    low, high = min(share_of, key=share_of.__getitem__), max(share_of, key=share_of.__getitem__)
+    val = {key for key, share in share_of.items() if share < val_share} - {high} | {low}
+    train = [sample for sample in source.samples if sample.key not in val]
+    held_out = [sample for sample in source.samples if sample.key in val]
+    return {
+        "train": replace(source, samples=train),
+        "val": replace(source, samples=held_out, skipped=Counter()),
+    }
+
+
+def _hash_share(key: str) -> float:
+    """Return a number in [0, 1) that depends on the key alone."""
+    digest = hashlib.blake2b(key.encode(), person=b"zeta val", digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _build(
+    opened: Source,
+    folder: Path,
+    limits: tuple[float, int],
+    seed: int | None,
+    workers: int,
+    progress: bool,
+) -> Manifest:
+    """Write the samples as shards of at most `limits` (bytes, samples) into `folder`."""
+    samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
+    shards = _cut(samples, *limits)
+    _claim(folder, _digest(shards, opened.class_names), opened.skipped)
+    if opened.class_names is not None:
+        write_class_names(folder, opened.class_names)
+    remove_leftovers(folder)
+    tasks = [
+        _Task(folder / f"shard-{number:06d}.tar", number, tuple(shard))
+        for number, shard in enumerate(shards)
+    ]
+    missing = [task for task in tasks if not task.path.exists()]
+    nbytes = sum(_tar_bytes(sample) for task in missing for sample in task.samples)
+    hidden = not (progress and missing)
+    with tqdm(total=len(samples), unit=" samples", desc="build", disable=hidden) as bar:
+        bar.update(len(samples) - sum(len(task.samples) for task in missing))
+        for count in run_tasks(_write_shard, missing, workers, nbytes):
+            bar.update(count)
+    return index_shards([task.path for task in tasks], workers=workers, progress=progress)
+
+
+def _open(
+    source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
+    labels: bool,
+    class_names: Sequence[str] | None,
+) -> Source:
+    if isinstance(source, str | Path):
+        return open_source(source, labels=labels)
+    paths: list[str | Path] = []
+    pairs: list[tuple[str, Mapping[str, bytes]]] = []
+    for number, item in enumerate(source):
+        if isinstance(item, str | Path) and not pairs:
+            paths.append(item)
+        elif isinstance(item, tuple) and len(item) == 2 and not paths:
+            pairs.append(item)
+        else:
+            raise ValueError(
+                f"item {number} of the source is {item!r:.80}; all must be paths of shards, or all "
+                "(key, {suffix: content}) pairs"
+            )
+    return open_source(paths, labels=labels) if paths else from_memory(pairs, class_names)
+
+
+def _report(skipped: Counter[str]) -> None:
+    for reason, count in sorted(skipped.items()):
+        if count:
+            print(f"skipped {count}: {reason}", file=sys.stderr)
+
+
+def _shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
+    """Return the samples in the order of a keyed hash, the same on every machine and version."""
+    key = str(seed).encode()
+    return sorted(
+        samples,
+        key=lambda item: hashlib.blake2b(item.key.encode(), key=key, digest_size=16).digest(),
+    )
+
+
+def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[list[SourceSample]]:
+    """Cut the list into shards, each within both limits unless one sample alone is larger."""
+    shards: list[list[SourceSample]] = [[]]
+    size = 0
+    for sample in samples:
+        nbytes = _tar_bytes(sample)
+        if shards[-1] and (_file_bytes(size + nbytes) > max_bytes or len(shards[-1]) >= max_count):
+            shards.append([])
+            size = 0
+        shards[-1].append(sample)
+        size += nbytes
+    return shards
+
+
+def _file_bytes(nbytes: int) -> int:
+    """Return the size of a tar file around samples of `nbytes`: whole records."""
+    return -(-(nbytes + 2 * _BLOCK) // _RECORD) * _RECORD
+
+
+def _tar_bytes(sample: SourceSample) -> int:
+    """Return the bytes that a sample takes in a tar: headers (PAX for long names) and padding."""
+    total = 0
+    for suffix, part in sample.members.items():
+        name = f"{sample.key}.{suffix}".encode()
+        extended = 2 * _BLOCK + len(name) if len(name) > 100 or not name.isascii() else 0
+        total += _BLOCK + sum(-(-n // _BLOCK) * _BLOCK for n in (extended, _nbytes(part)))
+    return total
+
+
+def _nbytes(part: FilePart | bytes) -> int:
+    return len(part) if isinstance(part, bytes) else part.nbytes
+
+
+def _digest(shards: list[list[SourceSample]], class_names: tuple[str, ...] | None) -> str:
+    """Return a digest of everything that decides the bytes of the shards."""
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for shard in shards:
+        digest.update(b"shard")
+        for sample in shard:
+            parts = [
+                [suffix, hashlib.sha256(part).hexdigest()]
+                if isinstance(part, bytes)
+                else [suffix, part.path, part.offset, part.nbytes, part.mtime_ns]
+                for suffix, part in sorted(sample.members.items())
+            ]
+            digest.update(json.dumps([sample.key, parts]).encode())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
+    """Mark the folder as the build of this source; ValueError if it is something else's."""
+    record = folder / BUILD_NAME
+    if record.exists():
+        if json.loads(record.read_text("utf-8")).get("source") != digest:
+            raise OtherSourceError(
+                f"{folder} holds shards of another source, or of this one before it changed or "
+                "with other options; choose another folder, or delete this one"
+            )
+        return
+    if (folder / "train" / BUILD_NAME).exists():
+        raise ValueError(
+            f"{folder} holds shards in train/ and val/, built with a held-out share (--val-share): "
+            "give one again to go on with them, or choose another folder"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no shard build; choose a new or empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_atomically(record) as stream:
+            stream.write(json.dumps({"source": digest, "skipped": +skipped}).encode())
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class _Task:
+    path: Path
+    number: int
+    samples: tuple[SourceSample, ...]
+
+
+def _write_shard(task: _Task) -> int:
+    """Write one shard under a hidden name and rename it; return its number of samples."""
+    with _signals_deferred():
+        from webdataset import ShardWriter  # here, because it imports torch
+
+    with write_atomically(task.path) as stream:
+
+        def give_stream(_: str) -> BinaryIO:
+            return stream
+
+        # All that varies between runs and machines is fixed; cuts were made before.
+        with ShardWriter(
+            "%d",
+            maxcount=len(task.samples) + 1,
+            maxsize=float("inf"),
+            verbose=0,
+            opener=give_stream,
+            encoder=False,
+            mtime=0,
+            user="zeta",
+            group="zeta",
+        ) as writer:
+            for sample in task.samples:
+                content = {suffix: _content(part) for suffix, part in sample.members.items()}
+                writer.write({"__key__": sample.key, **content})
+    return len(task.samples)
+
+
+@contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block is through.
+
+    An exception that is raised while torch's C++ code runs a Python import aborts the process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread
+        return
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for held in handlers:
+        signal.signal(held, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for held, handler in handlers.items():
+            signal.signal(held, handler)
+    for number in came:
+        signal.raise_signal(number)
+
+
+def _content(part: FilePart | bytes) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    try:
+        with Path(part.path).open("rb") as stream:
+            stream.seek(part.offset)
+            data = stream.read(part.nbytes)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read {part.path}: {error.strerror}; allow reading it, or take it out of the "
+            "source and build into a new folder"
+        ) from error
+    if len(data) != part.nbytes:
+        raise ValueError(f"{part.path} became shorter while shards were built; build again")
+    return data

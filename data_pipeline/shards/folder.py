@@ -1,0 +1,165 @@
+"""Where shards are: specs of folders, globs, braces and URLs, and the folders they lead to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import braceexpand
+
+from data_pipeline.shards import remote
+from data_pipeline.shards.remote import RemoteShard
+from data_pipeline.shards.tar_reader import ShardFile
+
+ShardSpec = str | Path | Sequence[str | Path]
+"""A folder, a ``.tar`` file, a glob or a brace expansion, local or a URL, or a list of these."""
+
+_STAT_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """A local folder or the directory part of URLs, where shards lie side by side."""
+
+    location: str
+    """Path, or URL without its last slash."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards are behind a URL."""
+        return remote.is_remote(self.location)
+
+    @property
+    def index(self) -> Path:
+        """Local folder of the index files: beside local shards, in `index_root()` for URLs."""
+        if not self.remote:
+            return Path(self.location)
+        protocol, _, rest = self.location.partition("://")
+        return index_root() / protocol / quote(rest, safe="/")
+
+    def shard(self, name: str) -> str:
+        """Return path or URL of a shard of this folder."""
+        return f"{self.location}/{name}" if self.remote else str(Path(self.location) / name)
+
+    def stat(self, names: Sequence[str]) -> Sequence[tuple[int, int]]:
+        """Return (bytes, mtime in ns or stamp of the ETag) of shards; OSError if one is missing."""
+        if not self.remote:
+            found = [(Path(self.location) / name).stat() for name in names]
+            return [(status.st_size, status.st_mtime_ns) for status in found]
+        with ThreadPoolExecutor(_STAT_THREADS) as threads:
+            return list(threads.map(remote.stat, map(self.shard, names)))
+
+    def open(self, name: str) -> ShardFile | RemoteShard:
+        """Open a shard for an index pass."""
+        path = self.shard(name)
+        return RemoteShard(path) if self.remote else ShardFile(path)
+
+    def __str__(self) -> str:
+        return self.location
+
+
+def index_root() -> Path:
+    """Return the folder of the indexes of remote shards: $ZETA_INDEX_DIR, or the user's cache."""
+    if os.environ.get("ZETA_INDEX_DIR"):
+        return Path(os.environ["ZETA_INDEX_DIR"]).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "zeta" / "index"
+
+
+def folder_of(shard: str) -> tuple[ShardFolder, str]:
+    """Return folder and file name of a shard given by path or URL."""
+    if remote.is_remote(shard):
+        location, _, name = shard.rpartition("/")
+        return ShardFolder(location), name
+    return ShardFolder(str(Path(shard).parent)), Path(shard).name
+
+
+def by_folder(shards: Sequence[str]) -> dict[ShardFolder, list[str]]:
+    """Return the file names of shards by their folder, both in order of first appearance."""
+    groups: dict[ShardFolder, list[str]] = {}
+    for shard in shards:
+        folder, name = folder_of(shard)
+        groups.setdefault(folder, []).append(name)
+    return groups
+
+
+def resolve_shards(spec: ShardSpec) -> list[str]:
+    """Return paths and URLs of the tar files that a spec names, each once.
+
+    They are sorted within a folder or a glob. Raises ValueError naming the part of the spec that
+    matches nothing.
+    """
+    found: dict[str, None] = {}
+    for text in spec_parts(spec):
+        try:
+            resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
+        except PermissionError as error:
+            raise ValueError(
+                f"{error.filename or text} cannot be read: {error.strerror}; allow reading it"
+            ) from error
+        found.update(dict.fromkeys(resolved))
+    return list(found)
+
+
+def spec_parts(spec: ShardSpec) -> list[str]:
+    """Return the parts of a spec as text, a leading ~ replaced; ValueError if it is none."""
+    if not isinstance(spec, str | Path | Sequence):
+        raise ValueError(f"shards are {spec!r}; give a folder, tar file, glob, braces or a list")
+    texts = []
+    for part in [spec] if isinstance(spec, str | Path) else spec:
+        if not isinstance(part, str | Path):
+            raise ValueError(f"shards hold {part!r}; each must be a path, glob or brace expansion")
+        text = str(part)
+        texts.append(text if remote.is_remote(text) else str(Path(text).expanduser()))
+    if not texts:
+        raise ValueError("the list of shards is empty")
+    return texts
+
+
+def remote_pattern(text: str) -> str:
+    """Return the glob that a remote spec part without braces stands for."""
+    return text if text.endswith(".tar") else f"{text.rstrip('/')}/*.tar"
+
+
+def _resolve_remote(text: str) -> list[str]:
+    shards = []
+    for url in map(remote_pattern, braceexpand.braceexpand(text)):
+        matches = remote.expand_glob(url) if "*" in url or "[" in url else [url]
+        if not matches:
+            raise ValueError(f"no shard matches {url}")
+        shards += matches
+    return shards
+
+
+def _resolve_local(text: str) -> list[str]:
+    if Path(text).is_dir():
+        # Not a glob: one gives nothing for a folder that may not be read.
+        found = sorted(path for path in Path(text).iterdir() if path.suffix == ".tar")
+        shards = [path for path in found if not path.name.startswith(".")]
+        if not shards and Path(text, "train").is_dir():
+            raise ValueError(
+                f"{text} holds no .tar shards itself; name {text}/train, or what else is in it"
+            )
+        if not shards:
+            raise ValueError(
+                f"{text} holds no .tar shards; write some with `zeta shards build IMAGES OUT`"
+            )
+        return [str(path) for path in shards]
+    paths: list[Path] = []
+    for pattern in [text] if Path(text).is_file() else braceexpand.braceexpand(text):
+        path = Path(pattern)
+        relative = pattern.removeprefix(path.anchor)
+        matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(relative))
+        if not matches:
+            if path.parent.is_dir():
+                any(path.parent.iterdir())  # raises where it is the folder that may not be read
+            raise ValueError(f"no shard matches {pattern}")
+        paths += matches
+    for path in paths:
+        if path.suffix != ".tar" or not path.is_file():
+            raise ValueError(f"{path} is not a .tar file")
+    return [str(path) for path in paths]

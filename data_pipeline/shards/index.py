@@ -1,0 +1,324 @@
+"""Indexing shards: one pass over the tar headers and image headers of each, in parallel.
+
+Every finished shard leaves a part file at once, so an interrupted run goes on where it stopped,
+and shards that did not change are never read again. The format of the result belongs to
+`data_pipeline.shards.manifest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.folder import ShardFolder, ShardSpec, by_folder, resolve_shards
+from data_pipeline.shards.image_header import (
+    ImageError,
+    ImageFormat,
+    ImageHeader,
+    ReadAt,
+    read_header,
+)
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.manifest_files import (
+    CLASSES_NAME,
+    READER,
+    SAMPLE_DTYPE,
+    VERSION,
+    RejectedLine,
+    SampleFlag,
+    ShardEntry,
+    classes_digest,
+    read_class_names,
+    read_entries,
+    read_rejected,
+    write_entries,
+)
+from data_pipeline.shards.parallel import run_tasks
+from data_pipeline.shards.remote import read_range, stat
+from data_pipeline.shards.retry import PermanentError
+from data_pipeline.shards.sample import (
+    SampleError,
+    caption_in_json,
+    labels_in_json,
+    parse_labels,
+    pick_image,
+    suffix_of,
+)
+from data_pipeline.shards.tar_reader import Member, iter_samples
+
+PARTS_FOLDER = ".manifest-parts"
+_ROW = struct.Struct("<QIHHiBBxx")
+_MAX_NBYTES = 2**32 - 1
+_MAX_METADATA = 2**24
+_UNSIZED = ImageHeader(ImageFormat.OTHER, 0, 0)
+
+
+@dataclass
+class ShardIndex:
+    """What the index pass finds in one shard."""
+
+    rows: bytearray = field(default_factory=bytearray)
+    """Rows of SAMPLE_DTYPE, as bytes."""
+    rejected: list[tuple[int, str, str]] = field(default_factory=list)
+    """(row, key, reason) of each bad sample."""
+    highest_label: int = -1
+    label_lists: int = 0
+    most_labels: int = 1
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Tar entries that belong to no sample, by kind."""
+
+
+@dataclass
+class _Targets:
+    """What a sample has to learn from."""
+
+    labels: tuple[int, ...] | None = None
+    captioned: bool = False
+
+    @property
+    def flags(self) -> SampleFlag:
+        flags = SampleFlag(0) if self.labels is None else SampleFlag.LABELLED
+        return flags | SampleFlag.CAPTIONED if self.captioned else flags
+
+
+def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
+    """Index the shards that `spec` names, write the manifests beside them, and open the result.
+
+    `spec` is what `Manifest.open` takes; the index of remote shards is written to
+    `data_pipeline.shards.folder.index_root`. Shards whose size, mtime or ETag, and class map are
+    unchanged keep their rows; other indexed shards of the same folders stay in the index while
+    they exist.
+    A sample whose image, header or label is unusable is flagged, with its reason in
+    ``manifest_rejected.jsonl``. Raises ValueError (`TarError`) naming shard and byte if a shard
+    is damaged or cut, and ValueError if nothing usable is found.
+    """
+    folders = by_folder(resolve_shards(spec))
+    tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
+    nbytes = sum(task.nbytes for task in tasks)
+    hidden = not (progress and tasks)
+    with tqdm(total=len(tasks), unit=" shards", desc="index", disable=hidden) as bar:
+        for _ in run_tasks(_index_to_part, tasks, workers, nbytes):
+            bar.update()
+    for folder, names in folders.items():
+        _merge(folder, names)
+    return Manifest.open(spec)
+
+
+def index_shard(
+    read_at: ReadAt, nbytes: int, shard: str, class_names: tuple[str, ...] | None
+) -> ShardIndex:
+    """Index one archive of `nbytes` behind `read_at`; `shard` names it in errors (`TarError`)."""
+    index = ShardIndex()
+    for key, members in iter_samples(read_at, nbytes, shard):
+        if not key:
+            index.ignored[_kind_ignored(members[0])] += 1
+            continue
+        offset, header, targets = members[0].offset, _UNSIZED, _Targets()
+        flags = SampleFlag(0)
+        span = members[-1].end - offset
+        try:
+            header, targets = _examine(read_at, members, class_names)
+            flags = targets.flags
+            if span > _MAX_NBYTES:
+                raise SampleError(f"sample of {span} bytes; at most 4 GiB are read")
+        except (ImageError, SampleError) as error:
+            row = len(index.rows) // _ROW.size
+            index.rejected.append((row, key, str(error)))
+            flags |= SampleFlag.BAD
+        labels = targets.labels or ()
+        index.highest_label = max(index.highest_label, *labels, -1)
+        index.label_lists += targets.labels is not None and len(labels) != 1
+        index.most_labels = max(index.most_labels, len(labels))
+        label, size = next(iter(labels), -1), (header.height, header.width)
+        index.rows += _ROW.pack(offset, min(span, _MAX_NBYTES), *size, label, header.format, flags)
+    return index
+
+
+def _kind_ignored(member: Member) -> str:
+    if member.regular:
+        return "file without a suffix, or webdataset meta data"
+    return "folder" if member.name.endswith("/") else "link or special file"
+
+
+def _examine(
+    read_at: ReadAt, members: list[Member], class_names: tuple[str, ...] | None
+) -> tuple[ImageHeader, _Targets]:
+    """Return image header and targets of a sample; raises ImageError or SampleError."""
+    by_suffix: dict[str, Member] = {}
+    for member in members:
+        suffix = suffix_of(member.name)
+        if suffix in by_suffix:
+            raise SampleError(f"two members .{suffix} under one key")
+        by_suffix[suffix] = member
+    image = by_suffix[pick_image(by_suffix)]
+    header = read_header(_within(read_at, image), image.nbytes)
+    targets = _Targets()
+    if "cls" in by_suffix:
+        targets.labels = parse_labels(_content(read_at, by_suffix["cls"]), class_names)
+    if "txt" in by_suffix:
+        targets.captioned = by_suffix["txt"].nbytes > 0
+    if "json" in by_suffix and not {"cls", "txt"} <= by_suffix.keys():
+        content = _content(read_at, by_suffix["json"])
+        if "cls" not in by_suffix:
+            targets.labels = labels_in_json(content, class_names)
+        if "txt" not in by_suffix:
+            targets.captioned = _is_captioned(content)
+    return header, targets
+
+
+def _is_captioned(content: bytes) -> bool:
+    """Whether JSON holds a usable caption; a bad one is no reason against a labelled image."""
+    try:
+        return caption_in_json(content) is not None
+    except SampleError:
+        return False
+
+
+def _content(read_at: ReadAt, member: Member) -> bytes:
+    if member.nbytes > _MAX_METADATA:
+        raise SampleError(f"metadata of {member.nbytes} bytes")
+    return read_at(member.data_offset, member.nbytes)
+
+
+def _within(read_at: ReadAt, member: Member) -> ReadAt:
+    """Return `read_at` relative to a member, ending where the member ends."""
+    start, nbytes = member.data_offset, member.nbytes
+
+    def read(offset: int, count: int) -> bytes:
+        count = min(count, nbytes - offset)
+        return read_at(start + offset, count) if count > 0 else b""
+
+    return read
+
+
+@dataclass(frozen=True)
+class _Task:
+    folder: ShardFolder
+    name: str
+    nbytes: int
+    class_names: tuple[str, ...] | None
+
+
+def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
+    """Return the shards of a folder that neither its index nor a part file covers."""
+    if folder.remote:
+        folder.index.mkdir(parents=True, exist_ok=True)
+        _copy_class_names(folder)
+    class_names = read_class_names(folder.index)
+    indexed = read_entries(folder.index)
+    known = {entry.name: entry for entry in indexed[0]} if indexed else {}
+    tasks = []
+    for name, (nbytes, mtime_ns) in zip(names, folder.stat(names), strict=True):
+        entry, found = known.get(name), (nbytes, mtime_ns, classes_digest(class_names))
+        current = entry is not None and _identity(entry) == (*found, READER)
+        if current:
+            _part_path(folder, name).unlink(missing_ok=True)
+            continue
+        part = _read_part(folder, name)
+        if part is None or _identity(part[0]) != (*found, READER):
+            tasks.append(_Task(folder, name, nbytes, class_names))
+    if tasks:
+        try:
+            (folder.index / PARTS_FOLDER).mkdir(exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write the index beside the shards ({error}); "
+                "link them into a folder of your own and index that"
+            ) from error
+    return tasks
+
+
+def _copy_class_names(folder: ShardFolder) -> None:
+    """Bring the class map that lies beside remote shards, if there is one, to their index."""
+    url, copy = folder.shard(CLASSES_NAME), folder.index / CLASSES_NAME
+    try:
+        content = read_range(url, 0, stat(url).nbytes)
+    except PermanentError:
+        copy.unlink(missing_ok=True)
+        return
+    if not copy.exists() or copy.read_bytes() != content:
+        with write_atomically(copy) as stream:
+            stream.write(content)
+
+
+def _identity(entry: ShardEntry) -> tuple[int, int, str, int]:
+    return entry.nbytes, entry.mtime_ns, entry.classes, entry.reader
+
+
+def _index_to_part(task: _Task) -> None:
+    """Index one shard into its part file: a JSON line, then the rows."""
+    with task.folder.open(task.name) as shard:
+        path = task.folder.shard(task.name)
+        index = index_shard(shard.read_at, shard.nbytes, path, task.class_names)
+        entry = ShardEntry(
+            name=task.name,
+            nbytes=shard.nbytes,
+            mtime_ns=shard.mtime_ns,
+            count=len(index.rows) // _ROW.size,
+            bad=len(index.rejected),
+            highest_label=index.highest_label,
+            digest=hashlib.sha256(index.rows).hexdigest(),
+            classes=classes_digest(task.class_names),
+            ignored=dict(index.ignored),
+            label_lists=index.label_lists,
+            most_labels=index.most_labels,
+            reader=READER,
+        )
+    with write_atomically(_part_path(task.folder, task.name)) as stream:
+        head = {"entry": asdict(entry), "rejected": index.rejected}
+        stream.write(json.dumps(head).encode() + b"\n")
+        stream.write(index.rows)
+
+
+def _part_path(folder: ShardFolder, name: str) -> Path:
+    return folder.index / PARTS_FOLDER / f"{name}.v{VERSION}.part"
+
+
+def _read_part(
+    folder: ShardFolder, name: str
+) -> tuple[ShardEntry, list[RejectedLine], np.ndarray] | None:
+    """Return entry, rejected lines and rows of a shard's part file; None if there is none."""
+    try:
+        head, _, rows = _part_path(folder, name).read_bytes().partition(b"\n")
+    except FileNotFoundError:
+        return None
+    content = json.loads(head)
+    entry = ShardEntry(**content["entry"])
+    lines = [RejectedLine(entry.name, *line) for line in content["rejected"]]
+    return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
+
+
+def _merge(folder: ShardFolder, names: list[str]) -> None:
+    """Join the part files and the still valid rows of the old index into the folder's index."""
+    index = folder.index
+    indexed = read_entries(index)
+    entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()
+    if indexed:
+        first = 0
+        for entry in indexed[0]:
+            if folder.remote or (index / entry.name).exists():
+                entries[entry.name] = entry
+                rows[entry.name] = indexed[1][first : first + entry.count]
+            first += entry.count
+    rejected = read_rejected(index)
+    for name in names:
+        part = _read_part(folder, name)
+        if part:
+            entries[name], rejected[name], rows[name] = part
+    order = sorted(entries)
+    lines = [line for name in order for line in rejected.get(name, [])]
+    samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
+    if indexed is None or [entries[name] for name in order] != indexed[0]:
+        write_entries(index, [entries[name] for name in order], samples, lines)
+    for name in names:
+        _part_path(folder, name).unlink(missing_ok=True)
+    if (index / PARTS_FOLDER).exists() and not any((index / PARTS_FOLDER).iterdir()):
+        (index / PARTS_FOLDER).rmdir()

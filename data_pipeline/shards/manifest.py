@@ -1,0 +1,276 @@
+"""The manifest: where every sample of a set of shards lies and how large its image is.
+
+24 bytes a sample, memory-mapped, so that order, sizes and packs are planned before any image is
+read. `data_pipeline.shards.index` writes it beside the shards; `Manifest.open` checks it against
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.shards.folder import (
+    ShardFolder,
+    by_folder,
+    folder_of,
+    remote_pattern,
+    resolve_shards,
+    spec_parts,
+)
+from data_pipeline.shards.folder import ShardSpec as ShardSpec
+from data_pipeline.shards.image_header import ImageFormat as ImageFormat
+from data_pipeline.shards.manifest_files import (
+    CLASSES_NAME,
+    READER,
+    REJECTED_NAME,
+    RejectedLine,
+    ShardEntry,
+    classes_digest,
+    read_class_names,
+    read_entries,
+    read_rejected,
+)
+from data_pipeline.shards.manifest_files import SAMPLE_DTYPE as SAMPLE_DTYPE
+from data_pipeline.shards.manifest_files import SampleFlag as SampleFlag
+from data_pipeline.shards.remote import is_remote
+from data_pipeline.shards.retry import PermanentError
+from data_pipeline.shards.sample_rows import SampleRows, join_rows
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file and its run of samples in the manifest."""
+
+    path: str
+    """Path or URL."""
+    nbytes: int
+    mtime_ns: int
+    """For a remote shard, a hash of its ETag in place of the time."""
+    first: int
+    """Sample id of its first sample."""
+    count: int
+
+
+@dataclass(frozen=True)
+class WeightedSource:
+    """A run of shards that is sampled at a rate of its own, with its own epochs."""
+
+    name: str
+    first_shard: int
+    stop_shard: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a sample is flagged as bad."""
+
+    sample_id: int
+    shard: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """The samples of the shards that a spec names; a sample's id is its row.
+
+    Ids depend on the spec and its order, and are the same wherever it is opened.
+    """
+
+    shards: tuple[Shard, ...]
+    """Those that hold samples."""
+    samples: np.ndarray | SampleRows
+    """[N] of SAMPLE_DTYPE, memory-mapped where the shards of each folder are one run."""
+    class_names: tuple[str, ...] | None
+    fingerprint: str
+    """Sha256 over names, sizes, mtimes, counts and row digests of the shards, and the classes."""
+    highest_label: int = -1
+    """Largest class index of any sample, -1 without labels."""
+    label_lists: int = 0
+    """Samples with several labels, or with an empty list of them."""
+    most_labels: int = 1
+    """Labels of the sample that has most."""
+    old_index: str | None = None
+    """A folder indexed before captions in ``.json`` and lists of labels were read, if any is."""
+    sources: tuple[WeightedSource, ...] = ()
+    """Where the spec gives weights: its sources, in order of their shards."""
+
+    @staticmethod
+    def open(spec: ShardSpec) -> Manifest:
+        """Open the index of the shards that `spec` names, and check it against them.
+
+        A shard named twice counts once. Raises ValueError, with the command to type, if shards
+        are missing, were never indexed, changed since, or hold no usable image.
+        """
+        folders = [
+            _open_folder(folder, names) for folder, names in by_folder(resolve_shards(spec)).items()
+        ]
+        for folder in folders:
+            _refuse_missing(folder, spec)
+            _refuse_other_classes(folder, folders[0])
+        manifest = _concatenate(folders)
+        bad = sum(entry.bad for folder in folders for entry in folder.entries)
+        if bad == len(manifest.samples):
+            raise ValueError(
+                f"no usable image in the shards {_spelled(spec)}: "
+                f"{_why_unusable(manifest, folders[0].path)}"
+            )
+        return manifest
+
+    def shard_of(self, sample_ids: np.ndarray | int) -> np.ndarray:
+        """Return the index in `shards` of each sample id; same shape as `sample_ids`."""
+        return np.searchsorted(self._firsts, sample_ids, side="right") - 1
+
+    @cached_property
+    def _firsts(self) -> np.ndarray:
+        return np.array([shard.first for shard in self.shards])
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Yield the flagged samples of these shards with their reasons, in order of id."""
+        lines: dict[ShardFolder, dict[str, list[RejectedLine]]] = {}
+        for shard in self.shards:
+            folder, name = folder_of(shard.path)
+            if folder not in lines:
+                lines[folder] = read_rejected(folder.index)
+            for line in lines[folder].get(name, []):
+                yield Rejection(shard.first + line.row, shard.path, line.key, line.reason)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What a spec selects of one folder."""
+
+    path: ShardFolder
+    entries: list[ShardEntry]
+    samples: np.ndarray
+    class_names: tuple[str, ...] | None
+    missing: list[str]
+    """Shards that are in the index and no longer in the folder."""
+
+    @property
+    def is_old(self) -> bool:
+        """Whether a shard was indexed by a former reader."""
+        return any(entry.reader < READER for entry in self.entries)
+
+
+def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
+    command = f"`zeta shards index {folder}`"
+    indexed = read_entries(folder.index)
+    if indexed is None:
+        where = f" in {folder.index} (see $ZETA_INDEX_DIR)" if folder.remote else ""
+        raise ValueError(f"the shards in {folder} have no index{where}; type {command}")
+    entries, samples = indexed
+    class_names = read_class_names(folder.index)
+    classes = classes_digest(class_names)
+    known = {entry.name: number for number, entry in enumerate(entries)}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"shard {folder.shard(name)} is not in the index; type {command}")
+    for name, found in zip(names, _stat(folder, names), strict=True):
+        entry = entries[known[name]]
+        if (entry.nbytes, entry.mtime_ns) != found:
+            raise ValueError(
+                f"shard {folder.shard(name)} changed since it was indexed; type {command}"
+            )
+        if entry.classes != classes:
+            raise ValueError(
+                f"{folder.index / CLASSES_NAME} changed since indexing; type {command}"
+            )
+    present = names if folder.remote else {path.name for path in folder.index.iterdir()}
+    missing = [entry.name for entry in entries if entry.name not in present]
+    chosen = [known[name] for name in names]
+    rows = _rows(entries, samples, chosen)
+    return _Folder(folder, [entries[i] for i in chosen], rows, class_names, missing)
+
+
+def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
+    try:
+        return folder.stat(names)
+    except PermanentError as error:
+        raise ValueError(f"shard {error.filename} cannot be read: {error.strerror}") from error
+
+
+def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> np.ndarray:
+    """Return the rows of the chosen entries: a view of the mapped file if they are one run."""
+    ends = np.cumsum([entry.count for entry in entries])
+    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+        return samples[ends[chosen[0]] - entries[chosen[0]].count : ends[chosen[-1]]]
+    return np.concatenate([samples[ends[i] - entries[i].count : ends[i]] for i in chosen])
+
+
+def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:
+    """Raise ValueError if the spec also names a shard that is indexed but no longer there."""
+    for text in spec_parts(spec):
+        pattern = remote_pattern(text) if is_remote(text) else text
+        whole_folder = Path(text).is_dir() and text == folder.path.location
+        for name in folder.missing:
+            if whole_folder or fnmatchcase(folder.path.shard(name), pattern):
+                raise ValueError(
+                    f"shard {folder.path.shard(name)} is indexed but missing; bring it back, or "
+                    f"type `zeta shards index {folder.path}` to go on without it"
+                )
+
+
+def _refuse_other_classes(folder: _Folder, first: _Folder) -> None:
+    if folder.class_names != first.class_names:
+        raise ValueError(
+            f"{first.path} and {folder.path} have different {CLASSES_NAME}; "
+            "shards that train together need the same class map"
+        )
+
+
+def _concatenate(folders: list[_Folder]) -> Manifest:
+    """Lay the shards of all folders end to end; a single folder stays memory-mapped."""
+    shards, first = list[Shard](), 0
+    digest = hashlib.sha256(classes_digest(folders[0].class_names).encode())
+    for folder in folders:
+        for entry in folder.entries:
+            if entry.count:
+                path = folder.path.shard(entry.name)
+                shards.append(Shard(path, entry.nbytes, entry.mtime_ns, first, entry.count))
+            facts = [entry.name, entry.nbytes, entry.mtime_ns, entry.count, entry.digest]
+            digest.update(json.dumps(facts).encode())
+            first += entry.count
+    parts = [folder.samples for folder in folders]
+    entries = [entry for folder in folders for entry in folder.entries]
+    return Manifest(
+        shards=tuple(shards),
+        samples=join_rows(parts),
+        class_names=folders[0].class_names,
+        fingerprint=digest.hexdigest(),
+        highest_label=max(entry.highest_label for entry in entries),
+        label_lists=sum(entry.label_lists for entry in entries),
+        most_labels=max(entry.most_labels for entry in entries),
+        old_index=next((str(folder.path) for folder in folders if folder.is_old), None),
+    )
+
+
+def _spelled(spec: ShardSpec) -> str:
+    """Return the spec as it is typed; of a list of tar files in one folder, the folder."""
+    parts = spec_parts(spec)
+    folders = {part.rpartition("/")[0] for part in parts if part.endswith(".tar")}
+    if len(parts) > 1 and len(folders) == 1 and all(part.endswith(".tar") for part in parts):
+        return folders.pop() or "."
+    return ", ".join(parts)
+
+
+def _why_unusable(manifest: Manifest, first: ShardFolder) -> str:
+    """Return the reasons of a manifest without one usable image, and what to do."""
+    counts = Counter(rejection.reason for rejection in manifest.rejections())
+    if not counts:
+        return "they are empty; write some that hold images: `zeta shards build IMAGES OUT`"
+    reasons = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3))
+    return (
+        f"{reasons}; each is named in {first.index / REJECTED_NAME}: put the images right, then "
+        "build the shards again in a new folder"
+    )

@@ -1,0 +1,175 @@
+"""The index files of a folder of shards, and their formats.
+
+``manifest.json`` lists the shards with their sizes, mtimes and digests, and names the array of
+their samples, ``manifest-DIGEST.npy``, by its content: replacing the JSON replaces both at once.
+``manifest_rejected.jsonl`` has a line for each sample that cannot be trained on;
+``classes.json`` is the class map, a JSON list of names, written by the builder or by the user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from enum import IntFlag
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.shards.atomic_file import write_atomically
+
+MANIFEST_NAME = "manifest.json"
+REJECTED_NAME = "manifest_rejected.jsonl"
+CLASSES_NAME = "classes.json"
+VERSION = 1
+READER = 2
+"""Reader 1 took lists of labels for errors, and saw captions in ``.txt`` only."""
+
+SAMPLE_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # byte of the sample's first tar header in its shard
+        ("nbytes", "<u4"),  # of all its members, headers and padding included
+        ("height", "<u2"),  # pixels, after EXIF orientation
+        ("width", "<u2"),  # pixels, after EXIF orientation
+        ("label", "<i4"),  # class index, -1 where there is none
+        ("format", "u1"),  # data_pipeline.shards.image_header.ImageFormat
+        ("flags", "u1"),  # SampleFlag
+        ("reserved", "<u2"),
+    ]
+)
+
+
+class SampleFlag(IntFlag):
+    """Bits of the ``flags`` column."""
+
+    BAD = 1
+    """Cannot be trained on: never planned, counted as rejected, its reason in the rejected list."""
+    LABELLED = 2
+    """Has a class label, or a list of them, which may be empty."""
+    CAPTIONED = 4
+    """Has a caption: a ``.txt`` member that is not empty, or ``caption`` in ``.json``."""
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as ``manifest.json`` lists it; its rows lie in the order of the list."""
+
+    name: str
+    nbytes: int
+    mtime_ns: int
+    count: int
+    bad: int
+    """Samples flagged as bad."""
+    highest_label: int
+    """-1 without labels."""
+    digest: str
+    """Sha256 of its rows."""
+    classes: str
+    """Digest of the class map that its labels were read with."""
+    ignored: dict[str, int]
+    """Tar entries that belong to no sample, counted by kind."""
+    label_lists: int = 0
+    """Samples with several labels, or with an empty list of them."""
+    most_labels: int = 1
+    """Labels of the sample that has most."""
+    reader: int = 1
+    """What read the samples; see `READER`."""
+
+
+@dataclass(frozen=True)
+class RejectedLine:
+    """A line of the rejected list."""
+
+    shard: str
+    """File name of the shard."""
+    row: int
+    """Number of the sample in its shard."""
+    key: str
+    reason: str
+
+
+def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
+    """Return the indexed shards of a folder and all their rows (memory-mapped).
+
+    None if there is no index, or one of another version. Raises ValueError if it is damaged.
+    """
+    try:
+        text = (folder / MANIFEST_NAME).read_text("utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(text)
+        if content["version"] != VERSION:
+            return None
+        entries = [ShardEntry(**entry) for entry in content["shards"]]
+        samples = np.load(folder / content["samples"], mmap_mode="r", allow_pickle=False)
+        if samples.dtype != SAMPLE_DTYPE or len(samples) != sum(e.count for e in entries):
+            raise ValueError("the array does not match the list")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{folder / MANIFEST_NAME} is damaged ({error}); delete it and type "
+            f"`zeta shards index {folder}`"
+        ) from error
+    return entries, samples
+
+
+def write_entries(
+    folder: Path, entries: list[ShardEntry], samples: np.ndarray, rejected: list[RejectedLine]
+) -> None:
+    """Replace the index of a folder in one step; a reader sees the old or the new one."""
+    name = f"manifest-{sha256(''.join(entry.digest for entry in entries))[:16]}.npy"
+    with write_atomically(folder / name) as stream:
+        np.save(stream, samples)
+    with write_atomically(folder / REJECTED_NAME) as stream:
+        for line in rejected:
+            stream.write(json.dumps(asdict(line)).encode() + b"\n")
+    content = {"version": VERSION, "samples": name, "shards": [asdict(e) for e in entries]}
+    with write_atomically(folder / MANIFEST_NAME) as stream:
+        stream.write(json.dumps(content, indent=1).encode())
+    for old in folder.glob("manifest-*.npy"):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
+    """Return the lines of a folder's rejected list by name of shard."""
+    lines: dict[str, list[RejectedLine]] = {}
+    try:
+        text = (folder / REJECTED_NAME).read_text("utf-8")
+    except FileNotFoundError:
+        return lines
+    for record in text.splitlines():
+        line = RejectedLine(**json.loads(record))
+        lines.setdefault(line.shard, []).append(line)
+    return lines
+
+
+def read_class_names(folder: Path) -> tuple[str, ...] | None:
+    """Return the class map of a folder, None without one; ValueError if it cannot be read."""
+    try:
+        names = json.loads((folder / CLASSES_NAME).read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{folder / CLASSES_NAME} is not JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder / CLASSES_NAME} must be a JSON list of class names")
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"{folder / CLASSES_NAME} is empty or names a class twice")
+    return tuple(names)
+
+
+def write_class_names(folder: Path, class_names: tuple[str, ...]) -> None:
+    """Write the class map of a folder, one name a line."""
+    with write_atomically(folder / CLASSES_NAME) as stream:
+        stream.write(json.dumps(class_names, ensure_ascii=False, indent=0).encode())
+
+
+def classes_digest(class_names: tuple[str, ...] | None) -> str:
+    """Return a digest of a class map, "" without one."""
+    return "" if class_names is None else sha256(json.dumps(class_names))
+
+
+def sha256(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()

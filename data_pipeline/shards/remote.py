@@ -1,0 +1,219 @@
+"""Remote shards through fsspec (s3://, gs://, http:// ...): stat, ranges, whole-shard download.
+
+Every call is retried with backoff on what may pass (429, 5xx, resets, short answers, timeouts) and
+fails at once on what will not (404, 403). Errors name the URL and the byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.retry import PermanentError, with_retries
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+Result = TypeVar("Result")
+
+CHUNK = 2**24
+"""Bytes that one request of a download asks for."""
+DEADLINE_S = 120.0
+_STALL_S = 30.0
+_PASSING = frozenset({408, 425, 429})
+_STAMPS = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "md5Hash",
+    "generation",
+    "Last-Modified",
+    "LastModified",
+    "mtime",
+    "created",
+)
+
+
+class RemoteError(OSError):
+    """A remote read that failed; it may pass."""
+
+    def __init__(self, number: int, what: str, url: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(number, what, url)
+        self.retry_after_s = retry_after_s
+
+
+class RemoteStat(NamedTuple):
+    """What a store says of an object."""
+
+    nbytes: int
+    stamp: int
+    """60 bits of a hash of its ETag (or checksum, or date of change)."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL."""
+    return "://" in path
+
+
+def stat(url: str, deadline_s: float = DEADLINE_S) -> RemoteStat:
+    """Return size and stamp of an object.
+
+    Raises:
+        OSError: it is not there, or the store does not answer within the deadline.
+    """
+    info = with_retries(lambda: _call(url, 0, lambda store: store.info(url)), deadline_s)
+    nbytes = info.get("size")
+    if not isinstance(nbytes, int):
+        raise PermanentError(errno.EINVAL, "the server does not tell its size", url)
+    mark = next((str(info[name]) for name in _STAMPS if info.get(name)), "")
+    return RemoteStat(nbytes, int(hashlib.sha256(mark.encode()).hexdigest()[:15], 16))
+
+
+def expand_glob(url: str, deadline_s: float = DEADLINE_S) -> list[str]:
+    """Return the sorted URLs that a pattern matches, where the store can list."""
+
+    folder, _, _ = url.rpartition("/")
+    named = "*" not in folder and "[" not in folder
+
+    def find(store: AbstractFileSystem) -> list[str]:
+        # Where the folder is given, its spelling is kept: it leads to the index.
+        return sorted(
+            f"{folder}/{name.rpartition('/')[2]}" if named else str(store.unstrip_protocol(name))
+            for name in store.glob(url)
+        )
+
+    return with_retries(lambda: _call(url, 0, find), deadline_s)
+
+
+def read_range(url: str, offset: int, nbytes: int, deadline_s: float = DEADLINE_S) -> bytes:
+    """Return exactly `nbytes` at `offset`.
+
+    Raises:
+        OSError: the bytes did not come within the deadline; names URL and byte.
+    """
+    return with_retries(lambda: _read_once(url, offset, nbytes), deadline_s)
+
+
+def download(url: str, path: Path, nbytes: int, deadline_s: float = DEADLINE_S) -> None:
+    """Fetch a whole object of `nbytes` to `path`, which appears when it is complete.
+
+    What has arrived is kept when a request fails: only the rest is asked for again. The deadline
+    counts from the last progress.
+    """
+    with write_atomically(path) as stream:
+        for piece in _pieces(url, nbytes, deadline_s):
+            stream.write(piece)
+
+
+def _pieces(url: str, nbytes: int, deadline_s: float) -> Iterator[bytes]:
+    for offset in range(0, nbytes, CHUNK):
+        yield read_range(url, offset, min(CHUNK, nbytes - offset), deadline_s)
+
+
+class RemoteShard:
+    """A remote shard, read forwards in large blocks: what an index pass needs."""
+
+    def __init__(self, url: str, deadline_s: float = DEADLINE_S) -> None:
+        self._url, self._deadline_s = url, deadline_s
+        self.nbytes, self.mtime_ns = stat(url, deadline_s)
+        self._blocks: dict[int, bytes] = {}
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return the bytes at `offset`; fewer than `nbytes` only at the end of the shard."""
+        end = min(offset + nbytes, self.nbytes)
+        data = b"".join(
+            self._block(number)[max(offset - number * CHUNK, 0) : end - number * CHUNK]
+            for number in range(offset // CHUNK, -(-end // CHUNK))
+        )
+        return data
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            start = number * CHUNK
+            count = min(CHUNK, self.nbytes - start)
+            while len(self._blocks) > 1:
+                del self._blocks[min(self._blocks)]
+            self._blocks[number] = read_range(self._url, start, count, self._deadline_s)
+        return self._blocks[number]
+
+    def __enter__(self) -> RemoteShard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._blocks.clear()
+
+
+def _read_once(url: str, offset: int, nbytes: int) -> bytes:
+    def read(store: AbstractFileSystem) -> bytes:
+        return bytes(store.cat_file(url, start=offset, end=offset + nbytes))
+
+    data = _call(url, offset, read)
+    if len(data) > nbytes:  # a server that knows no ranges sends everything
+        data = data[offset : offset + nbytes]
+    if len(data) < nbytes:
+        what = f"{len(data)} of {nbytes} bytes came, reading at byte {offset}"
+        raise RemoteError(errno.EIO, what, url)
+    return data
+
+
+def _call(url: str, offset: int, function: Callable[[AbstractFileSystem], Result]) -> Result:
+    """Call `function` on the file system of `url`; whatever it raises becomes an `OSError`."""
+    store = _file_system(url)
+    at = f", reading at byte {offset}"
+    try:
+        return function(store)
+    except (MemoryError, ImportError):
+        raise
+    except Exception as error:  # every store's client has errors of its own
+        raise _translated(error, url, at) from error
+
+
+def _translated(error: BaseException, url: str, at: str) -> OSError:
+    """Return the error as a `RemoteError`, or a `PermanentError` if it will not pass."""
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # fsspec's `info` over HTTP says so of every failure
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return PermanentError(errno.ENOENT, f"no such object{at}", url)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return PermanentError(errno.EACCES, f"access denied{at}", url)
+    name = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
+    what = f"{name}: {str(error)[:200]}{at}"
+    if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING:
+        return PermanentError(errno.EIO, what, url)
+    return RemoteError(errno.EIO, what, url, _retry_after(error))
+
+
+def _retry_after(error: BaseException) -> float:
+    headers = getattr(error, "headers", None) or {}
+    text = str(headers.get("Retry-After", "")) if hasattr(headers, "get") else ""
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _file_system(url: str) -> AbstractFileSystem:
+    """Return the file system of a URL; fsspec keeps one a process and protocol."""
+    protocol = url.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.filesystem(protocol, **_options(protocol))
+    except ImportError as error:
+        raise ValueError(
+            f"{url} needs more packages: pip install 'zeta[cloud]' ({error})"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    if protocol not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    # A stalled connection counts as broken; a slow one that still moves does not.
+    timeout = ClientTimeout(total=None, sock_connect=_STALL_S, sock_read=_STALL_S)
+    return {"client_kwargs": {"timeout": timeout}}

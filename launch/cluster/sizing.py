@@ -1,0 +1,138 @@
+"""Which models fit which GPUs: the largest token budget by preset, GPU and ZeRO stage, computed.
+
+The memory is that of `zeta.train.memory_model`, as in a dry run, for packs of images of 16 x 16
+patches. Nothing is allocated, and nothing was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from zeta.config_field import check_choice
+from zeta.models.config import ModelConfig, build_model, prefix_tokens
+from zeta.models.presets import PRESETS
+from zeta.packed import PackedBatch
+from zeta.train.config import TrainConfig
+from zeta.train.hardware import Accelerator
+from zeta.train.memory_model import activation_memory, set_checkpointing, state_memory
+
+BUDGETS = tuple(1024 * 2**power for power in range(7))
+"""Token budgets of a pack that are tried: 1024 to 65536."""
+STAGES = (2, 3)
+"""ZeRO stages of the table; 0 and 1 hold more, and save nothing but communication."""
+_GRID = 16
+_CLASSES = 1000
+_FEW, _MORE = 4, 8
+"""Images of the packs that are counted; all images are alike, so others lie on the line."""
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """The memory of training one preset.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+
+    preset: str
+    checkpointing: bool = False
+    """train.activation_checkpointing."""
+
+    def __post_init__(self) -> None:
+        check_choice("the preset", self.preset, PRESETS)
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """Elements of each parameter."""
+        return [parameter.numel() for parameter in self._model().parameters()]
+
+    @cached_property
+    def _line(self) -> tuple[float, float]:
+        """Bytes of activations of no token, and of each one."""
+        (few, at_few), (more, at_more) = (self._measure(images) for images in (_FEW, _MORE))
+        each = (at_more - at_few) / (more - few)
+        return at_few - each * few, each
+
+    def activations(self, budget: int) -> float:
+        """Return the bytes of activations of a full pack."""
+        constant, each = self._line
+        return constant + each * budget
+
+    def largest_budget(self, gpu: Accelerator, stage: int, world_size: int) -> int | None:
+        """Return the largest of BUDGETS that fits; None: not the smallest."""
+        train = TrainConfig(zero_stage=stage, dtype="bf16", packs_per_step=world_size)
+        states = state_memory(self.weights, train, world_size).total
+        fitting = [each for each in BUDGETS if gpu.fits(states + self.activations(each))]
+        return fitting[-1] if fitting else None
+
+    def _measure(self, images: int) -> tuple[int, int]:
+        """Return the tokens of a pack and the bytes of its activations."""
+        model = self._model()
+        pack = uniform_pack(images, PRESETS[self.preset])
+        return len(pack.patches), activation_memory(model, pack, _any_loss, "bf16").peak
+
+    def _model(self) -> nn.Module:
+        with torch.device("meta"):
+            model = build_model(ModelConfig(preset=self.preset, num_classes=_CLASSES))
+        set_checkpointing(model, self.checkpointing)
+        return model
+
+
+def uniform_pack(images: int, arguments: dict[str, int]) -> PackedBatch:
+    """Return a full pack of blank images of 16 x 16 patches, for a preset's arguments."""
+    prefix, patch = prefix_tokens(arguments), arguments["patch_size"]
+    length = prefix + _GRID**2
+    cells = torch.cartesian_prod(torch.arange(_GRID), torch.arange(_GRID)).int()
+    coords = torch.cat([torch.full((prefix, 2), -1, dtype=torch.int32), cells]).repeat(images, 1)
+    lengths = (*[length] * images, 0)
+    return PackedBatch(
+        patches=torch.zeros(images * length, patch * patch * 3, dtype=torch.uint8),
+        coords=coords,
+        grids=torch.full((images, 2), _GRID, dtype=torch.int32),
+        cu_seqlens=torch.tensor((0, *lengths)).cumsum(0).int(),
+        weights=torch.ones(images),
+        sample_ids=torch.arange(images),
+        labels=torch.zeros(images, dtype=torch.int64),
+        lengths=lengths,
+        prefix_tokens=prefix,
+    )
+
+
+def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size: int) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        presets: rows, one for each of STAGES.
+        gpus: columns.
+        world_size: ranks that share the states.
+    """
+    head = ["preset", "weights", "ZeRO", *(f"{gpu.key}, {gpu.memory_gib:g} GiB" for gpu in gpus)]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for preset in presets:
+        plain, sparing = Sizing(preset), Sizing(preset, checkpointing=True)
+        count = f"{sum(plain.weights) / 1e6:,.0f} M"
+        for stage in STAGES:
+            cells = [
+                " / ".join(_say(each.largest_budget(gpu, stage, world_size)) for each in pair)
+                for gpu in gpus
+                for pair in [(plain, sparing)]
+            ]
+            lines.append(_row([f"`{preset}`", count, str(stage), *cells]))
+    return lines
+
+
+def _say(budget: int | None) -> str:
+    return "-" if budget is None else f"{budget // 1024}k"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _any_loss(outputs: Tensor, batch: PackedBatch) -> Tensor:
+    return outputs.float().square().sum()

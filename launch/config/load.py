@@ -1,0 +1,282 @@
+"""The configuration of a run: typed defaults < YAML recipe < `key=value` on the command line.
+
+Each section is a dataclass beside what it builds; this module composes them. A recipe is a YAML
+file, or the bare name of a shipped one. Its top-level `include:` lists files that are merged, in
+order, before the file's own keys (looked up beside the file, then in the shipped configs/):
+
+    include: [model/navit_b16, train/gpu]
+    train:
+      max_steps: 920000
+
+`cluster=NAME` on the command line takes another piece of configs/cluster/, or a file of one's own,
+in the place of the one that the recipe includes.
+
+Unknown keys and wrong types are errors that name the key. World size is never in a config: it is
+what the launcher started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_pipeline.config import DataConfig
+from launch.config.cluster import ClusterConfig
+from launch.config.keys import expected_type, leaves, parse_override, whole_number
+from launch.shipped import configs_root, recipe_names
+from zeta.config_field import free, free_fields
+from zeta.models.config import ModelConfig
+from zeta.objectives.config import ObjectiveConfig
+from zeta.tracking.config import TrackerConfig
+from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.schedule import build_schedule
+
+_FREE_SECTIONS = ("run.", "tracker.", "cluster.")
+_CLUSTER = "cluster="
+Setting: TypeAlias = tuple[str, str, Any]
+"""Where it is set (for messages), dotted key, value."""
+DEFAULT = "default"
+"""Where a setting is from that nobody asked for."""
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives."""
+
+    name: str = free("zeta")
+    """Name of the run in W&B; the name of the recipe unless set."""
+    dir: str = free("runs/${run.name}")
+    """Run directory, shared by all ranks and restarts. The same directory continues the run."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or "/" in self.name or self.name in (".", ".."):
+            raise ValueError(
+                f"run.name is {self.name!r}; it must be a name without slashes "
+                "(set run.dir to choose another folder)"
+            )
+        if not self.dir.strip():
+            raise ValueError("run.dir is empty; give a folder, as in run.dir=runs/first")
+
+
+@dataclass
+class ZetaConfig:
+    """Everything that `zeta train` can be told, by section."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
+    """Compose and check the configuration of a run.
+
+    Args:
+        name_or_path: a YAML file, or the bare name of a shipped recipe.
+        overrides: `key=value` settings, which win over the file.
+
+    Raises:
+        ValueError: no such recipe, YAML that cannot be read, an unknown key, a value of the wrong
+            type or outside its range, or values that contradict each other; the message names them.
+    """
+    return config_from(read_settings(name_or_path, overrides))
+
+
+def read_settings(name_or_path: str, overrides: Sequence[str] = ()) -> list[Setting]:
+    """Return the settings of a recipe and of the command line, in the order in which they count.
+
+    Raises:
+        ValueError: as `load_config`, but for what only shows once they are put together.
+    """
+    path = find_config(name_or_path)
+    pieces = [text.partition("=")[2] for text in overrides if text.startswith(_CLUSTER)]
+    cluster = _find_cluster(pieces[-1]) if pieces else None
+    trees = _read_with_includes(path, (), cluster)
+    if cluster is not None and f"in {cluster}" not in dict(trees):
+        trees = [*_read_with_includes(cluster, ()), *trees]
+    settings: list[Setting] = [(DEFAULT, "run.name", path.stem)]
+    for source, tree in trees:
+        settings += [(source, key, value) for key, value in leaves(tree, ZetaConfig, source)]
+    typed = [parse_override(t, ZetaConfig) for t in overrides if not t.startswith(_CLUSTER)]
+    settings += [("on the command line", key, value) for key, value in typed]
+    return settings
+
+
+def config_from(settings: Iterable[Setting]) -> ZetaConfig:
+    """Apply settings in order to the typed defaults, and check the whole.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range, or values that contradict each
+            other.
+    """
+    config = _compose(settings)
+    _check_sections_together(config)
+    return config
+
+
+def find_config(name_or_path: str) -> Path:
+    """Return the path of a config file given by path or by the name of a shipped recipe.
+
+    Raises:
+        ValueError: there is none; the message lists the shipped recipes.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    shipped = configs_root() / f"{name_or_path}.yaml"
+    if path.name == name_or_path and shipped.is_file():
+        return shipped
+    hint = f" ({path} is a folder; give the YAML file in it)" if path.is_dir() else ""
+    raise ValueError(
+        f"no config {name_or_path!r}{hint}: give the path of a YAML file or the name of a shipped "
+        f"recipe: {', '.join(recipe_names())}"
+    )
+
+
+def to_yaml(config: ZetaConfig) -> str:
+    """Return the resolved config as YAML that `load_config` reads back unchanged."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
+    """Return (key, old value, new value) of every changed field that a resume must not change.
+
+    Args:
+        old_yaml: the config of the run so far, as `to_yaml` wrote it.
+        new: the config it is resumed with.
+    """
+    # A run may be older than a field: it ran under the field's default.
+    before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
+    before |= leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config")
+    after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
+    free_keys = free_fields(ZetaConfig)
+    return [
+        (key, before[key], value)
+        for key, value in after.items()
+        if key not in free_keys and not key.startswith(_FREE_SECTIONS) and before[key] != value
+    ]
+
+
+def _compose(settings: Iterable[Setting]) -> ZetaConfig:
+    """Apply settings in order to the typed defaults."""
+    composed = OmegaConf.structured(ZetaConfig)
+    for source, key, value in settings:
+        try:
+            value = whole_number(value, ZetaConfig, key)
+            OmegaConf.update(composed, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            raise ValueError(
+                f"{key} is {value!r} ({source}); it must be {expected_type(ZetaConfig, key)}"
+            ) from error
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "the config"
+        raise ValueError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, ZetaConfig)
+    return config
+
+
+def _read_with_includes(
+    path: Path, parents: tuple[Path, ...], cluster: Path | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return (source, tree) of a file's includes, depth first, and then of the file itself.
+
+    `cluster` stands in for every piece of a folder cluster/.
+    """
+    if path in parents:
+        chain = " -> ".join(str(item) for item in (*parents, path))
+        raise ValueError(f"config files include each other in a circle: {chain}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the config {path}: {error}") from error
+    tree = _parse_yaml(text, str(path))
+    includes = tree.pop("include", None) or []
+    if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
+        raise ValueError(f"include in {path} must be a list of file names, not {includes!r}")
+    result = []
+    for name in includes:
+        found = _find_include(name, path)
+        if cluster is not None and found.parent.name == "cluster":
+            result += _read_with_includes(cluster, (*parents, path))
+        else:
+            result += _read_with_includes(found, (*parents, path), cluster)
+    return [*result, (f"in {path}", tree)]
+
+
+def _find_include(name: str, included_by: Path) -> Path:
+    for folder in (included_by.parent, configs_root()):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    pieces = sorted(
+        str(path.relative_to(configs_root()).with_suffix(""))
+        for path in configs_root().glob("*/*.yaml")
+    )
+    raise ValueError(
+        f"{included_by} includes {name!r}, which is neither beside it nor shipped; "
+        f"shipped pieces: {', '.join(pieces)}"
+    )
+
+
+def _find_cluster(name: str) -> Path:
+    folder = configs_root() / "cluster"
+    for candidate in (Path(name).expanduser(), folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    shipped = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+    raise ValueError(
+        f"no cluster {name!r}: give the path of a YAML file, or one of those shipped: {shipped}"
+    )
+
+
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{source} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ValueError(
+            f"{source} must hold sections and keys, such as 'train: {{max_steps: 10}}'"
+        )
+    return {str(key): value for key, value in tree.items()}
+
+
+def _check_sections_together(config: ZetaConfig) -> None:
+    """Raise ValueError where values of several sections or fields contradict each other."""
+    if config.data.shards is None:
+        raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
+    build_schedule(config.optim, config.train)  # raises where they do not fit
+    watchdog = config.train.watchdog
+    if config.data.read_deadline_s >= watchdog.limit("data"):
+        raise ValueError(
+            f"data.read_deadline_s is {config.data.read_deadline_s:g}; it must be below "
+            f"train.watchdog.data_s = {watchdog.data_s:g}, after which a rank that waits for data "
+            "is taken to hang: raise train.watchdog.data_s and train.watchdog.train_s"
+        )
+    objective, outputs = config.objective, config.model.num_classes
+    if objective.image_text and outputs not in (None, objective.embed_dim):
+        raise ValueError(
+            f"model.num_classes is {outputs}, but objective.kind {objective.kind} has no classes: "
+            f"leave it out (images are embedded in objective.embed_dim = {objective.embed_dim})"
+        )
+    if objective.image_text and config.train.trainable != "all":
+        raise ValueError(
+            f"train.trainable is {config.train.trainable}, which is for classification: with "
+            f"objective.kind {objective.kind} set it to all"
+        )
+    if config.model.channels not in (None, 3):
+        raise ValueError(
+            f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"
+        )

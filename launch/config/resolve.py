@@ -1,0 +1,150 @@
+"""From a resolved config to the pieces of a run: what the model and the shards say of each other.
+
+Token counts depend on the model's patch size, and the width of its head on the shards' classes;
+this module is where the two meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from data_pipeline.config import DataConfig
+from data_pipeline.loading.tokenizer import open_tokenizer
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.manifest import Manifest
+from launch.config.load import ZetaConfig
+from zeta.models.config import check_arguments, prefix_tokens
+
+
+def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Fill in what a config leaves to the shards and the model, and check that they agree.
+
+    Raises:
+        ValueError: no classes are known, the shards have more than the model's head, or labels
+            that the objective cannot learn from; the tokenizer of captions cannot be read; or the
+            config says something else of the model's patches than the model.
+    """
+    image_text = config.objective.image_text
+    outputs = config.objective.embed_dim if image_text else _classes(config, manifest)
+    model = replace(config.model, num_classes=outputs)
+    arguments = model.resolve()
+    check_arguments(arguments)
+    if arguments["arch"] == "megavit":
+        _check_fixed_size(config.data, arguments["image_size"])
+    resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
+    return with_targets(resolved, manifest)
+
+
+def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Have the targets of the objective read from the shards: captions, a class, lists of labels.
+
+    Raises:
+        ValueError: the objective cannot learn from what the shards hold.
+    """
+    read = _with_captions if config.objective.image_text else _with_labels
+    return read(config, manifest)
+
+
+def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Plan captioned samples only, and give the text encoder the vocabulary of the tokenizer."""
+    if manifest.old_index is not None:
+        raise ValueError(
+            f"objective.kind {config.objective.kind} needs captions, and the shards in "
+            f"{manifest.old_index} were indexed by a version that did not read all of them: type "
+            f"`zeta shards index {manifest.old_index}`"
+        )
+    text = config.data.text
+    vocabulary = {
+        "vocab_size": open_tokenizer(text.tokenizer).vocab_size,
+        "max_tokens": text.max_tokens,
+    }
+    for name, value in vocabulary.items():
+        if getattr(config.objective.text, name) not in (None, value):
+            raise ValueError(
+                f"objective.text.{name} is {getattr(config.objective.text, name)}, but data.text "
+                f"makes it {value}: leave it out"
+            )
+    objective = replace(config.objective, text=replace(config.objective.text, **vocabulary))
+    data = replace(config.data, require_labels=False, require_captions=True)
+    return replace(config, objective=objective, data=data)
+
+
+def _with_labels(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
+    """Have the lists of labels read where there are any, if the objective can learn from them."""
+    if manifest.label_lists == 0:
+        return config
+    if config.objective.kind != "sigmoid":
+        raise ValueError(
+            f"objective.kind is {config.objective.kind}, which learns one class an image, but "
+            f"{manifest.label_lists} images of the shards have several labels, or an empty list "
+            "of them: set objective.kind=sigmoid"
+        )
+    return replace(config, data=replace(config.data, max_labels=manifest.most_labels))
+
+
+def _classes(config: ZetaConfig, manifest: Manifest) -> int:
+    """Return the number of classes, from the config or the shards."""
+    if manifest.highest_label < 0:
+        raise ValueError(
+            "no image in the shards has a class: put the images into one folder a class and build "
+            "the shards again, or give each sample a .cls"
+        )
+    names = manifest.class_names
+    num_classes = config.model.num_classes
+    if num_classes is None:
+        if names is None:
+            raise ValueError(
+                "the shards have no class map (classes.json), so model.num_classes must be set"
+            )
+        num_classes = len(names)
+    elif names is not None and len(names) > num_classes:
+        raise ValueError(
+            f"model.num_classes is {num_classes}, but the class map of the shards has {len(names)}"
+        )
+    if manifest.highest_label >= num_classes:
+        raise ValueError(
+            f"model.num_classes is {num_classes}, but the shards hold the class index "
+            f"{manifest.highest_label}: set model.num_classes to at least "
+            f"{manifest.highest_label + 1}, or correct the labels"
+        )
+    return num_classes
+
+
+def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataConfig:
+    """Return the data config with what the model decides: patch size, prefix tokens, cost.
+
+    Raises:
+        ValueError: one of them is set to something else.
+    """
+    decided = {
+        "patch_size": model_arguments["patch_size"],
+        "prefix_tokens": prefix_tokens(model_arguments),
+        "cost_dim": model_arguments["dim"],
+        "require_labels": True,
+    }
+    unset = DataConfig()
+    for name, value in decided.items():
+        if getattr(data, name) not in (value, getattr(unset, name)):
+            what = getattr(data, name)
+            raise ValueError(f"data.{name} is {what}, but the model makes it {value}: leave it out")
+    return replace(data, **decided)
+
+
+def training_plan(config: ZetaConfig, manifest: Manifest) -> Plan:
+    """Return the plan of a run from its resolved config."""
+    return Plan(
+        manifest, config.data, config.train.packs_per_step, max_epochs=config.train.max_epochs
+    )
+
+
+def _check_fixed_size(data: DataConfig, image_size: Any) -> None:
+    """Raise ValueError unless every image comes as the one square that a MegaVit takes."""
+    resolution = data.resolution
+    if resolution.kind != "fixed" or resolution.fit == "keep" or resolution.max != image_size:
+        raise ValueError(
+            "model.arch is megavit, which takes images of one size: set "
+            f"data.resolution.kind=fixed, data.resolution.max={image_size} and "
+            f"data.resolution.fit=crop (or squash); now they are {resolution.kind}, "
+            f"{resolution.max} and {resolution.fit}"
+        )

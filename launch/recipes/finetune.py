@@ -1,0 +1,199 @@
+"""`zeta finetune`: an export, labelled images, and out comes a model of their classes.
+
+It is a run like any other, in a run directory of its own: the same trainer, resume and signals.
+What is added is the recipe (`launch.recipes.finetune_recipe`), shards made of a folder of images,
+and the scores on held-out images before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipeline.shards.weighted import open_shards
+from launch.config.load import DEFAULT, Setting, ZetaConfig, read_settings, to_yaml
+from launch.config.resolve import resolve_with_shards
+from launch.evaluate.scores import evaluate_plan
+from launch.evaluate.small_images import small_images
+from launch.export import export_run
+from launch.recipes.finetune_images import find_images, shard_settings, shards_go_if_refused
+from launch.recipes.finetune_recipe import (
+    SHIPPED,
+    Export,
+    compose,
+    open_export,
+    recipe_settings,
+    settings_of_export,
+    settings_of_images,
+)
+from launch.run.checks import check_resume, check_start, check_writable
+from launch.run.local import launch_local
+from launch.run.train import train
+from launch.run.validation_data import open_held_out
+from zeta import metric_names as names
+from zeta.distributed import rank_from_environment
+from zeta.exit_codes import ExitCode
+from zeta.models.config import build_model, load_pretrained
+from zeta.objectives import build_objective
+from zeta.probes.image_scores import RowObjective
+from zeta.run.directory import RunDir
+
+
+def finetune(
+    export_path: Path,
+    source: str,
+    overrides: Sequence[str],
+    *,
+    mode: str | None = None,
+    nproc: int | None = None,
+    val_share: float = 0.1,
+) -> int:
+    """Fine-tune an export; return the exit status, as `zeta train` does.
+
+    Args:
+        export_path: folder written by `zeta export`.
+        source: a folder of images (its subfolders are the classes), a table of paths, shards, or a
+            CONFIG as `zeta train` takes it.
+        overrides: `key=value` settings.
+        mode: full, probe or last-K; None: what `train.trainable` says, or full.
+        nproc: ranks to start on this machine; None: this process is the only one, or a rank of
+            torchrun or srun.
+        val_share: share of a folder's images that is held out.
+
+    Raises:
+        ValueError: the export, the images or the settings cannot work; nothing was begun.
+    """
+    export = open_export(export_path)
+    info = rank_from_environment(os.environ)
+    if nproc is not None and info.world_size > 1:
+        raise ValueError("--nproc starts ranks, and this is already one of several: leave it out")
+    images = find_images(source)
+    user = read_settings(source if images is None else SHIPPED, overrides)
+    user = [setting for setting in user if setting[0] != f"in {SHIPPED}"]
+    base = [*settings_of_export(export), *recipe_settings(mode)]
+    draft = _draft(export, base, user, mode)
+    run_dir = RunDir(Path(draft.run.dir).expanduser())
+    if images is not None and not images.are_shards:
+        check_writable(run_dir)
+        if not run_dir.config.exists():
+            check_resume(run_dir, draft)  # a folder that holds something else gets no shards
+    with shards_go_if_refused(run_dir):
+        if images is not None:
+            base += shard_settings(images, run_dir, val_share, launched=info.world_size > 1)
+        shards = _last([*base, *user], "data.shards")
+        if shards is None:
+            raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
+        base += [*settings_of_images(shards, user), *_head_settings(export, shards)]
+        config = compose(export, base, user, mode)
+        start = check_start(config, nproc or info.world_size)
+        if info.rank == 0:
+            warning = small_images(start.manifest, export.arguments["patch_size"])
+            if warning is not None:
+                print(warning, file=sys.stderr)
+            _begin(run_dir, export, config)
+    if nproc is None:
+        code = train(config)
+    else:
+        code = launch_local(str(run_dir.fine_tuning_config), [], nproc)
+    if code == ExitCode.FINISHED and info.rank == 0:
+        _finish(run_dir)
+    return code
+
+
+def _draft(
+    export: Export, base: Sequence[Setting], user: Sequence[Setting], mode: str | None
+) -> ZetaConfig:
+    """Check the settings before anything is written, with images and length of the run unknown."""
+    unknown = {"data.shards": "images", "train.max_images": 10**9}
+    if not any(key == "train.max_steps" and value for _, key, value in user):
+        unknown["optim.schedule_by"] = "images"
+    draft = [*base, *((DEFAULT, key, value) for key, value in unknown.items())]
+    return compose(export, draft, user, mode)
+
+
+def _last(settings: Sequence[Setting], key: str) -> Any:
+    return next((value for _, name, value in reversed(settings) if name == key), None)
+
+
+def _head_settings(export: Export, shards: Any) -> list[Setting]:
+    """Keep the head of the export where its classes are those of the images, in their order."""
+    trained, wanted = export.info.get("class_names"), open_shards(shards).class_names
+    same = trained is not None and wanted is not None and list(trained) == list(wanted)
+    return [(DEFAULT, "train.new_head", not same)]
+
+
+def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
+    """Write the recipe, and score the weights that the run begins at, unless that was done."""
+    data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
+    about = {"export": str(export.path), "new_head": config.train.new_head, "data": data}
+    record = json.loads(run_dir.fine_tuning.read_text()) if run_dir.fine_tuning.exists() else {}
+    if not record or any(record.get(key, value) != value for key, value in about.items()):
+        record = about | {"before": score_beginning(config)}
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    run_dir.fine_tuning_config.write_text(to_yaml(config))
+    run_dir.fine_tuning.write_text(json.dumps(record) + "\n")
+
+
+def score_beginning(config: ZetaConfig) -> dict[str, Any] | None:
+    """Return the scores of the weights that a run begins at on its held-out images; None: none.
+
+    Args:
+        config: of the run; `train.init_from` is an export.
+    """
+    manifest = open_shards(config.data.shards)
+    resolved = resolve_with_shards(config, manifest)
+    held_out = open_held_out(resolved, manifest)
+    if held_out is None or held_out.classes is None:
+        return None
+    arguments = resolved.model.resolve()
+    model = build_model(resolved.model, resolved.train.seed)
+    assert config.train.init_from is not None
+    _begin_at(model, load_pretrained(config.train.init_from), new_head=config.train.new_head)
+    use_cuda = config.train.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if use_cuda else "cpu")
+    objective = build_objective(resolved.objective, arguments["num_classes"])
+    assert isinstance(objective, RowObjective), "image-text runs have no classes"
+    _, plan = held_out.plans[0]
+    found = evaluate_plan(model.to(device).eval(), objective, plan, device, held_out.classes)
+    return vars(found)
+
+
+def _begin_at(model: nn.Module, trained: nn.Module, *, new_head: bool) -> None:
+    """Give `model` the weights of `trained`, as `zeta.train.init_from` does in the run."""
+    weights, own = trained.state_dict(), model.state_dict()
+    head = {name for name in own if name.startswith("head.")}
+    if new_head:
+        weights |= {name: torch.zeros_like(own[name]) for name in head}
+    elif any(weights[name].shape != own[name].shape for name in head):
+        weights |= {name: own[name] for name in head}
+    model.load_state_dict(weights)
+
+
+def _finish(run_dir: RunDir) -> None:
+    """Export the model, and say what was gained and what to type next."""
+    record = json.loads(run_dir.fine_tuning.read_text())
+    lines = map(json.loads, run_dir.metrics.read_text().splitlines())
+    scores = [line for line in lines if names.val_score("top1") in line]
+    out = export_run(run_dir.path, run_dir.exported).folder
+    if record["before"] is None or not scores:
+        print("no images were held out: give data.val_shards to have the model scored")
+    else:
+        last = scores[-1]
+        score_names = ("top1", "top5", "loss")
+        record["after"] = {name: last[names.val_score(name)] for name in score_names}
+        record["after"]["images"] = last[names.VAL_IMAGES]
+        run_dir.fine_tuning.write_text(json.dumps(record) + "\n")
+        untrained = " (its head is new: chance)" if record["new_head"] else ""
+        print(
+            f"held-out top-1: {record['before']['top1']:.2%} before{untrained}, "
+            f"{record['after']['top1']:.2%} after, on {record['after']['images']:,} images"
+        )
+    print(f"the model is in {out}; try: zeta eval {out} SHARDS")
+    sys.stdout.flush()

@@ -1,0 +1,115 @@
+"""Which metrics the report draws, and how: one chart each, or one for a score at several sizes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from launch.report.figures import NARROW, WIDE, compact, percent
+from launch.report.record import RunRecord
+from zeta import metric_names as names
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of metrics over the step."""
+
+    name: str
+    title: str
+    curves: tuple[tuple[str, str], ...]
+    """(label, metric name) of each line."""
+    format_value: Callable[[float], str] = compact
+    size: tuple[float, float] = NARROW
+    smooth: bool = False
+    include: tuple[float, ...] = ()
+    """Values that the axis shows in any case."""
+    log: bool = False
+    absent: str = ""
+    """Why a run may have no such metric, where it is not that it has just begun."""
+
+
+LOSS = Chart("loss", "Training loss", (("loss", names.TRAIN_LOSS),), size=WIDE, smooth=True)
+CHARTS = (
+    Chart("images", "Images per second", (("images/s", names.IMAGES_PER_S),), include=(0.0,)),
+    Chart("tokens", "Tokens per second", (("tokens/s", names.TOKENS_PER_S),), include=(0.0,)),
+    Chart(
+        "mfu",
+        "Model FLOPs utilisation",
+        (("MFU", names.MFU),),
+        percent,
+        include=(0.0,),
+        absent="the peak of the devices is not known: set <code>train.peak_tflops</code>",
+    ),
+    Chart(
+        "time",
+        "Seconds per step",
+        (("whole step", names.STEP_S), ("of it waiting for data", names.DATA_WAIT_S)),
+        include=(0.0,),
+    ),
+    Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
+    Chart(
+        "balance",
+        "Straggler ratio",
+        (("slowest rank / mean", names.STRAGGLER_RATIO),),
+        include=(1.0,),
+    ),
+    Chart("memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), include=(0.0,)),
+    Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), include=(0.0,)),
+    Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), smooth=True, log=True),
+)
+_IN_WORDS = {"top1": "top-1"}
+
+
+def validation_charts(*runs: RunRecord) -> tuple[Chart, ...]:
+    """Return the charts of loss and headline score on held-out images; none if none was logged.
+
+    Each has the score at the size of training first, then at its token budgets, and last that of
+    the average of the weights. Of several runs, the first that noted a headline score names it.
+    """
+    charts = []
+    if curves := _curves(runs, "loss"):
+        charts.append(Chart("val-loss", "Validation loss", curves, size=WIDE))
+    headline = next(filter(None, map(headline_score, runs)), None)
+    if headline and (curves := _curves(runs, headline)):
+        title = f"Validation {_IN_WORDS.get(headline, headline.replace('_', ' '))}"
+        charts.append(Chart("val-score", title, curves, percent, size=WIDE))
+    return tuple(charts)
+
+
+def headline_score(run: RunRecord) -> str | None:
+    """Return the score whose best value the run noted, such as top1; None: no evaluation."""
+    prefix = names.val_best("")
+    noted = (name.removeprefix(prefix) for name in run.series if name.startswith(prefix))
+    return next((score for score in noted if names.val_best(score) != names.VAL_BEST_STEP), None)
+
+
+def score_by_tokens(run: RunRecord, score: str) -> list[tuple[str, float]]:
+    """Return (token budget, last value) of a score of a run at each of its token budgets."""
+    return [
+        (f"{place:g}", value)
+        for place, _, metric in sorted(_sizes(run, score))
+        if 0 < place < math.inf and (value := run.series[metric].last) is not None
+    ]
+
+
+def _curves(runs: Sequence[RunRecord], score: str) -> tuple[tuple[str, str], ...]:
+    found = {size for run in runs for size in _sizes(run, score)}
+    return tuple((label, metric) for _, label, metric in sorted(found))
+
+
+def _sizes(run: RunRecord, score: str) -> Iterator[tuple[float, str, str]]:
+    """Yield (place in the order, label, metric) of a score at every size that was logged."""
+    pattern = re.compile(re.escape(names.val_score(score)) + r"(?:_at_(\d+)_tokens)?(_of_average)?")
+    for metric, series in run.series.items():
+        match = pattern.fullmatch(metric)
+        if match is None or series.last is None:
+            continue
+        tokens, average = match.groups()
+        if average:
+            yield math.inf, "average of the weights", metric
+        elif tokens:
+            yield float(tokens), f"{tokens} tokens", metric
+        else:
+            yield 0.0, "size of training", metric

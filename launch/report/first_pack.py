@@ -1,0 +1,93 @@
+"""Pictures of a run's first packs, drawn from its config and shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.loading.executor import Executor, decode_recipe
+from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
+from data_pipeline.loading.tokenizer import open_tokenizer
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.image_header import ImageError
+from data_pipeline.shards.sample import SampleError
+from data_pipeline.shards.tar_reader import read_sample
+from data_pipeline.shards.weighted import open_shards
+from launch.config.load import load_config
+from launch.config.resolve import resolve_with_shards, training_plan
+from launch.report.pack_picture import PackPicture, draw_images, draw_pack
+from zeta.packed import PackedBatch
+from zeta.run.directory import RunDir
+
+
+def plan_of(run_dir: RunDir) -> Plan:
+    """Return the plan that a run is trained by.
+
+    Raises:
+        ValueError: the run's config or shards are gone or changed.
+    """
+    config = load_config(str(run_dir.config))
+    manifest = open_shards(config.data.shards)
+    return training_plan(resolve_with_shards(config, manifest), manifest)
+
+
+def draw_first_pack(run_dir: RunDir, plan: Plan) -> Path:
+    """Write the picture of the first pack of lane 0 of a run's plan, and return its path."""
+    path = run_dir.pack_picture
+    path.write_bytes(draw_pack(_picture(plan, lane=0)))
+    return path
+
+
+def draw_first_packs(folder: Path, plan: Plan, count: int) -> None:
+    """Write `pack_1.png` and so on into a folder: the images of the first packs of as many lanes.
+
+    Raises:
+        OSError, ValueError: the shards cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for lane in range(min(count, plan.num_lanes)):
+        draw_images(_picture(plan, lane)).save(folder / f"pack_{lane + 1}.png")
+
+
+def _picture(plan: Plan, lane: int) -> PackPicture:
+    """Read and decode the first pack of a lane."""
+    recipe = pack_recipe(plan, plan.lane(lane).next_pack(), epoch=0)
+    class_names = plan.manifest.class_names
+    batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch
+    return PackPicture.from_batch(
+        batch,
+        [_whole_image(image, recipe) for image in recipe.images],
+        titles(batch, len(recipe.images), class_names, plan.config.text.tokenizer),
+    )
+
+
+def titles(
+    batch: PackedBatch, images: int, class_names: Sequence[str] | None, tokenizer: str
+) -> list[str]:
+    """Return what the first `images` images of a pack are said to show: captions or classes."""
+    if batch.text_ids is not None:
+        captions = torch.split(batch.text_ids, list(batch.text_lengths))[:images]
+        return [open_tokenizer(tokenizer).decode(ids.tolist()) for ids in captions]
+    rows = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
+
+    def name(label: int) -> str:
+        return str(label) if class_names is None else class_names[label]
+
+    return [
+        ", ".join(name(label) for label in row if label >= 0) or "-"
+        for row in rows[:images].tolist()
+    ]
+
+
+def _whole_image(image: ImageRecipe, recipe: PackRecipe) -> NDArray[np.uint8]:
+    """Return [rows * p, columns * p, 3] pixels, dropped patches included; grey if undecodable."""
+    sample = read_sample(image.shard, image.offset, image.nbytes)
+    try:
+        return decode_recipe(sample.image, image, recipe.patch_size, recipe.fit)
+    except (SampleError, ImageError):
+        rows, columns = (count * recipe.patch_size for count in image.grid)
+        return np.full((rows, columns, 3), 127, dtype=np.uint8)

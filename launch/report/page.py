@@ -1,0 +1,165 @@
+"""`report.html`: what a run did, alone or beside others, on one page that opens from disk.
+
+The page is self-contained: charts are inline SVG, the picture of a pack is a data URI, there is no
+script, and a content security policy forbids the browser to fetch anything. Everything that comes
+from files of the run is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from launch.filesystems import check_file
+from launch.report.cards import chart_cards
+from launch.report.comparison import RunSet
+from launch.report.record import RunRecord, finite_number, read_run
+from launch.report.summary import headlines, last_value
+from launch.report.tables import (
+    config_section,
+    headlines_table,
+    notes_section,
+    quarantine_section,
+    starts_section,
+)
+from zeta import metric_names as names
+from zeta.run.directory import RunDir
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def write_report(
+    run_dir: Path, out: Path | None = None, compare: Sequence[Path] = (), axis: str = "step"
+) -> Path:
+    """Write the report of a run and return its path.
+
+    Args:
+        run_dir: a run directory; the run may be finished, going on or dead. Besides its own files,
+            `eval.json` (`zeta eval --json`), `result.json` (`zeta demo`), `pack.svg` and
+            `sizes.json` (`launch.report.inputs`) are shown when they lie there.
+        out: the file to write; `report.html` in the run directory unless given.
+        compare: directories of other runs, drawn over this one.
+        axis: what the charts run along, one of `launch.report.axes.AXES`.
+
+    Raises:
+        ValueError: one of them is not a run directory, holds no metrics yet, or is given twice, or
+            `out` cannot be written.
+    """
+    runs, target = check_report(run_dir, out, compare, axis)
+    page = build_page(runs)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(target)
+    return target
+
+
+def check_report(
+    run_dir: Path, out: Path | None = None, compare: Sequence[Path] = (), axis: str = "step"
+) -> tuple[RunSet, Path]:
+    """Check what `write_report` is given; return the runs and the file to write.
+
+    It writes nothing, so it may come before what is slow.
+
+    Raises:
+        ValueError: one of the runs is none, holds no metrics yet, or is given twice; there is no
+            such axis; or the page cannot be written.
+    """
+    runs = RunSet([read_run(Path(each)) for each in (run_dir, *compare)], axis)
+    target = RunDir(Path(run_dir)).report if out is None else Path(out)
+    check_file(target, "--out")
+    return runs, target
+
+
+def build_page(runs: RunSet) -> str:
+    """Return the page."""
+    title = ", ".join(runs.labels)
+    style = files("launch.report").joinpath("page.css").read_text(encoding="utf-8")
+    body = "\n".join(
+        (
+            *_header(runs, title),
+            headlines_table(runs) if runs.several else _tiles(runs.first),
+            '<section class="charts" aria-label="Charts">',
+            *chart_cards(runs),
+            "</section>",
+            *_pack_section(runs),
+            starts_section(runs),
+            quarantine_section(runs),
+            config_section(runs),
+            notes_section(runs),
+        )
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{escape(title)} - zeta run report</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _header(runs: RunSet, title: str) -> Iterator[str]:
+    yield f'<header>\n<p class="kicker">zeta run report</p>\n<h1>{escape(title)}</h1>'
+    for label, run in zip(runs.labels, runs.runs, strict=True):
+        yield from _status(run, f"{escape(label)}: " if runs.several else "")
+    yield "</header>"
+
+
+def _status(run: RunRecord, whose: str) -> Iterator[str]:
+    """Yield how far a run is, and what is wrong with it; `whose` is HTML."""
+    limit = finite_number(run.setting("train.max_steps"))
+    of_limit = f" of {limit:,.0f}" if limit else ""
+    state = (
+        f"<b>Finished</b> after {run.steps:,} steps."
+        if run.finished
+        else f'<b class="open">Not finished</b>: last metrics at step {run.steps:,}{of_limit}.'
+    )
+    yield f'<p class="status">{whose}{state}</p>'
+    lost = run.series.get(names.TRAIN_LOSS)
+    bad = int((~np.isfinite(lost.values)).sum()) if lost else 0
+    skipped = last_value(run, names.SKIPPED_STEPS)
+    if bad:
+        yield f'<p class="warning">{whose}The loss is not finite at {bad:,} logged steps.</p>'
+    if skipped:
+        yield (
+            f'<p class="warning">{whose}{skipped:,.0f} steps were skipped (gradients not '
+            "finite).</p>"
+        )
+
+
+def _tiles(run: RunRecord) -> str:
+    tiles = "\n".join(
+        f'<div class="tile"><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd>'
+        f'<dd class="hint">{escape(hint)}</dd></div>'
+        for label, value, hint in headlines(run)
+    )
+    return f'<dl class="tiles">\n{tiles}\n</dl>'
+
+
+def _pack_section(runs: RunSet) -> Iterator[str]:
+    for label, run in zip(runs.labels, runs.runs, strict=True):
+        if run.pack is not None:
+            media_type, content = run.pack
+            data = base64.b64encode(content).decode()
+            whose = f"{label}: one" if runs.several else "One"
+            yield (
+                f'<h2>{escape(whose)} pack, as the model saw it</h2>\n<figure class="card">\n'
+                '<img class="pack" alt="The images of one pack with their dropped patches, and '
+                f'the token sequence they make" src="data:{media_type};base64,{data}">\n</figure>'
+            )

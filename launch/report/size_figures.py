@@ -1,0 +1,126 @@
+"""The charts of report.html whose axis is not the run's time: accuracy by size, and histograms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from launch.report.figures import COLOURS, CURVE_COLOURS, WIDE, compact, percent, render
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_LABELS = 9
+"""Points of the accuracy chart that are labelled; more would overlap."""
+MAX_BINS = 24
+"""Bars of a histogram."""
+
+
+def accuracy_chart(
+    name: str,
+    runs: Sequence[Sequence[tuple[str, float]]],
+    *,
+    trained: tuple[float, float] | None = None,
+    x_label: str = "side of the image, pixels",
+    size: tuple[float, float] = WIDE,
+) -> str:
+    """Return top-1 against the size of the image as an SVG element.
+
+    Args:
+        name: prefix of all ids in the SVG.
+        runs: (size, top-1 as a share) of each run. A name that begins with a number is a size;
+            of the others (`native`) each is a dashed line.
+        trained: smallest and largest size that the model was trained at, shaded.
+        x_label: what a size is.
+        size: WIDE or NARROW.
+    """
+    parsed = [[(side_of(word), top1) for word, top1 in rows] for rows in runs]
+    points = [sorted((at, top1) for at, top1 in rows if at is not None) for rows in parsed]
+    sides = sorted({at for rows in points for at, _ in rows})
+
+    def draw(axes: Axes) -> None:
+        low, high = (sides[0], sides[-1]) if sides else (0.0, 1.0)
+        margin = 0.06 * (high - low) or 1.0
+        if trained and sides:
+            axes.axvspan(*trained, color=COLOURS["--band"], linewidth=0)
+        for index, rows in enumerate(parsed):
+            for top1 in (top1 for at, top1 in rows if at is None):
+                level = "--series-2" if len(runs) == 1 else CURVE_COLOURS[index]
+                axes.axhline(top1, color=COLOURS[level], linestyle="--")
+            if points[index]:
+                x, y = zip(*points[index], strict=True)
+                colour = COLOURS[CURVE_COLOURS[index]]
+                axes.plot(x, y, color=colour, marker="o", markersize=4.5)
+        if sides and len(sides) <= MAX_LABELS:
+            axes.set_xticks(sides)
+            if len(runs) == 1:
+                _label_points(axes, *zip(*points[0], strict=True))
+        if sides:
+            axes.set_xlabel(x_label)
+        else:
+            axes.set_xticks([])
+        axes.set_xlim(low - margin, high + margin)
+        values = np.array([top1 for rows in runs for _, top1 in rows])
+        span = max(float(np.ptp(values)), 0.02)
+        axes.set_ylim(values.min() - 0.25 * span, values.max() + 0.25 * span)
+        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+
+    return render(name, size, draw)
+
+
+def histogram_chart(
+    name: str,
+    counts: Sequence[Mapping[float, int]],
+    *,
+    x_label: str,
+    format_value: Callable[[float], str],
+    size: tuple[float, float] = WIDE,
+) -> str:
+    """Return histograms over each other as an SVG element.
+
+    Args:
+        name: prefix of all ids in the SVG.
+        counts: of each run, how often each value comes up; at least once altogether.
+        x_label: what the values are.
+        format_value: writes a value at the axis.
+        size: WIDE or NARROW.
+    """
+    everything = np.array(sorted({value for each in counts for value in each}))
+    low, high = float(everything[0]), float(everything[-1])
+    room = 0.5 * (high - low) / MAX_BINS or 0.5 * abs(high) or 0.5
+    edges = np.linspace(low - room, high + room, min(MAX_BINS, 2 * len(everything) - 1) + 1)
+
+    def draw(axes: Axes) -> None:
+        for index, each in enumerate(counts):
+            values, weights = np.array(list(each)), np.array(list(each.values()), np.float64)
+            shares, _ = np.histogram(values, edges, weights=weights / weights.sum())
+            colour = COLOURS[CURVE_COLOURS[index]]
+            axes.stairs(shares, edges, color=colour, fill=len(counts) == 1, linewidth=1.6)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share of the images")
+        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+        axes.xaxis.set_major_formatter(lambda value, _: format_value(value))
+
+    return render(name, size, draw)
+
+
+def side_of(word: str) -> float | None:
+    """Return the side in pixels that a resolution's name begins with: 48, 48px, 48x64."""
+    match = re.match(r"\d+(?:\.\d+)?", word)
+    return float(match[0]) if match else None
+
+
+def _label_points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Write per cent at each point: below it where its neighbours are higher, else above."""
+    for i, (side, top1) in enumerate(zip(x, y, strict=True)):
+        around = [y[j] for j in (i - 1, i + 1) if 0 <= j < len(y)]
+        below = bool(around) and top1 < float(np.mean(around))
+        axes.annotate(
+            f"{100 * top1:.1f}", (side, top1), xytext=(0, -12 if below else 6),
+            textcoords="offset points", ha="center", fontsize="small", color=COLOURS["--ink"],
+        )  # fmt: skip

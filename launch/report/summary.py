@@ -1,0 +1,89 @@
+"""The few numbers that stand at the top of a report: how good, how fast, how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from launch.report.figures import compact, percent
+from launch.report.record import RunRecord, Series, finite_number
+from zeta import metric_names as names
+
+
+def headlines(run: RunRecord) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, value, hint) of each number; the value is a dash where nothing is known."""
+    top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
+    top5 = finite_number(run.evaluation.get("top5"))
+    hint = f"top-5 {percent(top5)}" if top5 else ""
+    if top1 is None and (top1 := last_value(run, names.val_score("top1"))) is not None:
+        hint = "while it trained"
+    yield "Validation top-1", _show(top1, percent), hint
+
+    measured = finite_number(run.result.get("train_seconds"))
+    seconds = measured if measured is not None else seconds_in_steps(run)
+    hint = "training" if measured is not None or seconds is None else "sum of the step times"
+    yield "Wall time", _show(seconds, _duration), hint
+
+    rate = _first(run.result.get("images_per_s"), _median(run, names.IMAGES_PER_S))
+    tokens = _median(run, names.TOKENS_PER_S)
+    yield "Images per second", _show(rate, _count), f"{compact(tokens)} tokens/s" if tokens else ""
+
+    budget = finite_number(run.setting("data.token_budget"))
+    fill = _first(run.result.get("fill"), _mean(run, names.FILL))
+    yield "Fill", _show(fill, percent), f"of {budget:,.0f} tokens" if budget else ""
+
+    packs = finite_number(run.setting("train.packs_per_step"))
+    yield "Steps", f"{run.steps:,}", f"of {packs:,.0f} packs" if packs else ""
+
+    seen, tokens_seen = last_value(run, names.IMAGES_SEEN), last_value(run, names.TOKENS_SEEN)
+    hint = f"{compact(tokens_seen)} tokens" if tokens_seen else ""
+    yield "Images seen", _show(seen, _count), hint
+
+
+def last_value(run: RunRecord, metric: str) -> float | None:
+    """Return the last finite value of a metric, if the run logged one."""
+    return run.series[metric].last if metric in run.series else None
+
+
+def seconds_in_steps(run: RunRecord) -> float | None:
+    """Return the seconds spent in steps, each logged step time standing for those before it."""
+    series = run.series.get(names.STEP_S, Series(np.zeros(0), np.zeros(0))).finite
+    if not len(series.steps):
+        return None
+    return float((np.diff(series.steps, prepend=0.0) * series.values).sum())
+
+
+def _first(*values: object) -> float | None:
+    """Return the first that is a finite number."""
+    numbers = (finite_number(value) for value in values)
+    return next((number for number in numbers if number is not None), None)
+
+
+def _median(run: RunRecord, metric: str) -> float | None:
+    values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
+    return float(np.median(values)) if len(values) else None
+
+
+def _mean(run: RunRecord, metric: str) -> float | None:
+    values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
+    return float(values.mean()) if len(values) else None
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) < 1e6 else compact(value)
+
+
+def _duration(seconds: float) -> str:
+    """Write seconds in the two largest units that fit: 42 s, 2 min 31 s, 3 h 5 min, 21 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    place = next(i for i, (_, length) in enumerate(units) if whole >= length)
+    (big, length), (small, part) = units[place], units[place + 1]
+    return f"{whole // length} {big} {whole % length // part} {small}"
+
+
+def _show(value: float | None, write: Callable[[float], str]) -> str:
+    return "\u2013" if value is None else write(value)

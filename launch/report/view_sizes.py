@@ -1,0 +1,71 @@
+"""At which sizes a run shows its images, and how many of their patches it drops, from its plan."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.plan.lane_packer import PackPlan
+from data_pipeline.plan.plan import Plan
+from launch.report.record import finite_number
+from zeta.run.directory import RunDir
+
+SIDES, DROPS = "sides_px", "dropped_percent"
+_IMAGES = 8192
+"""Images looked at: enough for a histogram, and quick."""
+
+
+def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
+    """Return {`images`, SIDES, DROPS}: how often each side and drop rate comes up.
+
+    The side of an image is the root of its area as it is shown, to a pixel; the drop rate is in
+    per cent. Images are drawn as the run deals them, at places spread evenly over the run, because
+    schedules change what is shown.
+
+    Args:
+        plan: of the run.
+        images_seen: images that the run has trained on; at least one is looked at.
+    """
+    lanes = [plan.lane(number) for number in range(plan.num_lanes)]
+    wanted = max(1, min(_IMAGES, images_seen))
+    dealt: list[PackPlan] = []
+    while sum(len(pack.sample_ids) for pack in dealt) < wanted:
+        packs = [pack for lane in lanes if (pack := lane.next_pack()) is not None]
+        if not packs:
+            break
+        dealt += packs
+    first = PackPlan.concatenate(dealt).select(slice(wanted))
+    seen = np.linspace(0, max(images_seen - 1, 0), len(first.sample_ids)).astype(np.int64)
+    epochs = first.epochs + seen // plan.num_images
+    shown = plan.size_images(first.sample_ids, epochs, seen)
+    patches = shown.rows * shown.columns
+    sides = np.rint(np.sqrt(patches) * plan.patch_size).astype(np.int64)
+    drops = np.rint(100 * (1 - shown.keep / patches)).astype(np.int64)
+    return {"images": len(seen), SIDES: _counts(sides), DROPS: _counts(drops)}
+
+
+def write_shown_sizes(run_dir: RunDir, plan: Plan, images_seen: int) -> Path:
+    """Write sizes.json and return its path."""
+    run_dir.sizes.write_text(json.dumps(shown_sizes(plan, images_seen)) + "\n")
+    return run_dir.sizes
+
+
+def read_counts(sizes: Mapping[str, Any], what: str) -> dict[float, int]:
+    """Return one of the counts in sizes.json, without what is no number."""
+    table = sizes.get(what)
+    counts = {}
+    for value, count in table.items() if isinstance(table, Mapping) else ():
+        number = finite_number(count)
+        if value.isdecimal() and number is not None and number > 0:
+            counts[float(value)] = int(number)
+    return counts
+
+
+def _counts(values: NDArray[np.int64]) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(Counter(values.tolist()).items())}

@@ -1,0 +1,222 @@
+"""What is checked before a run starts anything: all that a restart would find again, said once.
+
+It takes seconds and needs torch but neither DeepSpeed nor a device. `zeta train` does it on rank 0
+while the other ranks wait for the answer, `zeta launch local` before it starts a rank, and
+`zeta train --dry-run` for a run that is not started.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipeline.loading.loader import check_state
+from data_pipeline.plan.plan import Plan
+from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.weighted import open_shards
+from launch.config.load import ZetaConfig, fixed_changes, load_config
+from launch.config.resolve import resolve_with_shards, training_plan
+from launch.filesystems import existing_parent
+from launch.run.lock import sees_claim
+from launch.run.validation_data import HeldOutImages, open_held_out
+from zeta.checkpoint.directory import check_same_model, read_trainer_state
+from zeta.exit_codes import RunError
+from zeta.models.config import prefix_tokens
+from zeta.models.parameters import parameter_shapes
+from zeta.models.trainable import freeze
+from zeta.objectives.image_text_model import build_for_objective
+from zeta.packed import check_world_size
+from zeta.run.directory import RunDir, step_names
+from zeta.train.init_sources import check_initial_weights
+from zeta.train.optim import check_optimizer
+
+_BEFORE_CONFIG = {
+    "logs", "wandb", "wandb_run_id", "wandb_state.json", "metrics.jsonl", "ledger",
+    "quarantine.jsonl", "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts",
+    "demo.json", "shards", "owners", "SAVE_NOW", "STOP",
+    "excluded_nodes", "finetune.json", "finetune.yaml",
+}  # fmt: skip
+"""What a run directory may hold before its first step: launchers, the demo and a start that failed
+leave these."""
+_ENDS = ("max_steps", "max_images", "max_tokens", "max_epochs")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that can start."""
+
+    config: ZetaConfig
+    """With what the shards and the model say of each other filled in."""
+    run_dir: RunDir
+    manifest: Manifest
+    plan: Plan
+    held_out: HeldOutImages | None
+    """What the run is evaluated on; None: nothing."""
+    saved: dict[str, Any] | None
+    """trainer.json of the newest checkpoint, whose bytes are not verified yet; None: none."""
+
+    @property
+    def already_finished(self) -> str | None:
+        """Say so if the run has reached the end that the config sets; None if it has not."""
+        if not self.run_dir.finished.exists() or not self.run_dir.config.exists():
+            return None
+        before = load_config(str(self.run_dir.config)).train
+        if any(getattr(before, name) != getattr(self.config.train, name) for name in _ENDS):
+            return None
+        at = self.run_dir.finished.read_text().strip()
+        ends = [f"train.{name}" for name in _ENDS if getattr(before, name) is not None]
+        return (
+            f"{self.run_dir.path} is already finished, at {at}: raise {' or '.join(ends)} to train "
+            "on, or choose another run.dir"
+        )
+
+
+def check_start(config: ZetaConfig, world_size: int) -> Start:
+    """Check everything about a run that can be known before it starts.
+
+    Raises:
+        ValueError, RunError: it cannot work; names the field, its value and what to do.
+        OSError: shards or the run directory cannot be reached at the moment.
+    """
+    check_world_size(world_size, config.train.packs_per_step)
+    check_optimizer(config.optim, config.train.deepspeed.get("optimizer"))
+    run_dir = RunDir(Path(config.run.dir).expanduser())
+    manifest = open_shards(config.data.shards)
+    config = resolve_with_shards(config, manifest)
+    check_resume(run_dir, config)
+    check_writable(run_dir)
+    plan = training_plan(config, manifest)
+    check_images_fit(plan, config)
+    held_out = open_held_out(config, manifest)
+    saved = _check_checkpoint(run_dir, config, plan)
+    start = Start(config, run_dir, manifest, plan, held_out, saved)
+    if start.already_finished is None and run_dir.stop_request.exists():
+        raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to go on")
+    return start
+
+
+def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
+    """Refuse to continue a run under a config that changes what it computes.
+
+    Raises:
+        ValueError: names every fixed field that differs from the run's config.yaml, or what else
+            the folder holds if it is no run.
+    """
+    if not run_dir.config.exists():
+        inside = run_dir.path.iterdir() if run_dir.path.is_dir() else iter(())
+        foreign = sorted(path.name for path in inside if path.name not in _BEFORE_CONFIG)
+        if foreign:
+            raise ValueError(
+                f"run.dir is {run_dir.path}, which holds {foreign[0]!r} and no run; choose a new "
+                "or empty folder"
+            )
+        return
+    changes = fixed_changes(run_dir.config.read_text(), config)
+    if changes:
+        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+        raise ValueError(
+            f"{run_dir.path} holds a run with another config: {listed}. Change it back, or choose "
+            "another run.dir"
+        )
+    tokenizer = Path(config.data.text.tokenizer).expanduser()
+    if run_dir.tokenizer.exists() and run_dir.tokenizer.read_bytes() != tokenizer.read_bytes():
+        raise ValueError(
+            f"data.text.tokenizer {tokenizer} is not the one that the run in {run_dir.path} began "
+            f"with; that is {run_dir.tokenizer}"
+        )
+
+
+def check_writable(run_dir: RunDir) -> None:
+    """Raise ValueError if the run directory cannot be written, or made; nothing is left behind.
+
+    A full disk is an OSError: it may be gone at the next start.
+    """
+    folder = existing_parent(run_dir.path)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+        raise ValueError(
+            f"run.dir is {run_dir.path}, but nothing can be written in {folder} "
+            f"({error.strerror}): choose another run.dir"
+        ) from None
+
+
+def check_shared(run_dir: RunDir, proof: str) -> None:
+    """Raise ValueError if rank 0's run directory is another folder than the one seen here.
+
+    Args:
+        run_dir: as it is here.
+        proof: of rank 0's claim, see `RunLock.proof`; empty: it claimed none.
+    """
+    if proof and not sees_claim(run_dir, proof):
+        raise ValueError(
+            f"run.dir is {run_dir.path}, but what rank 0 writes there cannot be seen on "
+            f"{socket.gethostname()}: it lies on a disk of one machine; choose a run.dir on "
+            "storage that every node sees"
+        )
+
+
+def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
+    """Raise ValueError if a pack cannot hold the images at the size that the config asks for.
+
+    An image with more tokens than a pack is made smaller, and counted. Where that would happen to
+    all of them, or to a model that takes one size only, the budget is a mistake.
+    """
+    model = config.model.resolve()
+    budget, prefix = config.data.token_budget, prefix_tokens(model)
+    if model["arch"] == "megavit":
+        pixels = config.data.resolution.max
+        tokens = (pixels // model["patch_size"]) ** 2 + prefix
+        if tokens > budget:
+            raise ValueError(
+                f"data.token_budget is {budget}, but an image of {pixels} x {pixels} pixels has "
+                f"{tokens} tokens, and model.arch megavit takes no smaller one: set it to at least "
+                f"{tokens}"
+            )
+    elif plan.masses.shrunk.sum() >= plan.masses.usable.sum():
+        side = int((budget - prefix) ** 0.5) * model["patch_size"]
+        raise ValueError(
+            f"data.token_budget is {budget}, but every image has more tokens at the size that "
+            f"data.resolution gives it (up to {config.data.resolution.max} pixels a side): raise "
+            f"data.token_budget, or lower data.resolution.max to {side}"
+        )
+
+
+def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[str, Any] | None:
+    """Check that the newest checkpoint is of this model and these shards; return its state.
+
+    Without one, the weights that the run begins at are checked.
+    """
+    model = abstract_model(config)
+    names = step_names(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else []
+    if not names:
+        if (init_from := config.train.init_from) is not None:
+            check_initial_weights(model, init_from)
+        return None
+    newest = run_dir.checkpoints / names[-1]
+    try:
+        saved = read_trainer_state(newest)
+        parameters, data = saved["parameters"], saved["progress"]["data"]
+    except (OSError, ValueError, KeyError):
+        return None  # a damaged checkpoint is set aside when the run starts
+    check_same_model(parameters, parameter_shapes(model), str(newest))
+    check_state(plan, data)
+    return dict(saved)
+
+
+def abstract_model(config: ZetaConfig) -> nn.Module:
+    """Build the model of a run without weights."""
+    with torch.device("meta"):
+        model = build_for_objective(config.model, config.objective, config.train.seed)
+    freeze(model, config.train.trainable)
+    return model

@@ -1,0 +1,220 @@
+"""`zeta train --dry-run`: all that a start checks, one pack, and the memory of the run by kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from data_pipeline.loading.executor import Executor
+from data_pipeline.loading.recipe import pack_recipe
+from data_pipeline.plan.packing import image_costs
+from data_pipeline.plan.summary import summarise
+from launch.config.load import ZetaConfig, to_yaml
+from launch.run.checks import Start, check_start
+from launch.tables import plan_warnings
+from zeta.distributed import RankInfo, close_distributed
+from zeta.models.trainable import freeze
+from zeta.objectives import build_objective
+from zeta.objectives.image_text_model import build_for_objective
+from zeta.packed import PackedBatch
+from zeta.train.config import TrainConfig
+from zeta.train.hardware import RESERVE_GIB, Accelerator
+from zeta.train.memory_model import (
+    ActivationMemory,
+    StateMemory,
+    activation_memory,
+    set_checkpointing,
+    state_memory,
+)
+from zeta.zero.passthrough import offloads_optimizer
+from zeta.zero.start import init_distributed
+
+_GIB = 2**30
+_PACKS_LOOKED_AT = 32
+
+
+def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int:
+    """Check a run, train on one pack here, and print what the run would take.
+
+    Args:
+        config: of the run.
+        world_size: ranks that it would have.
+        gpu: that each rank would have; None: the memory is printed, but not compared.
+
+    Raises:
+        ValueError, RunError: as `check_start`.
+    """
+    start = check_start(config, world_size)
+    _say(to_yaml(start.config))
+    _say("\n".join(_steps(start, world_size)))
+    pack = costliest_pack(start)
+    with torch.device("meta"):
+        model = _build(start.config)
+    train = start.config.train
+    freeze(model, train.trainable)
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    set_checkpointing(model, train.activation_checkpointing)
+    activations = activation_memory(model, pack, _any_loss, train.dtype)
+    still = f", and {sum(frozen):,} frozen" if frozen else ""
+    _say(f"\nparameters        {sum(sizes):,}{still}")
+    _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen)))
+    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen)
+    _say(f"\n{_try_pack(start, pack, alone, activations)}")
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print at once, into a file as well: what comes next may take minutes."""
+    print(text, flush=True)
+
+
+def _steps(start: Start, world_size: int) -> Iterator[str]:
+    """Yield the lines about steps and tokens."""
+    train, data = start.config.train, start.config.data
+    summary = summarise(start.plan, world_size)
+    epochs = train.max_epochs
+    by_epochs = None if epochs is None else epochs * summary.steps_per_epoch
+    per_step = train.packs_per_step * data.token_budget * summary.fill
+    images_per_step = train.packs_per_step * summary.images_per_pack
+    by_images = None if train.max_images is None else ceil(train.max_images / images_per_step)
+    by_tokens = None if train.max_tokens is None else ceil(train.max_tokens / per_step)
+    planned = (train.max_steps, by_epochs, by_images, by_tokens)
+    ends = [steps for steps in planned if steps is not None]
+    yield f"images            {summary.images:,}"
+    yield f"steps an epoch    {summary.steps_per_epoch:,}"
+    packs = train.packs_per_step
+    yield f"tokens a step     {per_step:,.0f} in {packs} packs, on {world_size} ranks"
+    if ends:
+        steps = min(ends)
+        yield f"steps             {steps:,}"
+        yield f"tokens            {steps * per_step:,.0f}"
+    if train.max_images is not None:
+        yield f"images at most    {train.max_images:,}"
+    if train.max_tokens is not None:
+        yield f"tokens at most    {train.max_tokens:,}"
+    for warning in plan_warnings(summary, start.plan, world_size):
+        yield f"warning: {warning}"
+
+
+def costliest_pack(start: Start) -> PackedBatch:
+    """Return the most expensive of the first packs of lane 0, decoded.
+
+    All packs have the same shapes, tail padding included, and so take the same memory; the time of
+    attention grows with the squares of the lengths.
+    """
+    lane = start.plan.lane(0)
+    packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
+    cost_dim = start.plan.cost_dim
+    worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
+    executor = Executor(start.manifest.class_names, start.config.data.read_deadline_s)
+    return executor.execute(pack_recipe(start.plan, worst, epoch=0)).batch
+
+
+def memory_table(
+    sizes: list[int],
+    train: TrainConfig,
+    world_size: int,
+    activations: ActivationMemory,
+    gpu: Accelerator | None,
+    frozen: Sequence[int] = (),
+) -> list[str]:
+    """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
+    whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
+    settings = [replace(train, zero_stage=0, deepspeed=whole)]
+    settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
+    stages = [state_memory(sizes, each, world_size, frozen) for each in settings]
+    names = [f"ZeRO {stage}{'*' if stage == train.zero_stage else ''}" for stage in range(4)]
+    lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
+    rows = [
+        (field.name, [getattr(stage, field.name) for stage in stages])
+        for field in dataclasses.fields(StateMemory)
+    ]
+    if offloads_optimizer(train.deepspeed):
+        rows[-1] = ("(on the host)", rows[-1][1])
+    else:
+        rows.pop()
+    totals = [stage.total + activations.peak for stage in stages]
+    for name, values in [*rows, ("activations", [activations.peak] * 4), ("total", totals)]:
+        lines.append(f"{name:<18}" + "".join(f"{value / _GIB:>10.3f}" for value in values))
+    if gpu is not None:
+        fits = [gpu.fits(total) for total in totals]
+        words = "".join(f"{'yes' if fit else 'NO':>10}" for fit in fits)
+        lines.append(f"{f'fits {gpu.key}':<18}{words}")
+        lines.append(
+            f"({gpu.memory_gib:g} GiB a GPU, {RESERVE_GIB:g} of it for CUDA; activations are "
+            "counted for the operators of a CPU)"
+        )
+    lines.append("(* train.zero_stage)")
+    return lines
+
+
+def _try_pack(
+    start: Start, pack: PackedBatch, states: StateMemory, activations: ActivationMemory
+) -> str:
+    """Train on `pack` on this machine, if it fits; say what came of it."""
+    train = replace(start.config.train, packs_per_step=1)
+    needed = states.lasting + states.gradients + activations.peak
+    info = RankInfo()
+    free = _free_memory(train.device)
+    if needed > free:
+        return (
+            f"one pack was not tried: alone, this machine would need {needed / _GIB:.1f} GiB and "
+            f"has {free / _GIB:.1f} GiB free"
+        )
+    world = init_distributed(info, device_kind=train.device)
+    slow = "; that takes minutes for a large model" if world.device.type == "cpu" else ""
+    _say(
+        f"\nall checks have passed; training on one pack ({pack.num_images} images, "
+        f"{pack.num_tokens} of {pack.patches.shape[0]} tokens) on {world.device}{slow}"
+    )
+    from zeta.train.engine import TrainEngine  # DeepSpeed, which wants the environment set
+    from zeta.zero.build import build_for_training
+
+    try:
+        model = build_for_training(
+            partial(_build, start.config),
+            train.zero,
+            world,
+            trainable=train.trainable,
+            seed=train.seed,
+        )
+        num_classes = start.config.model.resolve()["num_classes"]
+        objective = build_objective(start.config.objective, num_classes)
+        objective.check(pack)
+        engine = TrainEngine(model, objective, world, train, start.config.optim)
+        began = time.perf_counter()
+        result = engine.train_step([pack], max(pack.num_images, 1), [0], lr=0.0)
+        seconds = time.perf_counter() - began
+    finally:
+        close_distributed()
+    loss = result.loss_sum / max(pack.num_images, 1)
+    return f"forward, backward and update on {world.device}: loss {loss:.4f}, {seconds:.2f} s"
+
+
+def _free_memory(device: str) -> int:
+    """Return the bytes that a process could still take on the device of a single rank."""
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _build(config: ZetaConfig) -> nn.Module:
+    return build_for_objective(config.model, config.objective, config.train.seed)
+
+
+def _any_loss(outputs: Any, batch: PackedBatch) -> Tensor:
+    """Return a scalar of all outputs: what it is does not matter for memory."""
+    parts = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
+    tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)]
+    return torch.stack([t.float().square().sum() for t in tensors if t.is_floating_point()]).sum()

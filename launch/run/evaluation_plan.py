@@ -1,0 +1,234 @@
+"""Held-out images: how they are shown to a model, planned, and numbered in its classes.
+
+`zeta eval` and the evaluation in training differ in who calls the model, and share the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.config import (
+    AugmentConfig,
+    DataConfig,
+    DecodeConfig,
+    DropConfig,
+    ResolutionConfig,
+)
+from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.sampling import token_grids
+from data_pipeline.shards.manifest import Manifest, WeightedSource
+from zeta.packed import PackedBatch, StepPacks, StepSource
+
+NATIVE = "native"
+"""The resolution at which every image has its own size."""
+_NATIVE_CAP = 1024
+_MAX_TOKENS = 1 << 17
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True)
+class View:
+    """At which size images are shown."""
+
+    resolution: ResolutionConfig
+    max_patches: int | None = None
+    """Most patches of an image; None is as many as `resolution` makes of it."""
+
+
+def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str, Any]) -> View:
+    """Return the view at a resolution.
+
+    Args:
+        name: `native`, or a side s in pixels: images are resized to the area s * s.
+        model_arguments: what `ModelConfig.resolve` returned.
+        trained: `fit` of the images in training.
+
+    Raises:
+        ValueError: the name is neither, or no size that the model takes.
+    """
+    if model_arguments["arch"] == "megavit":
+        side = model_arguments["image_size"]
+        if name not in (NATIVE, str(side)):
+            raise ValueError(
+                f"resolution {name!r}: this MegaVit takes images of {side} pixels only"
+            )
+        return View(_only_size(model_arguments, trained))
+    fit = trained.get("fit", "keep")
+    if name == NATIVE:
+        return View(ResolutionConfig("native", max=_NATIVE_CAP, fit=fit))
+    if not name.isdecimal() or int(name) < 1:
+        raise ValueError(f"resolution {name!r} is neither {NATIVE!r} nor a side in pixels")
+    # The side is what was asked for: small images are enlarged to it.
+    return View(ResolutionConfig("fixed", max=int(name), fit=fit, max_upscale=1e9))
+
+
+def view_within(
+    tokens: int, model_arguments: Mapping[str, Any], trained: Mapping[str, Any]
+) -> View:
+    """Return the view within a token budget: larger images are shrunk to so many patches.
+
+    Args:
+        tokens: most patches of an image.
+        model_arguments: what `ModelConfig.resolve` returned.
+        trained: `fit` of the images in training, and `max_upscale`: smaller images are enlarged
+            by at most this factor, as they were there.
+
+    Raises:
+        ValueError: a MegaVit, whose images have another number of patches.
+    """
+    patch = model_arguments["patch_size"]
+    if model_arguments["arch"] == "megavit":
+        only = _only_size(model_arguments, trained)
+        if tokens != (only.max // patch) ** 2:
+            raise ValueError(
+                f"{tokens} tokens: this MegaVit takes images of {(only.max // patch) ** 2} only"
+            )
+        return View(only)
+    side = max(1, math.isqrt(tokens * patch * patch))
+    fit, most = trained.get("fit", "keep"), trained.get("max_upscale", 1.0)
+    return View(ResolutionConfig("fixed", max=side, fit=fit, max_upscale=most), tokens)
+
+
+def _only_size(model_arguments: Mapping[str, Any], trained: Mapping[str, Any]) -> ResolutionConfig:
+    fit = trained.get("fit", "crop")
+    return ResolutionConfig("fixed", max=model_arguments["image_size"], fit=fit)
+
+
+def held_out_plan(
+    manifest: Manifest,
+    data: DataConfig,
+    view: View,
+    *,
+    num_lanes: int = 1,
+    name: str = "the shards",
+) -> Plan:
+    """Return a plan that deals every image once, whole, not augmented and decoded in full.
+
+    Args:
+        manifest: the images.
+        data: packs and workers, with what `data_for_model` sets; the budget is raised where an
+            image does not fit.
+        view: their size.
+        num_lanes: among which they are dealt, at least the number of ranks.
+        name: what messages call the images.
+
+    Raises:
+        ValueError: an image would have more tokens than any memory holds.
+    """
+    data = replace(
+        data,
+        resolution=view.resolution,
+        drop=DropConfig(kind="none"),
+        augment=AugmentConfig(),
+        decode=DecodeConfig(scaled=False),
+    )
+    longest = _longest_image(manifest, data, view) + data.prefix_tokens
+    if longest > _MAX_TOKENS:
+        raise ValueError(
+            f"a side of {view.resolution.max} pixels makes {longest:,} tokens of the largest "
+            f"image; an evaluation takes at most {_MAX_TOKENS:,} an image"
+        )
+    source = WeightedSource(name, 0, len(manifest.shards), 1.0)
+    return Plan(
+        replace(manifest, sources=(source,)),
+        replace(data, token_budget=max(data.token_budget, longest)),
+        num_lanes,
+        max_epochs=1,
+        max_patches=view.max_patches,
+        lanes_may_be_empty=True,
+    )
+
+
+def num_unusable(plan: Plan) -> int:
+    """Return how many images a plan leaves out: without a class, or bad when they were indexed."""
+    return int(plan.masses.unlabelled.sum() + plan.masses.bad.sum())
+
+
+def _longest_image(manifest: Manifest, data: DataConfig, view: View) -> int:
+    """Return the patches of the largest image, so that the budget holds it without shrinking."""
+    assert data.patch_size is not None
+    longest = 1
+    for start in range(0, len(manifest.samples), _CHUNK):
+        part = manifest.samples[start : start + _CHUNK]
+        heights, widths = part["height"].astype(np.int64), part["width"].astype(np.int64)
+        usable = (heights > 0) & (widths > 0)
+        if usable.any():
+            rows, columns, _ = token_grids(
+                data.resolution,
+                heights[usable],
+                widths[usable],
+                np.zeros(int(usable.sum())),
+                patch_size=data.patch_size,
+                max_tokens=view.max_patches or 1 << 31,
+            )
+            longest = max(longest, int((rows * columns).max()))
+    return longest
+
+
+def class_map(
+    trained: Sequence[str] | None, num_classes: int, manifest: Manifest, *, whose: str
+) -> list[int]:
+    """Return the model's class index of each class index of the shards.
+
+    Shards that lack some classes, or have them in another order, are understood by their names.
+
+    Args:
+        trained: names of the model's classes, if it has any.
+        num_classes: outputs of the model.
+        manifest: the labelled shards.
+        whose: what messages call the model, in the genitive.
+
+    Raises:
+        ValueError: the shards have no labels, or a class that the model does not know.
+    """
+    if manifest.highest_label < 0:
+        raise ValueError("no image in the shards has a class label to compare with")
+    names = manifest.class_names
+    if trained is not None and names is not None:
+        unknown = [name for name in names if name not in trained]
+        if unknown:
+            raise ValueError(
+                f"class {unknown[0]!r} of the shards is none of {whose} {len(trained)} "
+                f"classes: {', '.join(list(trained)[:10])}{', ...' if len(trained) > 10 else ''}"
+            )
+        return [list(trained).index(name) for name in names]
+    if manifest.highest_label >= num_classes:
+        raise ValueError(
+            f"the shards hold the class index {manifest.highest_label}, but the model has only "
+            f"{num_classes} classes"
+        )
+    return list(range(num_classes))
+
+
+class Relabelled:
+    """A step source whose class indices become those of the model.
+
+    Args:
+        source: the packs.
+        classes: class index of the model for each class index of the shards.
+    """
+
+    def __init__(self, source: StepSource, classes: Sequence[int]) -> None:
+        self._source, self._classes = source, torch.tensor(classes, dtype=torch.int64)
+
+    def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
+        """Yield the steps of the source."""
+        for step in self._source.steps(state):
+            yield replace(step, packs=tuple(self._translate(pack) for pack in step.packs))
+
+    def state_after(self, step: int) -> Mapping[str, Any]:
+        """Return the state of the source."""
+        return self._source.state_after(step)
+
+    def _translate(self, pack: PackedBatch) -> PackedBatch:
+        sets = None if pack.label_sets is None else self._renumber(pack.label_sets)
+        return replace(pack, labels=self._renumber(pack.labels), label_sets=sets)
+
+    def _renumber(self, labels: torch.Tensor) -> torch.Tensor:
+        return torch.where(labels >= 0, self._classes[labels.clamp(min=0)], -1)

@@ -1,0 +1,40 @@
+"""Evaluations on several ranks: the same command again, once a rank."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from launch.run.local import combined_exit_code
+from launch.run.ranks import run_ranks
+from zeta.distributed import RankInfo, World, close_distributed, rank_from_environment
+from zeta.zero.start import init_distributed
+
+
+def has_ranks_to_start(nproc: int) -> bool:
+    """Whether this process is to start ranks, rather than being one of them."""
+    return nproc > 1 and rank_from_environment(os.environ).world_size == 1
+
+
+def start_ranks(nproc: int) -> int:
+    """Run the command of this process as `nproc` ranks; return the exit status of all."""
+    outcome = run_ranks([sys.executable, "-P", "-m", "launch", *sys.argv[1:]], nproc)
+    codes = [code for rank, code in enumerate(outcome.codes) if rank not in outcome.killed]
+    return combined_exit_code(codes)
+
+
+@contextmanager
+def evaluation_world() -> Iterator[World]:
+    """Give the ranks that this process belongs to; alone, it needs no process group."""
+    info = rank_from_environment(os.environ)
+    if info.world_size == 1:
+        yield World(RankInfo(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    try:
+        yield init_distributed(info)
+    finally:
+        close_distributed()

@@ -1,0 +1,271 @@
+"""One run at a time in a run directory, whatever became of the one before it.
+
+Every start claims the next number, `owners/000001.json` and so on, by creating the file with
+O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never given
+back, so of two starts that find the same dead owner only one succeeds it. A run that ends marks its
+file. One that could not is found gone by what can be known from here: its process, where this is
+the machine it ran on; else its Slurm job; else whether its heartbeat still moves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from zeta.exit_codes import RunError
+from zeta.run.directory import RunDir
+
+_WRITING_S = 10.0
+"""How long a claim that was just made may be without its content."""
+_SHORTEST_WATCH_S = 30.0
+_BEATS = 4
+"""Heartbeats that an owner has to miss before it is taken to be gone."""
+_SQUEUE_S = 30.0
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process that trains in a run directory, or did."""
+
+    host: str
+    machine: str
+    """Boot and process namespace in which `pid` means something; empty where neither is known."""
+    pid: int
+    pid_started: str
+    """When the process began, as its kernel counts; tells it from a later one of the same id."""
+    time: float
+    """Of the claim, in seconds since 1970."""
+    heartbeat_s: float
+    """Seconds between two heartbeats of its rank 0."""
+    job: str | None = None
+    """Slurm job; None outside of Slurm."""
+    restarts: int = 0
+    """How often that job had been requeued before."""
+    cluster: str | None = None
+    """Slurm cluster that the job id belongs to, where it is known."""
+    released: bool = False
+    """The run ended by itself."""
+
+    def __str__(self) -> str:
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
+        job = "" if self.job is None else f"job {self.job}, "
+        return f"{job}process {self.pid} on {self.host}, since {began}"
+
+
+def this_owner(environment: Mapping[str, str], heartbeat_s: float) -> Owner:
+    """Describe this process as an owner, with the Slurm job that `environment` tells of."""
+    return Owner(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        pid_started=_process_start(os.getpid()) or "",
+        time=time.time(),
+        heartbeat_s=heartbeat_s,
+        job=environment.get("SLURM_JOB_ID"),
+        restarts=int(environment.get("SLURM_RESTART_COUNT", "0")),
+        cluster=environment.get("SLURM_CLUSTER_NAME"),
+    )
+
+
+class RunLock:
+    """The claim of one process on a run directory; rank 0 takes it for all ranks."""
+
+    def __init__(self, run_dir: RunDir, owner: Owner) -> None:
+        """Claim nothing yet."""
+        self._run_dir, self._owner = run_dir, owner
+        self._claimed: Path | None = None
+
+    def acquire(self) -> None:
+        """Claim the directory; made if missing.
+
+        Takes no time if there is no owner or one that can be asked for. An owner on another machine
+        of which only heartbeats are known is watched until it shows itself, or for so long that it
+        must be gone: half a minute.
+
+        Raises:
+            RunError: another run has it.
+            OSError: nothing can be written there.
+        """
+        folder = self._run_dir.owners
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            number = _newest(folder)
+            owner = _read(folder / _name(number)) if number else None
+            if owner is not None and not self._is_gone(owner):
+                raise RunError(
+                    f"{self._run_dir.path} is in use: another run trains there ({owner}). Let it "
+                    f"end, ask it to (touch {self._run_dir.stop_request}), or choose another "
+                    "run.dir"
+                )
+            with contextlib.suppress(FileExistsError):  # another start was faster: look again
+                _create(folder / _name(number + 1), self._owner)
+                self._claimed = folder / _name(number + 1)
+                return
+
+    @property
+    def proof(self) -> str:
+        """What another machine must see if it has the same directory; empty without a claim."""
+        if self._claimed is None:
+            return ""
+        return f"{self._claimed.name}\n{self._claimed.read_text(encoding='utf-8')}"
+
+    def close(self) -> None:
+        """Let others have the directory, if this process had it."""
+        if self._claimed is None:
+            return
+        building = self._claimed.with_suffix(".tmp")
+        # On a full disk the claim stays; the next start finds that this process is gone.
+        with contextlib.suppress(OSError):
+            building.write_text(json.dumps(asdict(replace(self._owner, released=True))) + "\n")
+            building.replace(self._claimed)
+        self._claimed = None
+
+    def _is_gone(self, owner: Owner) -> bool:
+        """Whether the owner trains no more."""
+        me = self._owner
+        same_job = owner.job is not None and (owner.job, owner.cluster) == (me.job, me.cluster)
+        if owner.released or (same_job and owner.restarts < me.restarts):
+            return True
+        if owner.machine and owner.machine == me.machine:
+            return _process_start(owner.pid) != owner.pid_started
+        foreign = None not in (owner.cluster, me.cluster) and owner.cluster != me.cluster
+        if owner.job is not None and not same_job and not foreign:
+            in_queue = _is_in_queue(owner.job)
+            if in_queue is not None:
+                return not in_queue
+        return self._is_silent(owner)
+
+    def _is_silent(self, owner: Owner) -> bool:
+        """Whether rank 0 shows no heartbeat for long. Clocks are not compared: they may differ."""
+        seconds = max(_SHORTEST_WATCH_S, _BEATS * owner.heartbeat_s)
+        print(
+            f"zeta: another run was in {self._run_dir.path} ({owner}); watching for up to "
+            f"{seconds:g} s whether it still is",
+            file=sys.stderr,
+            flush=True,
+        )
+        heartbeat = self._run_dir.rank_heartbeat(0)
+        before, deadline = _content(heartbeat), time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(_LOOK_S)
+            if _content(heartbeat) != before:
+                return False
+        return True
+
+
+def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
+    """Whether this machine sees the claim that another one holds; network storage may take a while.
+
+    Args:
+        run_dir: the directory as it is here.
+        proof: `RunLock.proof` there.
+        patience_s: how long to look for it.
+    """
+    name, _, content = proof.partition("\n")
+    deadline = time.monotonic() + patience_s
+    while _content(run_dir.owners / name) != content.encode():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_S)
+    return True
+
+
+def last_owner(run_dir: RunDir) -> Owner | None:
+    """Return who trained in a directory last, or does; None: nobody, or it cannot be read."""
+    number = _newest(run_dir.owners)
+    try:
+        return _parse(run_dir.owners / _name(number)) if number else None
+    except OSError:
+        return None
+
+
+def lives_here(owner: Owner) -> bool | None:
+    """Whether the process of an owner runs; None: it cannot be seen from this machine."""
+    if not owner.machine or owner.machine != _machine():
+        return None
+    return _process_start(owner.pid) == owner.pid_started
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.json"
+
+
+def _newest(folder: Path) -> int:
+    """Return the highest number that was claimed; 0: none."""
+    return max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=0)
+
+
+def _create(path: Path, owner: Owner) -> None:
+    with path.open("x", encoding="utf-8") as file:  # O_CREAT | O_EXCL
+        try:
+            file.write(json.dumps(asdict(owner)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink()
+            raise
+
+
+def _read(path: Path) -> Owner | None:
+    """Read a claim; None where it never becomes whole: its process was killed as it wrote it."""
+    deadline = time.monotonic() + _WRITING_S
+    while (owner := _parse(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return owner
+
+
+def _parse(path: Path) -> Owner | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(**{field.name: record[field.name] for field in fields(Owner)})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:  # not there yet, or replaced just now on NFS
+        return None
+
+
+def _machine() -> str:
+    """Name the boot of this machine and the namespace of its process ids; empty: cannot be told."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # no Linux
+        return ""
+
+
+def _process_start(pid: int) -> str | None:
+    """Return when a process began, in the kernel's ticks since boot; None: it does not run."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state[0] in "ZX" else state[19]
+
+
+def _is_in_queue(job: str) -> bool | None:
+    """Whether Slurm has the job, running or waiting to run again; None: it cannot be asked."""
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SQUEUE_S, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if asked.returncode != 0:
+        return False if "Invalid job id" in asked.stderr else None
+    states = asked.stdout.split()
+    return None if "COMPLETING" in states else bool(states)

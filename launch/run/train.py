@@ -1,0 +1,250 @@
+"""One rank of a training run: composes model, data and trainer from a resolved config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+
+from data_pipeline.loading.loader import PackLoader
+from data_pipeline.loading.tokenizer import BYTES
+from data_pipeline.shards.manifest import Manifest
+from launch.config.load import ZetaConfig, to_yaml
+from launch.errors import USER_ERRORS, message
+from launch.report.first_pack import draw_first_packs
+from launch.run.checks import Start, check_shared, check_start
+from launch.run.consensus import RefusedError, check_together
+from launch.run.lock import RunLock, this_owner
+from launch.run.starts import note_start
+from zeta.distributed import (
+    RankInfo,
+    Store,
+    choose_device,
+    close_distributed,
+    meeting_place,
+    rank_from_environment,
+)
+from zeta.exit_codes import ExitCode, RunError, UnsavedError
+from zeta.export.timm.writing import timm_obstacle
+from zeta.models.attention import varlen_obstacle
+from zeta.objectives import build_objective
+from zeta.objectives.image_text_model import build_for_objective
+from zeta.run.code_version import note_code
+from zeta.run.console import Console, log_line
+from zeta.run.directory import RunDir
+from zeta.run.watchdog import Watchdog
+from zeta.zero.start import init_distributed
+
+_PACK_PICTURES = 3
+"""Drawn for W&B."""
+_CLAIM = "zeta/start/claim"
+_ANY_CHANNELS = 8
+"""Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
+
+
+def train(config: ZetaConfig) -> int:
+    """Train one rank to the end of the run, or to where it was asked to stop.
+
+    The same run directory continues the run from its newest checkpoint. What this process and its
+    libraries print goes to the rank's log; rank 0 keeps the terminal.
+
+    Returns:
+        The exit status, see `zeta.exit_codes`.
+    """
+    info = rank_from_environment(os.environ)
+    start_s = config.train.watchdog.limit("start")
+    store = meeting_place(info, start_s)
+    run_dir = RunDir(Path(config.run.dir).expanduser())
+    lock = RunLock(run_dir, this_owner(os.environ, config.train.watchdog.heartbeat_s))
+    with closing(lock):
+        try:
+            check = partial(_check, config, info, store, lock)
+            start = check_together(check, store, info, start_s)
+        except RefusedError as refused:
+            return refused.status
+        return _train_checked(start, info, store)
+
+
+def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
+    """Train as `train` does, in a directory that is ours."""
+    if start.already_finished is not None:
+        if info.rank == 0:
+            print(start.already_finished)
+        return ExitCode.FINISHED
+    with closing(Console(start.run_dir.rank_log(info.rank), info.rank)) as console:
+        console.message(f"run directory: {start.run_dir.path}")
+        if start.held_out is not None and start.held_out.trained_on:
+            console.message(
+                f"WARNING: {start.held_out.trained_on} of data.val_shards are in data.shards too: "
+                "val/ is not measured on images never seen; `zeta shards build --val-share` makes "
+                "shards that share no image"
+            )
+        obstacle = timm_obstacle(start.config.model.resolve())
+        if obstacle is not None:
+            console.message(
+                f"WARNING: `zeta export --format timm` will refuse this model: {obstacle}"
+            )
+        return _run_and_report(start, info, store, console)
+
+
+def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console) -> int:
+    """Run under the watchdog; say in one message why it failed, if it does."""
+    run_dir = start.run_dir
+    heartbeat, limits = run_dir.rank_heartbeat(info.rank), start.config.train.watchdog
+    report_hang = partial(_report_hang, console, info, run_dir)
+    try:
+        with closing(Watchdog(heartbeat, info.rank, limits, report_hang)) as watchdog:
+            return _run(start, info, store, console, watchdog)
+    except RunError as error:
+        _report(console, info, str(error), on_every_rank=True)
+        return ExitCode.NEVER_RESTART
+    except ValueError as error:
+        _report(console, info, str(error))
+        return ExitCode.NEVER_RESTART
+    except UnsavedError as error:
+        _report(console, info, str(error), on_every_rank=True)
+        return 1
+    except Exception as error:  # shown in one line, kept whole in the log, counted as a crash
+        log = run_dir.rank_log(info.rank)
+        what = message(error) if isinstance(error, USER_ERRORS) else repr(error)
+        _report(console, info, f"{what}; the traceback is in {log}")
+        return 1
+
+
+def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> Start:
+    """Check the start as it is on this rank, whose view of the disks is its own.
+
+    Rank 0, which is the first, claims the run directory for all.
+    """
+    try:
+        _check_device(config, info)
+        start = check_start(config, info.world_size)
+        if info.rank != 0:
+            check_shared(start.run_dir, store.get(_CLAIM).decode())
+        else:
+            if start.already_finished is None:
+                lock.acquire()
+            store.set(_CLAIM, lock.proof)
+        return start
+    except ValueError as error:
+        if info.rank == 0:
+            raise
+        raise ValueError(f"on rank {info.rank}, though not on rank 0: {error}") from error
+
+
+def _check_device(config: ZetaConfig, info: RankInfo) -> None:
+    """Check what is asked of this rank's device, without touching it."""
+    train = config.train
+    device = choose_device(info, train.device, torch.cuda.device_count())
+    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
+    obstacle = varlen_obstacle(device, dtype, channels=_ANY_CHANNELS)
+    if train.attention == "varlen" and obstacle is not None:
+        raise ValueError(
+            f"train.attention is varlen, which cannot run here: {obstacle}; set "
+            "train.attention=auto"
+        )
+
+
+def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:
+    config, run_dir = start.config, start.run_dir
+    loader = PackLoader(start.plan, rank=info.rank, world_size=info.world_size)
+    world = init_distributed(info, config.train.watchdog.limit("start"), config.train.device, store)
+    # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
+    # `init_distributed` has set the environment and the log is in place.
+    from zeta.train.trainer import Trainer
+    from zeta.zero.build import build_for_training
+
+    try:
+        torch.manual_seed(config.train.seed)
+        num_classes = config.model.resolve()["num_classes"]
+        trainer = Trainer(
+            model=build_for_training(
+                partial(build_for_objective, config.model, config.objective, config.train.seed),
+                config.train.zero,
+                world,
+                trainable=config.train.trainable,
+                seed=config.train.seed,
+            ),
+            objective=build_objective(config.objective, num_classes),
+            source=loader,
+            run_dir=run_dir,
+            world=world,
+            console=console,
+            train=config.train,
+            optim=config.optim,
+            tracker=config.tracker,
+            config=yaml.safe_load(to_yaml(config)),
+            name=config.run.name,
+            watchdog=watchdog,
+            held_out=[] if start.held_out is None else start.held_out.of_rank(info),
+            epoch_images=start.plan.num_images,
+        )
+        # Only a run that could be built fixes the config of its directory.
+        if world.is_main:
+            _write_run_files(run_dir, config, start.manifest)
+            note_start(run_dir.starts, trainer.progress.step, world.size)
+            if trainer.tracker is not None and trainer.tracker.mode != "disabled":
+                _draw_packs(start, console)
+        world.barrier()  # NOTE: nobody trains in a directory that is not described yet
+        code = trainer.fit()
+        if code is ExitCode.FINISHED:
+            console.message(f"zeta: finished at step {trainer.progress.step:,}")
+        else:
+            at = f"saved at step {step}" if (step := trainer.progress.step) else "before any step"
+            first = f"delete {run_dir.stop_request}: " if run_dir.stop_request.exists() else ""
+            console.message(
+                f"zeta: stopped as asked, {at}; {first}the same command goes on from there"
+            )
+        if count := trainer.quarantine.count:
+            images = f"{count:,} image{'s' if count > 1 else ''}"
+            console.message(f"{images} could not be used so far: {run_dir.quarantine} says why")
+        return code
+    finally:
+        close_distributed()
+
+
+def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) -> None:
+    run_dir.finished.unlink(missing_ok=True)  # a run that is continued is not finished
+    text = to_yaml(config)
+    print(text, flush=True)  # into the log of rank 0
+    building = run_dir.config.with_suffix(".tmp")
+    building.write_text(text)
+    building.replace(run_dir.config)
+    note_code(run_dir.code_diff)
+    if manifest.class_names is not None:
+        run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
+    if config.data.require_captions and config.data.text.tokenizer != BYTES:
+        shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
+
+
+def _draw_packs(start: Start, console: Console) -> None:
+    """Draw some packs for W&B, once in the life of a run."""
+    folder = start.run_dir.wandb_pictures
+    if folder.exists():
+        return
+    try:
+        draw_first_packs(folder, start.plan, _PACK_PICTURES)
+    except (OSError, ValueError) as error:  # the run does without; a bad shard is reported by it
+        console.message(f"W&B gets no pictures of packs: {error}")
+
+
+def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -> None:
+    log = run_dir.rank_log(info.rank)
+    console.fatal(f"zeta: error on rank {info.rank}: {text}; the stacks are in {log}")
+
+
+def _report(console: Console, info: RankInfo, text: str, *, on_every_rank: bool = False) -> None:
+    """Put the traceback into the log and the message on the terminal, once."""
+    log_line(traceback.format_exc(), sys.stderr)
+    if info.rank == 0:
+        console.fatal(f"zeta: error: {text}")
+    elif not on_every_rank:
+        console.fatal(f"zeta: error on rank {info.rank}: {text}")

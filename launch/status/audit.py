@@ -1,0 +1,128 @@
+"""Reads the files of a run for `data_pipeline.audit`, and puts its result into words."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.audit import Audit, EpochAccount, LedgerStep, audit_ledger
+from data_pipeline.shards.weighted import open_shards
+from launch.config.load import load_config
+from launch.config.resolve import resolve_with_shards, training_plan
+from zeta.run.directory import RunDir
+
+
+def audit_run(path: str) -> Audit:
+    """Audit the run in the directory `path`, while it runs or at any time after.
+
+    Raises:
+        ValueError: not a run, or its shards are gone or changed since.
+    """
+    run_dir = RunDir(Path(path))
+    if not run_dir.config.is_file() or not run_dir.ledger.is_dir():
+        raise ValueError(f"{path} holds no run with a ledger; give the run.dir of a run")
+    config = load_config(str(run_dir.config))
+    manifest = open_shards(config.data.shards)
+    plan = training_plan(resolve_with_shards(config, manifest), manifest)
+    committed, fingerprint = _checkpointed(run_dir)
+    if fingerprint not in (None, manifest.fingerprint):
+        raise ValueError(
+            f"the shards {config.data.shards} are not those that {path} was trained on (their "
+            "fingerprint differs): restore them to audit the run"
+        )
+    steps = _ledger_steps(run_dir, config.train.max_epochs)
+    return audit_ledger(plan, steps, _reasons(run_dir), committed=committed)
+
+
+def to_json(audit: Audit) -> dict[str, Any]:
+    """Return the audit as JSON-able values."""
+    return {
+        "exact": audit.exact,
+        "steps": audit.steps,
+        "uncommitted_steps": audit.uncommitted,
+        "epochs": [
+            vars(account) | {"open": account.open, "remainder": account.remainder}
+            for account in audit.epochs
+        ],
+        "problems": audit.problems,
+    }
+
+
+def audit_table(audit: Audit) -> list[str]:
+    """Return the lines of `zeta data audit`."""
+    lines = [f"{audit.steps:,} steps planned again and compared with the ledger"]
+    if audit.uncommitted:
+        lines.append(f"{audit.uncommitted:,} steps after the last checkpoint were cut short")
+    many = len({account.epoch for account in audit.epochs}) < len(audit.epochs)
+    for account in audit.epochs:
+        name = f"{account.source}, epoch {account.epoch}" if many else f"epoch {account.epoch}"
+        lines += [f"{name}: {_in_words(account)}"]
+        lines += [f"  rejected, {why}: {count:,}" for why, count in account.rejected.most_common()]
+        lines += [f"  never planned, {why}: {n:,}" for why, n in account.not_planned.items()]
+    lines += [f"PROBLEM: {problem}" for problem in audit.problems]
+    lines.append(
+        "exact: every planned sample was trained on or rejected, once"
+        if audit.exact
+        else "NOT exact"
+    )
+    return lines
+
+
+def _in_words(account: EpochAccount) -> str:
+    state = f"open, {account.open:,} to come" if account.open else "closed"
+    return (
+        f"{state}; planned {account.planned:,} = trained {account.trained:,} + rejected "
+        f"{sum(account.rejected.values()):,}, remainder {account.remainder:,}"
+    )
+
+
+def _ledger_steps(run_dir: RunDir, max_epochs: int | None) -> Iterator[LedgerStep]:
+    """Yield what all ranks noted of each step, in order of steps.
+
+    `max_epochs` is that of the config: of runs whose ledger does not say it.
+    """
+    files = [_lines(path) for path in sorted(run_dir.ledger.glob("rank_*.jsonl"))]
+    merged = heapq.merge(*files, key=_step)
+    for step, lines in groupby(merged, key=_step):
+        result = LedgerStep(step, {}, set(), False, [], max_epochs)
+        for line in lines:
+            result.max_epochs = line.get("max_epochs", max_epochs)
+            noted = {int(lane): (int(n), str(ids)) for lane, (n, ids) in line["lanes"].items()}
+            result.repeated += sorted(result.lanes.keys() & noted.keys())
+            result.lanes |= noted
+            result.rejected |= set(line["rejected"])
+            result.skipped |= bool(line.get("skipped", False))
+        yield result
+
+
+def _step(line: dict[str, Any]) -> int:
+    return int(line["step"])
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a ledger file; a line torn by a kill can only be the last."""
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if text.endswith("\n"):
+                yield json.loads(text)
+
+
+def _reasons(run_dir: RunDir) -> dict[int, str]:
+    if not run_dir.quarantine.exists():
+        return {}
+    return {int(line["sample_id"]): str(line["reason"]) for line in _lines(run_dir.quarantine)}
+
+
+def _checkpointed(run_dir: RunDir) -> tuple[int, str | None]:
+    """Return the step of the newest checkpoint and the fingerprint of its shards."""
+    latest = run_dir.checkpoints / "latest"
+    if not latest.exists():
+        return 0, None
+    name = latest.read_text().strip()
+    trainer = json.loads((run_dir.checkpoints / name / "trainer.json").read_text())
+    progress = trainer["progress"]
+    return int(progress["step"]), (progress["data"] or {}).get("fingerprint")

@@ -1,0 +1,229 @@
+"""Takes a snapshot of a run: reads its directory, and asks squeue. Nothing is written.
+
+Files of a run that goes on are cut off at any byte, or not there yet; what can be read is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.run.lock import last_owner, lives_here
+from launch.status.state import Job, Limits, Snapshot
+from zeta.run.directory import RunDir
+from zeta.run.heartbeat import read_heartbeats
+
+_TAIL_BYTES = 2**18
+_LOG_TAIL_BYTES = 2**15
+_MOST_LOGS = 16
+"""Logs that are searched for errors: those that were written to last."""
+_SQUEUE_S = 10.0
+_ERROR = re.compile(
+    r"^(?:\[[^\]]*\]:? )?(?:zeta: (?:job \d+: (?:giving up|ended with)|error|rank \d+ )|"
+    r"(?:slurmstepd|srun|sbatch): error:|[\w.]*(?:Error|Exception)\b:?)"
+)
+_ENDINGS = ("zeta: finished", "zeta: stopped as asked", "zeta: error")
+_TRACES = ("checkpoints", "config.yaml", "heartbeat", "logs", "metrics.jsonl", "owners")
+"""What a run, or its launcher, leaves first: without any of these a folder is something else."""
+
+
+def take_snapshot(path: Path) -> Snapshot:
+    """Return what can be seen of a run now.
+
+    Raises:
+        ValueError: `path` is no run directory.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is not a folder; give the directory of a run (its run.dir), such as runs/demo"
+        )
+    files = RunDir(path)
+    if not any((path / name).exists() for name in _TRACES):
+        raise ValueError(
+            f"{path} holds nothing of a run: give its run.dir, which is runs/NAME unless set"
+        )
+    config = _config(files.config)
+    owner = last_owner(files)
+    queue_known, job = _ask_queue(files, None if owner is None else owner.job)
+    step, saved_at = _newest_checkpoint(files.checkpoints)
+    return Snapshot(
+        time=time.time(),
+        name=str(_setting(config, "run.name") or path.name),
+        rows=tuple(_rows(files.metrics)),
+        limits=_limits(config, str(files.config)),
+        beats=tuple(read_heartbeats(files.path / "heartbeat")),
+        heartbeat_s=float(_setting(config, "train.watchdog.heartbeat_s") or 5.0),
+        finished=_text(files.finished),
+        checkpoint_step=step,
+        checkpoint_time=saved_at,
+        owner=owner,
+        owner_alive=None if owner is None else lives_here(owner),
+        starts=_count_lines(files.starts),
+        stalled=_stalled(files),
+        job=job,
+        queue_known=queue_known,
+        quarantined=_count_lines(files.quarantine),
+        last_words=_last_words(files.rank_log(0)),
+        error=_last_error(files.logs),
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _limits(config: dict[str, Any], config_path: str) -> Limits:
+    ends = {u: _setting(config, f"train.max_{u}") for u in ("steps", "images", "tokens", "epochs")}
+    per_epoch = None if ends["epochs"] is None else _images_per_epoch(config_path)
+    return Limits(**ends, images_per_epoch=per_epoch)
+
+
+@lru_cache(maxsize=1)
+def _images_per_epoch(config_path: str) -> float | None:
+    """Return the images of an epoch, from the index of the shards; None if it cannot be read."""
+    from data_pipeline.shards.weighted import (
+        open_shards,  # loads torch, which nothing else here needs
+    )
+    from launch.config.load import load_config
+    from launch.config.resolve import resolve_with_shards, training_plan
+
+    try:
+        config = load_config(config_path)
+        manifest = open_shards(config.data.shards)
+        plan = training_plan(resolve_with_shards(config, manifest), manifest)
+    except (OSError, ValueError):
+        return None
+    return float(plan.masses.usable.sum())
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    for line in _tail(path, _TAIL_BYTES):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int | None, float | None]:
+    """Return step and time of the newest checkpoint; only whole ones have their name."""
+    paths = sorted(folder.glob("step_[0-9]*")) if folder.is_dir() else []
+    for path in reversed(paths):
+        manifest = path / "manifest.json"
+        try:
+            return int(path.name.removeprefix("step_")), manifest.stat().st_mtime
+        except (OSError, ValueError):
+            continue  # being removed, or damaged
+    return None, None
+
+
+def _stalled(files: RunDir) -> int | None:
+    words = (_text(files.slurm_restarts) or "").split()
+    return int(words[0]) if words and words[0].isdecimal() else None
+
+
+def _count_lines(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def _last_words(log: Path) -> str | None:
+    """Return how rank 0 said that it ended, in its last start."""
+    last = None
+    for line in _tail(log, _LOG_TAIL_BYTES):
+        if line.startswith("run directory: "):
+            last = None  # another start
+        elif line.startswith(_ENDINGS):
+            last = line
+    return last
+
+
+def _last_error(folder: Path) -> str | None:
+    """Return the last line that tells of an error, of the log that was written to last."""
+    logs = [(path.stat().st_mtime, path) for path in folder.glob("*.log")]
+    for _, path in sorted(logs, reverse=True)[:_MOST_LOGS]:
+        found = [line for line in _tail(path, _LOG_TAIL_BYTES) if _ERROR.match(line)]
+        if found:
+            return f"{path.name}: {found[-1]}"
+    return None
+
+
+def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, Job | None]:
+    """Return whether squeue answered, and the job of the run that it shows.
+
+    Before a run has started, its job is known by where Slurm will write its log.
+    """
+    if job_id is not None:
+        answer = _squeue("--format=%i|%T|%r", f"--jobs={job_id}")
+        if answer is None:
+            return False, None
+        fields = [line.split("|", 2) for line in answer if line.count("|") == 2]
+        return True, Job(*fields[-1]) if fields else None
+    answer = _squeue("--me", "--Format=JobID:|,State:|,STDOUT:|")
+    if answer is None:
+        return False, None
+    logs = str(files.logs.resolve())
+    for line in answer:
+        number, state, log = [*line.split("|"), "", ""][:3]
+        if log.startswith(f"{logs}/"):
+            return True, Job(number, state)
+    return True, None
+
+
+def _squeue(*options: str) -> list[str] | None:
+    """Return the lines that squeue prints; None: there is no squeue, or it has no answer."""
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", *options],
+            capture_output=True,
+            text=True,
+            timeout=_SQUEUE_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        return [] if "Invalid job id" in done.stderr else None
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _tail(path: Path, nbytes: int) -> list[str]:
+    """Return the whole lines at the end of a file."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            start = file.seek(max(0, end - nbytes))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = text.splitlines(keepends=True)[start > 0 :]
+    return [line.rstrip() for line in lines if line.endswith("\n")]
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None

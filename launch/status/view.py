@@ -1,0 +1,173 @@
+"""How the status of a run looks: a few lines for people, one object for programs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import IO, Any
+
+from launch.status.state import OVER, Status, duration
+
+_LABEL = 13
+_NARROWEST = 24
+_MOST_STUCK = 8
+_COLOURS = {"running": 32, "finished": 32, "failed": 31, "unknown": 33, "stopped": 33}
+_CLEAR_REST, _HOME, _CLEAR_LINE = "\x1b[J", "\x1b[H", "\x1b[K"
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+
+
+def status_object(status: Status) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    return asdict(status)
+
+
+def status_lines(status: Status, columns: int | None = None) -> list[str]:
+    """Return the lines that show a status; each cut to `columns` characters, if given."""
+    rows = [(status.name, f"{status.state}: {status.why}")]
+    rows += [(label, text) for label, text in _rows(status) if text]
+    lines = [f"{label:<{_LABEL}} {text}" for label, text in rows]
+    width = None if columns is None else max(columns, _NARROWEST)
+    return [_cut(line, width) for line in lines]
+
+
+def _rows(status: Status) -> list[tuple[str, str]]:
+    stuck = [f"rank {s.rank} on {s.host}, {s.phase}: {s.why}" for s in status.stuck]
+    if len(stuck) > _MOST_STUCK:
+        stuck[_MOST_STUCK:] = [f"and {len(stuck) - _MOST_STUCK} more"]
+    return [
+        ("job", status.job or ""),
+        ("step", _step(status)),
+        ("left", "" if status.eta_s is None else f"about {duration(status.eta_s)}"),
+        ("throughput", _throughput(status)),
+        ("loss", _loss(status)),
+        ("checkpoint", _checkpoint(status)),
+        ("ranks", _ranks(status)),
+        ("slowest", _slowest(status)),
+        *((("stuck" if index == 0 else ""), text) for index, text in enumerate(stuck)),
+        ("restarts", _restarts(status)),
+        ("quarantine", f"{status.quarantined:,} images" if status.quarantined else "none"),
+        ("last error", "" if status.state in OVER else status.error or "none in the logs"),
+    ]
+
+
+def _step(status: Status) -> str:
+    if status.step is None:
+        return "none logged yet"
+    if not status.of_steps:
+        return f"{status.step:,}"
+    return f"{status.step:,} of {status.of_steps:,} ({status.step / status.of_steps:.1%})"
+
+
+def _throughput(status: Status) -> str:
+    if status.images_per_s is None:
+        return ""
+    parts = [f"{status.images_per_s:,.1f} images/s"]
+    if status.tokens_per_s is not None:
+        parts.append(f"{status.tokens_per_s:,.0f} tokens/s")
+    if status.step_s is not None:
+        parts.append(f"{status.step_s:.3g} s a step")
+    return ", ".join(parts)
+
+
+def _loss(status: Status) -> str:
+    if status.loss is None:
+        return ""
+    best = "" if status.best is None else f", best score on held-out images {status.best:.2%}"
+    return f"{status.loss:.4f}{best}"
+
+
+def _checkpoint(status: Status) -> str:
+    if status.checkpoint_step is None or status.checkpoint_age_s is None:
+        return "none yet"
+    return f"step {status.checkpoint_step:,}, {duration(status.checkpoint_age_s)} ago"
+
+
+def _ranks(status: Status) -> str:
+    phases = ", ".join(f"{count} in {phase}" for phase, count in status.phases.items())
+    return f"{status.ranks}{': ' if phases else ''}{phases}" if status.ranks else ""
+
+
+def _slowest(status: Status) -> str:
+    if status.slowest_rank is None or status.slowest_ratio is None or status.ranks < 2:
+        return ""
+    host = f" on {status.slowest_host}" if status.slowest_host else ""
+    return f"rank {status.slowest_rank}{host}, {status.slowest_ratio:.2f} times the mean"
+
+
+def _restarts(status: Status) -> str:
+    stalled = f", {status.stalled} in a row without a new checkpoint" if status.stalled else ""
+    return f"{status.restarts}{stalled}"
+
+
+def _cut(line: str, width: int | None) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in line)
+    if width is None or len(printable) <= width:
+        return printable
+    return printable[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+class Screen:
+    """Shows a status again and again: in place on a terminal, one line a change elsewhere."""
+
+    def __init__(
+        self, out: IO[str] = sys.stdout, environment: Mapping[str, str] = os.environ
+    ) -> None:
+        self._out = out
+        self._live = out.isatty() and environment.get("TERM", "") not in ("", "dumb")
+        self._colour = self._live and "NO_COLOR" not in environment
+        self._last: list[str] = []
+
+    def __enter__(self) -> Screen:
+        if self._live:
+            self._out.write(_ENTER)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._out.write(_LEAVE)
+            self._out.write("".join(f"{line}\n" for line in self._last))  # stays after the end
+        self._out.flush()
+
+    def show(self, status: Status, every_s: float) -> None:
+        """Show a status."""
+        if not self._live:
+            line = _one_line(status)
+            if self._last != [line]:
+                self._out.write(f"{time.strftime('%H:%M:%S')} {line}\n")
+                self._out.flush()
+            self._last = [line]
+            return
+        size = os.get_terminal_size(self._out.fileno())
+        columns, rows = size.columns or 80, size.lines or 24
+        lines = status_lines(status, columns - 1)
+        self._last = lines
+        foot = f"{time.strftime('%H:%M:%S')}, every {every_s:g} s; Ctrl-C leaves it, not the run"
+        shown = [*lines[: max(1, rows - 2)], _cut(foot, max(columns - 1, 1))]
+        if self._colour and (colour := _COLOURS.get(status.state)):
+            shown[0] = f"\x1b[1;{colour}m{shown[0]}\x1b[0m"
+        text = "\n".join(line + _CLEAR_LINE for line in shown)
+        self._out.write(_HOME + text + _CLEAR_REST)
+        self._out.flush()
+
+
+def _one_line(status: Status) -> str:
+    texts = (_step(status), _throughput(status), f"checkpoint {_checkpoint(status)}")
+    stuck = f"stuck: {len(status.stuck)} ranks" if status.stuck else ""
+    return "  ".join(filter(None, [status.state, *texts, stuck]))
+
+
+def watch(take: Callable[[], Status], every_s: float, screen: Screen) -> None:
+    """Show what `take` returns every so many seconds, until the run is finished or Ctrl-C."""
+    try:
+        with screen:
+            while True:
+                status = take()
+                screen.show(status, every_s)
+                if status.state == "finished":
+                    return
+                time.sleep(every_s)
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,82 @@
+"""Model and shards are checked against each other before anything is trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from data_pipeline.plan.summary import summarise
+from launch.config.load import load_config
+from launch.config.resolve import resolve_with_shards, training_plan
+from launch.tables import plan_table, plan_warnings
+from tests.data_pipeline.synthetic import synthetic_manifest
+
+
+def demo(*overrides: str):
+    return load_config("demo", ["data.shards=unused", *overrides])
+
+
+def test_a_label_beyond_the_head_is_refused_where_there_is_no_class_map():
+    manifest = replace(synthetic_manifest([50]), class_names=None, highest_label=12)
+    with pytest.raises(ValueError, match=r"model\.num_classes is 12, .* class index 12.* least 13"):
+        resolve_with_shards(demo("model.num_classes=12"), manifest)
+    resolved = resolve_with_shards(demo("model.num_classes=13"), manifest)
+    assert resolved.model.num_classes == 13
+    with pytest.raises(ValueError, match="no class map"):
+        resolve_with_shards(demo(), manifest)
+
+
+def test_the_plan_warns_of_lanes_that_hold_less_than_a_pack_and_of_empty_packs():
+    manifest = synthetic_manifest([60])
+    config = resolve_with_shards(demo("train.packs_per_step=10"), manifest)
+    plan = training_plan(config, manifest)
+    first, second = plan_warnings(summarise(plan, 4), plan, 4)
+    assert "of 10 lanes hold less than one pack of tokens an epoch" in first
+    assert "2 of 12 packs a step are empty on 4 ranks" in second
+    large = synthetic_manifest([3000])
+    config = resolve_with_shards(demo("train.packs_per_step=4"), large)
+    plan = training_plan(config, large)
+    assert plan_warnings(summarise(plan, 4), plan, 4) == []
+
+
+def test_the_plan_warns_where_the_limit_of_images_leaves_packs_unfilled():
+    manifest = synthetic_manifest([3000])
+    few = demo("train.packs_per_step=4", "data.max_images_per_pack=3")
+    plan = training_plan(resolve_with_shards(few, manifest), manifest)
+    (warning,) = plan_warnings(summarise(plan, 4), plan, 4)
+    raised = int(re.search(r"max_images_per_pack = 3 images: raise it to (\d+)", warning)[1])
+    enough = demo("train.packs_per_step=4", f"data.max_images_per_pack={raised}")
+    plan = training_plan(resolve_with_shards(enough, manifest), manifest)
+    assert plan_warnings(summarise(plan, 4), plan, 4) == []
+
+
+def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
+    manifest = synthetic_manifest([3000])
+    manifest.samples["label"][:5] = -1
+    config = resolve_with_shards(demo("train.packs_per_step=4"), manifest)
+    plan = training_plan(config, manifest)
+    exact = "\n".join(plan_table(summarise(plan, 1), 1))
+    estimate = "\n".join(plan_table(summarise(plan, 1, exact_up_to=100), 1))
+    assert "~" not in exact
+    assert estimate.count("~") >= 6
+    assert "not used          5 (no label)" in exact
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.pool=max", r"model\.pool is 'max'; choose one of attention, cls, mean"),
+        ("model.position=rope", r"model\.position is 'rope'; choose one of absolute, fractional"),
+        (
+            "model.image_size=wide",
+            r"model\.image_size is .wide.: give a side, or",
+        ),
+        ("model.image_size=[96,30]", r"model\.image_size is .*96, 30.*multiples of patch_size=8"),
+        ("model.layer_scale=nan", r"model\.layer_scale is nan"),
+    ],
+)
+def test_what_the_model_refuses_is_refused_before_a_job_waits_for_its_machines(setting, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_with_shards(demo(setting), synthetic_manifest([50]))

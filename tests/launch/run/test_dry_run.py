@@ -1,0 +1,76 @@
+"""`zeta train --dry-run` checks all of a start, trains on one pack and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.cli import entry_point
+from launch.run.dry_run import memory_table
+from tests.launch.run.test_checks import _shards
+from zeta.exit_codes import ExitCode
+from zeta.train.config import TrainConfig
+from zeta.train.hardware import accelerator
+from zeta.train.memory_model import ActivationMemory
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return _shards(tmp_path_factory.mktemp("shards"), 24)
+
+
+def _dry(shards, run_dir, *words):
+    settings = [f"data.shards={shards}", f"run.dir={run_dir}"]
+    return entry_point(["train", "demo", *settings, "--dry-run", *words])
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
+    words = ("--gpu", "h100", "--world-size", "2", "data.token_budget=256", "train.max_steps=500")
+    assert _dry(shards, tmp_path / "run", *words, "optim.warmup_steps=10") == 0
+    said = capfd.readouterr().out
+    assert "token_budget: 256" in said  # the resolved config
+    assert "steps             500" in said
+    assert "parameters        2" in said
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
+    for kind in ("weights", "gradients", "optimizer", "activations", "gathered", "total"):
+        assert len(rows[kind]) == 4
+    assert rows["fits"] == ["h100", "yes", "yes", "yes", "yes"]
+    told = said.index("all checks have passed; training on one pack")
+    assert said.index("fits h100") < told  # all figures, then what may take minutes
+    assert told < said.index("forward, backward and update on cpu: loss")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--world-size", "3"], "3 ranks but train.packs_per_step is 2"),
+        (["data.token_budget=3"], "data.token_budget is 3"),
+        (["--gpu", "tpu"], "--gpu is 'tpu'; choose one of"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(shards, tmp_path, capfd, words, message):
+    assert _dry(shards, tmp_path, *words) == ExitCode.NEVER_RESTART
+    assert message in capfd.readouterr().err
+
+
+def test_options_of_a_dry_run_are_refused_without_it(shards, tmp_path, capfd):
+    words = ["train", "demo", f"data.shards={shards}", f"run.dir={tmp_path}", "--gpu", "h100"]
+    assert entry_point(words) == ExitCode.NEVER_RESTART
+    assert "--gpu and --world-size go with --dry-run" in capfd.readouterr().err
+
+
+def test_a_model_that_is_too_large_is_said_not_to_fit():
+    sizes = [100_000_000] * 100
+    lines = memory_table(sizes, TrainConfig(), 64, ActivationMemory(0, 2**30), accelerator("h100"))
+    assert lines[-3].split() == ["fits", "h100", "NO", "NO", "yes", "yes"]
+
+
+def test_what_is_offloaded_to_the_host_takes_no_memory_of_the_gpu():
+    sizes, activations = [100_000_000] * 100, ActivationMemory(0, 2**30)
+    offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    train = TrainConfig(deepspeed=offload, ema_decay=0.99)
+    lines = memory_table(sizes, train, 2, activations, accelerator("h100"))
+    rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines}
+    assert rows["fits h100"] == ["NO", "yes", "yes", "yes"]
+    assert float(rows["(on the host)"][2]) == pytest.approx(100e9 / 2**30, abs=1e-3)

@@ -1,0 +1,85 @@
+"""PIL images of any size and mode to embeddings."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.zeta.training import tiny_navit
+from zeta import MegaVit
+from zeta.models.pillow_images import native_grid, pixels_of
+
+
+def _photo(width, height, mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def _model(**changes):
+    return tiny_navit(channels=3, **changes)
+
+
+def test_each_image_is_embedded_as_if_it_were_alone_whatever_the_rest():
+    model = _model().train()
+    images = [_photo(*size, seed=i) for i, size in enumerate([(8, 8), (61, 17), (4, 40), (33, 90)])]
+    alone = torch.cat([model.embed([image]) for image in images])
+    for tokens in (1, 40, 4096):
+        assert torch.allclose(model.embed(images, tokens=tokens), alone, atol=1e-5)
+    assert alone.shape == (4, 16)
+    assert not alone.requires_grad
+    assert model.training  # as it was
+
+
+def test_whole_patches_pass_through_untouched_and_others_are_rounded():
+    model = _model()
+    image = _photo(12, 20)
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    with torch.no_grad():
+        assert torch.equal(model.embed([image]), model.eval().forward_embeddings([pixels]))
+    assert native_grid(21, 13, 4, 1024) == (5, 3)
+    assert native_grid(4000, 1000, 4, 100) == (50, 12)  # an area of 100 x 100 at most
+
+
+def test_modes_orientation_and_transparency_are_as_one_sees_them():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    for mode in ("P", "RGBA", "CMYK"):
+        assert pixels_of(red.convert(mode), 3)[:, 3, 3].tolist() == pytest.approx(
+            [255, 0, 0], abs=2
+        )
+    assert pixels_of(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), 3).min() == 255
+    assert pixels_of(Image.new("L", (4, 6), 77), 3).shape == (3, 6, 4)
+    assert pixels_of(Image.new("RGB", (4, 4), (50, 50, 50)), 1).shape == (1, 4, 4)
+    deep = Image.fromarray(np.full((4, 4), 0x1234, dtype=np.uint16))
+    assert pixels_of(deep, 3).unique().tolist() == [0x12]
+    turned = _photo(8, 16)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    assert pixels_of(turned, 3).shape == (3, 8, 16)
+
+
+def test_a_model_of_one_size_takes_the_middle_square():
+    sizes = {"patch_size": 4, "num_classes": 3, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+    model = MegaVit(16, **sizes)
+    wide = Image.new("RGB", (48, 16), (0, 0, 255))
+    wide.paste((255, 0, 0), (16, 0, 32, 16))
+    square = Image.new("RGB", (16, 16), (255, 0, 0))
+    assert torch.allclose(model.embed([wide]), model.embed([square]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "images is empty"),
+        (["cat.jpg"], "image 0 is a str: pass PIL images"),
+        ([_photo(8, 8), _photo(8, 3)], "image 1 is 8 x 3 pixels, smaller than a patch of 4"),
+        ([np.zeros((8, 8, 3))], "image 0 is a ndarray"),
+    ],
+)
+def test_what_is_no_image_or_too_small_is_refused_by_its_number(images, message):
+    with pytest.raises(ValueError, match=message):
+        _model().embed(images)
+
+
+def test_channels_that_no_picture_has_are_refused():
+    with pytest.raises(ValueError, match="the model takes 5 channels"):
+        tiny_navit(channels=5).embed([_photo(8, 8)])

@@ -1,0 +1,65 @@
+"""Quarantine budgets end a run for the right reasons; the ledger holds no line of a lost rank."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.zeta.training import lane_pack
+from zeta.exit_codes import RunError
+from zeta.run.directory import RunDir
+from zeta.run.ledger import Ledger, QuarantineConfig, QuarantineNews, Streaks, check_budgets
+
+LIMITS = QuarantineConfig(max_share=0.1, probation_images=1000, max_in_a_row=5)
+NEWS = QuarantineNews(1, "key in a.tar: truncated")
+
+
+def test_the_share_of_bad_images_is_judged_after_the_probation():
+    check_budgets(LIMITS, NEWS, images=799, rejected=200)
+    check_budgets(LIMITS, NEWS, images=900, rejected=100)
+    with pytest.raises(RunError, match=r"101 of 1,000 images \(10.1%\).*key in a.tar: truncated"):
+        check_budgets(LIMITS, NEWS, images=899, rejected=101)
+
+
+def test_bad_images_in_a_row_end_the_run_at_once():
+    check_budgets(LIMITS, replace_in_a_row(4), images=0, rejected=4)
+    with pytest.raises(RunError, match="5 images in a row"):
+        check_budgets(LIMITS, replace_in_a_row(5), images=10**9, rejected=5)
+
+
+def replace_in_a_row(count: int) -> QuarantineNews:
+    return NEWS._replace(in_a_row=count)
+
+
+def pack(weights: list[int]):
+    made = lane_pack(0, 0, images=0)
+    used = torch.zeros(4)
+    used[: len(weights)] = torch.tensor(weights, dtype=torch.float32)
+    ids = torch.full((4,), -1)
+    ids[: len(weights)] = torch.arange(len(weights))
+    return replace(made, weights=used, sample_ids=ids)
+
+
+def test_runs_of_bad_images_go_on_from_step_to_step_within_a_lane():
+    streaks = Streaks()
+    assert streaks.update([pack([1, 0, 0]), pack([0])], [3, 8]) == 2
+    assert streaks.update([pack([0, 1, 0]), pack([])], [3, 8]) == 3
+    assert streaks.update([pack([1, 1]), pack([0, 0, 0])], [3, 8]) == 4
+
+
+def test_the_lines_of_a_rank_that_is_no_more_are_cut_to_the_checkpoint(tmp_path: Path):
+    run_dir = RunDir(tmp_path)
+    run_dir.ledger.mkdir()
+    for rank in range(3):
+        lines = [json.dumps({"step": step}) + "\n" for step in range(1, 8)]
+        (run_dir.ledger / f"rank_{rank:05d}.jsonl").write_text("".join(lines))
+    for rank in range(2):
+        Ledger(run_dir, rank, resume_step=4, world_size=2).close()
+    for rank in range(3):
+        kept = (run_dir.ledger / f"rank_{rank:05d}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in kept] == [1, 2, 3, 4]
+        assert (run_dir.ledger / f"rank_{rank:05d}.jsonl.attempt-1").exists()

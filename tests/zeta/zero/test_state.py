@@ -1,0 +1,55 @@
+"""Parameters put together from the shards of DeepSpeed's files."""
+
+import pytest
+import torch
+
+from tests.zeta.training import tiny_navit
+from zeta.checkpoint.directory import load_full_weights
+from zeta.zero.state import ZeroState
+
+JOB = "tests.zeta.trainer_jobs.train"
+
+
+def test_any_range_of_a_parameter_is_read_across_its_pieces(tmp_path):
+    zero = tmp_path / "zero"
+    zero.mkdir()
+    whole = torch.arange(10.0)
+    shapes = {"w": [2, 5]}
+    groups = [{"w": torch.Size([2, 5])}]
+    model = {"module": {}, "buffer_names": [], "param_shapes": groups}
+    torch.save(model, zero / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    for rank in range(12):  # one element each, two ranks of padding: rank 10 comes after rank 2
+        held = whole[rank : rank + 1] if rank < 10 else torch.full((1,), float("nan"))
+        own = {"step": torch.tensor(3.0), "exp_avg": held + 100, "exp_avg_sq": held + 200}
+        optimizer = {"state": {0: own}}
+        shard = {"fp32_flat_groups": [held], "partition_count": 12}
+        torch.save(
+            {"optimizer_state_dict": shard | {"optimizer_state_dict": optimizer}},
+            zero / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt",
+        )
+    state = ZeroState(zero, 3, shapes, tmp_path / "average")
+    assert not state.has_average
+    assert state.counts == {"step": 3}
+    assert state.moments == ["exp_avg", "exp_avg_sq"]
+    assert torch.equal(state.full("w"), whole.reshape(2, 5))
+    for start in range(10):
+        for length in range(1, 11 - start):
+            expected = whole[start : start + length]
+            assert torch.equal(state.read("w", "fp32", start, length), expected)
+            assert torch.equal(state.read("w", "exp_avg_sq", start, length), expected + 200)
+
+
+@pytest.mark.slow
+def test_full_weights_are_those_of_the_model_from_every_stage(ranks, tmp_path):
+    runs = []
+    for stage in range(4):
+        train = {"packs_per_step": 2, "max_steps": 1, "zero_stage": stage, "dtype": "fp32"}
+        optim = {"lr": 0.0, "schedule": "constant"}  # the weights stay as they are initialised
+        runs.append({"run_dir": str(tmp_path / str(stage)), "train": train, "optim": optim})
+    ranks.run(JOB, 2, {"runs": runs})
+    expected = tiny_navit().state_dict()
+    for stage in range(4):
+        weights = load_full_weights(tmp_path / str(stage) / "checkpoints" / "step_00000001")
+        assert set(weights) == set(expected)
+        for name, value in expected.items():
+            assert torch.equal(weights[name], value), (stage, name)

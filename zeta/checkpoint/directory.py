@@ -1,0 +1,167 @@
+"""A checkpoint directory: what is in it, how its bytes are verified, how its weights are read.
+
+`step_XXXXXXXX/` holds DeepSpeed's files in `zero/`, the random state of each rank in `ranks/`, the
+moving average of the weights in `average/` where one is kept, `trainer.json`, `config.yaml`, and
+`manifest.json` with the size and SHA-256 of every other file. `zeta.checkpoint.store` writes it.
+Nothing here needs a process group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeta.checkpoint.hashed_file import FileRecord, write_text
+from zeta.exit_codes import RunError
+from zeta.run.directory import TRAINER_STATE, step_name, step_names, step_of
+from zeta.stored_tensors import StoredTensor, in_memory
+from zeta.zero.state import AVERAGE, WEIGHTS, ZeroState
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+ZERO = "zero"
+RANKS = "ranks"
+AVERAGES = "average"
+
+
+def write_manifest(directory: Path, records: list[FileRecord]) -> None:
+    """Write the manifest of a directory whose other files are all written and fsynced."""
+    files = {record.path: [record.size, record.sha256] for record in records}
+    write_text(directory, directory / MANIFEST, json.dumps({"files": files}, indent=1))
+
+
+def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = True) -> str | None:
+    """Return what is wrong with a checkpoint directory, or None if it is whole.
+
+    Args:
+        directory: `step_XXXXXXXX/`.
+        rank: check only every `ranks`-th file from this one on, so that the ranks of a job share
+            the reading.
+        ranks: number of ranks that share it.
+        hashes: also read every byte; else sizes only.
+    """
+    try:
+        files = json.loads((directory / MANIFEST).read_text())["files"]
+        for name, (size, digest) in sorted(files.items())[rank::ranks]:
+            path = directory / name
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if hashes:
+                with path.open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        return f"the content of {name} has changed"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} or a file it lists cannot be read: {error}"
+    return None
+
+
+def require_whole(directory: Path) -> None:
+    """Raise ValueError, telling what is wrong, unless `directory` is a whole checkpoint."""
+    fault = find_fault(directory)
+    if fault:
+        raise ValueError(f"{directory} is not a whole checkpoint: {fault}")
+
+
+def newest_whole(folder: Path, step: int | None = None) -> Path:
+    """Return the newest checkpoint whose files all pass their hashes, or that of `step`.
+
+    Args:
+        folder: `checkpoints/` of a run directory; nothing in it is changed.
+        step: the one to take; None: the newest.
+
+    Raises:
+        ValueError: there is none; says what is wrong with those that are there.
+    """
+    run = folder.parent
+    names = step_names(folder)[::-1] if folder.is_dir() else []
+    if step is not None:
+        wanted = step_name(step)
+        if wanted not in names:
+            there = ", ".join(str(step_of(name)) for name in names) or "none"
+            raise ValueError(f"{run} has no checkpoint of step {step}; there are: {there}")
+        names = [wanted]
+    faults = []
+    for name in names:
+        fault = find_fault(folder / name)
+        if fault is None:
+            return folder / name
+        faults.append(f"{name}: {fault}")
+    if faults:
+        raise ValueError(f"no whole checkpoint in {run}: {'; '.join(faults)}")
+    raise ValueError(f"{run} has no checkpoint yet: train until one is saved")
+
+
+def read_trainer_state(directory: Path) -> dict[str, Any]:
+    """Return the trainer's state of a checkpoint."""
+    state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
+    return state
+
+
+def check_same_model(
+    saved: Mapping[str, list[int]], wanted: Mapping[str, list[int]], checkpoint: str
+) -> None:
+    """Raise RunError, naming the first difference, unless the parameters are the same."""
+    for name in sorted({*saved, *wanted}):
+        if saved.get(name) != wanted.get(name):
+            raise RunError(
+                f"{checkpoint} is of another model: {name} is {saved.get(name, 'absent')} there "
+                f"and {wanted.get(name, 'absent')} in this config; use another run.dir, or the "
+                "model that the run began with"
+            )
+
+
+def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
+    """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
+    stage, shapes = trainer_state["zero_stage"], trainer_state["parameters"]
+    frozen = trainer_state.get("frozen", ())  # in what older versions wrote, there are none
+    return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES, frozen)
+
+
+def stored_weights(directory: Path, *, average: bool = False) -> dict[str, StoredTensor]:
+    """Return the weights and buffers of a checkpoint, fp32, to be read one at a time.
+
+    It takes neither the devices nor the ranks that wrote them. What is written is not verified.
+
+    Args:
+        directory: `step_XXXXXXXX/`.
+        average: the moving average of the weights instead of the weights.
+
+    Raises:
+        ValueError: `directory` has no moving average.
+    """
+    state = open_zero_state(directory, read_trainer_state(directory))
+    if average and not state.has_average:
+        raise ValueError(
+            f"{directory} has no moving average of the weights: it was trained without "
+            "train.ema_decay"
+        )
+    key = AVERAGE if average else WEIGHTS
+    buffers = {name: buffer.clone() for name, buffer in state.buffers.items()}
+    return in_memory(buffers) | {
+        name: StoredTensor(tuple(shape), torch.float32, partial(state.full, name, key))
+        for name, shape in state.shapes.items()
+    }
+
+
+def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Tensor]:
+    """Return all weights and buffers of a checkpoint in memory, once its files are verified.
+
+    Args:
+        directory: `step_XXXXXXXX/`.
+        average: the moving average of the weights instead of the weights.
+
+    Raises:
+        ValueError: `directory` is no checkpoint, is damaged, or has no moving average.
+    """
+    require_whole(directory)
+    stored = stored_weights(directory, average=average)
+    return {name: tensor.read() for name, tensor in stored.items()}

@@ -1,0 +1,168 @@
+"""The folder of an export: whole or absent, and replaced only where it holds nothing else."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from zeta.models.pretrained import (
+    CARD_FILE,
+    CONFIG_FILE,
+    TEXT,
+    TOKENIZER_FILE,
+    WEIGHTS,
+    ZETA_WEIGHTS,
+)
+
+_UNFINISHED, _OLD = ".tmp-", "-old"
+"""Around the name of an export that is being written, and of the one that it replaces."""
+_LOCK = ".writing"
+
+_STEMS = f"({WEIGHTS}|{ZETA_WEIGHTS}|{TEXT})"
+_OURS = re.compile(
+    rf"{_STEMS}(-\d+-of-\d+)?\.safetensors|{_STEMS}\.safetensors\.index\.json"
+    rf"|{CONFIG_FILE}|{CARD_FILE}|{TOKENIZER_FILE}"
+)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Write config.json."""
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def check_free(out_dir: Path | str) -> None:
+    """Raise ValueError if `out_dir` may not be written: it is not empty and not an export alone."""
+    out_dir = Path(out_dir)
+    if out_dir.is_file():
+        raise ValueError(f"{out_dir} is a file: name a directory to write the model to")
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_only_an_export(out_dir):
+        raise ValueError(f"{out_dir} holds something that is no exported model: name another one")
+
+
+@contextmanager
+def whole_directory(out_dir: Path | str) -> Iterator[Path]:
+    """Give a directory to write into that takes the name `out_dir` once the block is through.
+
+    What a process that was killed left of the same is removed.
+
+    Raises:
+        ValueError: `out_dir` exists, is not empty and is not an export and nothing else.
+    """
+    check_free(out_dir)
+    remove_leftovers(out_dir)
+    out_dir = Path(out_dir).resolve()  # a link stays, and what it leads to is replaced
+    partial = out_dir.with_name(f"{_UNFINISHED}{out_dir.name}-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        with _locked(partial / _LOCK):
+            yield partial
+        for file in partial.iterdir():
+            _sync(file)
+        if out_dir.exists():
+            old = partial.with_name(f"{partial.name}{_OLD}")
+            shutil.rmtree(old, ignore_errors=True)
+            out_dir.rename(old)
+            partial.rename(out_dir)
+            shutil.rmtree(old)
+        else:
+            partial.rename(out_dir)
+        _sync(out_dir.parent)
+        remove_leftovers(out_dir)  # of former exports, now that a new one is whole
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(out_dir: Path | str) -> None:
+    """Delete what exports to `out_dir` that were killed outright left unfinished beside it.
+
+    Where one was killed as it replaced a former export, that one is kept until a new one is whole.
+    """
+    out_dir = Path(out_dir).resolve()
+    ending = f"({_OLD})?" if (out_dir / CONFIG_FILE).is_file() else ""
+    for path in _leftovers(out_dir, ending):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leftovers(out_dir: Path, ending: str) -> list[Path]:
+    """Return the unfinished exports to `out_dir` that nobody is writing.
+
+    Their process runs no more on this machine, and, because it may be another machine's, holds no
+    lock in them.
+    """
+    if not out_dir.parent.is_dir():
+        return []
+    names = re.compile(rf"{re.escape(_UNFINISHED + out_dir.name)}-([1-9]\d{{0,8}}){ending}")
+    found = []
+    for path in sorted(out_dir.parent.iterdir()):
+        match = names.fullmatch(path.name)
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        if not _runs_elsewhere(int(match[1])) and not _is_locked(path / _LOCK):
+            found.append(path)
+    return found
+
+
+def _runs_elsewhere(pid: int) -> bool:
+    """Whether a process other than this one has this id."""
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock on a new file, which goes with it or with the process."""
+    with path.open("wb") as stream:
+        with suppress(OSError):  # a file system without locks: the process id has to do
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+        path.unlink()
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with path.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks
+        return False
+    return False
+
+
+def _is_only_an_export(directory: Path) -> bool:
+    """Whether all that is there was written by an export, in our format or timm's.
+
+    The directory is replaced as a whole, so a file more would be lost, and a config.json alone may
+    be anybody's.
+    """
+    there = {path.name for path in directory.iterdir()}
+    has_weights = any(name.startswith((WEIGHTS, ZETA_WEIGHTS)) for name in there)
+    if CONFIG_FILE not in there or not has_weights or not all(map(_OURS.fullmatch, there)):
+        return False
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+    except ValueError:
+        return False
+    if not isinstance(config, dict):
+        return False
+    return str(config.get("format")).startswith("zeta-") or "architecture" in config
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,157 @@
+"""Attention within the segments of a packed token sequence, behind one function: `attend`.
+
+Letters in shape suffixes: T tokens of the sequence, S segments, Q queries, H heads, D channels of
+a head. A segment is one image's run of tokens; no token ever attends outside of its segment.
+
+Back-ends:
+    sdpa_segments: scaled dot-product attention of every segment by itself (CPU, and reference).
+    varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16).
+
+A run chooses by `train.attention`, a model built by hand by its argument `attention`; automatic
+unless set.
+
+The CUDA path was developed without a device: its forward is checked for shapes and dtypes only;
+`make test-gpu` compares its numbers with the reference where there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from zeta.config_field import check_choice
+from zeta.models import segment_attention
+
+BACKENDS = ("auto", "sdpa_segments", "varlen")
+
+_log = logging.getLogger(__name__)
+_reported_fallbacks: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Where each image's tokens lie in a packed sequence; made once per forward.
+
+    The last segment is tail padding (its length may be 0): nobody reads its output.
+    """
+
+    cu_seqlens: Tensor
+    """[S + 1] int32 boundaries, on the device of the tokens."""
+    lengths: tuple[int, ...]
+    """Host copy of the S lengths, so that nothing on the way waits for the device."""
+    max_seqlen: int
+    """No segment is longer. A power of two: compiled code and kernels see few different values."""
+    index_T: Tensor
+    """[T] int64 number of the segment that each token belongs to."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens T of the sequence, tail padding included."""
+        return sum(self.lengths)
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: Sequence[int], device: torch.device | str, tail: int = 0
+    ) -> Segments:
+        """Lay segments of these lengths end to end, then `tail` tokens of padding."""
+        lengths = (*lengths, tail)
+        cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+        return cls.from_boundaries(cu_seqlens.to(device, non_blocking=True), lengths)
+
+    @classmethod
+    def from_boundaries(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Segments:
+        """Take the S + 1 boundaries on the device and the S lengths on the host, tail included."""
+        numbers = torch.arange(len(lengths), device=cu_seqlens.device)
+        index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
+        return cls(cu_seqlens, lengths, 1 << max(0, max(lengths) - 1).bit_length(), index_T)
+
+
+def attend(
+    q_QHD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    segments: Segments,
+    backend: str = "auto",
+    *,
+    queries_per_segment: int | None = None,
+) -> Tensor:
+    """Softmax attention with scale 1/sqrt(D), each query over the keys of its own segment.
+
+    Args:
+        q_QHD: queries [Q, H, D]. Self-attention: Q = T, one query a token.
+        k_THD: keys [T, H, D]; queries and keys are cast to the dtype of the values.
+        v_THD: values [T, H, D].
+        segments: boundaries of the keys (and of the queries, in self-attention).
+        backend: one of `BACKENDS`; auto takes varlen where it can run.
+        queries_per_segment: n for cross-attention: Q = n * S, n queries for every segment.
+
+    Returns:
+        [Q, H, D], of the dtype of `v_THD`. Zero for queries on an empty segment. For the tail
+        segment: finite, otherwise unspecified, and no gradient reaches other segments from it.
+
+    Raises:
+        ValueError: unknown back-end, or shapes that do not fit the segments.
+    """
+    check_choice("backend", backend, BACKENDS)
+    num_segments = len(segments.lengths)
+    queries = num_segments * queries_per_segment if queries_per_segment else k_THD.shape[0]
+    if q_QHD.shape[0] != queries or v_THD.shape != k_THD.shape:
+        raise ValueError(
+            f"q, k, v of shapes {tuple(q_QHD.shape)}, {tuple(k_THD.shape)}, {tuple(v_THD.shape)} "
+            f"do not fit: expected {queries} queries, and k and v of one shape"
+        )
+    q_QHD, k_THD = q_QHD.to(v_THD.dtype), k_THD.to(v_THD.dtype)
+    if queries_per_segment:
+        ends = torch.arange(num_segments + 1, device=q_QHD.device, dtype=torch.int32)
+        cu_queries, max_queries = ends * queries_per_segment, queries_per_segment
+    else:
+        cu_queries, max_queries = segments.cu_seqlens, segments.max_seqlen
+    if _use_varlen(backend, v_THD):
+        from torch.nn.attention.varlen import varlen_attn
+
+        out = varlen_attn(
+            q_QHD,
+            k_THD,
+            v_THD,
+            cu_queries,
+            segments.cu_seqlens,
+            max_queries,
+            segments.max_seqlen,
+        )
+        assert isinstance(out, Tensor)
+        return out
+    return segment_attention.sdpa_segments(q_QHD, k_THD, v_THD, cu_queries, segments.cu_seqlens)
+
+
+def _use_varlen(backend: str, v_THD: Tensor) -> bool:
+    """Whether the varlen kernel runs; what keeps it from running is logged once."""
+    if backend == "sdpa_segments" or (backend == "auto" and v_THD.device.type != "cuda"):
+        return False
+    reason = varlen_obstacle(v_THD.device, v_THD.dtype, v_THD.shape[-1])
+    if reason is None:
+        return True
+    if backend == "varlen":
+        raise ValueError(f"attention backend varlen cannot run here: {reason}; choose auto")
+    if reason not in _reported_fallbacks:
+        _reported_fallbacks.add(reason)
+        _log.warning("attention falls back from varlen to sdpa_segments: %s", reason)
+    return False
+
+
+def varlen_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
+    """Return what keeps varlen from values of this kind, `channels` a head; None: nothing."""
+    if device.type != "cuda":
+        return f"it needs a CUDA device, the tokens are on {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bf16 or fp16, the values are {dtype}"
+    if channels % 8 or channels > 256:
+        return f"a head has {channels} channels; it takes multiples of 8 up to 256"
+    if find_spec("torch.nn.attention.varlen") is None:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    return None

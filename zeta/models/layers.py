@@ -1,0 +1,286 @@
+"""Layers of the packed transformer, named and laid out as in timm.
+
+Letters in shape suffixes: T tokens, S segments (images, then tail padding), I images, C channels
+of a token, H heads, D channels of a head. Unless asked for, norms and projections have no bias: one
+on the keys has a true gradient of zero, and Adam would amplify its rounding noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from zeta.models.attention import Segments, attend
+
+ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+"""Activation -> the `approximate` of torch's GELU."""
+
+
+class Norm(nn.LayerNorm):
+    """Layer normalisation with a weight, and no bias unless asked for; eps 1e-6."""
+
+    def __init__(self, dim: int, *, bias: bool = False) -> None:
+        super().__init__(dim, eps=1e-6, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`, computing in fp32."""
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            # The CPU kernel reads bf16 and computes in fp32; autocast would make fp32 copies.
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(x)
+        return super().forward(x)
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on what a branch adds (Touvron et al. 2021)."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        """Scale tokens [T, C]."""
+        return x_TC * self.gamma
+
+
+class StochasticDepth(nn.Module):
+    """Leaves a branch out for a random share of the images, in training (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Zero the tokens [T, C] of the images left out; scale the others to keep the mean."""
+        if not self.training or self.rate == 0:
+            return x_TC
+        keep = 1 - self.rate
+        drawn_S = torch.rand(len(segments.lengths), device=x_TC.device) < keep
+        return x_TC * (drawn_S / keep)[segments.index_T, None].to(x_TC.dtype)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes and options that all blocks of a model share."""
+
+    dim: int
+    heads: int
+    dim_head: int
+    mlp_dim: int
+    dropout: float = 0.0
+    layer_scale: float | None = None
+    """Initial factor of the layer scale; None: no layer scale."""
+    qk_norm: bool = True
+    bias: bool = False
+    """Biases on norms and projections, as most published ViTs have them."""
+    activation: str = "gelu"
+    """Of the MLPs: one of `ACTIVATIONS`."""
+    backend: str = "auto"
+    """Attention back-end, see `zeta.models.attention`."""
+
+    def scale(self) -> nn.Module:
+        """Build the layer scale of one branch."""
+        return nn.Identity() if self.layer_scale is None else LayerScale(self.dim, self.layer_scale)
+
+    def head_norm(self) -> nn.Module:
+        """Build the norm of the queries or the keys of every head."""
+        return Norm(self.dim_head, bias=self.bias) if self.qk_norm else nn.Identity()
+
+    def mlp(self, dropout: float) -> Mlp:
+        """Build an MLP."""
+        return Mlp(self.dim, self.mlp_dim, dropout, bias=self.bias, activation=self.activation)
+
+
+class Attention(nn.Module):
+    """Self-attention within segments, with normalised queries and keys (ViT-22B, section 2)."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        inner = shape.heads * shape.dim_head
+        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=shape.bias)
+        self.q_norm = shape.head_norm()
+        self.k_norm = shape.head_norm()
+        self.proj = nn.Linear(inner, shape.dim, bias=shape.bias)
+        self.proj_drop = nn.Dropout(shape.dropout)
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Map tokens [T, C] to [T, C]."""
+        q_THD, k_THD, v_THD = self.qkv(x_TC).view(-1, 3, self.heads, self.dim_head).unbind(1)
+        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)))
+        return projected
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU in between, exact or approximated by a tanh."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        dropout: float = 0.0,
+        *,
+        bias: bool = False,
+        activation: str = "gelu",
+    ) -> None:
+        super().__init__()
+        self.approximate = ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_TC: Tensor) -> Tensor:
+        """Map tokens [T, C] to [T, C]."""
+        hidden = F.gelu(self.fc1(x_TC), approximate=self.approximate)
+        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = Norm(shape.dim, bias=shape.bias)
+        self.attn = Attention(shape)
+        self.ls1 = shape.scale()
+        self.norm2 = Norm(shape.dim, bias=shape.bias)
+        self.mlp = shape.mlp(shape.dropout)
+        self.ls2 = shape.scale()
+        self.drop_path = StochasticDepth(stochastic_depth)
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Map tokens [T, C] to [T, C]."""
+        attended = self.ls1(self.attn(self.norm1(x_TC), segments))
+        x_TC = x_TC + self.drop_path(attended, segments)
+        out_TC: Tensor = x_TC + self.drop_path(self.ls2(self.mlp(self.norm2(x_TC))), segments)
+        return out_TC
+
+
+class ParallelBlock(nn.Module):
+    """Attention and MLP side by side on one norm, fused into one input projection (ViT-22B).
+
+    y = LN(x); x + Attention(y) + MLP(y): one matrix product less to wait for, about 15% faster at
+    scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
+    """
+
+    def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        inner = shape.heads * shape.dim_head
+        self.split = [shape.mlp_dim, 3 * inner]
+        self.in_norm = Norm(shape.dim)
+        self.in_proj = nn.Linear(shape.dim, sum(self.split), bias=False)
+        self.mlp_bias = nn.Parameter(torch.empty(shape.mlp_dim))
+        self.q_norm = shape.head_norm()
+        self.k_norm = shape.head_norm()
+        self.attn_out_proj = nn.Linear(inner, shape.dim, bias=False)
+        self.mlp_out_proj = nn.Linear(shape.mlp_dim, shape.dim)
+        self.mlp_drop = nn.Dropout(shape.dropout)
+        self.proj_drop = nn.Dropout(shape.dropout)
+        self.ls = shape.scale()
+        self.drop_path = StochasticDepth(stochastic_depth)
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Map tokens [T, C] to [T, C]."""
+        hidden, qkv = torch.split(self.in_proj(self.in_norm(x_TC)), self.split, dim=-1)
+        q_THD, k_THD, v_THD = qkv.reshape(-1, 3, self.heads, self.dim_head).unbind(1)
+        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        hidden = self.mlp_drop(F.gelu(hidden + self.mlp_bias.to(hidden.dtype)))
+        both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
+        out_TC: Tensor = x_TC + self.drop_path(self.ls(self.proj_drop(both)), segments)
+        return out_TC
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], x_TC: Tensor, segments: Segments, *, recompute: bool
+) -> Tensor:
+    """Map tokens [T, C] through transformer blocks; `recompute` keeps no activations of a block."""
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x_TC = checkpoint(block, x_TC, segments, use_reentrant=False)
+        else:
+            x_TC = block(x_TC, segments)
+    return x_TC
+
+
+class AttentionPool(nn.Module):
+    """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
+
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__()
+        self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
+        dim, inner = shape.dim, shape.heads * shape.dim_head
+        self.latent = nn.Parameter(torch.empty(1, 1, dim))
+        self.q = nn.Linear(dim, inner, bias=shape.bias)
+        self.kv = nn.Linear(dim, 2 * inner, bias=shape.bias)
+        self.proj = nn.Linear(inner, dim, bias=shape.bias)
+        self.norm = Norm(dim, bias=shape.bias)
+        self.mlp = shape.mlp(dropout=0.0)
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Pool tokens [T, C] to one vector an image [I, C]; an empty image gives zeros."""
+        q_1HD = self.q(self.latent[0]).view(1, self.heads, self.dim_head)
+        q_SHD = q_1HD.expand(len(segments.lengths), -1, -1)
+        k_THD, v_THD = self.kv(x_TC).view(-1, 2, self.heads, self.dim_head).unbind(1)
+        out_SHD = attend(q_SHD, k_THD, v_THD, segments, self.backend, queries_per_segment=1)
+        x_IC = self.proj(out_SHD[:-1].flatten(-2))
+        pooled: Tensor = x_IC + self.mlp(self.norm(x_IC))
+        return pooled
+
+
+def mean_pool(x_TC: Tensor, segments: Segments) -> Tensor:
+    """Average the tokens [T, C] of each image to [I, C]; an empty image gives zeros."""
+    sums_SC = x_TC.new_zeros(len(segments.lengths), x_TC.shape[1], dtype=torch.float32)
+    sums_SC = sums_SC.index_add(0, segments.index_T, x_TC.float())
+    counts_S = segments.cu_seqlens.diff().clamp(min=1)
+    return (sums_SC / counts_S[:, None])[:-1].to(x_TC.dtype)
+
+
+def first_tokens(x_TC: Tensor, segments: Segments) -> Tensor:
+    """Return the first token of each image, [I, C]: its class token.
+
+    Images that are not used have no rows: they read row 0, and have no weight in the loss.
+    """
+    empty = segments.cu_seqlens.diff()[:-1] == 0
+    return x_TC[segments.cu_seqlens[:-2].long().masked_fill(empty, 0)]
+
+
+def put_prefix(x_TC: Tensor, token_1RC: Tensor | None, rows: Tensor | None) -> Tensor:
+    """Replace the rows of prefix tokens, R an image and image by image, by the learned ones."""
+    if token_1RC is None or rows is None:
+        return x_TC
+    images = len(rows) // token_1RC.shape[1]
+    return x_TC.index_copy(0, rows, token_1RC[0].to(x_TC.dtype).repeat(images, 1))
+
+
+class LogitScale(nn.Module):
+    """The learned temperature, and bias, of the similarities of images and texts.
+
+    Args:
+        scale: initial factor on the cosines; its logarithm is learned.
+        bias: initial bias; None: there is none.
+        limit: the factor goes no higher.
+    """
+
+    def __init__(self, scale: float, bias: float | None, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+        self.initial = {"log_scale": math.log(scale), "logit_bias": bias or 0.0}
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.empty(1))
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Return scale and bias, float32 scalars; the gradient passes the limit of the scale."""
+        scale = self.log_scale.float().exp()[0]
+        scale = scale + (scale.clamp(max=self.limit) - scale).detach()
+        bias = torch.zeros_like(scale) if self.logit_bias is None else self.logit_bias.float().sum()
+        return scale, bias

@@ -1,0 +1,176 @@
+"""Read trained models: a directory with `model.safetensors` and `config.json`.
+
+To load one takes torch, einops and safetensors. No pickle is written or read.
+`zeta.export.writing` writes the directory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from zeta.run.directory import RunDir
+from zeta.run.places import find_run
+from zeta.stored_tensors import StoredTensor
+
+WEIGHTS = "model"
+"""Stem of the files of weights."""
+ZETA_WEIGHTS = "zeta"
+"""That of the weights for zeta where those for timm lie beside them."""
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+TEXT = "text"
+"""Stem of the file of a text encoder's weights."""
+TOKENIZER_FILE = "tokenizer.json"
+_VERSION = 1
+FORMAT = f"zeta-{_VERSION}"
+_MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
+"""What every model has."""
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def load_export(
+    path: Path | str, build: Callable[[Mapping[str, Any]], Model], dtype: torch.dtype
+) -> Model:
+    """Load the model that an export holds for zeta, in evaluation mode, on the CPU.
+
+    Args:
+        path: folder of the export.
+        build: makes the model from `arch` and constructor arguments; called on the meta device.
+        dtype: of the weights in memory, whatever it is in the files.
+
+    Raises:
+        ValueError: no export there, one of another format, or its weights do not fit its config.
+    """
+    path = Path(path)
+    arguments = read_config(path)["model"]
+    try:
+        with torch.device("meta"):
+            model = build(arguments).to(dtype)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the model in {path / CONFIG_FILE} cannot be built: {error}; if a newer zeta wrote "
+            "it, upgrade zeta"
+        ) from error
+    stored = open_export(path)
+    _check_fit(path, model, stored)
+    with torch.no_grad():
+        for name, tensor in model.to_empty(device="cpu").state_dict().items():
+            tensor.copy_(stored[name].read())
+    return model.eval()
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Return the config.json of an export: format, model, preprocessing, info.
+
+    Raises:
+        ValueError: no export there, or none for this version of zeta.
+    """
+    file = Path(path) / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(_no_export(Path(path)))
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): export the model again") from error
+    form = config.get("format") if isinstance(config, dict) else None
+    if isinstance(config, dict) and form == FORMAT:
+        for key in ("model", "info"):
+            if not isinstance(config.get(key), dict):
+                raise ValueError(f"{file} is damaged: it has no {key}; export the model again")
+        if missing := [key for key in _MODEL_KEYS if key not in config["model"]]:
+            raise ValueError(
+                f"{file} is damaged: its model has no {missing[0]}; export the model again"
+            )
+        return config
+    version = re.fullmatch(r"zeta-(\d+)", str(form))
+    if version and int(version[1]) > _VERSION:
+        raise ValueError(
+            f"{path} was exported by a newer zeta, in the format {form}; this one reads {FORMAT}: "
+            "upgrade zeta"
+        )
+    if form is None and isinstance(config, dict) and "architecture" in config:
+        raise ValueError(
+            f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
+            f'timm.create_model("local-dir:{path}", pretrained=True), or export the model with '
+            "--format zeta"
+        )
+    raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
+
+
+def _no_export(path: Path) -> str:
+    """Say what a path is that holds no export, and what to give instead."""
+    if not path.exists():
+        return f"{path} does not exist; give a folder that `zeta export` wrote"
+    if not path.is_dir():
+        return f"{path} is a file; give the folder that `zeta export` wrote"
+    place = find_run(path)
+    if place is None:
+        return f"{path} is no export: it has no {CONFIG_FILE}; write one: zeta export"
+    exported = RunDir(place.run).exported
+    there = f", or give {exported}" if (exported / CONFIG_FILE).is_file() else ""
+    return f"{path} is {place.what}, not an export: write one with `{place.export_command}`{there}"
+
+
+def open_export(path: Path | str) -> dict[str, StoredTensor]:
+    """Return the weights that an export holds for zeta, to be read one at a time.
+
+    Raises:
+        ValueError: no export there, or one whose files are damaged or missing.
+    """
+    path = Path(path)
+    stem = read_config(path).get("weights", WEIGHTS)
+    index = path / f"{stem}.safetensors.index.json"
+    files = [f"{stem}.safetensors"]
+    try:
+        if index.is_file():
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            tensors |= open_safetensors(path / file)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is not a whole export ({error}): export again") from error
+    return tensors
+
+
+def open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, to be read one at a time.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+    """
+    try:
+        file: Any = safe_open(path, framework="pt")  # the library has no types
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error
+    names: list[str] = file.keys()
+    return {name: _stored(file, name) for name in names}
+
+
+def _stored(file: Any, name: str) -> StoredTensor:
+    part = file.get_slice(name)
+    dtypes = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
+    dtype = dtypes.get(part.get_dtype(), torch.float32)
+    return StoredTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
+
+
+def _check_fit(path: Path, model: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    there = {name: tensor.shape for name, tensor in stored.items()}
+    different = [name for name in sorted({*wanted, *there}) if wanted.get(name) != there.get(name)]
+    if different:
+        name, more = different[0], len(different) - 1
+        raise ValueError(
+            f"the weights in {path} do not fit its {CONFIG_FILE}: {name} is "
+            f"{there.get(name, 'absent')} and should be {wanted.get(name, 'absent')}"
+            f"{f', and {more} more' if more else ''}; export the model again"
+        )

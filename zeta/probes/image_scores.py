@@ -1,0 +1,82 @@
+"""Scores of every single image, over all ranks: what an evaluation is broken down by.
+
+The rows are put in order of sample before anything is summed, so that which rank scored an image,
+and in which pack, does not show in any number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zeta.distributed import World
+from zeta.packed import PackedBatch
+
+
+@runtime_checkable
+class RowObjective(Protocol):
+    """A classification that scores image by image."""
+
+    def check(self, batch: PackedBatch) -> None:
+        """Raise `RunError` if a target in `batch` is invalid."""
+        ...
+
+    def held_out_rows(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
+        """Return named scores of each image [I]."""
+        ...
+
+
+class ImageScores:
+    """An objective for `zeta.train.evaluation.evaluate` that keeps the row of every image.
+
+    Args:
+        objective: scores the images of a pack.
+        world: the ranks.
+    """
+
+    headline = "top1"
+
+    def __init__(self, objective: RowObjective, world: World) -> None:
+        self._objective, self._world = objective, world
+        self._parts: list[dict[str, NDArray[Any]]] = []
+        self.rows: dict[str, NDArray[Any]] = {}
+        """[n] each, in order of `sample_id`, on every rank: the scores and the `label`."""
+
+    def check(self, batch: PackedBatch) -> None:
+        """Check the targets of a pack."""
+        self._objective.check(batch)
+
+    def tally(self) -> ImageScores:
+        """Return itself, emptied."""
+        self._parts, self.rows = [], {}
+        return self
+
+    def add(self, outputs: Tensor, batch: PackedBatch) -> None:
+        """Note the images of weight 1 of a pack."""
+        found = {"sample_id": batch.sample_ids, "label": batch.labels}
+        columns = found | dict(self._objective.held_out_rows(outputs, batch))
+        counted = (batch.weights > 0).cpu().numpy()
+        self._parts.append({n: column.cpu().numpy()[counted] for n, column in columns.items()})
+
+    def metrics(self) -> dict[str, float]:
+        """Return `images` and the means over those of all ranks. NOTE: a collective."""
+        names = list(self._parts[0])
+        own = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
+        ranks: list[dict[str, NDArray[Any]]] = self._world.gather(own)
+        rows = {name: np.concatenate([rank[name] for rank in ranks]) for name in names}
+        order = np.argsort(rows["sample_id"])
+        self.rows = {name: column[order] for name, column in rows.items()}
+        images = len(order)
+        if images == 0:
+            return {"images": 0.0}
+        return {"images": float(images)} | means_over(self.rows, np.ones(images, dtype=np.bool_))
+
+
+def means_over(rows: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the mean of each score over the chosen rows, of which there is at least one."""
+    scores = (name for name in rows if name not in ("sample_id", "label"))
+    return {name: float(rows[name][chosen].astype(np.float64).mean()) for name in scores}

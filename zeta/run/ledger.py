@@ -1,0 +1,198 @@
+"""The account of samples: what each step trained on, and what could not be used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from zeta.config_field import check_range, free
+from zeta.distributed import World
+from zeta.exit_codes import RunError
+from zeta.packed import PackedBatch, Rejected, StepPacks, id_digest
+from zeta.run.directory import RunDir
+from zeta.run.jsonl import JsonlFile, cut_after
+
+
+@dataclass
+class QuarantineConfig:
+    """How many images may be unusable before the run ends, with exit code 93."""
+
+    max_share: float = free(0.05)
+    """Largest share of all images seen, once `probation_images` were seen."""
+    probation_images: int = free(10_000)
+    """Images before which the share is not judged."""
+    max_in_a_row: int = free(100)
+    """Most unusable images in a row in one lane; this many at once is a fault of the storage, or
+    shards of another kind, rather than bad images."""
+
+    def __post_init__(self) -> None:
+        check_range("train.quarantine.max_share", self.max_share, 0, 1)
+        check_range("train.quarantine.probation_images", self.probation_images, 0)
+        check_range("train.quarantine.max_in_a_row", self.max_in_a_row, 1)
+
+
+class Ledger:
+    """`ledger/rank_XXXXX.jsonl`: one line a step of the samples that this rank trained on.
+
+    A line has `step` (committed steps, this one included), `epoch`, `images`, `tokens`, `lanes`
+    (lane: [images, digest of their ids in order]) and `rejected` ids. A step that was skipped
+    because its loss or gradient was not finite also lists all its `sample_ids`. `max_epochs` is
+    there where the run had one: how the last packs are closed depends on it.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        rank: int,
+        resume_step: int,
+        world_size: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        """Open this rank's file to go on after `resume_step`.
+
+        Rank 0 also cuts the files of ranks that are no more, where `world_size` is given.
+        """
+        self._limit = {} if max_epochs is None else {"max_epochs": max_epochs}
+        if rank == 0 and world_size is not None:
+            for path in sorted(run_dir.ledger.glob("rank_*.jsonl")):
+                if int(path.stem.removeprefix("rank_")) >= world_size:
+                    cut_after(path, resume_step)
+        self._file = JsonlFile(run_dir.ledger / f"rank_{rank:05d}.jsonl", resume_step)
+
+    def write(self, step: int, packs: StepPacks, lanes: Sequence[int], skipped: bool) -> None:
+        """Note the samples of one step.
+
+        Args:
+            lanes: lane of each pack.
+            skipped: the step changed nothing.
+        """
+        ids = [used_sample_ids(pack) for pack in packs.packs]
+        line: dict[str, object] = {
+            "step": step,
+            "epoch": packs.epoch,
+            "images": packs.num_images,
+            "tokens": packs.num_tokens,
+            "lanes": {
+                lane: [len(i), id_digest(i)] for lane, i in zip(lanes, ids, strict=True) if i
+            },
+            "rejected": [rejected.sample_id for rejected in packs.rejected],
+            **self._limit,
+        }
+        if skipped:
+            line |= {"skipped": True, "sample_ids": [i for pack_ids in ids for i in pack_ids]}
+        self._file.write(line)
+        if skipped:
+            with suppress(OSError):  # a full disk: the line comes later
+                self._file.flush()
+
+    def flush(self) -> None:
+        """Bring every line to the disk, or raise OSError; called before a checkpoint."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        with suppress(OSError):  # what is not on the disk is of steps that no checkpoint has
+            self._file.close()
+
+
+class Quarantine:
+    """`quarantine.jsonl`: one line for every sample that could not be used, with the reason."""
+
+    def __init__(self, path: Path, world: World) -> None:
+        self._path = path
+        self._world = world
+        self._known: set[int] = set()
+        if world.is_main and path.exists():
+            lines = path.read_text().splitlines()
+            self._known = {json.loads(line)["sample_id"] for line in lines if line.endswith("}")}
+
+    @property
+    def count(self) -> int:
+        """Different samples quarantined so far (known to rank 0 only)."""
+        return len(self._known)
+
+    def add(self, step: int, rejected: Sequence[Rejected], in_a_row: int) -> QuarantineNews:
+        """Add the samples that this rank rejected; called by all ranks, written by rank 0.
+
+        A sample is listed once, however often it comes up (each epoch, each replay). `in_a_row` is
+        the longest run of rejected images in a lane of this rank.
+
+        Returns:
+            What happened on all ranks, the same on each.
+        """
+        everything = self._world.gather((in_a_row, [asdict(item) for item in rejected]))
+        items = [item for _, of_rank in everything for item in of_rank]
+        if self._world.is_main:
+            with self._path.open("a", encoding="utf-8") as file:
+                for item in items:
+                    if item["sample_id"] not in self._known:
+                        self._known.add(item["sample_id"])
+                        file.write(json.dumps({"step": step, **item}) + "\n")
+        last = items[-1]
+        return QuarantineNews(
+            max(longest for longest, _ in everything),
+            f"{last['key']} in {last['shard']}: {last['reason']}",
+        )
+
+
+class QuarantineNews(NamedTuple):
+    """What a step with rejected samples means for the run."""
+
+    in_a_row: int
+    """Longest run of rejected images in a lane, up to and with this step."""
+    last: str
+    """Key, shard and reason of the last one."""
+
+
+class Streaks:
+    """Counts, in each lane of this rank, the rejected images in a row."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, int] = {}
+
+    def update(self, packs: Sequence[PackedBatch], lanes: Sequence[int]) -> int:
+        """Go on with the images of one step; return the longest run that it holds."""
+        longest = 0
+        for lane, pack in zip(lanes, packs, strict=True):
+            run = self._lanes.get(lane, 0)
+            for weight in pack.weights[pack.sample_ids >= 0].tolist():
+                run = 0 if weight > 0 else run + 1
+                longest = max(longest, run)
+            self._lanes[lane] = run
+        return longest
+
+
+def check_budgets(
+    limits: QuarantineConfig, news: QuarantineNews, *, images: int, rejected: int
+) -> None:
+    """Raise RunError if more images were rejected than a healthy data set has.
+
+    Args:
+        limits: the budgets.
+        news: of the last step that rejected an image.
+        images: images that the run has trained on.
+        rejected: images that it could not use.
+    """
+    if news.in_a_row >= limits.max_in_a_row:
+        raise RunError(
+            f"{news.in_a_row} images in a row could not be used (train.quarantine.max_in_a_row), "
+            f"the last was {news.last}. Look at quarantine.jsonl; `zeta shards verify` finds all "
+            "that are bad"
+        )
+    share = rejected / (images + rejected)
+    if images + rejected >= limits.probation_images and share > limits.max_share:
+        raise RunError(
+            f"{rejected:,} of {images + rejected:,} images ({share:.1%}) could not be used, more "
+            f"than train.quarantine.max_share = {limits.max_share:.1%}; the last was {news.last}. "
+            "Look at quarantine.jsonl, and repair the shards or raise the limit"
+        )
+
+
+def used_sample_ids(pack: PackedBatch) -> list[int]:
+    """Return the ids of the images of weight 1, in order."""
+    ids: list[int] = pack.sample_ids[pack.weights > 0].tolist()
+    return ids

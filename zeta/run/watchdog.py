@@ -1,0 +1,213 @@
+"""The hang watchdog: what a rank is doing is on disk, and a phase without an end ends the rank.
+
+A thread writes `heartbeat/rank_XXXXX.json` every few seconds and looks at the clock. Past the limit
+of the current phase it writes the stacks of all threads (and of forked loader workers) into the
+rank's log and ends the process as a crash; so do the other ranks, whose own phase lasts as long
+while they wait. It does not need the main thread, which may be stuck in a collective or a kernel.
+A thread needs Python's lock, though: for a main thread that hangs while it holds that lock, the
+alarm of `faulthandler` (a C thread, set anew at every look at the clock) is the second line.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from zeta.config_field import check_range, free
+from zeta.distributed import set_collective_timeout
+from zeta.run.console import log_line
+from zeta.run.heartbeat import Heartbeat
+
+CRASH = 1
+_LONGEST_LIMIT_S = 1e8
+"""Three years; beyond some more, alarms of the operating system overflow."""
+_LOOK_S = 1.0
+_GRACE_S = 5.0
+"""By how much later than the thread the alarm goes off: looks at the clock, and writing stacks."""
+_PEERS_GRACE_S = 60.0
+"""By how much longer than a phase a collective may take: each rank's watchdog reports first."""
+
+
+@dataclass
+class WatchdogConfig:
+    """Seconds that a phase may last before its rank is taken to hang, and ended; 0: no limit."""
+
+    start_s: float = free(1800.0)
+    """From the start of a rank to the end of its first step."""
+    data_s: float = free(900.0)
+    """Until the packs of a step are there."""
+    train_s: float = free(900.0)
+    """A step, waiting for the other ranks and their data included: at least `data_s`."""
+    save_s: float = free(1800.0)
+    """What training waits for a checkpoint: copying it, and publishing it once it is written."""
+    evaluate_s: float = free(1800.0)
+    """A part of an evaluation."""
+    heartbeat_s: float = free(5.0)
+    """Seconds between two heartbeats on disk."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "data_s", "train_s", "save_s", "evaluate_s"):
+            check_range(f"train.watchdog.{name}", getattr(self, name), 0, _LONGEST_LIMIT_S)
+        check_range("train.watchdog.heartbeat_s", self.heartbeat_s, 0.1, 3600)
+        if self.limit("train") < self.limit("data"):
+            limit = f"{self.data_s:g}" if self.data_s else "0 (no limit)"
+            raise ValueError(
+                f"train.watchdog.train_s is {self.train_s:g}, below train.watchdog.data_s = "
+                f"{limit}: a rank waits for the data of the others within its step, so "
+                f"{'raise train_s' if self.data_s else 'set train_s to 0 as well'}"
+            )
+
+    def limit(self, phase: str) -> float:
+        """Return the seconds that a phase may last; infinity where there is no limit."""
+        seconds = float(getattr(self, f"{phase}_s"))
+        return seconds or float("inf")
+
+
+class PhaseWatch(Protocol):
+    """What the trainer tells of where it is."""
+
+    def enter(self, phase: str, step: int) -> None:
+        """Begin a phase (start, data, train, save, evaluate), or begin it anew: time starts over.
+
+        Args:
+            phase: what begins.
+            step: committed steps.
+        """
+        ...
+
+
+class Unwatched:
+    """No watchdog."""
+
+    def enter(self, phase: str, step: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class _Now:
+    """The current phase; replaced as a whole, so that the thread always sees one state."""
+
+    phase: str
+    step: int
+    limit: float
+    since: float = field(default_factory=time.monotonic)
+
+
+class Watchdog:
+    """Watches this process from its creation, in phase `start`, until `close`."""
+
+    def __init__(
+        self, path: Path, rank: int, limits: WatchdogConfig, report: Callable[[str], None]
+    ) -> None:
+        """Start watching.
+
+        Args:
+            path: heartbeat file of this rank.
+            rank: this rank.
+            limits: how long phases may last.
+            report: called with why the process is about to end.
+        """
+        self._path, self._rank, self._limits, self._report = path, rank, limits, report
+        self._host = socket.gethostname()
+        self._log = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8")
+        self._steady = max(limits.limit("data"), limits.limit("train"))
+        self._first_step: int | None = None
+        self._collective_limit = 0.0
+        self._now = _Now("start", 0, limits.limit("start"))
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Crashes in C code leave their stacks as well, and forked workers inherit this.
+        faulthandler.enable(self._log)
+        self._set_alarm()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def enter(self, phase: str, step: int) -> None:
+        """Begin a phase; see `PhaseWatch`. Cheap enough for every step: it sets one variable."""
+        if self._first_step is None and phase != "start":
+            self._first_step = step
+        limit = self._limits.limit(phase)
+        # The first step compiles and sets up communication: it is part of the start.
+        starting = step == self._first_step and phase in ("data", "train")
+        if starting:
+            limit = max(limit, self._limits.limit("start"))
+        self._now = _Now(phase, step, limit)
+        widest = max(limit, self._steady)
+        if limit > self._steady:
+            self._set_alarm()
+        if widest != self._collective_limit:
+            set_collective_timeout(widest + _PEERS_GRACE_S)
+            self._collective_limit = widest
+
+    def close(self) -> None:
+        """Stop watching; the heartbeat file says that the rank has ended."""
+        self._stop.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
+        self._now = _Now("ended", self._now.step, float("inf"))
+        self._write()
+        with suppress(OSError):  # a full disk
+            self._log.close()
+
+    def _watch(self) -> None:
+        written = float("-inf")
+        while not self._stop.is_set():
+            now, at = self._now, time.monotonic()
+            if at - now.since > now.limit:
+                self._end(now)
+            if at - written >= self._limits.heartbeat_s:
+                self._write()
+                written = at
+            self._set_alarm()
+            self._stop.wait(_LOOK_S)
+
+    def _set_alarm(self) -> None:
+        """Set faulthandler's alarm past every deadline that can come without this thread's help."""
+        now = self._now
+        left = max(now.since + now.limit - time.monotonic(), self._steady) + _GRACE_S
+        with self._lock:
+            faulthandler.cancel_dump_traceback_later()
+            if left != float("inf"):
+                faulthandler.dump_traceback_later(left, exit=True, file=self._log)
+
+    def _write(self) -> None:
+        now = self._now
+        limit = None if now.limit == float("inf") else now.limit
+        seconds = round(time.monotonic() - now.since, 3)
+        beat = Heartbeat(
+            now.phase, now.step, seconds, limit, time.time(), self._rank, self._host, os.getpid()
+        )
+        building = self._path.with_suffix(".tmp")
+        try:
+            building.write_text(json.dumps(asdict(beat)) + "\n")
+            building.replace(self._path)
+        except OSError as error:  # a full disk: the run goes on, and so does the watch
+            log_line(f"the heartbeat could not be written: {error}", self._log)
+
+    def _end(self, now: _Now) -> None:
+        """Write all stacks and end this process."""
+        log_line(f"\nhang in phase {now.phase} of step {now.step}: all stacks", self._log)
+        faulthandler.dump_traceback(self._log, all_threads=True)
+        self._write()
+        self._report(
+            f"phase {now.phase} of step {now.step} has lasted more than {now.limit:g} s on "
+            f"{self._host} (train.watchdog.{now.phase}_s): taken for a hang"
+        )
+        for worker in multiprocessing.active_children():
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGABRT)  # its faulthandler writes to the same log
+        os._exit(CRASH)

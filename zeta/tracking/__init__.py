@@ -1,0 +1,4 @@
+"""Where metrics go: sinks, and Weights & Biases beside training.
+
+Imports `zeta.run` and the ground of `zeta`.
+"""

@@ -1,0 +1,132 @@
+"""Evaluation during training: when it is due, what it logs, and which step was best so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from zeta import metric_names as names
+from zeta.exit_codes import ExitCode
+from zeta.packed import Rejected
+from zeta.run.console import Console
+from zeta.run.directory import RunDir
+from zeta.run.ledger import Quarantine
+from zeta.run.signals import StopSignals
+from zeta.run.watchdog import PhaseWatch
+from zeta.tracking.sinks import MetricSink
+from zeta.train.config import EvaluateConfig
+from zeta.train.engine import TrainEngine
+from zeta.train.evaluation import Evaluation, HeldOut, evaluate
+from zeta.train.progress import Progress
+
+
+class Validation:
+    """Evaluates a run on held-out images.
+
+    Where the run keeps a moving average of the weights, that is scored too, at the size of
+    training.
+
+    Args:
+        held_out: the images at each size, that of training first; none: nothing is ever due.
+        config: when.
+        engine: the model and its objective.
+        run_dir: where images that cannot be used are listed.
+        console: shows progress and results.
+        watchdog: is told of every pack.
+    """
+
+    def __init__(
+        self,
+        held_out: Sequence[HeldOut],
+        config: EvaluateConfig,
+        engine: TrainEngine,
+        run_dir: RunDir,
+        console: Console,
+        watchdog: PhaseWatch,
+    ) -> None:
+        self._held_out, self._config, self._engine = held_out, config, engine
+        self._world, self._console, self._watchdog = engine.world, console, watchdog
+        self._path = run_dir.val_quarantine
+        self._quarantine = Quarantine(self._path, self._world)
+        if held_out:
+            console.message(
+                f"evaluating on {held_out[0].images:,} held-out images every {config.every:,} steps"
+            )
+
+    def is_due(self, progress: Progress, *, at_end: bool) -> bool:
+        """Whether this step's weights are to be evaluated and were not: the same on all ranks."""
+        if not self._held_out or progress.step == 0:
+            return False
+        if progress.validated_step == progress.step:
+            return False
+        return at_end or progress.step % self._config.every == 0
+
+    def run(self, progress: Progress, signals: StopSignals, sink: MetricSink) -> ExitCode | None:
+        """Evaluate at every size, log the scores and note them in `progress`.
+
+        Every rank calls this. Where one was asked to stop before the end, nothing is logged or
+        noted, so that the resumed run evaluates this step.
+
+        Returns:
+            What to exit with, where a rank was asked to stop; else None.
+        """
+        started = time.perf_counter()
+        metrics, shown, rejected = dict[str, float](), dict[str, float](), list[Rejected]()
+        headline, at_training_size = self._engine.objective.headline, self._held_out[0]
+        views = [(held_out, False) for held_out in self._held_out]
+        if self._engine.average is not None:
+            views.append((at_training_size, True))
+        for held_out, average in views:
+            found = self._evaluate(held_out, progress.step, signals, average=average)
+            if isinstance(found, ExitCode):
+                return found
+            for name, value in found.scores.items():
+                metrics[names.val_score(name, held_out.tokens, average=average)] = value
+            at = "" if held_out.tokens is None else f"@{held_out.tokens}"
+            label = f"{headline}{at}{' of average' if average else ''}"
+            shown[label] = found.scores[headline]
+            rejected += found.rejected_here
+            if held_out is at_training_size:
+                metrics[names.VAL_IMAGES] = found.images
+                metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
+        self._name(rejected, progress.step)
+        progress.note_evaluation(at_training_size.fingerprint, shown[headline])
+        best = ""
+        if progress.best_value is not None:
+            metrics[names.val_best(headline)] = progress.best_value
+            metrics[names.VAL_BEST_STEP] = progress.best_step
+            best = f"best {progress.best_value:>7.2%} at step {progress.best_step}"
+        metrics[names.EVALUATION_S] = time.perf_counter() - started
+        sink.log(progress.step, metrics)
+        self._console.evaluation(progress.step, metrics[names.val_score("loss")], shown, best)
+        return None
+
+    def _evaluate(
+        self, held_out: HeldOut, step: int, signals: StopSignals, *, average: bool
+    ) -> Evaluation | ExitCode:
+        def show(done: int) -> None:
+            self._watchdog.enter("evaluate", step)
+            self._console.evaluating(done, held_out.images)
+
+        show(0)
+        with self._engine.evaluating(average=average) as predict:
+            return evaluate(
+                predict,
+                self._engine.objective,
+                held_out.open(),
+                self._world,
+                requested=lambda: signals.requested,
+                show=show,
+            )
+
+    def _name(self, rejected: Sequence[Rejected], step: int) -> None:
+        """List the images that could not be used; say so where there are new ones."""
+        if not self._world.sum([len(rejected)])[0]:
+            return
+        before = self._quarantine.count
+        news = self._quarantine.add(step, rejected, 0)
+        if self._quarantine.count > before:
+            self._console.message(
+                f"{self._quarantine.count:,} held-out images could not be used, the last was "
+                f"{news.last}; all are in {self._path}"
+            )

@@ -1,0 +1,162 @@
+"""Weights on disk to begin a run at: of a run, a checkpoint in it, an export, or of timm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+from torch import nn
+
+from zeta.checkpoint.directory import (
+    newest_whole,
+    read_trainer_state,
+    require_whole,
+    stored_weights,
+)
+from zeta.exit_codes import RunError
+from zeta.export.timm.reading import fit_timm, is_timm, needed_options, open_timm
+from zeta.models.parameters import parameter_shapes
+from zeta.models.pretrained import CONFIG_FILE, open_export, read_config
+from zeta.run.directory import TRAINER_STATE, RunDir, step_names
+from zeta.stored_tensors import StoredTensor
+
+_T = TypeVar("_T")
+_HEAD = "head."
+_IMAGE = "image."
+"""Before the names of the image encoder's weights in a run that compares images with captions."""
+
+
+@dataclass(frozen=True)
+class OpenWeights:
+    """Weights on disk, read one at a time."""
+
+    tensors: Mapping[str, StoredTensor]
+    """By their names in the model."""
+    note: str = ""
+    """What was not taken as it is there."""
+    options: str = ""
+    """Of published weights: the `model.*` that compute the same."""
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of every tensor."""
+        return {name: list(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
+    """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
+
+    Of a run it is the newest checkpoint that passes its hashes. Published weights (a folder or file
+    of safetensors, see `zeta.export.timm.reading`) are brought into the model's layout.
+
+    Args:
+        path: where they are.
+        wanted: shape of every parameter and buffer of the model, by name.
+
+    Raises:
+        ValueError: `path` is none of them, or what is there is damaged.
+    """
+    if is_timm(path):
+        weights = open_timm(path)
+        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
+    if (path / CONFIG_FILE).is_file():
+        tensors = open_export(path)  # the image encoder, under its own names
+        return OpenWeights(_without_head(tensors) if "text" in read_config(path) else tensors)
+    if (path / TRAINER_STATE).is_file():
+        require_whole(path)
+        return OpenWeights(for_model(stored_weights(path), wanted))
+    if RunDir(path).checkpoints.is_dir():
+        checkpoint = newest_whole(RunDir(path).checkpoints)
+        return OpenWeights(for_model(stored_weights(checkpoint), wanted))
+    what = "holds none of them" if path.is_dir() else "is no folder"
+    raise ValueError(
+        f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), a "
+        "folder written by `zeta export`, or one of timm with model.safetensors"
+    )
+
+
+def check_initial_weights(model: nn.Module, path: str) -> None:
+    """Refuse, before anything starts, what is not there or of another model.
+
+    Of a checkpoint only the list of its parameters is read; its bytes are verified when it is
+    loaded, and so is which checkpoint of a run is the newest good one.
+
+    Args:
+        model: the model of the run, on any device.
+        path: `train.init_from`.
+
+    Raises:
+        RunError: nothing to read there, or weights of another model.
+    """
+    folder, wanted, options = Path(path).expanduser(), parameter_shapes(model), ""
+    checkpoints = RunDir(folder).checkpoints
+    try:
+        if (folder / TRAINER_STATE).is_file():
+            shapes: Mapping[str, list[int]] = read_trainer_state(folder)["parameters"]
+        elif not is_timm(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
+            names = step_names(checkpoints)
+            if not names or not (checkpoints / names[-1] / TRAINER_STATE).is_file():
+                newest_whole(checkpoints)  # says what is wrong with those that are there
+                return
+            shapes = read_trainer_state(checkpoints / names[-1])["parameters"]
+        else:
+            wanted |= {name: list(buffer.shape) for name, buffer in model.named_buffers()}
+            opened = open_weights(folder, wanted)
+            shapes, options = opened.shapes, opened.options
+    except (ValueError, KeyError, OSError, SafetensorError) as error:
+        raise RunError(f"train.init_from cannot be read: {error}") from error
+    head_to_leave(wanted, for_model(shapes, wanted), path, options=options)
+
+
+def head_to_leave(
+    wanted: Mapping[str, list[int]],
+    shapes: Mapping[str, list[int]],
+    path: str,
+    *,
+    new_head: bool = False,
+    options: str = "",
+) -> list[str]:
+    """Return the names of the head's parameters if it is of another shape in the files, or new.
+
+    Args:
+        wanted: shapes in the model, by name.
+        shapes: shapes in the files.
+        path: of the files.
+        new_head: leave the head in any case.
+        options: the `model.*` that the files are of, where that is known.
+
+    Raises:
+        RunError: anything but the head is of another shape.
+    """
+    different = [n for n in sorted({*wanted, *shapes}) if wanted.get(n) != shapes.get(n)]
+    for name in different:
+        if not name.startswith(_HEAD):
+            raise RunError(
+                f"train.init_from is {path}, whose weights are of another model: {name} is "
+                f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this "
+                f"config; make model.* the same{f': {options}' if options else ''}"
+            )
+    return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
+
+
+def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
+    """Return what a model with parameters of these `names` can begin at, of what is `there`.
+
+    Of an image-text run a model without captions takes the image encoder, but not its head: that
+    maps into the space of the captions.
+    """
+    if not _is_image_text(there) or _is_image_text(names):
+        return there
+    own = {n.removeprefix(_IMAGE): value for n, value in there.items() if n.startswith(_IMAGE)}
+    return _without_head(own)
+
+
+def _is_image_text(names: Iterable[str]) -> bool:
+    return any(name.startswith(_IMAGE) for name in names)
+
+
+def _without_head(there: Mapping[str, _T]) -> dict[str, _T]:
+    return {name: value for name, value in there.items() if not name.startswith(_HEAD)}

@@ -1,0 +1,223 @@
+"""How much memory training takes on each rank, by kind, before anything is allocated.
+
+Two parts. What sharding decides (weights, gradients, optimizer state, buffers) follows from the
+sizes of the parameters: `state_memory`, arithmetic alone. What the model decides (activations) is
+counted by running the model itself, forward and backward, on tensors without content, and adding
+up every storage that is alive: `activation_memory`. It holds for any model, dtype and sharding of
+the work, takes no memory, and on the CPU gives the bytes that a real run allocates.
+
+Buffers are those of DeepSpeed 0.19.8: buckets of 5e8 elements for the reduction of gradients, which
+are allocated whole however small the model is. `train.deepspeed` may set other sizes, another
+optimizer, or host memory for its state.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zeta.models.packed_vit import PackedViT
+from zeta.packed import PackedBatch
+from zeta.train.config import TrainConfig
+from zeta.train.optim import state_per_weight
+from zeta.zero.passthrough import offloads_optimizer
+
+_FP32, _BF16 = 4, 2
+_BUCKET = ("reduce_bucket_size", 500_000_000)
+"""Elements of a bucket in which gradients are reduced: DeepSpeed's name and default."""
+_PREFETCH = ("stage3_prefetch_bucket_size", 50_000_000)
+"""Elements of weights gathered ahead at ZeRO-3."""
+_KEPT_WHOLE = ("stage3_param_persistence_threshold", 100_000)
+"""Parameters of at most so many elements stay on every rank at ZeRO-3."""
+_CHECKPOINTING = "activation_checkpointing"
+"""What every encoder calls it."""
+_ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
+"""Scores and their gradient of one block, inside of the CPU's attention operator."""
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Bytes on one rank that do not depend on the images."""
+
+    weights: int
+    """fp32 weights, or this rank's shard of them."""
+    master: int
+    """Second copy of this rank's share of the weights, which the optimizer updates (ZeRO 1-3)."""
+    gradients: int
+    optimizer: int
+    """State of the optimizer, fp32: the two moments of AdamW."""
+    average: int
+    """Moving average of the weights, if there is one."""
+    buffers: int
+    """Buckets for the reduction of gradients."""
+    gathered: int
+    """Weights of the layers at work, whole (ZeRO-3)."""
+    on_host: int = 0
+    """Of all these, what lies in host memory (offload_optimizer)."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of all kinds together, but those in host memory."""
+        with_host: int = sum(vars(self).values())
+        return with_host - 2 * self.on_host  # a part of the others, in the sum once more
+
+    @property
+    def lasting(self) -> int:
+        """Bytes held between two steps of ZeRO 0 to 2, when gradients and buckets are gone."""
+        return self.weights + self.master + self.optimizer + self.average
+
+
+@dataclass(frozen=True)
+class ActivationMemory:
+    """Bytes of one pack at a time, forward and backward."""
+
+    saved: int
+    """What the forward pass keeps for the backward pass."""
+    peak: int
+    """Most that is alive at any time besides weights and gradients."""
+
+
+def state_memory(
+    sizes: Sequence[int], train: TrainConfig, world_size: int, frozen: Sequence[int] = ()
+) -> StateMemory:
+    """Return what one of `world_size` ranks holds besides activations.
+
+    Args:
+        sizes: elements of each parameter that learns.
+        train: ZeRO stage, dtype, moving average, settings of DeepSpeed.
+        world_size: W; shards are rounded up.
+        frozen: elements of each parameter that does not learn (`train.trainable`): weights alone.
+    """
+    count, stage = sum(sizes), train.zero_stage
+    share = -(-count // world_size) if stage else count
+    bucket, prefetch, kept_whole = (
+        _elements(train.deepspeed, *setting) for setting in (_BUCKET, _PREFETCH, _KEPT_WHOLE)
+    )
+    everything = [*sizes, *frozen]
+    kept = sum(size for size in everything if size <= kept_whole)
+    bucket_bytes = _FP32
+    if stage == 3 and train.dtype == "bf16":
+        bucket_bytes = _FP32 + _BF16  # one bucket for either dtype
+    gathered = 0
+    if stage == 3:
+        layer = max(everything, default=0)
+        compute = _BF16 if train.dtype == "bf16" else _FP32
+        gathered = min(sum(everything), layer + prefetch) * compute + kept * _FP32
+    memory = StateMemory(
+        weights=_FP32 * (-(-sum(everything) // world_size) if stage == 3 else sum(everything)),
+        master=_FP32 * share if stage else 0,
+        gradients=_FP32 * (share if stage >= 2 else count),
+        optimizer=state_per_weight(train.deepspeed.get("optimizer")) * _FP32 * share,
+        average=_FP32 * share if train.ema_decay is not None else 0,
+        buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
+        gathered=gathered,
+    )
+    if stage == 0 or not offloads_optimizer(train.deepspeed):
+        return memory
+    gradients = memory.gradients if stage >= 2 else 0
+    return replace(memory, on_host=memory.master + memory.optimizer + memory.average + gradients)
+
+
+def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
+    """Return a size that `train.deepspeed` may set."""
+    return int(settings.get("zero_optimization", {}).get(name, default))
+
+
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """Have the encoders of `model` recompute their blocks, or not: `activation_checkpointing`."""
+    for module in model.modules():
+        if hasattr(module, _CHECKPOINTING):
+            setattr(module, _CHECKPOINTING, on)
+
+
+def activation_memory(
+    model: nn.Module,
+    pack: PackedBatch,
+    loss: Callable[[Any, PackedBatch], Tensor],
+    dtype: str,
+) -> ActivationMemory:
+    """Count the activations of training on `pack`, with nothing allocated.
+
+    Args:
+        model: on the meta device; it is unusable afterwards.
+        pack: on the CPU; its grids must fit the model.
+        loss: the scalar loss of the model's outputs.
+        dtype: bf16 (autocast) or fp32.
+    """
+    for module in model.modules():
+        if isinstance(module, PackedViT):
+            # Whether the grids of a pack fit is asked of values, and here there are none.
+            module.__dict__["grids_fit"] = lambda pack: None
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _materialise(model)
+        fake = pack.to("cpu")
+        with LiveBytes() as live:
+            for parameter in model.parameters():
+                live.add(parameter)
+            weights = live.now
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+                total = loss(model(fake), fake)
+            saved = live.now - weights
+            torch.autograd.backward(total)
+            gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    return ActivationMemory(saved, max(saved, live.peak - weights - gradients))
+
+
+def _materialise(model: nn.Module) -> None:
+    """Give a model from the meta device parameters and buffers without content."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape)
+                module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations return, each once and for as long as it lives."""
+
+    def __init__(self) -> None:
+        TorchDispatchMode.__init__(self)
+        self.now = 0
+        """Bytes alive."""
+        self.peak = 0
+        """Most bytes that were alive."""
+        self._sizes: dict[int, int] = {}
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of `tensor`, unless it is counted."""
+        storage = tensor.untyped_storage()
+        if id(storage) in self._sizes:
+            return
+        self._sizes[id(storage)] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, id(storage))
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        if isinstance(func, torch._ops.OpOverload) and func.namespace == "zeta":
+            self.peak = max(self.peak, self.now + _ATTENTION_WORKSPACE)
+        return result

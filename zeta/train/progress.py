@@ -1,0 +1,153 @@
+"""Where a run is, and the metrics of the steps since the last log."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from zeta import metric_names as names
+from zeta.train.config import UNITS, TrainConfig
+from zeta.train.engine import StepResult
+
+
+@dataclass
+class Progress:
+    """Counts of committed steps: with the data state, all that a resumed run goes on from."""
+
+    step: int = 0
+    """Committed optimizer steps."""
+    images: int = 0
+    rejected: int = 0
+    """Images that could not be used, each time that they came up."""
+    tokens: int = 0
+    epoch: int = 0
+    skipped_steps: int = 0
+    """Steps that changed nothing, because their loss or gradient was not finite."""
+    nonfinite_in_a_row: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last log, so that a resumed run logs what an uninterrupted one would."""
+    validated_step: int = 0
+    """Step whose weights were evaluated last; 0: none."""
+    validated_on: str = ""
+    """Fingerprint of the held-out images of that evaluation."""
+    best_value: float | None = None
+    """Best value so far of the objective's headline score on those images; None: no evaluation."""
+    best_step: int = 0
+    """The step that it is of."""
+    data: dict[str, Any] | None = None
+    """Merged state of all lanes after the last committed step; None: the start of the data."""
+
+    @property
+    def steps(self) -> int:
+        """Committed steps, under the name of the unit; `images` and `tokens` are the others."""
+        return self.step
+
+    def share_done(self, train: TrainConfig) -> float | None:
+        """Return the share of the run that is done, by the nearest of its limits; at 1 it ends.
+
+        None: it ends with the data, after `max_epochs`, or not at all.
+        """
+        limits = ((getattr(self, unit), getattr(train, f"max_{unit}")) for unit in UNITS)
+        return max((done / most for done, most in limits if most is not None), default=None)
+
+    def share_shown(self, train: TrainConfig, epoch_images: int | None) -> float | None:
+        """Return the share of the run that is done, `max_epochs` counted as well: for the ETA.
+
+        Args:
+            train: what the run ends by.
+            epoch_images: images of one pass over the data; None: not known.
+        """
+        share = self.share_done(train)
+        if train.max_epochs is None or epoch_images is None:
+            return share
+        by_epochs = (self.images + self.rejected) / (train.max_epochs * epoch_images)
+        return max(share or 0.0, min(by_epochs, 1.0))
+
+    def commit(
+        self,
+        *,
+        images: int,
+        tokens: int,
+        rejected: int,
+        budget: int,
+        flops: float,
+        epoch: int,
+        result: StepResult | None,
+        seconds: float,
+        waited: float,
+    ) -> None:
+        """Count one step.
+
+        Args:
+            images: images of all ranks that count in the loss.
+            tokens: their tokens.
+            rejected: images of all ranks that could not be used.
+            budget: token budgets of all packs of all ranks.
+            flops: operations of training on the images of all ranks.
+            epoch: lowest epoch of the step's samples.
+            result: what the engine did; None if there was no image to learn from.
+            seconds: wall time of the step on this rank.
+            waited: of it, for data.
+        """
+        self.step += 1
+        self.images += images
+        self.tokens += tokens
+        self.rejected += rejected
+        self.epoch = epoch
+        sums = {"steps": 1, "seconds": seconds, "waited": waited}
+        sums |= {"seen": images, "tokens": tokens, "budget": budget, "flops": flops}
+        if result is not None and result.applied:
+            sums |= {"learned": images, "loss": result.loss_sum}
+            sums |= {f"count/{name}": value for name, value in result.counts.items()}
+            self.window["grad_norm"] = result.grad_norm
+        if result is not None:
+            self.nonfinite_in_a_row = 0 if result.applied else self.nonfinite_in_a_row + 1
+            self.skipped_steps += not result.applied
+        for key, value in sums.items():
+            self.window[key] = self.window.get(key, 0.0) + value
+
+    def note_evaluation(self, fingerprint: str, headline: float) -> None:
+        """Note that the weights of this step were evaluated.
+
+        Args:
+            fingerprint: of the held-out images; with others than before, a new best is sought.
+            headline: the score that tells which step is best.
+        """
+        if fingerprint != self.validated_on:
+            self.best_value = None
+        self.validated_step, self.validated_on = self.step, fingerprint
+        if math.isfinite(headline) and (self.best_value is None or headline > self.best_value):
+            self.best_value, self.best_step = headline, self.step
+
+    def take_metrics(self, peak_flops: float | None = None) -> dict[str, float]:
+        """Return the metrics of the window, by name, and begin a new one.
+
+        Losses and counts are means over images; rates are over the time of steps, saves left out.
+
+        Args:
+            peak_flops: operations a second that all ranks could do; None: MFU is not reported.
+        """
+        window, self.window = self.window, {}
+        seconds = max(window["seconds"], 1e-9)
+        metrics: dict[str, float] = {
+            names.SKIPPED_STEPS: self.skipped_steps,
+            names.IMAGES_PER_S: window["seen"] / seconds,
+            names.TOKENS_PER_S: window["tokens"] / seconds,
+            names.STEP_S: seconds / window["steps"],
+            names.DATA_WAIT_S: window["waited"] / window["steps"],
+            names.FILL: window["tokens"] / window["budget"],
+            names.IMAGES_SEEN: self.images,
+            names.TOKENS_SEEN: self.tokens,
+            names.EPOCH: self.epoch,
+        }
+        if peak_flops is not None:  # a window that an older version saved has no flops
+            metrics[names.MFU] = window.get("flops", 0.0) / seconds / peak_flops
+        if "learned" in window:
+            metrics[names.TRAIN_LOSS] = window["loss"] / window["learned"]
+            metrics[names.GRAD_NORM] = window["grad_norm"]
+            for key in window:
+                group, _, name = key.partition("/")
+                if group == "count":
+                    metrics[names.train_mean(name)] = window[key] / window["learned"]
+        return metrics

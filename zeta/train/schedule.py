@@ -1,0 +1,93 @@
+"""Learning-rate schedules: pure functions of the steps, images or tokens trained on so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zeta.train.config import UNITS, OptimConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate of a run.
+
+    A position is a count of `optim.schedule_by`: steps, images or tokens, each over all ranks. All
+    schedules rise linearly to `optim.lr` over the warm-up: the first step already learns, and the
+    step that ends at the warm-up is at the peak. Then
+
+    - cosine falls to 0 at the end;
+    - rsqrt is lr * sqrt(warm-up / position), the schedule of the ViT scaling and NaViT papers (Zhai
+      et al. 2022, section 3.5), whose time scale here is the warm-up;
+    - constant stays, and so does wsd (warm-up, stable, decay; Hu et al. 2024).
+
+    All but cosine are scaled to 0 over the cooldown before the end, linearly or (sqrt) by 1 - sqrt
+    of the share of it that is over (Hägele et al. 2024).
+    """
+
+    optim: OptimConfig
+    warmup: int
+    cooldown: int
+    end: int | None
+
+    def rate(self, before: int, after: int) -> float:
+        """Return the learning rate of the optimizer step that leads from `before` to `after`.
+
+        Args:
+            before: position when the step begins; 0 at the start of the run.
+            after: position with the step.
+        """
+        optim, warmup = self.optim, max(self.warmup, 1)
+        if before < self.warmup:
+            rate = optim.lr * min(after, warmup) / warmup
+        elif optim.schedule == "cosine":
+            assert self.end is not None
+            share = min((before - self.warmup) / max(self.end - self.warmup, 1), 1.0)
+            rate = optim.lr * 0.5 * (1.0 + math.cos(math.pi * share))
+        elif optim.schedule == "rsqrt":
+            rate = optim.lr * math.sqrt(warmup / after)
+        else:
+            rate = optim.lr
+        if optim.schedule != "cosine" and self.cooldown:
+            assert self.end is not None
+            left = min(max(self.end - before, 0) / self.cooldown, 1.0)
+            rate *= left if optim.cooldown_shape == "linear" else 1.0 - math.sqrt(1.0 - left)
+        return rate
+
+
+def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
+    """Return the schedule of a run.
+
+    Raises:
+        ValueError: names the field that is missing, that is in another unit than
+            `optim.schedule_by`, or that does not fit the length of the run.
+    """
+    if train.max_epochs is None and all(getattr(train, f"max_{unit}") is None for unit in UNITS):
+        raise ValueError(
+            "the run has no end; set train.max_steps, train.max_images, train.max_tokens or "
+            "train.max_epochs"
+        )
+    unit = optim.schedule_by
+    for other in UNITS:
+        for ramp in ("warmup", "cooldown"):
+            if other != unit and getattr(optim, f"{ramp}_{other}"):
+                raise ValueError(
+                    f"optim.{ramp}_{other} is {getattr(optim, f'{ramp}_{other}')}, but "
+                    f"optim.schedule_by is {unit}: set optim.{ramp}_{unit}, or "
+                    f"optim.schedule_by={other}"
+                )
+    warmup, cooldown = getattr(optim, f"warmup_{unit}"), getattr(optim, f"cooldown_{unit}")
+    end = getattr(train, f"max_{unit}")
+    if optim.schedule == "rsqrt" and warmup == 0:
+        raise ValueError(f"optim.schedule rsqrt needs optim.warmup_{unit} of at least 1")
+    if optim.schedule == "wsd" and cooldown == 0:
+        raise ValueError(f"optim.schedule wsd needs optim.cooldown_{unit} of at least 1")
+    if end is None and (cooldown or optim.schedule == "cosine"):
+        field = f"optim.cooldown_{unit}" if cooldown else "optim.schedule = cosine"
+        raise ValueError(f"{field} needs to know where the run ends; set train.max_{unit}")
+    if end is not None and warmup + cooldown and warmup + cooldown >= end:
+        raise ValueError(
+            f"optim.warmup_{unit} + optim.cooldown_{unit} is {warmup + cooldown}; it must be below "
+            f"train.max_{unit} = {end}: lower them or train longer"
+        )
+    return Schedule(optim, warmup, cooldown, end)

@@ -1,0 +1,58 @@
+"""Model FLOPs utilisation: the operations that the model needed, over what the devices could do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from zeta.distributed import World
+from zeta.models.flops import CountsFlops
+from zeta.packed import PackedBatch
+from zeta.train.config import TrainConfig
+from zeta.train.hardware import find_accelerator
+
+
+class Utilisation:
+    """Counts the operations of packs, and knows the peak rate of all ranks together."""
+
+    def __init__(
+        self, model: nn.Module, world: World, train: TrainConfig, say: Callable[[str], None]
+    ) -> None:
+        """Look the devices up; a collective, so every rank makes one.
+
+        Args:
+            model: counts its own operations, see `zeta.models.flops.CountsFlops`.
+            world: the ranks.
+            train: dtype, and the peak of devices that are in no table.
+            say: told on every rank why MFU is not reported, if it is not.
+        """
+        self._model = model if isinstance(model, CountsFlops) else None
+        peaks = world.gather(peak_flops(world.device, train))
+        known = self._model is not None and None not in peaks
+        self.peak: float | None = sum(peaks) if known else None
+        """Operations a second of all ranks; None where MFU cannot be told."""
+        if self._model is None:
+            say(f"throughput/mfu is not reported: {type(model).__name__} counts no operations")
+        elif self.peak is None and world.device.type == "cuda":
+            name = torch.cuda.get_device_name(world.device)
+            say(
+                f"throughput/mfu is not reported: the peak of {name} in {train.dtype} is not "
+                "known; set train.peak_tflops to that of one device"
+            )
+
+    def count(self, packs: Sequence[PackedBatch]) -> float:
+        """Return the operations of training on the images of `packs`; 0 if not counted."""
+        return 0.0 if self._model is None else sum(map(self._model.training_flops, packs))
+
+
+def peak_flops(device: torch.device, train: TrainConfig) -> float | None:
+    """Return the peak of one device in operations a second; None where it is not known."""
+    if train.peak_tflops is not None:
+        return train.peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    found = find_accelerator(torch.cuda.get_device_name(device))
+    peak = None if found is None else found.peak_tflops(train.dtype)
+    return None if peak is None else peak * 1e12

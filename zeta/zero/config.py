@@ -1,0 +1,47 @@
+"""The config that DeepSpeed is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zeta.zero.passthrough import merged
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """How a model is sharded and in which dtype it computes."""
+
+    stage: int
+    """ZeRO stage, 0 to 3."""
+    dtype: str
+    """bf16 or fp32."""
+    packs_per_step: int
+    """Packs of an optimizer step, over all ranks."""
+    extra: Mapping[str, Any]
+    """More settings of DeepSpeed: `train.deepspeed`."""
+
+
+def deepspeed_config(zero: ZeroConfig, world_size: int) -> dict[str, Any]:
+    """Return DeepSpeed's config: sharding and dtype, and what `train.deepspeed` adds.
+
+    Clipping, schedule and logging are zeta's own.
+
+    Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16: there the weights of linear
+    layers are gathered, and so their gradients reduced, in bf16.
+    """
+    packs_per_rank = -(-zero.packs_per_step // world_size)
+    autocast: dict[str, Any] = {"enabled": zero.dtype == "bf16", "dtype": "bfloat16"}
+    if zero.stage < 3:
+        autocast["lower_precision_safe_modules"] = []
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # one pack
+        "gradient_accumulation_steps": packs_per_rank,
+        "train_batch_size": packs_per_rank * world_size,
+        "gradient_clipping": 0.0,
+        "zero_optimization": {"stage": zero.stage},
+        "torch_autocast": autocast,
+        "steps_per_print": None,
+    }
+    return merged(config, zero.extra)

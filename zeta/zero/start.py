@@ -1,0 +1,71 @@
+"""Start of a rank: the process group, and DeepSpeed on it."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed as dist
+
+from zeta.distributed import (
+    COLLECTIVE_TIMEOUT_S,
+    RankInfo,
+    Store,
+    World,
+    as_timeout,
+    choose_device,
+    export_environment,
+    meeting_place,
+    rank_from_environment,
+)
+from zeta.host_memory import keep_freed_memory
+from zeta.zero.gloo_gather import use_in_deepspeed
+
+
+def init_distributed(
+    info: RankInfo | None = None,
+    timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    device_kind: str = "auto",
+    store: Store | None = None,
+) -> World:
+    """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
+
+    Needs no compiler: DeepSpeed would build a shared-memory op for CPU collectives here, which
+    takes up to 100 s and crashes without a compiler or ninja, so that op is declared unavailable.
+
+    Args:
+        info: this process's rank; None reads it from the environment.
+        timeout_s: after which a collective that some rank never joined fails; see
+            `set_collective_timeout`, which changes it.
+        device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
+        store: where the ranks meet, if they have met already; see `meeting_place`.
+
+    Returns:
+        The world; `close_distributed` ends it.
+
+    Raises:
+        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
+    """
+    info = info or rank_from_environment(os.environ)
+    device = choose_device(info, device_kind, torch.cuda.device_count())
+    use_cuda = device.type == "cuda"
+    export_environment(info, use_cuda)
+
+    # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if use_cuda:
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    timeout = as_timeout(timeout_s)
+    if not dist.is_initialized():
+        backend = "nccl" if use_cuda else "gloo"
+        store = store or meeting_place(info, timeout_s)
+        size, rank = info.world_size, info.rank
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    deepspeed.init_distributed(verbose=False)
+    if not use_cuda:
+        use_in_deepspeed()
+    return World(info, device)
