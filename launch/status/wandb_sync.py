@@ -22,9 +22,9 @@ from launch.status.state import judge
 from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir
 from zeta.tracking.config import WandbConfig
-from zeta.tracking.wandb_control import Control, Ending, Order
 from zeta.tracking.wandb_mode import has_key, stable_run_id
-from zeta.tracking.wandb_state import begin_state, has_news
+from zeta.tracking.wandb_sink import Ending, Worker, worker_order
+from zeta.tracking.wandb_state import begin_state, has_news, read_state
 
 _FINISH_S = 3600.0
 """Somebody waits for it, and can end it."""
@@ -98,34 +98,22 @@ def _upload(files: RunDir, sessions: list[Path], command: list[str]) -> None:
 
 
 def _send_rest(files: RunDir, config: ZetaConfig, run_id: str) -> None:
-    """Run a session that has its end from the start."""
-    wandb = config.tracker.wandb
-    control = Control.begin(
-        Order(
-            run_dir=str(files.path.absolute()),
-            run_id=run_id,
-            name=config.run.name,
-            project=wandb.project,
-            mode="online",
-            pid=os.getpid(),
-            entity=wandb.entity,
-            group=wandb.group,
-            job_type=wandb.job_type,
-            tags=list(wandb.tags),
-            config=yaml.safe_load(files.config.read_text(encoding="utf-8")),
-            finish_s=_FINISH_S,
-        )
+    """Run a session that knows from its start how training ended."""
+    order = worker_order(
+        config.tracker.wandb,
+        name=config.run.name,
+        run_dir=files,
+        run_id=run_id,
+        run_config=yaml.safe_load(files.config.read_text(encoding="utf-8")),
+        finish_s=_FINISH_S,
     )
-    control.end(Ending("finished" if files.finished.exists() else "stopped"))
-    descriptor = control.descriptor
-    worker = [sys.executable, "-P", "-m", "zeta.tracking.wandb_worker", str(descriptor), "online"]
-    done = subprocess.run(
-        worker, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[descriptor], text=True
-    )
-    control.close()
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise ValueError(f"W&B could not be reached: {said[-1] if said else 'no answer'}")
+    worker = Worker(order)
+    worker.end(Ending("finished" if files.finished.exists() else "stopped"))
+    worker.start("online")
+    if worker.wait() != 0:
+        state = read_state(files.wandb_state)
+        trouble = None if state is None else state.trouble
+        raise ValueError(f"W&B could not be reached: {trouble or 'its client ended unexpectedly'}")
 
 
 def _is_sending(files: RunDir) -> bool:

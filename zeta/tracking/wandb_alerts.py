@@ -1,4 +1,4 @@
-"""What W&B alerts about, from the lines of metrics.jsonl: pure rules, and a bound on their rate."""
+"""Rules that decide what W&B alerts about, from the lines of metrics.jsonl, and how often."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zeta import metric_names as names
+from zeta.tracking.slow_rank import NOBODY, SlowRank
 
 INTERVAL_S = 1800.0
-"""Least seconds between two alerts of a kind, restarts of the run included."""
+"""Least seconds between two alerts of a kind, across restarts of the run."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert."""
+    """A message that W&B sends to people."""
 
     kind: str
     title: str
@@ -26,11 +27,11 @@ class Alert:
 
 @dataclass
 class Alerts:
-    """The rules. An event within the interval of its kind is told with the next one.
+    """The rules. What happens within the interval of its kind is reported by the next alert.
 
     Args:
-        memory: what was told last, by kind, and when (`kind_at`, seconds since 1970); changed in
-            place, for the caller to keep.
+        memory: last reported value by kind, and when (`kind_at`, seconds since 1970). It is
+            changed in place, for the caller to save.
     """
 
     memory: dict[str, float] = field(default_factory=dict)
@@ -44,17 +45,17 @@ class Alerts:
         """
         now = time.time() if now is None else now
         found = (self._nan(row), self._quarantine(row), self._straggler(row))
-        return [alert for alert, level in found if alert and self._tell(alert.kind, level, now)]
+        return [alert for alert, value in found if alert and self._may_send(alert.kind, value, now)]
 
     def of_event(self, alert: Alert, now: float | None = None) -> list[Alert]:
-        """Return the alert if its kind may be told again."""
+        """Return the alert, unless one of its kind was sent within the interval."""
         now = time.time() if now is None else now
-        return [alert] if self._tell(alert.kind, 0.0, now) else []
+        return [alert] if self._may_send(alert.kind, 0.0, now) else []
 
-    def _tell(self, kind: str, level: float, now: float) -> bool:
+    def _may_send(self, kind: str, value: float, now: float) -> bool:
         if now - self.memory.get(f"{kind}_at", float("-inf")) < INTERVAL_S:
             return False
-        self.memory |= {kind: level, f"{kind}_at": now}
+        self.memory |= {kind: value, f"{kind}_at": now}
         return True
 
     def _nan(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
@@ -64,12 +65,12 @@ class Alerts:
             return None, skipped
         text = (
             f"{skipped - before:g} more steps up to step {row['step']} had a loss or gradient "
-            f"that is not finite, and changed nothing; {skipped:g} in all"
+            f"that is not finite and were skipped; {skipped:g} in all"
         )
         return Alert("nan", "Loss or gradient not finite", text), skipped
 
     def _quarantine(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
-        """Told of the first image, and whenever their number has doubled since."""
+        """Alert at the first image, and whenever their number has doubled since."""
         count = _number(row, names.QUARANTINED)
         if count < max(1.0, 2 * self.memory.get("quarantine", 0.0)):
             return None, count
@@ -77,19 +78,16 @@ class Alerts:
         return Alert("quarantine", "Images could not be used", text), count
 
     def _straggler(self, row: Mapping[str, Any]) -> tuple[Alert | None, float]:
-        """Told of a rank that is much slower at two logs in a row, once until it is not."""
         if names.STRAGGLER_RATIO not in row:
-            return None, 0.0
-        ratio, rank = _number(row, names.STRAGGLER_RATIO), _number(row, names.SLOWEST_RANK)
-        slow = ratio >= names.STRAGGLER_FROM
-        before = self.memory.get("suspect", -1.0)
-        self.memory["suspect"] = rank if slow else -1.0
-        if not slow:
-            self.memory["straggler"] = -1.0
-        if not slow or rank != before or rank == self.memory.get("straggler", -1.0):
+            return None, NOBODY
+        ratio, rank = _number(row, names.STRAGGLER_RATIO), int(_number(row, names.SLOWEST_RANK))
+        rule = SlowRank(*(int(self.memory.get(key, NOBODY)) for key in ("suspect", "straggler")))
+        is_new = rule.is_new(rank, ratio)
+        self.memory |= {"suspect": rule.suspect, "straggler": rule.reported}
+        if not is_new:
             return None, rank
         host = row.get(names.SLOWEST_HOST, "an unknown host")
-        text = f"rank {rank:g} on {host} takes {ratio:.2f} times as long as the mean of the ranks"
+        text = f"rank {rank} on {host} takes {ratio:.2f} times as long as the mean of the ranks"
         return Alert("straggler", "One rank is slow", f"{text}, at step {row['step']}"), rank
 
 

@@ -1,32 +1,150 @@
 """Weights & Biases: one run for the life of a run directory, however often it is requeued.
 
-The W&B client runs in processes of its own, which follow metrics.jsonl: see
-`zeta.tracking.wandb_worker`. Here is what training does about it, which is to start them, and to
-wait for them at the end.
+The W&B client runs in a process of its own (`zeta.tracking.wandb_worker`), which follows
+metrics.jsonl. This module is the side of training: it starts that process, starts it again if it
+breaks, and waits for it at the end, but not long.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from zeta.run.directory import RunDir
 from zeta.tracking.config import WandbConfig
-from zeta.tracking.wandb_control import Control, Ending, Order
-from zeta.tracking.wandb_mode import resolve_mode
-from zeta.tracking.wandb_state import WandbState, read_state
-from zeta.tracking.wandb_supervisor import GRACE_S, OFFLINE_S
+from zeta.tracking.wandb_mode import WandbMode, resolve_mode
+from zeta.tracking.wandb_state import WandbState, has_news, read_state
 
+NOT_STARTED = 3
+"""Exit status of a worker whose W&B client could not start, mostly for want of a server."""
+GRACE_S = 5.0
+"""Seconds by which the end of an online session may exceed `tracker.wandb.finish_s`."""
+_OFFLINE_S = 60.0
+"""Longest that it may take to record offline what W&B did not get."""
 _LONG_S = 3.0
-"""Seconds at the end after which it is said what is waited for."""
+"""Seconds of waiting at the end after which the user is notified."""
+_FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """Instructions for the worker."""
+
+    init: dict[str, Any]
+    """Arguments of `wandb.init`."""
+    finish_s: float
+    """Longest that the end of the session may take."""
+    resumed_step: int
+    """Committed steps of the checkpoint that training resumed from."""
+    pid: int
+    """The process that trains: W&B measures it, and the session ends when it does."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How training ended."""
+
+    outcome: str
+    """finished; stopped, where it was asked to and can be resumed; or failed."""
+    why: str = ""
+    """Error message of a run that failed."""
+
+
+class Worker:
+    """The process that sends metrics.jsonl to W&B.
+
+    Its stdin is a file without a name, which unlike a pipe never fills up. The first line is the
+    order; the second follows once training has ended, and says how.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._append(asdict(order))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def start(self, mode: str) -> None:
+        """Start a process, online or offline."""
+        # -P: a wandb.py in the folder that training was started from must not stand in for W&B.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "zeta.tracking.wandb_worker", mode],
+            stdin=self._file,
+            start_new_session=True,  # Ctrl-C and the end of the ranks must not end it
+        )
+
+    def end(self, ending: Ending) -> None:
+        """Notify the process that training has ended."""
+        self._append(asdict(ending))
+
+    def wait(self, seconds: float | None = None, *, long: Callable[[], None] | None = None) -> int:
+        """Wait for the process to end, and kill it if it does not; return its exit status.
+
+        Args:
+            seconds: longest wait, at least 3; None: no limit.
+            long: called if it takes more than 3 seconds.
+        """
+        process = self._process
+        assert process is not None, "start it first"
+        try:
+            if long is not None:
+                try:
+                    return process.wait(_LONG_S)
+                except subprocess.TimeoutExpired:
+                    long()
+                    seconds = None if seconds is None else seconds - _LONG_S
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return NOT_STARTED
+        finally:
+            process.kill()
+            process.wait()
+
+    def _append(self, record: dict[str, Any]) -> None:
+        # NOTE: pwrite leaves the file's position alone, which the process shares.
+        descriptor = self._file.fileno()
+        line = (json.dumps(record) + "\n").encode()
+        os.pwrite(descriptor, line, os.fstat(descriptor).st_size)
+
+
+def worker_order(
+    config: WandbConfig,
+    *,
+    name: str,
+    run_dir: RunDir,
+    run_id: str,
+    run_config: Mapping[str, Any],
+    resumed_step: int = 0,
+    finish_s: float | None = None,
+) -> Order:
+    """Return the order for a worker of this process; `finish_s`: other than the config's."""
+    init = {
+        "entity": config.entity,
+        "project": config.project,
+        "group": config.group,
+        "job_type": config.job_type,
+        "tags": list(config.tags) or None,
+        "name": name,
+        "id": run_id,
+        "dir": str(run_dir.path.absolute()),
+        "config": dict(run_config),
+    }
+    return Order(init, config.finish_s if finish_s is None else finish_s, resumed_step, os.getpid())
 
 
 class WandbSink:
-    """Has metrics.jsonl sent to one W&B run; a failure of W&B is told and never stops training."""
+    """Sends metrics.jsonl to one W&B run. Failures of W&B are logged and never stop training."""
 
     def __init__(
         self,
@@ -37,111 +155,117 @@ class WandbSink:
         run_id: str,
         run_config: Mapping[str, Any],
         resumed_step: int = 0,
-        say: Callable[[str], None] = print,
+        notify: Callable[[str], None] = print,
     ) -> None:
         """Start to send what metrics.jsonl holds and will hold.
 
         Args:
             config: mode, project and how the run is filed.
             name: display name of the run.
-            run_dir: where metrics.jsonl is, and where W&B keeps its local files (`wandb/`).
+            run_dir: directory of metrics.jsonl, and of W&B's local files (`wandb/`).
             run_id: id of the run, the same after each restart; see `stable_run_id`.
             run_config: shown in W&B.
-            resumed_step: committed steps that training goes on from.
-            say: told what a person should know.
+            resumed_step: committed steps of the checkpoint that training resumed from.
+            notify: called with messages for the user.
         """
-        self._run_dir, self._say, self._limit_s = run_dir, say, config.finish_s
-        self._told: set[str] = set()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.mode = resolve_mode(config.mode, os.environ)
+        self._run_dir, self._notify = run_dir, notify
+        self._limit_s = config.finish_s + GRACE_S
+        self._notified: set[str] = set()
+        self._worker: Worker | None = None
+        self._retry_s, self._retry_at = _FIRST_RETRY_S, 0.0
+        self.mode: WandbMode = resolve_mode(config.mode, os.environ)
         if self.mode == "disabled":
             return
         if config.mode == "online" and self.mode == "offline":
-            say(
-                "W&B: tracker.wandb.mode is online, but there is no API key: recorded offline; set "
-                "WANDB_API_KEY, or type `wandb login`"
+            notify(
+                "W&B: tracker.wandb.mode is online, but no API key was found, so the run is "
+                "recorded offline; set WANDB_API_KEY, or type `wandb login`"
             )
-        order = Order(
-            run_dir=str(run_dir.path.absolute()),
-            run_id=run_id,
-            name=name,
-            project=config.project,
-            mode=self.mode,
-            pid=os.getpid(),
-            entity=config.entity,
-            group=config.group,
-            job_type=config.job_type,
-            tags=list(config.tags),
-            config=dict(run_config),
-            resumed_step=resumed_step,
-            finish_s=config.finish_s,
+        self._worker = Worker(
+            worker_order(
+                config,
+                name=name,
+                run_dir=run_dir,
+                run_id=run_id,
+                run_config=run_config,
+                resumed_step=resumed_step,
+            )
         )
-        self._control = Control.begin(order)
-        descriptor = self._control.descriptor
-        # -P: a wandb.py in the folder that training was started from must not stand in for W&B.
-        command = [sys.executable, "-P", "-m", "zeta.tracking.wandb_supervisor", str(descriptor)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[descriptor],
-            start_new_session=True,  # Ctrl-C and the end of the ranks are not meant for it
-        )
+        self._start()
 
-    def tell(self) -> None:
-        """Say where the run is shown, or why it is not, as soon as that is known."""
-        if self._process is None or (state := self._state()) is None:
+    def poll(self) -> None:
+        """Start the worker again if it broke, and log where the run is shown, or why it is not."""
+        if self._worker is None:
             return
-        if state.trouble is not None and state.mode != "offline":
-            self._say_once(
-                f"W&B cannot be reached ({state.trouble}); training goes on, and what W&B misses "
-                "is sent later"
-            )
-        elif state.mode == "online" and state.page is not None:
-            self._say_once(f"W&B: {state.page}")
+        if self._worker.has_ended and time.monotonic() >= self._retry_at:
+            self._start()
+        self._report()
 
     def close(self, outcome: str, why: str = "") -> None:
-        """End the session: wait for what is on its way, but not long, and say what is left.
+        """End the session: wait a while for what is on its way, and log how to send the rest.
 
         Args:
             outcome: finished, stopped or failed; see `Ending`.
-            why: what a failed run says.
+            why: error message of a run that failed.
         """
-        if self._process is None:
+        if self._worker is None:
             return
-        self._control.end(Ending(outcome, why))
-        self._control.close()
-        limit_s = self._limit_s + GRACE_S + OFFLINE_S + GRACE_S
-        try:
-            try:
-                self._process.wait(_LONG_S)
-            except subprocess.TimeoutExpired:
-                self._say("W&B: waiting for the last metrics to be sent")
-                self._process.wait(limit_s - _LONG_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self.tell()
-        self._process = None
+        self._worker.end(Ending(outcome, why))
+        status = self._wait(self._limit_s)
+        if status not in (0, NOT_STARTED):
+            # Slurm's SIGTERM to all processes of a job ends the client's own process as well:
+            # what happens until the job ends is recorded all the same.
+            self._worker.start(self.mode)
+            status = self._wait(self._limit_s)
+        state = self._state()
+        if status != 0 and (state is None or has_news(state, self._run_dir.metrics)):
+            self._worker.start("offline")
+            self._wait(_OFFLINE_S)
+        self._worker = None
+        self._report()
         if hint := rest_hint(self._run_dir, self._state()):
-            self._say(hint)
+            self._notify(hint)
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
-            self._say(text)
+    def _start(self) -> None:
+        """Start the worker; at first after 5 seconds may it be started again, then after 10 ..."""
+        assert self._worker is not None
+        self._worker.start(self.mode)
+        self._retry_at = time.monotonic() + self._retry_s
+        self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+
+    def _wait(self, seconds: float) -> int:
+        assert self._worker is not None
+        text = "W&B: waiting for the last metrics to be sent"
+        return self._worker.wait(seconds, long=lambda: self._notify_once(text))
+
+    def _report(self) -> None:
+        if (state := self._state()) is None:
+            return
+        if state.trouble is not None and state.mode != "offline":
+            self._notify_once(
+                f"W&B cannot be reached ({state.trouble}); training continues, and what W&B "
+                "misses is sent later"
+            )
+        elif state.mode == "online" and state.page is not None:
+            self._notify_once(f"W&B: {state.page}")
+
+    def _notify_once(self, text: str) -> None:
+        if text not in self._notified:
+            self._notified.add(text)
+            self._notify(text)
 
     def _state(self) -> WandbState | None:
-        """Return what the session of this process has noted, if it has."""
+        """Return what the worker of this process has noted; None: nothing yet."""
         try:
             state = read_state(self._run_dir.wandb_state)
             return state if state is not None and state.session == os.getpid() else None
         except ValueError as error:
-            self._say_once(f"W&B: {error}")
+            self._notify_once(f"W&B: {error}")
             return None
 
 
 def rest_hint(run_dir: RunDir, state: WandbState | None) -> str | None:
-    """Return how to send what W&B does not have of a run that has ended; None: it has all."""
+    """Return how to send what W&B lacks of a run that has ended; None: it lacks nothing."""
     command = f"`zeta wandb-sync {shlex.quote(str(run_dir.path))}`"
     if state is None or state.mode is None:
         return f"W&B: nothing was recorded of this part of the run; {command} sends it"

@@ -53,9 +53,14 @@ class WandbState:
         }
         if not new:
             return {}
-        self.logged.update(dict.fromkeys(new, step))
         axes = {name: row[name] for name in AXES if name in row}
-        return {names.STEP: step, **axes, **new}
+        result = {names.STEP: step, **axes, **new}
+        self.note(result)
+        return result
+
+    def note(self, row: Mapping[str, Any]) -> None:
+        """Note a row, in the form that `take_new` returns, as handed over."""
+        self.logged |= dict.fromkeys(row.keys() - {names.STEP, *AXES}, row[names.STEP])
 
     def settle(self, on_server: float | None) -> None:
         """Decide what the server lacks of a session that did not end in order.

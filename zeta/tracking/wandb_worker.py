@@ -1,10 +1,10 @@
 """One W&B session: a process that follows metrics.jsonl and hands each line to the W&B client.
 
 Training neither waits for it nor shares a thread, a lock or a crash with it. It keeps what W&B has
-in `wandb_state.json`, so what one session misses (the server was away, the process was killed)
-comes with a later one, from the same file.
+in `wandb_state.json`, so what one session misses (no server, a killed process) is sent by a later
+one from the same file.
 
-    python -m zeta.tracking.wandb_worker DESCRIPTOR MODE   (by `wandb_supervisor`)
+    python -m zeta.tracking.wandb_worker MODE < INSTRUCTIONS   (started by `zeta.tracking.wandb_sink`)
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,57 +26,33 @@ import wandb
 
 from zeta import metric_names as names
 from zeta.run.directory import RunDir
+from zeta.run.jsonl import step_of_line
 from zeta.tracking.wandb_alerts import Alert, Alerts
-from zeta.tracking.wandb_control import NOT_STARTED, Control, Ending, Order
+from zeta.tracking.wandb_sink import GRACE_S, NOT_STARTED, Ending, Order
 from zeta.tracking.wandb_state import begin_state
 
-POLL_S = 0.25
-INIT_S = 20.0
+_POLL_S = 0.25
+_INIT_S = 20.0
 """Seconds that the server has to answer before another try."""
 _FLUSH_S = 0.2
 """Seconds after which W&B's client writes to its own file what it was given."""
 _BATCH = 100
-"""Rows between two notes of what was handed over: many when a whole run is sent at once."""
-PICTURES = "data/packs"
+"""Rows handed over between two writes of the state: many when a whole run is sent at once."""
+_PICTURES = "data/packs"
 """W&B's key of the pack pictures."""
 _EXIT_CODES = {"finished": 0, "stopped": 85, "failed": 1}
-
-
-class Lines:
-    """Yields the whole lines that were appended to a JSON-lines file since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._rest = b""
-
-    def new(self) -> Iterator[dict[str, Any]]:
-        """Yield the objects with a step; a line torn by a crash is left out."""
-        if self._file is None:
-            if not self._path.exists():
-                return
-            self._file = self._path.open("rb")
-        for line in self._file:
-            self._rest += line
-            if not self._rest.endswith(b"\n"):
-                return  # the rest of it comes later
-            text, self._rest = self._rest, b""
-            with contextlib.suppress(ValueError):
-                row = json.loads(text)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    yield row
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Slurm and terminals send these to all processes of a job; this one ends when training has."""
 
 
 class Session:
     """One W&B session of a run."""
 
-    def __init__(self, control: Control, mode: Literal["online", "offline"]) -> None:
-        self.control, self.mode = control, mode
-        self.order: Order = control.order
-        self.files = RunDir(Path(self.order.run_dir))
+    def __init__(self, order: Order, mode: Literal["online", "offline"]) -> None:
+        self.order, self.mode = order, mode
+        self.files = RunDir(Path(order.init["dir"]))
         self.state = begin_state(self.files.wandb_state, self.files.metrics, self.files.wandb_files)
         self.alerts = Alerts(self.state.alerts)
-        self.lines = Lines(self.files.metrics)
         self.run: Any = None
         self.defined = set[str]()
 
@@ -86,37 +64,26 @@ class Session:
             Exception: whatever the client raises when its own process has ended.
         """
         self._start()
-        while True:
-            ending = self.control.ending  # before the lines: all that were written before it are in
-            self._send_lines()
-            self._send_pictures()
-            if ending is not None:
-                self._finish(ending)
-                return
-            time.sleep(POLL_S)
+        with self.files.metrics.open("rb") as metrics:
+            while True:
+                ending = read_ending(self.order)  # before the lines, of which it is the last
+                self._send_rows(metrics)
+                self._send_pictures()
+                if ending is not None:
+                    self._finish(ending)
+                    return
+                time.sleep(_POLL_S)
 
     def _start(self) -> None:
-        order, state = self.order, self.state
+        order, state, online = self.order, self.state, self.mode == "online"
         state.session = order.pid
         state.write(self.files.wandb_state)  # NOTE: before W&B makes a folder: see `begin_state`
-        online = self.mode == "online"
         try:
-            self.run = wandb.init(
-                entity=order.entity,
-                project=order.project,
-                group=order.group,
-                job_type=order.job_type,
-                tags=order.tags or None,
-                name=order.name,
-                id=order.run_id,
-                # W&B ignores resume offline, with a warning; `zeta wandb-sync` stitches.
-                resume="allow" if online else None,
-                mode=self.mode,
-                dir=str(self.files.path),
-                config=order.config,
-                settings=_settings(order),
-            )
-        except Exception as error:  # told, and tried again: by a new process, as W&B asks for it
+            # W&B ignores resume offline, with a warning; `zeta wandb-sync` joins the pieces.
+            resume = "allow" if online else None
+            settings = _settings(order)
+            self.run = wandb.init(**order.init, mode=self.mode, resume=resume, settings=settings)
+        except Exception as error:  # logged, and tried again by a new process, as W&B requires
             state.trouble = (str(error).splitlines() or [type(error).__name__])[0]
             state.write(self.files.wandb_state)
             print(f"W&B could not start: {error}", file=sys.stderr)
@@ -124,63 +91,60 @@ class Session:
         if online:
             state.settle(self.run.summary.get(names.STEP) if self.run.resumed else None)
         # What a session leaves open that an offline one follows is lost to W&B rather than there
-        # twice: only a server could tell what it has.
+        # twice: only a server knows what it has.
         state.unsure_from = dict(state.logged) if online else None
         state.mode, state.trouble = self.mode, None
         state.page = self.run.url if online else state.page
+        text = f"{order.init['name']} resumed at step {order.resumed_step}"
+        restart = Alert("restart", "Run restarted", text, "INFO")
+        alerts = self.alerts.of_event(restart) if order.resumed_step else []
         state.write(self.files.wandb_state)
         self.run.define_metric(names.STEP, hidden=True)
         self.run.define_metric("*", step_metric=names.STEP)
-        if order.resumed_step:
-            text = f"{order.name} goes on from step {order.resumed_step}"
-            self._alert(self.alerts.of_event(Alert("restart", "Run restarted", text, "INFO")))
+        self._alert(alerts)
 
-    def _send_lines(self) -> None:
-        lines = self.lines.new()
-        while rows := list(islice(lines, _BATCH)):
-            before, new = [], []
-            for row in rows:
-                marks = dict(self.state.logged)
-                if values := self.state.take_new(row):
-                    before.append(marks)
-                    new.append(values)
-            if not new:
-                continue
-            found = [alert for values in new for alert in self.alerts.of_row(_row(values))]
-            self.state.write(self.files.wandb_state)  # NOTE: before: see WandbState.logged
-            for values, marks in zip(new, before, strict=True):
+    def _send_rows(self, metrics: IO[bytes]) -> None:
+        rows = new_rows(metrics)
+        while batch := list(islice(rows, _BATCH)):
+            before = dict(self.state.logged)
+            new = [values for row in batch if (values := self.state.take_new(row))]
+            alerts = [
+                alert
+                for values in new
+                for alert in self.alerts.of_row({"step": values[names.STEP], **values})
+            ]
+            if new:
+                self.state.write(self.files.wandb_state)  # NOTE: before: see WandbState.logged
+            for number, values in enumerate(new):
                 try:
-                    self._define_best(values)
-                    # Never step=: W&B drops every step below its last.
-                    self.run.log(values)
+                    self._log(values)
                 except Exception:  # the client is gone: the next one gets this row and the rest
-                    self.state.logged = marks
+                    self.state.logged = before
+                    for sent in new[:number]:
+                        self.state.note(sent)
                     self.state.write(self.files.wandb_state)
                     raise
-            self._alert(found)
+            self._alert(alerts)
 
-    def _define_best(self, metrics: Iterable[str]) -> None:
-        """Have the summary of the run hold the best value of each score, besides the last."""
-        for name in metrics:
+    def _log(self, values: Mapping[str, Any]) -> None:
+        """Log a row, and have the summary of the run hold the best value of each score as well."""
+        for name in values:
             if name not in self.defined:
                 self.defined.add(name)
                 if best := best_is(name):
                     self.run.define_metric(name, step_metric=names.STEP, summary=f"last,{best}")
+        self.run.log(values)  # NOTE: never step=: W&B drops every step below its last.
 
     def _send_pictures(self) -> None:
-        folder = self.files.wandb_pictures
-        paths = sorted(folder.glob("*.png")) if folder.is_dir() else []
-        new = [path for path in paths if path.name not in self.state.pictures]
-        if new:
+        paths = sorted(self.files.wandb_pictures.glob("*.png"))
+        if new := [path for path in paths if path.name not in self.state.pictures]:
             self.state.pictures += [path.name for path in new]
             self.state.write(self.files.wandb_state)
-            self.run.log({PICTURES: [wandb.Image(str(path), caption=path.stem) for path in new]})
+            self.run.log({_PICTURES: [wandb.Image(str(path), caption=path.stem) for path in new]})
 
     def _alert(self, alerts: list[Alert]) -> None:
         for alert in alerts:
             self.run.alert(alert.title, alert.text, level=alert.level)
-        if alerts:
-            self.state.write(self.files.wandb_state)
 
     def _finish(self, ending: Ending) -> None:
         if ending.outcome == "failed":
@@ -198,7 +162,7 @@ class Session:
 
 
 def best_is(name: str) -> str | None:
-    """Return what the best value of a metric is, `min` or `max`; None: it has none."""
+    """Return whether the `min` or the `max` of a metric is its best value; None: it has none."""
     group, _, score = name.partition("/")
     if group not in ("train", "val") or name in (names.VAL_IMAGES, names.VAL_REJECTED):
         return None
@@ -207,15 +171,39 @@ def best_is(name: str) -> str | None:
     return "min" if score.startswith("loss") else "max"
 
 
-def _row(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"step": values[names.STEP], **values}
+def new_rows(metrics: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of the whole lines that were appended since the last call."""
+    while (line := metrics.readline()).endswith(b"\n"):
+        if step_of_line(line) is not None:  # a line torn by a crash is left out
+            yield json.loads(line)
+    metrics.seek(-len(line), os.SEEK_CUR)  # the rest of it comes later
+
+
+def read_order() -> Order:
+    """Return the order, the first line of stdin."""
+    return Order(**json.loads(_instructions()[0]))
+
+
+def read_ending(order: Order) -> Ending | None:
+    """Return how training ended, the second line of stdin; None: it has not ended."""
+    lines = _instructions()
+    if len(lines) > 1 and lines[1].endswith(b"\n"):
+        return Ending(**json.loads(lines[1]))
+    if os.getppid() != order.pid:
+        return Ending("failed", "the training process was killed")
+    return None
+
+
+def _instructions() -> list[bytes]:
+    # NOTE: pread, because all workers of a run share the position in the file.
+    return os.pread(0, os.fstat(0).st_size, 0).splitlines(keepends=True)
 
 
 def _settings(order: Order) -> wandb.Settings:
     return wandb.Settings(
         console="off",
         silent=True,
-        init_timeout=INIT_S,
+        init_timeout=_INIT_S,
         finish_timeout=order.finish_s,
         finish_timeout_raises=True,
         x_stats_pid=order.pid,
@@ -223,8 +211,16 @@ def _settings(order: Order) -> wandb.Settings:
     )
 
 
+def _end_after_training(order: Order) -> None:
+    """End this process some time after that of training, which can then no longer do it."""
+    while os.getppid() == order.pid:
+        time.sleep(1)
+    time.sleep(order.finish_s + GRACE_S)
+    os._exit(1)
+
+
 @contextlib.contextmanager
-def sole_session(files: RunDir) -> Iterator[None]:
+def _only_session(files: RunDir) -> Iterator[None]:
     """Wait for the session of a run that ended a moment ago, which may still be uploading."""
     files.wandb_files.mkdir(parents=True, exist_ok=True)
     with (files.wandb_files / ".lock").open("w") as lock:
@@ -236,10 +232,14 @@ def sole_session(files: RunDir) -> Iterator[None]:
 
 def main() -> None:
     """Send one session."""
-    control = Control(int(sys.argv[1]))
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     os.environ.pop("WANDB_SERVICE", None)  # a client of its own: nobody else can end it
-    with sole_session(RunDir(Path(control.order.run_dir))):
-        Session(control, "online" if sys.argv[2] == "online" else "offline").follow()
+    order = read_order()
+    threading.Thread(target=_end_after_training, args=(order,), daemon=True).start()
+    session_mode: Literal["online", "offline"] = "online" if sys.argv[1] == "online" else "offline"
+    with _only_session(RunDir(Path(order.init["dir"]))):
+        Session(order, session_mode).follow()
 
 
 if __name__ == "__main__":

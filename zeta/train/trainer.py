@@ -342,7 +342,7 @@ class Trainer:
         self.sink.log(step, metrics)
         self.console.metrics(step, metrics)
         if self.tracker is not None:
-            self.tracker.tell()
+            self.tracker.poll()
 
     def _open_sink(self) -> MetricSink:
         if not self.world.is_main:
@@ -375,7 +375,7 @@ class Trainer:
                 "world_size": self.world.size,
             },
             resumed_step=self.progress.step,
-            say=self.console.message,
+            notify=self.console.message,
         )
 
     # Checkpoints.

@@ -34,7 +34,7 @@ def serve() -> None:
         run_id=stable_run_id(run_dir.wandb_run_id, arguments.get("saved_id")),
         run_config={"train": {"seed": 3}, "code": {"commit": "c0ffee"}},
         resumed_step=step,
-        say=said.append,
+        notify=said.append,
     )
     for line in sys.stdin:
         command, *values = json.loads(line)
@@ -42,7 +42,7 @@ def serve() -> None:
         if command == "log":
             seen |= {"data/images_seen": 8 * values[0], "data/tokens_seen": 100 * values[0]}
             sink.log(*values)
-            tracker.tell()
+            tracker.poll()
         else:
             sink.close()
             tracker.close(*values)
