@@ -1,40 +1,40 @@
 """Names of the metrics that zeta logs: lowercase `group/name_unit`, the same in every sink."""
 
 STEP = "trainer/step"
-"""W&B's step metric: optimizer steps committed. W&B's own `step=` is never passed."""
+"""Optimizer steps committed: W&B's x-axis. (W&B's own `step=` is never passed.)"""
 
 TRAIN_LOSS = "train/loss"
-"""Mean over all images since the last log."""
+"""Mean loss of the images since the last log."""
 LEARNING_RATE = "optim/lr"
 GRAD_NORM = "optim/grad_norm"
 SKIPPED_STEPS = "optim/skipped_steps"
 IMAGES_PER_S = "throughput/images_per_s"
 TOKENS_PER_S = "throughput/tokens_per_s"
 MFU = "throughput/mfu"
-"""Model FLOPs utilisation, 0 to 1 (`zeta.models.flops`). Absent where the peak is unknown."""
+"""Model FLOPs utilisation, 0 to 1 (`zeta.models.flops`). Absent if the peak is unknown."""
 STEP_S = "time/step_s"
 DATA_WAIT_S = "time/data_wait_s"
 FILL = "data/fill"
-"""Tokens of images / token budget, over all packs of the step; empty packs count as padding."""
+"""Tokens of images over token budget, for all packs of the steps; empty packs are all padding."""
 IMAGES_SEEN = "data/images_seen"
 TOKENS_SEEN = "data/tokens_seen"
 EPOCH = "data/epoch"
 QUARANTINED = "data/quarantined"
 STRAGGLER_RATIO = "balance/straggler_ratio"
-"""Own time of the slowest rank / mean of all ranks since the last log (`zeta.train.straggler`)."""
+"""Own time of the slowest rank over the mean of all ranks (`zeta.train.straggler`)."""
 STRAGGLER_FROM = 1.25
-"""Straggler ratio from which on the slowest rank is named to people."""
+"""Straggler ratio from which a rank counts as slow (`zeta.tracking.slow_rank`)."""
 SLOWEST_RANK = "balance/slowest_rank"
 SLOWEST_HOST = "balance/slowest_host"
-"""Name of the host of that rank: text."""
+"""Host name of that rank (text)."""
 PEAK_GIB = "memory/peak_gib"
-"""Most memory that any rank held: allocated on the device, or resident on a CPU."""
+"""Peak memory of any rank in GiB: allocated on the device, or resident on a CPU."""
 CHECKPOINT_SAVE_S = "checkpoint/save_s"
 """Seconds that training waited for the checkpoint last published."""
 CHECKPOINT_FAILURES = "checkpoint/failures"
-"""Saves that failed since this process started; training went on from memory."""
+"""Saves that failed since this process started; training continued from memory."""
 VAL_IMAGES = "val/images"
-"""Held-out images that were scored, each once."""
+"""Held-out images that were scored, once each."""
 VAL_REJECTED = "val/rejected"
 """Held-out images that could not be used."""
 VAL_BEST_STEP = "val/best_step"
@@ -43,7 +43,7 @@ EVALUATION_S = "time/evaluation_s"
 
 
 def train_mean(count: str) -> str:
-    """Return the name of an objective's count, as a mean over images: `train/top1`."""
+    """Return the name of an objective's score as a mean over training images: `train/top1`."""
     return f"train/{count}"
 
 
@@ -52,8 +52,8 @@ def val_score(score: str, tokens: int | None = None, *, average: bool = False) -
 
     Args:
         score: name of the objective's score.
-        tokens: token budget of an image; None is the size of training.
-        average: of the moving average of the weights: `val/top1_of_average`.
+        tokens: token budget of an image; None: the image sizes of training.
+        average: whether the moving average of the weights was scored: `val/top1_of_average`.
     """
     budget = "" if tokens is None else f"_at_{tokens}_tokens"
     return f"val/{score}{budget}{'_of_average' if average else ''}"

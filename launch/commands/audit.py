@@ -1,4 +1,4 @@
-"""`zeta data audit`: the proof that a run used every sample once an epoch."""
+"""`zeta data audit`: prove that a run used every sample once an epoch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "audit",
         run,
-        "prove from a run's files that each sample was used once an epoch, or say why not",
+        "prove from a run's files that each sample was used once an epoch, or list the deviations",
         "zeta data audit runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="run.dir of a run, finished or not")
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of the run, finished or not")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the account of every epoch; the status is 1 if it is not exact."""
+    """Print the account of every epoch; exit with 1 if it is not exact."""
     from launch.status.audit import audit_run, audit_table, to_json
 
     audit = audit_run(args.run_dir)

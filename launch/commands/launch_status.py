@@ -1,4 +1,4 @@
-"""`zeta launch status`: how a run is doing, once."""
+"""`zeta launch status`: print how a run is doing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "status",
         run,
-        "say how a run is doing, from its files and the queue",
+        "print how a run is doing, from its files and the Slurm queue",
         "zeta launch status runs/first",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")

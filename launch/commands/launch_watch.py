@@ -1,4 +1,4 @@
-"""`zeta launch watch`: how a run is doing, live."""
+"""`zeta launch watch`: follow how a run is doing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "watch",
         run,
-        "show how a run is doing until it is finished; Ctrl-C leaves it",
+        "follow how a run is doing until it is finished; Ctrl-C stops watching, not the run",
         "zeta launch watch runs/first",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_seconds,
         default=5.0,
         metavar="S",
-        help="seconds between two looks (default: 5)",
+        help="seconds between two updates (default: 5)",
     )
 
 

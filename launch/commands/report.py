@@ -1,4 +1,4 @@
-"""`zeta report`: the page that shows what a run did."""
+"""`zeta report`: write an HTML page about a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         run,
-        "write one self-contained HTML page about a run, finished or not, alone or beside others",
+        "write one self-contained HTML page about a run, finished or not, alone or with others",
         "zeta report runs/first --compare runs/second --axis tokens",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
@@ -32,10 +32,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "--axis",
         default="step",
         metavar="AXIS",
-        help="what the charts run along: step, tokens, images, or time (default: step)",
+        help="x-axis of the charts: step, tokens, images, or time (default: step)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="where to write (default: RUN_DIR/report.html)"
+        "--out", type=Path, metavar="FILE", help="file to write (default: RUN_DIR/report.html)"
     )
 
 
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         if run_dir.config.is_file() and run_dir.metrics.is_file():
             try:
                 write_report_inputs(run_dir)
-            except USER_ERRORS as error:  # the report is about a run, which may outlive its shards
-                why = f"{path}: without new sizes and picture of a pack: {message(error)}"
+            except USER_ERRORS as error:  # a run may outlive its shards
+                why = f"{path}: no new picture of a pack, nor image sizes: {message(error)}"
                 print(why, file=sys.stderr)
     print(write_report(args.run_dir, args.out, args.compare, args.axis))
     return 0

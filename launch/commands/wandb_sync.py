@@ -1,4 +1,4 @@
-"""`zeta wandb-sync`: send what Weights & Biases does not have of a run."""
+"""`zeta wandb-sync`: send what Weights & Biases lacks of a run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "wandb-sync",
         run,
-        "send what Weights & Biases does not have of a run: offline sessions, and the rest",
+        "send what Weights & Biases lacks of a run: offline sessions, and the rest",
         "zeta wandb-sync runs/first",
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the W&B command, and run it."""
+    """Send what is missing, and print how."""
     from launch.status.wandb_sync import wandb_sync
 
     return wandb_sync(args.run_dir)

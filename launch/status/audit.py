@@ -1,4 +1,4 @@
-"""Reads the files of a run for `data_pipeline.audit`, and puts its result into words."""
+"""Reads the files of a run for `data_pipeline.audit`, and prints its result (`zeta data audit`)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ def audit_run(path: str) -> Audit:
     """Audit the run in the directory `path`, while it runs or at any time after.
 
     Raises:
-        ValueError: not a run, or its shards are gone or changed since.
+        ValueError: `path` holds no run, or its shards are gone or have changed.
     """
     run_dir = RunDir(Path(path))
     if not run_dir.config.is_file() or not run_dir.ledger.is_dir():
-        raise ValueError(f"{path} holds no run with a ledger; give the run.dir of a run")
+        raise ValueError(
+            f"{path} is not the directory of a run with a ledger: give the run's run.dir "
+            "(runs/NAME by default)"
+        )
     config = load_config(str(run_dir.config))
     manifest = open_shards(config.data.shards)
     plan = training_plan(resolve_with_shards(config, manifest), manifest)
@@ -32,7 +35,7 @@ def audit_run(path: str) -> Audit:
     if fingerprint not in (None, manifest.fingerprint):
         raise ValueError(
             f"the shards {config.data.shards} are not those that {path} was trained on (their "
-            "fingerprint differs): restore them to audit the run"
+            "fingerprint differs): restore the old shards to audit the run"
         )
     steps = _ledger_steps(run_dir, config.train.max_epochs)
     return audit_ledger(plan, steps, _reasons(run_dir), committed=committed)
@@ -53,10 +56,10 @@ def to_json(audit: Audit) -> dict[str, Any]:
 
 
 def audit_table(audit: Audit) -> list[str]:
-    """Return the lines of `zeta data audit`."""
-    lines = [f"{audit.steps:,} steps planned again and compared with the ledger"]
+    """Return the lines that `zeta data audit` prints."""
+    lines = [f"{audit.steps:,} steps were planned again and compared with the ledger"]
     if audit.uncommitted:
-        lines.append(f"{audit.uncommitted:,} steps after the last checkpoint were cut short")
+        lines.append(f"{audit.uncommitted:,} steps after the last checkpoint are left out")
     many = len({account.epoch for account in audit.epochs}) < len(audit.epochs)
     for account in audit.epochs:
         name = f"{account.source}, epoch {account.epoch}" if many else f"epoch {account.epoch}"
@@ -81,9 +84,9 @@ def _in_words(account: EpochAccount) -> str:
 
 
 def _ledger_steps(run_dir: RunDir, max_epochs: int | None) -> Iterator[LedgerStep]:
-    """Yield what all ranks noted of each step, in order of steps.
+    """Yield each step with what all ranks noted of it, in the order of steps.
 
-    `max_epochs` is that of the config: of runs whose ledger does not say it.
+    `max_epochs` is that of the config, for runs whose ledger does not hold it.
     """
     files = [_lines(path) for path in sorted(run_dir.ledger.glob("rank_*.jsonl"))]
     merged = heapq.merge(*files, key=_step)
@@ -104,7 +107,7 @@ def _step(line: dict[str, Any]) -> int:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a ledger file; a line torn by a kill can only be the last."""
+    """Yield the objects of a ledger file; only its last line can be torn by a kill."""
     with path.open(encoding="utf-8") as file:
         for text in file:
             if text.endswith("\n"):

@@ -1,6 +1,6 @@
 """Takes a snapshot of a run: reads its directory, and asks squeue. Nothing is written.
 
-Files of a run that goes on are cut off at any byte, or not there yet; what can be read is used.
+Files of a running job may end at any byte, or be missing; what can be read is used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import yaml
 
 from launch.run.lock import last_owner, lives_here
-from launch.status.state import Job, Limits, Snapshot
+from launch.status.state import Limits, QueueEntry, Snapshot
 from zeta.run.directory import RunDir
 from zeta.run.heartbeat import read_heartbeats
 
 _TAIL_BYTES = 2**18
 _LOG_TAIL_BYTES = 2**15
 _MOST_LOGS = 16
-"""Logs that are searched for errors: those that were written to last."""
+"""Number of logs searched for errors, those written to last."""
 _SQUEUE_S = 10.0
 _ERROR = re.compile(
     r"^(?:\[[^\]]*\]:? )?(?:zeta: (?:job \d+: (?:giving up|ended with)|error|rank \d+ )|"
@@ -32,23 +32,23 @@ _ERROR = re.compile(
 )
 _ENDINGS = ("zeta: finished", "zeta: stopped as asked", "zeta: error")
 _TRACES = ("checkpoints", "config.yaml", "heartbeat", "logs", "metrics.jsonl", "owners")
-"""What a run, or its launcher, leaves first: without any of these a folder is something else."""
+"""Entries of which a run directory has at least one from the beginning."""
 
 
 def take_snapshot(path: Path) -> Snapshot:
     """Return what can be seen of a run now.
 
     Raises:
-        ValueError: `path` is no run directory.
+        ValueError: `path` is not a run directory.
     """
     if not path.is_dir():
         raise ValueError(
-            f"{path} is not a folder; give the directory of a run (its run.dir), such as runs/demo"
+            f"{path} is not a folder: give the directory of a run (its run.dir), such as runs/demo"
         )
     files = RunDir(path)
     if not any((path / name).exists() for name in _TRACES):
         raise ValueError(
-            f"{path} holds nothing of a run: give its run.dir, which is runs/NAME unless set"
+            f"{path} is not the directory of a run: give its run.dir (runs/NAME by default)"
         )
     config = _config(files.config)
     owner = last_owner(files)
@@ -99,7 +99,7 @@ def _limits(config: dict[str, Any], config_path: str) -> Limits:
 
 @lru_cache(maxsize=1)
 def _images_per_epoch(config_path: str) -> float | None:
-    """Return the images of an epoch, from the index of the shards; None if it cannot be read."""
+    """Return the number of images of an epoch, or None if the shards cannot be read."""
     from data_pipeline.shards.weighted import (
         open_shards,  # loads torch, which nothing else here needs
     )
@@ -126,7 +126,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _newest_checkpoint(folder: Path) -> tuple[int | None, float | None]:
-    """Return step and time of the newest checkpoint; only whole ones have their name."""
+    """Return step and time of the newest checkpoint; unfinished ones have other names."""
     paths = sorted(folder.glob("step_[0-9]*")) if folder.is_dir() else []
     for path in reversed(paths):
         manifest = path / "manifest.json"
@@ -150,18 +150,18 @@ def _count_lines(path: Path) -> int:
 
 
 def _last_words(log: Path) -> str | None:
-    """Return how rank 0 said that it ended, in its last start."""
+    """Return the last line in which rank 0 logged how it ended, if it did not start again since."""
     last = None
     for line in _tail(log, _LOG_TAIL_BYTES):
         if line.startswith("run directory: "):
-            last = None  # another start
+            last = None  # it started again
         elif line.startswith(_ENDINGS):
             last = line
     return last
 
 
 def _last_error(folder: Path) -> str | None:
-    """Return the last line that tells of an error, of the log that was written to last."""
+    """Return the last error line, with its file, from the log that was written to last."""
     logs = [(path.stat().st_mtime, path) for path in folder.glob("*.log")]
     for _, path in sorted(logs, reverse=True)[:_MOST_LOGS]:
         found = [line for line in _tail(path, _LOG_TAIL_BYTES) if _ERROR.match(line)]
@@ -170,17 +170,17 @@ def _last_error(folder: Path) -> str | None:
     return None
 
 
-def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, Job | None]:
-    """Return whether squeue answered, and the job of the run that it shows.
+def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, QueueEntry | None]:
+    """Return whether squeue answered, and the entry of the run's job, if there is one.
 
-    Before a run has started, its job is known by where Slurm will write its log.
+    The job of a run that has not started is found by the path of its log.
     """
     if job_id is not None:
         answer = _squeue("--format=%i|%T|%r", f"--jobs={job_id}")
         if answer is None:
             return False, None
         fields = [line.split("|", 2) for line in answer if line.count("|") == 2]
-        return True, Job(*fields[-1]) if fields else None
+        return True, QueueEntry(*fields[-1]) if fields else None
     answer = _squeue("--me", "--Format=JobID:|,State:|,STDOUT:|")
     if answer is None:
         return False, None
@@ -188,12 +188,12 @@ def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, Job | None]:
     for line in answer:
         number, state, log = [*line.split("|"), "", ""][:3]
         if log.startswith(f"{logs}/"):
-            return True, Job(number, state)
+            return True, QueueEntry(number, state)
     return True, None
 
 
 def _squeue(*options: str) -> list[str] | None:
-    """Return the lines that squeue prints; None: there is no squeue, or it has no answer."""
+    """Return the lines that squeue prints; None: it is not installed, or it failed."""
     try:
         done = subprocess.run(
             ["squeue", "--noheader", *options],
@@ -210,7 +210,7 @@ def _squeue(*options: str) -> list[str] | None:
 
 
 def _tail(path: Path, nbytes: int) -> list[str]:
-    """Return the whole lines at the end of a file."""
+    """Return the complete lines in the last `nbytes` of a file."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)

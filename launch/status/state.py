@@ -1,7 +1,7 @@
-"""What state a run is in, judged from one snapshot of its directory and of the queue.
+"""Judges the state of a run from one snapshot of its directory and of the queue.
 
-Nothing here reads anything: `launch.status.snapshot` takes the snapshot, `launch.status.view` shows
-what is found. A reader that cannot see something says so; it does not take the run for healthy.
+Nothing is read here: `launch.status.snapshot` takes the snapshot, and `launch.status.view` prints
+the status. A run counts as healthy only if it is seen to be; what cannot be seen is unknown.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ from zeta.run.heartbeat import Heartbeat
 State = Literal["pending", "running", "requeued", "finished", "failed", "stopped", "unknown"]
 
 OVER = ("finished", "stopped")
-"""States of a run that nobody need look after."""
+"""States of a run that needs no more attention."""
 _WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED"}
 _RATE_ROWS = 20
-"""Log intervals that throughput and what is left are taken from."""
+"""Number of last log intervals that throughput and remaining time are computed from."""
 _SILENT_BEATS = 6
 _SHORTEST_SILENCE_S = 30.0
 
 
 @dataclass(frozen=True)
-class Job:
-    """A Slurm job, as squeue shows it."""
+class QueueEntry:
+    """The entry of a job in Slurm's queue."""
 
     id: str
     state: str
     """PENDING, RUNNING, COMPLETING and so on."""
     reason: str = ""
-    """Why it waits."""
+    """Why the job waits."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where the run ends: the first of these that is reached."""
+    """The limits of a run, which ends at the first that it reaches."""
 
     steps: float | None = None
     images: float | None = None
     tokens: float | None = None
     epochs: float | None = None
     images_per_epoch: float | None = None
-    """None where the shards cannot be asked."""
+    """None: the shards cannot be read."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What could be seen at one moment."""
+    """Everything that could be seen of a run at one moment."""
 
     time: float
     """Seconds since 1970, by the clock of the reader."""
@@ -63,30 +63,30 @@ class Snapshot:
     beats: Sequence[Heartbeat] = ()
     heartbeat_s: float = 5.0
     finished: str | None = None
-    """What FINISHED says."""
+    """Content of the file FINISHED."""
     checkpoint_step: int | None = None
     checkpoint_time: float | None = None
     owner: Owner | None = None
-    """Who trained here last."""
+    """Process that trained here last."""
     owner_alive: bool | None = None
-    """Whether that process runs; None: it is, or was, on another machine."""
+    """Whether that process runs; None: unknown, because it is on another machine."""
     starts: int = 0
     stalled: int | None = None
-    """Starts of the job in a row without a new checkpoint; None: no Slurm job was here."""
-    job: Job | None = None
-    """Its job in the queue; None: there is none."""
+    """Starts of the job in a row without a new checkpoint; None: not a Slurm job."""
+    job: QueueEntry | None = None
+    """The run's job in the queue; None: it is not there."""
     queue_known: bool = False
     """Whether squeue answered."""
     quarantined: int = 0
     last_words: str | None = None
-    """The last line in which rank 0 said how it ended."""
+    """Line in which rank 0 logged how it ended."""
     error: str | None = None
     """The last error in the logs."""
 
 
 @dataclass(frozen=True)
 class StuckRank:
-    """A rank that should have got on."""
+    """A rank that should have made progress."""
 
     rank: int
     host: str
@@ -96,15 +96,15 @@ class StuckRank:
 
 @dataclass(frozen=True)
 class Status:
-    """What is found; None or empty where it cannot be known."""
+    """The status of a run; unknown values are None or empty."""
 
     name: str
     state: State
     why: str
-    """What the state was told from."""
+    """Evidence for the state."""
     step: int | None
     of_steps: int | None
-    """Last step of the run; estimated where it is not counted in steps."""
+    """Last step of the run; an estimate if its limits are not in steps."""
     eta_s: float | None
     images_per_s: float | None
     tokens_per_s: float | None
@@ -119,18 +119,18 @@ class Status:
     slowest_ratio: float | None
     ranks: int
     phases: Mapping[str, int]
-    """How many ranks are in which phase."""
+    """Number of ranks in each phase."""
     stuck: tuple[StuckRank, ...]
     restarts: int
     stalled: int | None
     quarantined: int
     job: str | None
     error: str | None
-    """Trouble that a run got over before its end is none: None for a finished or stopped run."""
+    """Last error in the logs; None for a finished or stopped run, which got over it."""
 
 
 def judge(seen: Snapshot) -> Status:
-    """Return what a snapshot says of a run."""
+    """Return the status of a run as seen in a snapshot."""
     state, why = _state(seen)
     last = _latest(seen.rows)
     step = last.get("step")
@@ -169,7 +169,7 @@ def judge(seen: Snapshot) -> Status:
 
 
 def _state(seen: Snapshot) -> tuple[State, str]:
-    """Return the state and what tells it: the queue before the process before the files."""
+    """Return the state and the evidence: from the queue, else the process, else the files."""
     began = seen.owner is not None or bool(seen.rows)
     job = seen.job
     if job is not None and job.state in _WAITING:
@@ -190,28 +190,28 @@ def _state(seen: Snapshot) -> tuple[State, str]:
 
 
 def _how_it_ended(seen: Snapshot, began: bool, released: bool) -> tuple[State, str]:
-    """Return the state of a run that does not run, as far as can be seen."""
+    """Return the state of a run that is not running, as far as can be seen."""
     owner = seen.owner
     words = seen.last_words or ""
     if owner is None:
-        return "unknown", "nothing has trained here yet" if not began else "no word of who trained"
+        return "unknown", "nothing has trained here yet" if not began else "owner not recorded"
     if released and "stopped as asked" in words:
         return "stopped", words
     if released and "error" in words:
         return "failed", words
     if released:
-        return "stopped", "it ended by itself"
+        return "stopped", "its process ended in order"
     if seen.owner_alive is False:
-        return "failed", f"process {owner.pid} on {owner.host} is gone without a word"
+        return "failed", f"process {owner.pid} on {owner.host} died without an error message"
     if owner.job is not None and seen.queue_known and seen.job is None:
-        return "failed", f"job {owner.job} is gone from the queue"
+        return "failed", f"job {owner.job} is not in the queue any more"
     age = _age(max((beat.time for beat in seen.beats), default=owner.time), seen.time)
-    queue = "" if seen.queue_known or owner.job is None else ", and squeue cannot be asked"
+    queue = "" if seen.queue_known or owner.job is None else ", and squeue does not answer"
     return "unknown", f"no heartbeat for {age}{queue}"
 
 
 def _stuck(seen: Snapshot) -> Iterator[StuckRank]:
-    """Yield ranks whose phase lasts longer than it may, or that are silent."""
+    """Yield the ranks that exceed the time limit of their phase, or sent no heartbeat."""
     for beat in seen.beats:
         silent_s = seen.time - beat.time
         if beat.phase == "ended":
@@ -219,7 +219,7 @@ def _stuck(seen: Snapshot) -> Iterator[StuckRank]:
         if not _is_fresh(seen, beat):
             why = f"no heartbeat for {_age(beat.time, seen.time)}"
         elif beat.limit_s is not None and beat.phase_s + max(silent_s, 0) > beat.limit_s:
-            why = f"in it for {beat.phase_s:.0f} s, the limit is {beat.limit_s:.0f} s"
+            why = f"in this phase for {beat.phase_s:.0f} s, above its limit of {beat.limit_s:.0f} s"
         else:
             continue
         yield StuckRank(beat.rank, beat.host, beat.phase, why)
@@ -231,7 +231,7 @@ def _is_fresh(seen: Snapshot, beat: Heartbeat) -> bool:
 
 
 def _steps_left(seen: Snapshot, last: Mapping[str, Any], step: int) -> Iterator[float]:
-    """Yield the steps to each end of the run, at the present size of a step."""
+    """Yield the number of steps to each limit of the run, at the current rate."""
     limits = seen.limits
     if limits.steps is not None:
         yield max(0.0, limits.steps - step)
@@ -252,7 +252,7 @@ def _steps_left(seen: Snapshot, last: Mapping[str, Any], step: int) -> Iterator[
 
 
 def _latest(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the last value of every metric."""
+    """Return the last value of each metric."""
     latest: dict[str, Any] = {}
     for row in rows:
         latest |= row
@@ -284,7 +284,9 @@ def _job_text(seen: Snapshot) -> str | None:
         return f"{seen.job.id} ({seen.job.state.lower()})"
     if seen.owner is None or seen.owner.job is None:
         return None
-    return f"{seen.owner.job} ({'not in the queue' if seen.queue_known else 'squeue: no answer'})"
+    return (
+        f"{seen.owner.job} ({'not in the queue' if seen.queue_known else 'squeue does not answer'})"
+    )
 
 
 def _age(then: float, now: float) -> str:
@@ -292,7 +294,7 @@ def _age(then: float, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span as people say it: 45 s, 12 min, 3 h 5 min, 2 d 4 h."""
+    """Write a time span for people: 45 s, 12 min, 3 h 5 min, 2 d 4 h."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 90:
         return f"{seconds:.0f} s"

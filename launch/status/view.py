@@ -1,4 +1,4 @@
-"""How the status of a run looks: a few lines for people, one object for programs."""
+"""Prints the status of a run: a few lines for people, or one object for programs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def status_object(status: Status) -> dict[str, Any]:
 
 
 def status_lines(status: Status, columns: int | None = None) -> list[str]:
-    """Return the lines that show a status; each cut to `columns` characters, if given."""
+    """Return the lines that describe a status, each cut to `columns` characters if given."""
     rows = [(status.name, f"{status.state}: {status.why}")]
     rows += [(label, text) for label, text in _rows(status) if text]
     lines = [f"{label:<{_LABEL}} {text}" for label, text in rows]
@@ -40,12 +40,12 @@ def _rows(status: Status) -> list[tuple[str, str]]:
     return [
         ("job", status.job or ""),
         ("step", _step(status)),
-        ("left", "" if status.eta_s is None else f"about {duration(status.eta_s)}"),
+        ("time left", "" if status.eta_s is None else f"about {duration(status.eta_s)}"),
         ("throughput", _throughput(status)),
         ("loss", _loss(status)),
         ("checkpoint", _checkpoint(status)),
         ("ranks", _ranks(status)),
-        ("slowest", _slowest(status)),
+        ("slowest rank", _slowest(status)),
         *((("stuck" if index == 0 else ""), text) for index, text in enumerate(stuck)),
         ("restarts", _restarts(status)),
         ("quarantine", f"{status.quarantined:,} images" if status.quarantined else "none"),
@@ -55,7 +55,7 @@ def _rows(status: Status) -> list[tuple[str, str]]:
 
 def _step(status: Status) -> str:
     if status.step is None:
-        return "none logged yet"
+        return "nothing logged yet"
     if not status.of_steps:
         return f"{status.step:,}"
     return f"{status.step:,} of {status.of_steps:,} ({status.step / status.of_steps:.1%})"
@@ -68,14 +68,14 @@ def _throughput(status: Status) -> str:
     if status.tokens_per_s is not None:
         parts.append(f"{status.tokens_per_s:,.0f} tokens/s")
     if status.step_s is not None:
-        parts.append(f"{status.step_s:.3g} s a step")
+        parts.append(f"{status.step_s:.3g} s/step")
     return ", ".join(parts)
 
 
 def _loss(status: Status) -> str:
     if status.loss is None:
         return ""
-    best = "" if status.best is None else f", best score on held-out images {status.best:.2%}"
+    best = "" if status.best is None else f"; best validation score {status.best:.2%}"
     return f"{status.loss:.4f}{best}"
 
 
@@ -98,7 +98,9 @@ def _slowest(status: Status) -> str:
 
 
 def _restarts(status: Status) -> str:
-    stalled = f", {status.stalled} in a row without a new checkpoint" if status.stalled else ""
+    stalled = (
+        f"; {status.stalled} starts in a row without a new checkpoint" if status.stalled else ""
+    )
     return f"{status.restarts}{stalled}"
 
 
@@ -110,7 +112,11 @@ def _cut(line: str, width: int | None) -> str:
 
 
 class Screen:
-    """Shows a status again and again: in place on a terminal, one line a change elsewhere."""
+    """The display of `zeta launch watch`: in place on a terminal, else one line for each change.
+
+    `rich.live` would save some 20 of these lines, but needs four packages (rich, markdown-it-py,
+    mdurl, pygments) and 0.2 s at each start.
+    """
 
     def __init__(
         self, out: IO[str] = sys.stdout, environment: Mapping[str, str] = os.environ
@@ -128,11 +134,11 @@ class Screen:
     def __exit__(self, *exception: object) -> None:
         if self._live:
             self._out.write(_LEAVE)
-            self._out.write("".join(f"{line}\n" for line in self._last))  # stays after the end
+            self._out.write("".join(f"{line}\n" for line in self._last))  # remains on the screen
         self._out.flush()
 
     def show(self, status: Status, every_s: float) -> None:
-        """Show a status."""
+        """Display a status."""
         if not self._live:
             line = _one_line(status)
             if self._last != [line]:
@@ -144,7 +150,8 @@ class Screen:
         columns, rows = size.columns or 80, size.lines or 24
         lines = status_lines(status, columns - 1)
         self._last = lines
-        foot = f"{time.strftime('%H:%M:%S')}, every {every_s:g} s; Ctrl-C leaves it, not the run"
+        now = time.strftime("%H:%M:%S")
+        foot = f"{now}, updated every {every_s:g} s; Ctrl-C does not stop the run"
         shown = [*lines[: max(1, rows - 2)], _cut(foot, max(columns - 1, 1))]
         if self._colour and (colour := _COLOURS.get(status.state)):
             shown[0] = f"\x1b[1;{colour}m{shown[0]}\x1b[0m"
@@ -155,12 +162,12 @@ class Screen:
 
 def _one_line(status: Status) -> str:
     texts = (_step(status), _throughput(status), f"checkpoint {_checkpoint(status)}")
-    stuck = f"stuck: {len(status.stuck)} ranks" if status.stuck else ""
+    stuck = f"stuck ranks: {len(status.stuck)}" if status.stuck else ""
     return "  ".join(filter(None, [status.state, *texts, stuck]))
 
 
 def watch(take: Callable[[], Status], every_s: float, screen: Screen) -> None:
-    """Show what `take` returns every so many seconds, until the run is finished or Ctrl-C."""
+    """Display what `take` returns every `every_s` seconds, until the run is finished or Ctrl-C."""
     try:
         with screen:
             while True:

@@ -1,4 +1,4 @@
-"""Where metrics go: sinks, and Weights & Biases beside training.
+"""Metric sinks: metrics.jsonl, and Weights & Biases beside training.
 
 Imports `zeta.run` and the ground of `zeta`.
 """

@@ -1,4 +1,4 @@
-"""Config of where metrics go besides metrics.jsonl (`tracker.*`)."""
+"""Config of the trackers that metrics are sent to besides metrics.jsonl (`tracker.*`)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from dataclasses import dataclass, field
 from zeta.config_field import check_choice, check_range, free
 
 _LONGEST_TAG = 64
-"""Characters that W&B takes."""
+"""Most characters that W&B accepts in a tag."""
 
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases."""
+    """Settings of Weights & Biases."""
 
     mode: str = free("auto")
-    """auto: online when an API key is configured, else offline; online, offline, disabled."""
+    """auto (online if an API key is configured, else offline), online, offline or disabled."""
     project: str = free("zeta")
+    """Project that the run belongs to."""
     entity: str | None = free(None)
-    """User or team that the run belongs to; null: the default of the account."""
+    """User or team that owns the run; null: the default of the account."""
     group: str | None = free(None)
-    """Runs of one group are shown together."""
+    """Name under which W&B shows related runs together."""
     job_type: str | None = free(None)
-    """What the run is among those of its group, such as pretrain or finetune."""
+    """Role of the run in its group, such as pretrain or finetune."""
     tags: list[str] = free(factory=list)
+    """Words to filter runs by."""
     finish_s: float = free(30.0)
-    """Longest that training waits, at its end, for what W&B has not uploaded yet; `zeta wandb-sync`
+    """Longest that the end of training waits for the upload of the last metrics; `zeta wandb-sync`
     sends the rest."""
 
     def __post_init__(self) -> None:
@@ -38,12 +40,12 @@ class WandbConfig:
         for tag in self.tags:
             if not 1 <= len(tag) <= _LONGEST_TAG:
                 raise ValueError(
-                    f"tracker.wandb.tags holds {tag!r}; a tag has 1 to {_LONGEST_TAG} characters"
+                    f"tracker.wandb.tags holds {tag!r}; use tags of 1 to {_LONGEST_TAG} characters"
                 )
 
 
 @dataclass
 class TrackerConfig:
-    """Where metrics go besides metrics.jsonl."""
+    """Settings of the trackers that metrics are sent to besides metrics.jsonl."""
 
     wandb: WandbConfig = field(default_factory=WandbConfig)

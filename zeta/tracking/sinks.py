@@ -1,4 +1,4 @@
-"""Where metrics go: one JSON object a line in metrics.jsonl, which everything else reads."""
+"""Metric sinks. All metrics go to metrics.jsonl, one JSON object a line; all else reads that."""
 
 from __future__ import annotations
 
@@ -14,50 +14,54 @@ class MetricSink(Protocol):
     """A place that metrics are logged to."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log `values`, by metric name, of the step that made `step` committed steps."""
+        """Log values by metric name; `step` counts the committed steps."""
         ...
 
     def flush(self) -> None:
-        """Make sure that what was logged outlives this process."""
+        """Bring what was logged to the disk, so that it survives a crash."""
         ...
 
     def close(self) -> None:
-        """Flush and end."""
+        """Flush, and accept no more."""
         ...
 
 
 class JsonlSink:
-    """metrics.jsonl: `step` and the metrics logged at it.
+    """Writer of metrics.jsonl, whose lines hold `step` and the metrics logged at it.
 
-    A disk that is full for a while delays its lines, and does not end the run.
+    A full disk delays its lines, and does not end the run.
 
     Args:
         path: the file.
-        resume_step: what it holds of later steps is cut.
-        say: told once when the disk takes no more.
+        resume_step: lines of later steps are cut from the file.
+        notify: called with a message, once, when the disk is full.
     """
 
-    def __init__(self, path: Path, resume_step: int, say: Callable[[str], None] = print) -> None:
-        self._path, self._say = path, say
+    def __init__(self, path: Path, resume_step: int, notify: Callable[[str], None] = print) -> None:
+        self._path, self._notify = path, notify
         self._lines = JsonlFile(path, resume_step)
-        self._told = False
+        self._notified = False
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Append one line, and hand it over at once so that it can be watched."""
+        """Append one line, and write it at once so that others can follow the file."""
         self._lines.write({"step": step, **values})
         try:
             self._lines.flush()
-            self._told = False
+            self._notified = False
         except OSError as error:
-            if not self._told:
-                self._say(
+            if not self._notified:
+                self._notify(
                     f"WARNING: {self._path} cannot be written ({error.strerror}): free some space; "
                     "its lines are kept in memory until then"
                 )
-            self._told = True
+            self._notified = True
 
     def flush(self) -> None:
-        """Bring what was held back to the disk; OSError: it takes no more."""
+        """Bring what was logged to the disk.
+
+        Raises:
+            OSError: the disk is full; the lines are kept in memory.
+        """
         self._lines.flush()
 
     def close(self) -> None:
@@ -65,35 +69,35 @@ class JsonlSink:
         try:
             self._lines.close()
         except OSError as error:
-            self._say(f"WARNING: the last lines of {self._path} are lost ({error.strerror})")
+            self._notify(f"WARNING: the last lines of {self._path} are lost ({error.strerror})")
 
 
 class NoSink:
-    """Where the metrics of all ranks but the first go."""
+    """Sink of all ranks but the first, which drops what it gets."""
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class WithAxes:
-    """A sink each of whose rows can be drawn over images or tokens as well as over steps.
+    """Sink that adds the images and tokens seen to each row, so that it can be drawn over them.
 
     Args:
-        sink: where the rows go.
-        axes: returns what to add to a row of a step, by metric name.
+        sink: receives the rows.
+        axes: returns the values to add to a row, by metric name, for its step.
     """
 
     def __init__(self, sink: MetricSink, axes: Callable[[int], Mapping[str, float]]) -> None:
         self._sink, self._axes = sink, axes
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log the values and the axes."""
+        """Log the values and those of the axes."""
         self._sink.log(step, {**self._axes(step), **values})
 
     def flush(self) -> None:
@@ -106,11 +110,11 @@ class WithAxes:
 
 
 class OnlyNew:
-    """A sink that is not told again what it has, such as the steps that a restart replays.
+    """Sink that drops what was logged before, such as the steps that a restart replays.
 
     Args:
-        sink: where the rest goes.
-        logged: the last step of each metric that it has.
+        sink: receives the rest.
+        logged: last logged step of each metric.
     """
 
     def __init__(self, sink: MetricSink, logged: Mapping[str, int]) -> None:
@@ -136,7 +140,7 @@ def last_logged_steps(path: Path, *, ever: bool = False) -> dict[str, int]:
 
     Args:
         path: metrics.jsonl.
-        ever: count what was cut from it as well.
+        ever: also count lines that were cut from it (`.attempt-N`).
     """
     steps: dict[str, int] = {}
     for file in [path, *(path.parent.glob(f"{path.name}.attempt-*") if ever else ())]:

@@ -29,6 +29,7 @@ GRACE_S = 5.0
 """Seconds by which the end of an online session may exceed `tracker.wandb.finish_s`."""
 _OFFLINE_S = 60.0
 """Longest that it may take to record offline what W&B did not get."""
+_POLL_S = 0.05
 _LONG_S = 3.0
 """Seconds of waiting at the end after which the user is notified."""
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 5.0, 600.0
@@ -48,74 +49,47 @@ class Order:
     """The process that trains: W&B measures it, and the session ends when it does."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How training ended."""
-
-    outcome: str
-    """finished; stopped, where it was asked to and can be resumed; or failed."""
-    why: str = ""
-    """Error message of a run that failed."""
-
-
 class Worker:
     """The process that sends metrics.jsonl to W&B.
 
     Its stdin is a file without a name, which unlike a pipe never fills up. The first line is the
-    order; the second follows once training has ended, and says how.
+    order; the second follows once training has ended, and holds how and why.
     """
 
+    process: subprocess.Popen[bytes]
+
     def __init__(self, order: Order) -> None:
-        self._file = tempfile.TemporaryFile()
-        self._process: subprocess.Popen[bytes] | None = None
+        with tempfile.TemporaryFile() as file:
+            self._descriptor = os.dup(file.fileno())
         self._append(asdict(order))
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process has ended by itself."""
-        return self._process is not None and self._process.poll() is not None
-
-    def start(self, mode: str) -> None:
+    def start(self, mode: WandbMode) -> None:
         """Start a process, online or offline."""
         # -P: a wandb.py in the folder that training was started from must not stand in for W&B.
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "zeta.tracking.wandb_worker", mode],
-            stdin=self._file,
+            stdin=self._descriptor,
             start_new_session=True,  # Ctrl-C and the end of the ranks must not end it
         )
 
-    def end(self, ending: Ending) -> None:
-        """Notify the process that training has ended."""
-        self._append(asdict(ending))
+    def end(self, outcome: str, why: str = "") -> None:
+        """Notify the process that training has ended: see `WandbSink.close`."""
+        self._append([outcome, why])
 
-    def wait(self, seconds: float | None = None, *, long: Callable[[], None] | None = None) -> int:
-        """Wait for the process to end, and kill it if it does not; return its exit status.
+    def kill(self) -> None:
+        """End the process, unless it has ended."""
+        self.process.kill()
+        self.process.wait()
 
-        Args:
-            seconds: longest wait, at least 3; None: no limit.
-            long: called if it takes more than 3 seconds.
-        """
-        process = self._process
-        assert process is not None, "start it first"
-        try:
-            if long is not None:
-                try:
-                    return process.wait(_LONG_S)
-                except subprocess.TimeoutExpired:
-                    long()
-                    seconds = None if seconds is None else seconds - _LONG_S
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return NOT_STARTED
-        finally:
-            process.kill()
-            process.wait()
+    def close(self) -> None:
+        """End the process, and the file with it."""
+        self.kill()
+        os.close(self._descriptor)
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: object) -> None:
         # NOTE: pwrite leaves the file's position alone, which the process shares.
-        descriptor = self._file.fileno()
         line = (json.dumps(record) + "\n").encode()
-        os.pwrite(descriptor, line, os.fstat(descriptor).st_size)
+        os.pwrite(self._descriptor, line, os.fstat(self._descriptor).st_size)
 
 
 def worker_order(
@@ -126,21 +100,12 @@ def worker_order(
     run_id: str,
     run_config: Mapping[str, Any],
     resumed_step: int = 0,
-    finish_s: float | None = None,
 ) -> Order:
-    """Return the order for a worker of this process; `finish_s`: other than the config's."""
-    init = {
-        "entity": config.entity,
-        "project": config.project,
-        "group": config.group,
-        "job_type": config.job_type,
-        "tags": list(config.tags) or None,
-        "name": name,
-        "id": run_id,
-        "dir": str(run_dir.path.absolute()),
-        "config": dict(run_config),
-    }
-    return Order(init, config.finish_s if finish_s is None else finish_s, resumed_step, os.getpid())
+    """Return the order for a worker of this process; the arguments are those of `WandbSink`."""
+    filed = ("entity", "project", "group", "job_type", "tags")
+    init = {key: getattr(config, key) for key in filed}
+    init |= {"name": name, "id": run_id, "dir": str(run_dir.path.absolute())}
+    return Order(init | {"config": dict(run_config)}, config.finish_s, resumed_step, os.getpid())
 
 
 class WandbSink:
@@ -181,23 +146,22 @@ class WandbSink:
                 "W&B: tracker.wandb.mode is online, but no API key was found, so the run is "
                 "recorded offline; set WANDB_API_KEY, or type `wandb login`"
             )
-        self._worker = Worker(
-            worker_order(
-                config,
-                name=name,
-                run_dir=run_dir,
-                run_id=run_id,
-                run_config=run_config,
-                resumed_step=resumed_step,
-            )
+        order = worker_order(
+            config,
+            name=name,
+            run_dir=run_dir,
+            run_id=run_id,
+            run_config=run_config,
+            resumed_step=resumed_step,
         )
+        self._worker = Worker(order)
         self._start()
 
     def poll(self) -> None:
         """Start the worker again if it broke, and log where the run is shown, or why it is not."""
         if self._worker is None:
             return
-        if self._worker.has_ended and time.monotonic() >= self._retry_at:
+        if self._worker.process.poll() is not None and time.monotonic() >= self._retry_at:
             self._start()
         self._report()
 
@@ -205,12 +169,12 @@ class WandbSink:
         """End the session: wait a while for what is on its way, and log how to send the rest.
 
         Args:
-            outcome: finished, stopped or failed; see `Ending`.
+            outcome: finished; stopped, where it was asked to and can be resumed; or failed.
             why: error message of a run that failed.
         """
         if self._worker is None:
             return
-        self._worker.end(Ending(outcome, why))
+        self._worker.end(outcome, why)
         status = self._wait(self._limit_s)
         if status not in (0, NOT_STARTED):
             # Slurm's SIGTERM to all processes of a job ends the client's own process as well:
@@ -221,22 +185,31 @@ class WandbSink:
         if status != 0 and (state is None or has_news(state, self._run_dir.metrics)):
             self._worker.start("offline")
             self._wait(_OFFLINE_S)
+        self._worker.close()
         self._worker = None
         self._report()
         if hint := rest_hint(self._run_dir, self._state()):
             self._notify(hint)
 
     def _start(self) -> None:
-        """Start the worker; at first after 5 seconds may it be started again, then after 10 ..."""
+        """Start the worker, and set how long to wait before it may be started again."""
         assert self._worker is not None
         self._worker.start(self.mode)
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
 
     def _wait(self, seconds: float) -> int:
+        """Wait for the worker to end, and kill it if it does not; return its exit status."""
         assert self._worker is not None
-        text = "W&B: waiting for the last metrics to be sent"
-        return self._worker.wait(seconds, long=lambda: self._notify_once(text))
+        began = time.monotonic()
+        while (status := self._worker.process.poll()) is None:
+            if (waited := time.monotonic() - began) > seconds:
+                break
+            if waited > _LONG_S:
+                self._notify_once("W&B: waiting for the last metrics to be sent")
+            time.sleep(_POLL_S)
+        self._worker.kill()
+        return NOT_STARTED if status is None else status
 
     def _report(self) -> None:
         if (state := self._state()) is None:

@@ -1,4 +1,4 @@
-"""What W&B has of a run: kept in the run directory, so that no restart sends anything twice."""
+"""Records what W&B has of a run, in the run directory, so that no restart sends anything twice."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ AXES = (names.IMAGES_SEEN, names.TOKENS_SEEN)
 
 @dataclass
 class WandbState:
-    """`wandb_state.json`."""
+    """Content of `wandb_state.json`."""
 
     logged: dict[str, int] = field(default_factory=dict)
     """Last step of each metric that was handed to W&B. It is written before the rows are handed
-    over: what a kill between the two leaves out is missing in W&B, never twice."""
+    over: after a kill between the two they are missing in W&B, but never there twice."""
     before: int = -1
-    """The same for metrics that are not in `logged`."""
+    """Last step of the metrics that are not in `logged`."""
     unsure_from: dict[str, int] | None = field(default_factory=dict)
-    """`logged` as it was when the present online session began; None: all of it was uploaded."""
+    """`logged` when the current online session began; None: all of `logged` was uploaded."""
     session: int = 0
-    """Process that trained in the last session; 0: there was none."""
+    """Process id of the training process of the last session; 0: no session yet."""
     mode: str | None = None
-    """online or offline: of the last session; None: there was none."""
+    """Mode of the last session, online or offline; None: no session yet."""
     page: str | None = None
-    """URL of the run's page, once the server has told it."""
+    """URL of the run's page, once the server has sent it."""
     trouble: str | None = None
     """Why the server cannot be reached; None: it can."""
     pictures: list[str] = field(default_factory=list)
     """Names of the pack pictures that W&B has."""
     alerts: dict[str, float] = field(default_factory=dict)
-    """What the alerts were last about, and when: see `zeta.tracking.wandb_alerts`."""
+    """Memory of `zeta.tracking.wandb_alerts.Alerts`."""
 
     def take_new(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a line of metrics.jsonl has that W&B has not, and note it as handed over.
+        """Return what W&B lacks of a line of metrics.jsonl, and note it as handed over.
 
         The result is empty, or holds the metrics, W&B's step metric and the axes.
         """
@@ -63,15 +63,15 @@ class WandbState:
         self.logged |= dict.fromkeys(row.keys() - {names.STEP, *AXES}, row[names.STEP])
 
     def settle(self, on_server: float | None) -> None:
-        """Decide what the server lacks of a session that did not end in order.
+        """Work out what the server has of a session that did not end in order.
 
         Args:
-            on_server: last step that the server has of the run; None: it has no such run.
+            on_server: last step that the server has of the run; None: it does not have the run.
         """
         if self.unsure_from is None:
             return
         last = -1 if on_server is None else int(on_server)
-        if not self.logged:  # nothing is known here: the directory is new to a run that is not
+        if not self.logged:  # the directory is new, but the run may not be (a copied checkpoint)
             self.before = last
             return
         floor = self.unsure_from
@@ -91,10 +91,10 @@ class WandbState:
 
 
 def read_state(path: Path) -> WandbState | None:
-    """Return what `path` holds, or None where there is no such file.
+    """Return the state in the file `path`, or None if the file does not exist.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file is damaged.
     """
     try:
         return WandbState(**json.loads(path.read_text(encoding="utf-8")))
@@ -102,18 +102,18 @@ def read_state(path: Path) -> WandbState | None:
         return None
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}); remove it, and W&B gets the whole run once more"
+            f"{path} is damaged ({error}); remove it, and W&B gets what is logged from then on"
         ) from error
 
 
 def begin_state(path: Path, metrics: Path, sessions: Path) -> WandbState:
-    """Return the state of a run, made where there is none yet.
+    """Return the state of a run: that of the file, or a new one.
 
     Args:
         path: wandb_state.json.
         metrics: metrics.jsonl.
-        sessions: W&B's folder of the run. Sessions in it without a state are of a version that
-            logged every line, and kept none.
+        sessions: W&B's folder of the run. If it holds sessions but there is no state (the file
+            was removed, or an early version of zeta wrote none), all lines count as sent.
     """
     state = read_state(path)
     if state is None:
@@ -124,7 +124,7 @@ def begin_state(path: Path, metrics: Path, sessions: Path) -> WandbState:
 
 
 def has_news(state: WandbState, metrics: Path) -> bool:
-    """Whether metrics.jsonl holds anything that was not handed to W&B."""
+    """Return whether metrics.jsonl holds anything that was not handed to W&B."""
     return any(
         step > state.logged.get(name, state.before)
         for name, step in last_logged_steps(metrics).items()

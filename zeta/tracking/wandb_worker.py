@@ -4,7 +4,7 @@ Training neither waits for it nor shares a thread, a lock or a crash with it. It
 in `wandb_state.json`, so what one session misses (no server, a killed process) is sent by a later
 one from the same file.
 
-    python -m zeta.tracking.wandb_worker MODE < INSTRUCTIONS   (started by `zeta.tracking.wandb_sink`)
+    python -m zeta.tracking.wandb_worker MODE < INSTRUCTIONS     (by `zeta.tracking.wandb_sink`)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zeta import metric_names as names
 from zeta.run.directory import RunDir
 from zeta.run.jsonl import step_of_line
 from zeta.tracking.wandb_alerts import Alert, Alerts
-from zeta.tracking.wandb_sink import GRACE_S, NOT_STARTED, Ending, Order
+from zeta.tracking.wandb_sink import GRACE_S, NOT_STARTED, Order
 from zeta.tracking.wandb_state import begin_state
 
 _POLL_S = 0.25
@@ -70,7 +70,7 @@ class Session:
                 self._send_rows(metrics)
                 self._send_pictures()
                 if ending is not None:
-                    self._finish(ending)
+                    self._finish(*ending)
                     return
                 time.sleep(_POLL_S)
 
@@ -80,7 +80,7 @@ class Session:
         state.write(self.files.wandb_state)  # NOTE: before W&B makes a folder: see `begin_state`
         try:
             # W&B ignores resume offline, with a warning; `zeta wandb-sync` joins the pieces.
-            resume = "allow" if online else None
+            resume: Literal["allow"] | None = "allow" if online else None
             settings = _settings(order)
             self.run = wandb.init(**order.init, mode=self.mode, resume=resume, settings=settings)
         except Exception as error:  # logged, and tried again by a new process, as W&B requires
@@ -146,14 +146,14 @@ class Session:
         for alert in alerts:
             self.run.alert(alert.title, alert.text, level=alert.level)
 
-    def _finish(self, ending: Ending) -> None:
-        if ending.outcome == "failed":
-            alert = Alert("failed", "Run failed", ending.why or "it was killed", "ERROR")
+    def _finish(self, outcome: str, why: str) -> None:
+        if outcome == "failed":
+            alert = Alert("failed", "Run failed", why or "it was killed", "ERROR")
             self._alert(self.alerts.of_event(alert))
-        elif ending.outcome == "stopped":
+        elif outcome == "stopped":
             self.run.mark_preempting()
         try:
-            self.run.finish(exit_code=_EXIT_CODES[ending.outcome])
+            self.run.finish(exit_code=_EXIT_CODES[outcome])
         except TimeoutError:
             self.state.trouble = f"not all was uploaded within {self.order.finish_s:g} s"
         else:
@@ -184,14 +184,14 @@ def read_order() -> Order:
     return Order(**json.loads(_instructions()[0]))
 
 
-def read_ending(order: Order) -> Ending | None:
-    """Return how training ended, the second line of stdin; None: it has not ended."""
+def read_ending(order: Order) -> tuple[str, str] | None:
+    """Return how and why training ended, the second line of stdin; None: it has not ended."""
+    killed = os.getppid() != order.pid  # before the line, which may be written meanwhile
     lines = _instructions()
     if len(lines) > 1 and lines[1].endswith(b"\n"):
-        return Ending(**json.loads(lines[1]))
-    if os.getppid() != order.pid:
-        return Ending("failed", "the training process was killed")
-    return None
+        outcome, why = json.loads(lines[1])
+        return outcome, why
+    return ("failed", "the training process was killed") if killed else None
 
 
 def _instructions() -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Which rank the others wait for: each rank's own time in a step, compared at every log.
+"""Finds the rank that the others wait for: compares each rank's own time at every log.
 
 A rank's own time is what it takes before it first waits for others: drawing its packs, and the
 forward pass and loss of each of them. The backward pass is left out, because gradients are
@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 import torch
 
 from zeta import metric_names as names
+from zeta.tracking.slow_rank import SlowRank
 
 
 class ForwardClock:
-    """Seconds of the parts of a step that it is entered for, on the device that does the work."""
+    """Stopwatch for parts of a step, on the device that does the work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,7 +35,7 @@ class ForwardClock:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Time what is done inside."""
+        """Time the code inside."""
         if self._device.type == "cuda":
             start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
             start.record()
@@ -56,14 +57,14 @@ class ForwardClock:
 
 @dataclass(frozen=True)
 class RankLoad:
-    """A rank's own time since the last log, in seconds."""
+    """A rank's own time in a step, in seconds: the mean since the last log."""
 
     host: str
     data_s: float
     """Waiting for its packs."""
     forward_s: float
     peak_gib: float = 0.0
-    """Most memory that it held so far."""
+    """Most memory that it used so far."""
 
     @property
     def own_s(self) -> float:
@@ -75,16 +76,13 @@ class RankLoad:
 class Balance:
     """Sums this rank's own time, and compares it with that of the others."""
 
-    say: Callable[[str], None]
-    """Told when one rank is much slower than the others."""
+    notify: Callable[[str], None]
+    """Called with a message when one rank is much slower than the others."""
     host: str = field(default_factory=socket.gethostname)
     _data_s: float = 0.0
     _forward_s: float = 0.0
     _steps: int = 0
-    _suspect: int | None = None
-    """Rank that was much slower at the last log; None: there was none."""
-    _told: int | None = None
-    """Rank that was named last; None while there is none to name."""
+    _slow: SlowRank = field(default_factory=SlowRank)
 
     def add(self, data_s: float, forward_s: float) -> None:
         """Count one step."""
@@ -101,25 +99,20 @@ class Balance:
         return load
 
     def metrics(self, loads: list[RankLoad]) -> dict[str, float | str]:
-        """Return the metrics of the loads of all ranks, and name a rank that stays much slower.
-
-        Stays: at two logs in a row, as on a busy machine now one and now another is slow.
-        """
+        """Return the metrics of the loads of all ranks; log which rank is slow, if it is new."""
         slowest, ratio = straggler(loads)
-        before, self._suspect = self._suspect, slowest if ratio >= names.STRAGGLER_FROM else None
-        if self._suspect is None:
-            self._told = None
-        elif slowest == before and slowest != self._told:
-            self._told, load = slowest, loads[slowest]
-            self.say(
+        load = loads[slowest]
+        if self._slow.is_new(slowest, ratio):
+            self._slow.reported = slowest
+            self.notify(
                 f"rank {slowest} on {load.host} is the slowest: {ratio:.2f} times the mean of the "
-                f"ranks; a step takes it {load.data_s:.3f} s to wait for its data and "
+                f"ranks; in each step it waits {load.data_s:.3f} s for its data and takes "
                 f"{load.forward_s:.3f} s forward"
             )
         return {
             names.STRAGGLER_RATIO: ratio,
             names.SLOWEST_RANK: slowest,
-            names.SLOWEST_HOST: loads[slowest].host,
+            names.SLOWEST_HOST: load.host,
         }
 
 

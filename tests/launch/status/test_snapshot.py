@@ -71,7 +71,8 @@ def test_a_run_that_left_nothing_but_a_folder_for_its_logs_is_no_error(files):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "is not a folder"), ("photo.jpg", "holds nothing of a run")]
+    ("content", "words"),
+    [(None, "is not a folder"), ("photo.jpg", "is not the directory of a run")],
 )
 def test_another_folder_is_refused_in_one_message(tmp_path, content, words):
     if content:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launch.run.lock import Owner
-from launch.status.state import Job, Limits, Snapshot, duration, judge
+from launch.status.state import Limits, QueueEntry, Snapshot, duration, judge
 from launch.status.view import status_lines
 from zeta.run.heartbeat import Heartbeat
 
@@ -40,13 +40,14 @@ ELSEWHERE = {"owner": JOB_OWNER, "owner_alive": None, "beats": (beat(0, ago=500)
     [
         ("running", {}),
         ("running", {"owner": None, "owner_alive": None}),
-        ("running", {"job": Job("12", "RUNNING"), "owner": JOB_OWNER, "owner_alive": None}),
-        ("running", {"job": Job("12", "CONFIGURING"), "owner": None, "beats": ()}),
+        ("running", {"job": QueueEntry("12", "RUNNING"), "owner": JOB_OWNER, "owner_alive": None}),
+        ("running", {"job": QueueEntry("12", "CONFIGURING"), "owner": None, "beats": ()}),
         ("running", {**ELSEWHERE, "beats": (beat(),)}),
-        ("pending", {"job": Job("12", "PENDING", "Priority"), "owner": None, "rows": ()}),
-        ("requeued", {**ELSEWHERE, "job": Job("12", "PENDING", "BeginTime")}),
+        ("pending", {"job": QueueEntry("12", "PENDING", "Priority"), "owner": None, "rows": ()}),
+        ("requeued", {**ELSEWHERE, "job": QueueEntry("12", "PENDING", "BeginTime")}),
         ("requeued", {**ENDED, "owner": replace(JOB_OWNER, released=True),
-                      "job": Job("12", "PENDING"), "last_words": "zeta: stopped as asked, saved"}),
+                      "job": QueueEntry("12", "PENDING"),
+                      "last_words": "zeta: stopped as asked, saved"}),
         ("finished", {**ENDED, "finished": "step 40", "last_words": "zeta: finished at step 40"}),
         ("finished", {"finished": "step 40", "owner": None, "beats": ()}),
         ("stopped", {**ENDED, "last_words": "zeta: stopped as asked, saved at step 40"}),
@@ -98,7 +99,7 @@ def test_a_rank_past_the_limit_of_its_phase_or_silent_is_stuck():
     slow = (beat(4, phase_s=1e6, limit_s=None), beat(5, ago=9, phase_s=55))
     status = judge(snapshot(beats=(*beats, *slow)))
     assert [(s.rank, s.phase) for s in status.stuck] == [(1, "data"), (2, "train"), (5, "train")]
-    assert "the limit is 60 s" in status.stuck[0].why
+    assert "above its limit of 60 s" in status.stuck[0].why
     assert status.stuck[1].why == "no heartbeat for 40 s"
     assert status.phases == {"data": 1, "train": 4}
     assert judge(snapshot(**GONE)).stuck == ()
@@ -109,7 +110,7 @@ def test_the_other_figures():
     seen = snapshot(
         rows=(ROW, best), checkpoint_step=32, checkpoint_time=NOW - 100, starts=3, stalled=1,
         quarantined=7, error="rank_00001.log: ValueError: no", owner=JOB_OWNER,
-        job=Job("12", "RUNNING"),
+        job=QueueEntry("12", "RUNNING"),
     )  # fmt: skip
     status = judge(seen)
     assert (status.checkpoint_step, status.checkpoint_age_s) == (32, 100.0)

@@ -193,3 +193,29 @@ def test_a_checkpoint_copied_elsewhere_goes_on_in_the_same_run_without_its_steps
         copy.close()
         assert list(server.runs) == [run_id]
         assert [step for step, _ in server.runs[run_id].history("train/loss")] == [1, 2, 3]
+
+
+def test_a_client_that_hangs_delays_neither_the_end_of_training_nor_the_next_session(tmp_path):
+    run_dir = tmp_path / "run"
+    settings = {"mode": "offline", "finish_s": 1}
+    environment = _environment(tmp_path)
+    hung = FakeTraining(run_dir, environment, wandb=settings)
+    hung.log(1)
+    _wait(lambda: _logged(run_dir) == [1])
+    clients = _clients(tmp_path)
+    for process in clients:
+        os.kill(process, signal.SIGSTOP)
+    assert max(hung.log(step, **{f"m{i}": 1.0 for i in range(2000)}) for step in (2, 3)) < 0.5
+    hung.kill()
+    began = time.monotonic()
+    _wait_for_the_session(run_dir)
+    assert time.monotonic() - began < 20
+    again = FakeTraining(run_dir, environment, wandb=settings, resumed_step=3)
+    again.log(4)
+    _wait(lambda: 4 in _logged(run_dir))
+    for process in set(_clients(tmp_path)) - set(clients):
+        os.kill(process, signal.SIGSTOP)
+    assert again.close("stopped") < 80
+    for process in _clients(tmp_path):
+        os.kill(process, signal.SIGKILL)
+    assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").open()] == [1, 2, 3, 4]

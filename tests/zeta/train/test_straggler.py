@@ -20,7 +20,7 @@ def test_the_ratio_is_the_slowest_over_the_mean():
 
 
 def test_a_load_is_the_mean_of_the_steps_since_the_last_one():
-    balance = Balance(say=lambda text: None, host="here")
+    balance = Balance(notify=lambda text: None, host="here")
     balance.add(0.1, 1.0)
     balance.add(0.3, 2.0)
     assert balance.take(peak_gib=3.0) == RankLoad("here", pytest.approx(0.2), 1.5, 3.0)
