@@ -41,7 +41,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from launch.report.inputs import write_report_inputs
+    from launch.report.derived_files import write_derived_files
     from launch.report.page import check_report, write_report
     from zeta.run.directory import RunDir
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         run_dir = RunDir(path)
         if run_dir.config.is_file() and run_dir.metrics.is_file():
             try:
-                write_report_inputs(run_dir)
+                write_derived_files(run_dir)
             except USER_ERRORS as error:  # a run may outlive its shards
                 why = f"{path}: no new picture of a pack, nor image sizes: {message(error)}"
                 print(why, file=sys.stderr)

@@ -28,7 +28,7 @@ from launch.evaluate.scores import evaluate_export
 from launch.export import export_run
 from launch.recipes.digits import CLASS_NAMES, render_split
 from launch.recipes.working_folder import claim_folder, refuse_own_settings, write_notes
-from launch.report.inputs import write_report_inputs
+from launch.report.derived_files import write_derived_files
 from launch.report.page import write_report
 from launch.run.evaluation_plan import NATIVE
 from launch.run.local import launch_local
@@ -133,7 +133,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
     _headline(6, "report")
     result = _result(RunDir(out), evaluation, counts["train_seconds"])
     RunDir(out).result.write_text(json.dumps(result) + "\n")
-    write_report_inputs(RunDir(out))
+    write_derived_files(RunDir(out))
     print(f"  {write_report(out)}")
     _print_ending(result, folder)
     return ExitCode.FINISHED

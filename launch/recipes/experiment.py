@@ -26,10 +26,10 @@ from launch.export import export_run
 from launch.recipes.demo import build_digits
 from launch.recipes.experiment_figures import Arm, TrainedArm, draw_experiment, results_table
 from launch.recipes.working_folder import claim_folder, refuse_own_settings
-from launch.report.inputs import write_report_inputs
+from launch.report.derived_files import write_derived_files
+from launch.report.headlines import last_value, seconds_in_steps
 from launch.report.page import write_report
-from launch.report.record import read_run
-from launch.report.summary import last_value, seconds_in_steps
+from launch.report.run_data import read_run
 from launch.run.checks import check_start
 from launch.run.evaluation_plan import NATIVE
 from launch.run.local import launch_local
@@ -246,7 +246,7 @@ def _write_results(folder: ExperimentFolder, trained: Sequence[TrainedArm], comm
     folder.picture.write_bytes(draw_experiment(trained))
     first, *others = (folder.run(name, 0) for name in ARMS)
     for run_dir in (first, *others):
-        write_report_inputs(run_dir)
+        write_derived_files(run_dir)
     write_report(first.path, folder.report, [other.path for other in others], axis="tokens")
     print("\n" + "\n".join(results_table(trained)))
     print(f"\n{folder.result}\n{folder.picture}\n{folder.report}")

@@ -9,8 +9,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from launch.config.load import ZetaConfig
-from launch.report.figures import percent
-from launch.report.size_figures import side_of
+from launch.report.size_charts import side_of
+from launch.report.svg_charts import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,10 +1,10 @@
-"""What the charts of a report run along: the step, tokens or images seen, or time."""
+"""X-axes of a report's charts: the step, tokens or images seen, or time."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from launch.report.record import Floats, RunRecord, Series
+from launch.report.run_data import Floats, RunData, Series
 from zeta import metric_names as names
 
 AXES = {
@@ -13,20 +13,20 @@ AXES = {
     "images": "images seen",
     "time": "seconds in training steps",
 }
-"""What each is called below a chart."""
+"""Label of each below a chart."""
 _COUNTED = {"tokens": names.TOKENS_SEEN, "images": names.IMAGES_SEEN, "time": names.STEP_S}
 
 
-def along(run: RunRecord, axis: str, steps: Floats) -> Floats:
-    """Return where steps of a run lie on an axis.
+def along(run: RunData, axis: str, steps: Floats) -> Floats:
+    """Return the positions of steps on an axis.
 
     Args:
-        run: whose steps they are.
-        axis: one of AXES; between two logged steps the others grow evenly.
+        run: the run that the steps belong to.
+        axis: one of AXES; all but `step` are interpolated between logged steps.
         steps: committed steps.
 
     Raises:
-        ValueError: no such axis, or the run did not log what it takes.
+        ValueError: unknown axis, or the run did not log the metric of the axis.
     """
     if axis not in AXES:
         raise ValueError(f"the axis is {axis!r}; choose one of {', '.join(AXES)}")
@@ -35,7 +35,7 @@ def along(run: RunRecord, axis: str, steps: Floats) -> Floats:
     metric = _COUNTED[axis]
     logged = run.series.get(metric, Series(np.zeros(0), np.zeros(0))).finite
     if not len(logged.steps):
-        raise ValueError(f"{run.path} logged no {metric}: draw along another axis than {axis}")
+        raise ValueError(f"{run.path} did not log {metric}: choose another --axis than {axis}")
     reached = logged.values
     if axis == "time":
         reached = np.cumsum(np.diff(logged.steps, prepend=0.0) * logged.values)

@@ -1,4 +1,4 @@
-"""Pictures of a run's first packs, drawn from its config and shards."""
+"""Draws a run's first packs, from its config and shards."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from zeta.run.directory import RunDir
 
 
 def plan_of(run_dir: RunDir) -> Plan:
-    """Return the plan that a run is trained by.
+    """Return the plan that a run was trained by.
 
     Raises:
-        ValueError: the run's config or shards are gone or changed.
+        ValueError: the run's config or shards are gone or have changed.
     """
     config = load_config(str(run_dir.config))
     manifest = open_shards(config.data.shards)
@@ -36,14 +36,14 @@ def plan_of(run_dir: RunDir) -> Plan:
 
 
 def draw_first_pack(run_dir: RunDir, plan: Plan) -> Path:
-    """Write the picture of the first pack of lane 0 of a run's plan, and return its path."""
+    """Draw the first pack of lane 0 of a run's plan to pack.svg, and return its path."""
     path = run_dir.pack_picture
     path.write_bytes(draw_pack(_picture(plan, lane=0)))
     return path
 
 
 def draw_first_packs(folder: Path, plan: Plan, count: int) -> None:
-    """Write `pack_1.png` and so on into a folder: the images of the first packs of as many lanes.
+    """Draw the first packs of the first `count` lanes to `pack_1.png` and so on in a folder.
 
     Raises:
         OSError, ValueError: the shards cannot be read.
@@ -68,7 +68,7 @@ def _picture(plan: Plan, lane: int) -> PackPicture:
 def titles(
     batch: PackedBatch, images: int, class_names: Sequence[str] | None, tokenizer: str
 ) -> list[str]:
-    """Return what the first `images` images of a pack are said to show: captions or classes."""
+    """Return the captions or class names of the first `images` images of a pack."""
     if batch.text_ids is not None:
         captions = torch.split(batch.text_ids, list(batch.text_lengths))[:images]
         return [open_tokenizer(tokenizer).decode(ids.tolist()) for ids in captions]

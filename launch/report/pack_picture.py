@@ -1,7 +1,7 @@
-"""A picture of one real pack: the images, which of their patches were kept, and the sequence.
+"""Draws a pack: its images, the patches that were dropped from them, and its token sequence.
 
-`draw_pack` returns an SVG that stands alone: it opens in a browser, follows its light or dark
-scheme, and report.html embeds it as it is when it lies in the run directory as `pack.svg`.
+`draw_pack` returns an SVG that opens in a browser and follows its light or dark mode. report.html
+embeds it if it is in the run directory as `pack.svg`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from PIL import Image
 if TYPE_CHECKING:
     from zeta.packed import PackedBatch
 
-_WIDTH = 640.0  # of the drawing, in its own units
+_WIDTH = 640.0  # width of the drawing, in units of the SVG
 _GAP = 6.0
 _CAPTION = 15.0  # room under an image, in units
-_IMAGES_HEIGHT = 460.0  # aimed at for all images together
-_MAX_PIXELS = 800_000  # of all images together: bounds the file, to about 2 MB
+_IMAGES_HEIGHT = 460.0  # desired height of all images together
+_MAX_PIXELS = 800_000  # pixels of all images together: keeps the file below about 2 MB
 _BAR = 2.5  # coloured line under the tokens of an image
-_DROPPED_GREY, _DROPPED_ALPHA = 136, 96  # of 255: reads as grey on a white and on a dark page
+_DROPPED_GREY, _DROPPED_ALPHA = 136, 96  # of 255: grey on a white page and on a dark one
 _MARGIN = 4  # pixels beside and under an image on a sheet
 _HUES = (212, 28, 152, 338, 266, 50, 188, 6)
 
@@ -50,30 +50,30 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PackedImage:
-    """One image of a pack, with the patches that were dropped from it."""
+    """An image of a pack, with the patches that were dropped from it."""
 
     pixels: Pixels
     """[h*p, w*p, 3] RGB of the whole grid, dropped patches included."""
     kept: Mask
-    """[h, w] whether a patch is in the pack."""
+    """[h, w] mask of the patches that are in the pack."""
     caption: str = ""
-    """A word under the image, such as its class."""
+    """Text under the image, such as its class."""
 
 
 @dataclass(frozen=True)
 class PackPicture:
-    """What `draw_pack` draws.
+    """A pack as `draw_pack` draws it.
 
     Raises:
-        ValueError: pixels and mask of an image do not fit, or the images exceed the budget.
+        ValueError: pixels and mask of an image differ in size, or the images exceed the budget.
     """
 
     images: tuple[PackedImage, ...]
-    """In the order in which they lie in the sequence."""
+    """Images in the order of the sequence."""
     patch_size: int
     token_budget: int
     prefix_tokens: int = 0
-    """Tokens the model puts before each image's patches."""
+    """Tokens that the model adds before the patches of each image."""
 
     def __post_init__(self) -> None:
         for number, image in enumerate(self.images):
@@ -86,29 +86,29 @@ class PackPicture:
                 )
         if self.tokens > self.token_budget:
             raise ValueError(
-                f"the images have {self.tokens} tokens, above token_budget = {self.token_budget}"
+                f"the images have {self.tokens} tokens, but token_budget is {self.token_budget}"
             )
 
     @classmethod
     def from_batch(
         cls, batch: PackedBatch, pictures: Sequence[Pixels], captions: Sequence[str] = ()
     ) -> PackPicture:
-        """Read the kept patches out of a pack.
+        """Return the picture of a pack.
 
         Args:
             batch: the pack.
-            pictures: for each image of the pack, in its order, its whole grid, [h*p, w*p, 3] RGB.
-            captions: as many words, or none.
+            pictures: whole grid of each image of the pack, in its order, [h*p, w*p, 3] RGB.
+            captions: text under each image; empty: no texts.
 
         Raises:
-            ValueError: another number of pictures than of images, or a picture of another size.
+            ValueError: not as many pictures or captions as images, or a picture of another size.
         """
         used = [row for row, length in enumerate(batch.lengths[:-1]) if length > 0]
         words = list(captions) or [""] * len(used)
         if not len(pictures) == len(words) == len(used):
             raise ValueError(
-                f"the pack holds {len(used)} images; {len(pictures)} pictures and "
-                f"{len(words)} captions were given"
+                f"the pack holds {len(used)} images, but {len(pictures)} pictures and "
+                f"{len(words)} captions are given"
             )
         coords, starts = batch.coords.cpu().numpy(), batch.cu_seqlens.tolist()
         images = []
@@ -138,7 +138,7 @@ class PackPicture:
 
 
 def draw_pack(picture: PackPicture) -> bytes:
-    """Return the picture as SVG: above the images as packed, below their one token sequence."""
+    """Return the picture as SVG: the images, and below them their token sequence."""
     drop = f", {picture.drop_mean:.0%} of patches dropped" if picture.drop_mean else ""
     parts = [f'<text class="head" y="19">{len(picture.images)} images{drop}</text>']
     images, y = _draw_images(picture, y=34.0)
@@ -166,10 +166,12 @@ def draw_pack(picture: PackPicture) -> bytes:
 
 
 def draw_images(picture: PackPicture) -> Image.Image:
-    """Return the images of a pack in rows, what was dropped greyed out: a picture in pixels."""
+    """Return the images of a pack in rows, with dropped patches greyed out, as a pixel image."""
     patches = sum(image.kept.size for image in picture.images)
     unit = max(2, min(picture.patch_size, math.isqrt(_MAX_PIXELS // max(1, patches))))
-    across = max(1.0, math.sqrt(1.5 * patches))  # in patches, of a sheet that is wider than high
+    across = max(
+        1.0, math.sqrt(1.5 * patches)
+    )  # width of the sheet in patches; it is wider than high
     rows = list(_shelves(picture.images, _WIDTH / across))
     heights = [max(image.kept.shape[0] for _, image in row) * unit + _MARGIN for row in rows]
     widths = [sum(image.kept.shape[1] * unit + _MARGIN for _, image in row) for row in rows]
@@ -191,7 +193,7 @@ def _draw_images(picture: PackPicture, y: float) -> tuple[list[str], float]:
     # About a third of the area goes to gaps and captions.
     unit = math.sqrt(_WIDTH * _IMAGES_HEIGHT / (1.5 * patches)) if patches else 1.0
     widest = max((image.kept.shape[1] for image in picture.images), default=1)
-    unit = min(unit, 10.0, _WIDTH / widest)  # units of a patch's side
+    unit = min(unit, 10.0, _WIDTH / widest)  # side of a patch
     side = min(picture.patch_size, 16, max(2, math.isqrt(_MAX_PIXELS // max(1, patches))))
     parts: list[str] = []
     for row in _shelves(picture.images, unit):
@@ -266,13 +268,13 @@ def _draw_sequence(picture: PackPicture, y: float) -> tuple[list[str], float]:
 
 
 def _draw_legend(picture: PackPicture, y: float) -> tuple[list[str], float]:
-    """Explain what the marks mean, for those that occur."""
+    """Explain the marks that occur."""
     padding = picture.token_budget - picture.tokens
     lines = []
     if picture.drop_mean:
-        lines.append(("#88888860", "dropped before the batch was built: costs no token"))
+        lines.append(("#88888860", "dropped before packing: costs no token"))
     if picture.prefix_tokens:
-        lines.append(("var(--prefix)", "prefix token of the model (class token, register)"))
+        lines.append(("var(--prefix)", "prefix token of the model (class token or register)"))
     if padding:
         word = "token" if padding == 1 else "tokens"
         lines.append(("url(#padding)", f"tail padding: {padding:,} {word}"))
@@ -285,7 +287,7 @@ def _draw_legend(picture: PackPicture, y: float) -> tuple[list[str], float]:
 
 
 def _with_drops(image: PackedImage, side: int) -> Pixels:
-    """Return [h*side, w*side, 4] pixels of an image whose dropped patches are grey and clear."""
+    """Return [h*side, w*side, 4] pixels of an image; dropped patches are grey and translucent."""
     h, w = image.kept.shape
     rgb = np.asarray(
         Image.fromarray(image.pixels).resize((w * side, h * side), Image.Resampling.BOX)
@@ -331,7 +333,7 @@ def _colour(number: int) -> str:
 
 
 def _shorten(words: str, width: float) -> str:
-    """Cut a caption to what fits under an image, and make it safe inside XML."""
+    """Cut a caption to fit under an image, and escape it for XML."""
     room = max(1, int(width / 6.5))
     clean = "".join(letter if letter.isprintable() else " " for letter in words)
     return escape(clean if len(clean) <= room else clean[: max(1, room - 1)] + "\u2026")

@@ -1,8 +1,8 @@
-"""`report.html`: what a run did, alone or beside others, on one page that opens from disk.
+"""Writes `report.html`, a page about one run or about several in comparison.
 
-The page is self-contained: charts are inline SVG, the picture of a pack is a data URI, there is no
-script, and a content security policy forbids the browser to fetch anything. Everything that comes
-from files of the run is escaped.
+The page is one file that opens from disk: charts are inline SVG, the picture of a pack is a data
+URI, there is no script, and a content security policy forbids the browser to fetch anything.
+Everything that comes from files of the run is escaped.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from launch.filesystems import check_file
-from launch.report.cards import chart_cards
-from launch.report.comparison import RunSet
-from launch.report.record import RunRecord, finite_number, read_run
-from launch.report.summary import headlines, last_value
+from launch.report.chart_cards import chart_cards
+from launch.report.headlines import headlines, last_value
+from launch.report.run_data import RunData, finite_number, read_run
+from launch.report.run_set import RunSet
 from launch.report.tables import (
     config_section,
     headlines_table,
@@ -40,15 +40,15 @@ def write_report(
     """Write the report of a run and return its path.
 
     Args:
-        run_dir: a run directory; the run may be finished, going on or dead. Besides its own files,
+        run_dir: directory of a run, whether it is finished, running or dead. The report also shows
             `eval.json` (`zeta eval --json`), `result.json` (`zeta demo`), `pack.svg` and
-            `sizes.json` (`launch.report.inputs`) are shown when they lie there.
-        out: the file to write; `report.html` in the run directory unless given.
-        compare: directories of other runs, drawn over this one.
-        axis: what the charts run along, one of `launch.report.axes.AXES`.
+            `sizes.json` (`launch.report.derived_files`) if they are there.
+        out: file to write; by default `report.html` in the run directory.
+        compare: directories of other runs, drawn into the same charts.
+        axis: x-axis of the charts, one of `launch.report.axes.AXES`.
 
     Raises:
-        ValueError: one of them is not a run directory, holds no metrics yet, or is given twice, or
+        ValueError: a directory is not that of a run, holds no metrics yet, or is given twice; or
             `out` cannot be written.
     """
     runs, target = check_report(run_dir, out, compare, axis)
@@ -63,13 +63,13 @@ def write_report(
 def check_report(
     run_dir: Path, out: Path | None = None, compare: Sequence[Path] = (), axis: str = "step"
 ) -> tuple[RunSet, Path]:
-    """Check what `write_report` is given; return the runs and the file to write.
+    """Check the arguments of `write_report`; return the runs and the file to write.
 
-    It writes nothing, so it may come before what is slow.
+    Nothing is written yet, so that mistakes show before the slow work.
 
     Raises:
-        ValueError: one of the runs is none, holds no metrics yet, or is given twice; there is no
-            such axis; or the page cannot be written.
+        ValueError: a directory is not that of a run, holds no metrics yet, or is given twice; the
+            axis is unknown; or the page cannot be written.
     """
     runs = RunSet([read_run(Path(each)) for each in (run_dir, *compare)], axis)
     target = RunDir(Path(run_dir)).report if out is None else Path(out)
@@ -78,7 +78,7 @@ def check_report(
 
 
 def build_page(runs: RunSet) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     title = ", ".join(runs.labels)
     style = files("launch.report").joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
@@ -121,8 +121,8 @@ def _header(runs: RunSet, title: str) -> Iterator[str]:
     yield "</header>"
 
 
-def _status(run: RunRecord, whose: str) -> Iterator[str]:
-    """Yield how far a run is, and what is wrong with it; `whose` is HTML."""
+def _status(run: RunData, whose: str) -> Iterator[str]:
+    """Yield the progress of a run, and warnings; `whose` is HTML."""
     limit = finite_number(run.setting("train.max_steps"))
     of_limit = f" of {limit:,.0f}" if limit else ""
     state = (
@@ -138,12 +138,12 @@ def _status(run: RunRecord, whose: str) -> Iterator[str]:
         yield f'<p class="warning">{whose}The loss is not finite at {bad:,} logged steps.</p>'
     if skipped:
         yield (
-            f'<p class="warning">{whose}{skipped:,.0f} steps were skipped (gradients not '
-            "finite).</p>"
+            f'<p class="warning">{whose}{skipped:,.0f} steps were skipped, because '
+            "their gradients were not finite.</p>"
         )
 
 
-def _tiles(run: RunRecord) -> str:
+def _tiles(run: RunData) -> str:
     tiles = "\n".join(
         f'<div class="tile"><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd>'
         f'<dd class="hint">{escape(hint)}</dd></div>'
@@ -157,9 +157,9 @@ def _pack_section(runs: RunSet) -> Iterator[str]:
         if run.pack is not None:
             media_type, content = run.pack
             data = base64.b64encode(content).decode()
-            whose = f"{label}: one" if runs.several else "One"
+            whose = f"{label}: a" if runs.several else "A"
             yield (
-                f'<h2>{escape(whose)} pack, as the model saw it</h2>\n<figure class="card">\n'
-                '<img class="pack" alt="The images of one pack with their dropped patches, and '
-                f'the token sequence they make" src="data:{media_type};base64,{data}">\n</figure>'
+                f'<h2>{escape(whose)} pack as the model sees it</h2>\n<figure class="card">\n'
+                '<img class="pack" alt="The images of a pack with their dropped patches, and '
+                f'their token sequence" src="data:{media_type};base64,{data}">\n</figure>'
             )

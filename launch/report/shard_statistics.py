@@ -1,4 +1,4 @@
-"""The statistics of shards for people: aligned lines with bars, and a PNG of the histograms."""
+"""Prints the statistics of shards as lines with bars, and draws their histograms to a PNG."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from data_pipeline.shards.stats import Histogram, ShardStats
 
 _BAR = 40
 _UNBOUNDED = 60_000
-"""An upper edge from here on means "and more"."""
+"""Upper edges above this are printed as "and more"."""
 
 
 def stats_lines(stats: ShardStats) -> list[str]:
-    """Return the lines of `zeta shards stats`."""
+    """Return the lines that `zeta shards stats` prints."""
     classes = "no class map" if stats.classes is None else f"{stats.classes:,} classes"
     rows = [
         ("images", f"{stats.images:,} in {stats.shards:,} shards, {stats.nbytes / 1e9:,.3g} GB"),
@@ -38,7 +38,7 @@ def stats_lines(stats: ShardStats) -> list[str]:
 
 
 def _bars(histogram: Histogram) -> Iterator[str]:
-    """Yield a line for each bin, without the empty ones at both ends."""
+    """Yield a line for each bin, leaving out empty bins at both ends."""
     most, total = max(histogram.counts), sum(histogram.counts)
     for label, count in _bins(histogram):
         bar = "#" * max(1, round(_BAR * count / most)) if count else ""
@@ -56,15 +56,16 @@ def _bins(histogram: Histogram) -> list[tuple[str, int]]:
 
 
 def draw_histograms(stats: ShardStats, path: str) -> None:
-    """Write a PNG with the histograms side by side.
+    """Draw the histograms side by side to a PNG.
 
     Raises:
-        ValueError: not a .png file. OSError: it cannot be written.
+        ValueError: `path` does not end in .png.
+        OSError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
     if not path.lower().endswith(".png"):
-        raise ValueError(f"--png is {path!r}; give the name of a .png file")
+        raise ValueError(f"--png is {path!r}: give the name of a .png file")
     figure = Figure(figsize=(5 * len(stats.histograms), 4), layout="constrained")
     for axes, histogram in zip(
         figure.subplots(1, len(stats.histograms)), stats.histograms, strict=True

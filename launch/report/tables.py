@@ -1,4 +1,4 @@
-"""The tables of report.html: several runs side by side, starts, quarantine, changed settings."""
+"""Builds the tables of report.html: headline numbers, starts, quarantine and settings."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from launch.report.comparison import RunSet
-from launch.report.record import RunRecord
-from launch.report.summary import headlines
+from launch.report.headlines import headlines
+from launch.report.run_data import RunData
+from launch.report.run_set import RunSet
 
 MAX_QUARANTINE_ROWS = 50
 _NONE = "\u2013"
 
 
 def headlines_table(runs: RunSet) -> str:
-    """Return the numbers that stand at the top of a page about one run, for several."""
+    """Return the headline numbers of several runs side by side."""
     columns = [list(headlines(run)) for run in runs.runs]
     rows = [
         [label, *(f"{column[place][1]}" for column in columns)]
@@ -27,7 +27,7 @@ def headlines_table(runs: RunSet) -> str:
 
 
 def starts_section(runs: RunSet) -> str:
-    """Return when runs were started, for those that were started more than once."""
+    """Return the starts of each run that was started more than once."""
     parts = []
     for label, run in zip(runs.labels, runs.runs, strict=True):
         if len(run.starts) > 1:
@@ -42,7 +42,7 @@ def starts_section(runs: RunSet) -> str:
 
 
 def quarantine_section(runs: RunSet) -> str:
-    """Return what could not be used, and why, of each run."""
+    """Return the images that each run could not use, and why."""
     return "\n".join(
         _quarantine(f"Quarantine of {label}" if runs.several else "Quarantine", run)
         for label, run in zip(runs.labels, runs.runs, strict=True)
@@ -50,7 +50,7 @@ def quarantine_section(runs: RunSet) -> str:
     )
 
 
-def _quarantine(title: str, run: RunRecord) -> str:
+def _quarantine(title: str, run: RunData) -> str:
     reasons = Counter(str(row.get("reason", "unknown")) for row in run.quarantine)
     counts = [[f"{count:,}", why] for why, count in reasons.most_common(MAX_QUARANTINE_ROWS)]
     shown = run.quarantine[:MAX_QUARANTINE_ROWS]
@@ -60,13 +60,13 @@ def _quarantine(title: str, run: RunRecord) -> str:
     total = f"{len(run.quarantine):,} image{'s' if len(run.quarantine) > 1 else ''}"
     return (
         f"<h2>{escape(title)}: {total} could not be used</h2>\n"
-        f"{_table(['Images', 'Reason'], counts)}\n<details><summary>Which images</summary>\n"
+        f"{_table(['Images', 'Reason'], counts)}\n<details><summary>List of images</summary>\n"
         f"{_table(['Key', 'Shard', 'Reason'], rows)}\n{rest}</details>"
     )
 
 
 def config_section(runs: RunSet) -> str:
-    """Return the settings in which runs differ, and the whole config of each."""
+    """Return the settings in which the runs differ, and the whole config of each."""
     parts = []
     if runs.several:
         changed = list(config_changes([run.config for run in runs.runs]))
@@ -77,7 +77,7 @@ def config_section(runs: RunSet) -> str:
     if any(text for _, text in texts):
         parts.append("<h2>Config</h2>")
     parts += [
-        "<details><summary>config.yaml, as resolved at the start"
+        "<details><summary>config.yaml, with all defaults filled in"
         f"{escape(f' of {label}') if runs.several else ''}</summary>\n"
         f"<pre>{escape(text)}</pre></details>"
         for label, text in texts
@@ -89,7 +89,7 @@ def config_section(runs: RunSet) -> str:
 def config_changes(
     configs: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, list[Any]]]:
-    """Yield (dotted key, its value in each config) where not all are equal; None: no such key."""
+    """Yield (dotted key, values in all configs) where they differ; None: not in that config."""
     flat = [dict(_leaves(config, "")) for config in configs]
     for key in dict.fromkeys(key for each in flat for key in each):
         values = [each.get(key) for each in flat]
@@ -98,7 +98,7 @@ def config_changes(
 
 
 def notes_section(runs: RunSet) -> str:
-    """Return what is missing or could not be read."""
+    """Return the notes about what is missing or could not be read."""
     notes = [
         f"{label}: {note}" if runs.several else note
         for label, run in zip(runs.labels, runs.runs, strict=True)
@@ -107,7 +107,7 @@ def notes_section(runs: RunSet) -> str:
     if not notes:
         return ""
     items = "\n".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<h2>Not shown</h2>\n<ul class="note">\n{items}\n</ul>'
+    return f'<h2>Missing from this report</h2>\n<ul class="note">\n{items}\n</ul>'
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,7 @@ class Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "zeta.tracking.wandb_worker", mode],
             stdin=self._descriptor,
+            stdout=subprocess.DEVNULL,  # whoever reads that of training need not wait for this one
             start_new_session=True,  # Ctrl-C and the end of the ranks must not end it
         )
 

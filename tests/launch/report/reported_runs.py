@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.report.charts import CHARTS
+from launch.report.chart_specs import CHARTS
 from launch.report.pack_picture import PackedImage, PackPicture, draw_pack
 from zeta import metric_names as names
 

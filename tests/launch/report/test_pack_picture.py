@@ -110,7 +110,7 @@ def test_pixels_that_do_not_fit_the_grid_are_refused(picture):
     image = picture.images[0]
     with pytest.raises(ValueError, match="image 0 of the pack has pixels"):
         PackPicture((PackedImage(image.pixels[:-1], image.kept),), PATCH, 64)
-    with pytest.raises(ValueError, match="token_budget = 20"):
+    with pytest.raises(ValueError, match="token_budget is 20"):
         PackPicture(picture.images, PATCH, token_budget=20)
 
 
@@ -123,7 +123,7 @@ def test_kept_patches_are_read_out_of_a_batch(picture):
         assert (ours.kept == theirs.kept).all()
         assert ours.caption == theirs.caption
     assert draw_pack(read) == draw_pack(picture)
-    with pytest.raises(ValueError, match="holds 3 images; 2 pictures"):
+    with pytest.raises(ValueError, match="holds 3 images, but 2 pictures"):
         PackPicture.from_batch(batch, pictures[:2])
 
 

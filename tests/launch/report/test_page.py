@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from launch.cli import entry_point
-from launch.report.cards import chart_card
-from launch.report.charts import CHARTS, LOSS, score_by_tokens, validation_charts
-from launch.report.comparison import RunSet
+from launch.report.chart_cards import chart_card
+from launch.report.chart_specs import CHARTS, LOSS, score_by_tokens, validation_charts
+from launch.report.headlines import headlines
 from launch.report.page import check_report, write_report
-from launch.report.record import read_run
-from launch.report.summary import headlines
+from launch.report.run_data import read_run
+from launch.report.run_set import RunSet
 from tests.launch.report.reported_runs import (
     CHARTS_IN_PAGE,
     IN_AN_OPEN_RUN,
@@ -81,8 +81,8 @@ def test_every_figure_and_number_is_there(full_run):
     assert [tag for tag, _ in page.tags].count("svg") == CHARTS_IN_PAGE
     assert not [attributes for _, attributes in page.tags if attributes.get("class") == "absent"]
     shown = ["first try", "Finished", "97.1%", "99.9%", "2 min 31 s", "612", "98.5%", "15,000"]
-    shown += ["last 41%", "Straggler ratio", "Sizes of the images", "4 images of the plan"]
-    for words in [*shown, "truncated JPEG", "cat_7", "native 97.1%", "trained at 32 to 96"]:
+    shown += ["last 41%", "Straggler ratio", "Image sizes", "of 4 images"]
+    for words in [*shown, "truncated JPEG", "cat_7", "native 97.1%", "sizes of training: 32 to 96"]:
         assert words in page.text, words
 
 
@@ -90,7 +90,7 @@ def test_a_run_that_is_still_going_says_what_is_missing(open_run):
     page = _page(open_run)
     assert "Not finished" in page.text
     assert "last metrics at step 300" in page.text
-    for missing in ("There is no config.yaml", "There is no picture of a pack", "eval.json"):
+    for missing in ("config.yaml is missing", "picture of a pack", "eval.json"):
         assert missing in page.text
     assert _headline(open_run, "Validation top-1") == ("\u2013", "")
     assert _headline(open_run, "Wall time") == ("30 s", "sum of the step times")
@@ -113,16 +113,16 @@ def test_scores_on_held_out_images_are_drawn_at_every_size_that_was_logged(open_
     write_metrics(open_run, [row(10), row(20), _evaluated(20), row(40), _evaluated(40)])
     loss, top1 = validation_charts(read_run(open_run))
     assert [label for label, _ in loss.curves] == [
-        "size of training", "64 tokens", "256 tokens", "average of the weights",
+        "sizes of training", "64 tokens", "256 tokens", "average of the weights",
     ]  # fmt: skip
     assert top1.curves == (
-        ("size of training", "val/top1"), ("64 tokens", "val/top1_at_64_tokens"),
+        ("sizes of training", "val/top1"), ("64 tokens", "val/top1_at_64_tokens"),
     )  # fmt: skip
     page = _page(open_run)
     assert [tag for tag, _ in page.tags].count("svg") == before + 3  # and top-1 by tokens
     for words in ("Validation loss", "Validation top-1", "256 tokens", "last 54%"):
         assert words in page.text, words
-    assert _headline(open_run, "Validation top-1") == ("54%", "while it trained")
+    assert _headline(open_run, "Validation top-1") == ("54%", "during training")
 
 
 def test_another_objective_is_drawn_by_its_own_headline_score(open_run):
@@ -233,7 +233,7 @@ def test_a_wrong_folder_is_one_clear_error(tmp_path, prepare, words):
     ("options", "words"),
     [
         (["--axis", "hours"], "the axis is 'hours'; choose one of step"),
-        (["--axis", "tokens"], "logged no data/tokens_seen"),
+        (["--axis", "tokens"], "did not log data/tokens_seen"),
         (["--compare", "{run}"], "is given twice"),
         (["--compare", "nowhere"], "nowhere is not a folder"),
         (["--out", "{run}"], "is a folder; give the file to write"),
@@ -248,7 +248,7 @@ def test_options_are_checked_before_anything_is_prepared(
 
     write_metrics(open_run, [{"step": 1, "train/loss": 1.0}])
     (open_run / "config.yaml").touch()
-    monkeypatch.setattr("launch.report.inputs.write_report_inputs", prepare)
+    monkeypatch.setattr("launch.report.derived_files.write_derived_files", prepare)
     before = sorted(open_run.iterdir())
     words_given = [option.replace("{run}", str(open_run)) for option in options]
     assert entry_point(["report", str(open_run), *words_given]) == 1

@@ -1,8 +1,7 @@
-"""The charts of report.html: matplotlib draws them, style sheet variables colour them.
+"""Draws charts of report.html with matplotlib, as SVG elements to be put into the page.
 
-Each chart is an SVG element to be put into a page. Its colours are the variables of `COLOURS`
-(`--ink`, `--series-1`, ...), so one drawing serves light and dark; its text is text, in the font
-of the page; its width is that of the box it stands in.
+Their colours are CSS variables (`--ink`, `--series-1`, ...; see `COLOURS`), so that one drawing
+serves light and dark mode; their text is in the font of the page; they are as wide as their box.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.report.record import Floats, Series
+from launch.report.run_data import Floats, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,19 +38,19 @@ COLOURS = {
 }
 CURVE_COLOURS = tuple(f"--series-{number}" for number in range(1, 9))
 CURVE_STYLES = {"line": "-", "dashed": "--", "dotted": ":", "dashdot": "-."}
-"""Kinds of line, in the style sheet's words and in matplotlib's."""
+"""Kinds of line: the class in the style sheet, and matplotlib's name."""
 Mark = tuple[str, str]
 """Kind of line and colour variable."""
 WIDE, NARROW = (4.6, 2.5), (3.9, 2.35)
-"""Sizes of a chart in inches: of half a page and of a third. They decide the size of its text."""
+"""Sizes of a chart in inches: half a page wide, and a third. They set the size of its text."""
 
 MAX_POINTS = 300
-"""Points of a curve; a longer one is averaged over equal stretches of steps."""
+"""Most points of a curve; a longer one is averaged over equal stretches of steps."""
 
 
 @dataclass(frozen=True)
 class Events:
-    """What happened to a run, and where on the axis."""
+    """Restarts and checkpoints of a run, as positions on the axis."""
 
     restarts: Floats
     checkpoints: Floats
@@ -72,19 +71,19 @@ def line_chart(
     include: tuple[float, ...] = (),
     log: bool = False,
 ) -> str:
-    """Return curves over the step as an SVG element.
+    """Return a chart of curves as an SVG element.
 
     Args:
         name: prefix of all ids in the SVG, unique in the page.
-        curves: each with at least one finite value; `steps` is where it lies on the axis.
-        format_value: writes a value at the axis.
-        marks: how each curve is drawn; `curve_mark` of its index unless given.
-        events: restarts are lines from top to bottom, checkpoints ticks on the axis.
-        x_label: what the axis is.
+        curves: curves with at least one finite value each; `steps` are positions on the axis.
+        format_value: writes a value at the y-axis.
+        marks: line style of each curve; by default `curve_mark` of its index.
+        events: drawn as vertical lines (restarts) and as ticks on the axis (checkpoints).
+        x_label: label of the x-axis.
         size: WIDE or NARROW.
-        smooth: draw the values pale, and over them their moving average.
-        include: values that the axis shows in any case, such as 0.
-        log: logarithmic axis, unless a value is not positive.
+        smooth: draw the values pale, and their moving average over them.
+        include: values that the y-axis always includes, such as 0.
+        log: use a logarithmic y-axis if all values are positive.
     """
 
     def draw(axes: Axes) -> None:
@@ -114,12 +113,12 @@ def compact(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Write a share as per cent, with a decimal where it has one."""
+    """Write a share in per cent, with at most one decimal."""
     return f"{round(100 * value, 1):g}%"
 
 
 def curve_mark(index: int) -> Mark:
-    """Return how curve `index` of a chart is drawn: dashed once colours run out."""
+    """Return the style of curve `index` of a chart: dashed once the colours run out."""
     rounds, colour = divmod(index, len(CURVE_COLOURS))
     return list(CURVE_STYLES)[rounds % len(CURVE_STYLES)], CURVE_COLOURS[colour]
 
@@ -136,7 +135,7 @@ def _draw_curve(axes: Axes, curve: Series, mark: Mark, smooth: bool) -> None:
     else:
         axes.plot(steps, values, style, color=colour, marker=marker)
     lost = curve.steps[~np.isfinite(curve.values)]
-    if len(lost):  # a tick at the lower edge for every step that has no number
+    if len(lost):  # a tick at the lower edge for each value that is not finite
         across = axes.get_xaxis_transform()
         floor = np.zeros(len(lost))
         axes.plot(lost, floor, "|", color=COLOURS["--danger"], transform=across, clip_on=False)
@@ -152,7 +151,7 @@ def _draw_events(axes: Axes, events: Events) -> None:
 
 
 def _thin(series: Series) -> Series:
-    """Average stretches of equally many points where there are too many to see."""
+    """Average stretches of equally many points if there are more than MAX_POINTS."""
     if len(series.steps) <= MAX_POINTS:
         return series
     parts = [np.array_split(column, MAX_POINTS) for column in (series.steps, series.values)]
@@ -161,7 +160,7 @@ def _thin(series: Series) -> Series:
 
 
 def _moving_average(values: Floats, width: int) -> Floats:
-    """Return the mean over `width` points to either side, evenly fewer towards the ends."""
+    """Return the mean over `width` points on either side, and over fewer towards the ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     reach = np.minimum(width, np.minimum(index, index[::-1]))
@@ -181,7 +180,7 @@ def _set_range(axes: Axes, values: Floats, include: tuple[float, ...]) -> None:
 
 
 def _thin_log_ticks(axes: Axes) -> None:
-    """Label powers of ten, or 1-2-5 where the values span less than two of them."""
+    """Label powers of ten, or 1-2-5 if the values span less than two of them."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -230,7 +229,7 @@ def render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -
 
 
 def _for_page(svg: str, name: str) -> str:
-    """Turn a file into an element: no prologue or metadata, own ids, colours by variable."""
+    """Turn an SVG file into an element of the page, with unique ids and CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)

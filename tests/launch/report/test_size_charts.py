@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from launch.report.size_figures import accuracy_chart, histogram_chart, side_of
+from launch.report.size_charts import accuracy_chart, histogram_chart, side_of
 
 
 def _paths(svg: str, variable: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The runs that one report is about, and what tells them apart."""
+"""The runs of one report: their labels, colours and places on the x-axis."""
 
 from __future__ import annotations
 
@@ -9,49 +9,51 @@ from functools import cached_property
 import numpy as np
 
 from launch.report.axes import AXES, along
-from launch.report.figures import CURVE_COLOURS, CURVE_STYLES, Events, Mark, curve_mark
-from launch.report.record import Floats, RunRecord, Series
+from launch.report.run_data import Floats, RunData, Series
+from launch.report.svg_charts import CURVE_COLOURS, CURVE_STYLES, Events, Mark, curve_mark
 
 MAX_RUNS = len(CURVE_COLOURS)
-"""Runs that colours tell apart."""
+"""Most runs in a report: as many as there are colours."""
 
 
 @dataclass(frozen=True)
 class RunSet:
-    """One run, or several to compare, along one axis.
+    """One run, or several to compare, along one x-axis.
 
     Raises:
-        ValueError: a run is given twice, there are more than colours tell apart, or one did not
-            log what the axis takes.
+        ValueError: a run is given twice, there are more than MAX_RUNS, or one did not log the
+            metric of the axis.
     """
 
-    runs: Sequence[RunRecord]
+    runs: Sequence[RunData]
     axis: str = "step"
     """One of `launch.report.axes.AXES`."""
 
     def __post_init__(self) -> None:
         if len(self.runs) > MAX_RUNS:
-            raise ValueError(f"{len(self.runs)} runs; a report compares at most {MAX_RUNS}")
+            raise ValueError(
+                f"{len(self.runs)} runs are given: a report compares at most {MAX_RUNS}"
+            )
         paths = [run.path.resolve() for run in self.runs]
         for path in paths:
             if paths.count(path) > 1:
-                raise ValueError(f"{path} is given twice; compare different runs")
+                raise ValueError(f"{path} is given twice: compare different runs")
         for run in self.runs:
             along(run, self.axis, run.checkpoints)
 
     @property
-    def first(self) -> RunRecord:
-        """The run that the report is about, before it is compared with others."""
+    def first(self) -> RunData:
+        """The run that the report is about; the others are compared with it."""
         return self.runs[0]
 
     @property
     def several(self) -> bool:
-        """Whether runs are compared."""
+        """Whether the report compares runs."""
         return len(self.runs) > 1
 
     @cached_property
     def _unit(self) -> tuple[str, float]:
-        """Name of what the axis is marked with, and how much of the axis's own unit it is."""
+        """Return the label of the axis, and its unit as a multiple of the axis's own."""
         longest = max(float(along(run, self.axis, np.array([run.steps]))[0]) for run in self.runs)
         for unit, seconds in (("hours", 3600.0), ("minutes", 60.0)):
             if self.axis == "time" and longest >= 2 * seconds:
@@ -60,12 +62,12 @@ class RunSet:
 
     @property
     def axis_label(self) -> str:
-        """What the axis is."""
+        """Label of the axis."""
         return self._unit[0]
 
     @cached_property
     def labels(self) -> list[str]:
-        """What each run is called: its name, with its directory where the name is another's too."""
+        """Names of the runs, with the directory where two have the same name."""
         names = [run.label for run in self.runs]
         return [
             f"{name} ({run.path})" if names.count(name) > 1 else name
@@ -73,23 +75,23 @@ class RunSet:
         ]
 
     def mark(self, run: int, curve: int) -> Mark:
-        """Return how a curve is drawn: of several runs each has a colour, of one each curve."""
+        """Return how to draw a curve: a colour for each run, or each curve of a single run."""
         if not self.several:
             return curve_mark(curve)
         return list(CURVE_STYLES)[curve % len(CURVE_STYLES)], CURVE_COLOURS[run]
 
     def curve_label(self, run: int, label: str, *, of_several: bool) -> str:
-        """Return what a legend calls a curve, which may be one of several of its run."""
+        """Return the label of a curve; `of_several`: its run has other curves in the chart."""
         if not self.several:
             return label
         return f"{self.labels[run]}: {label}" if of_several else self.labels[run]
 
-    def place(self, run: RunRecord, series: Series) -> Series:
-        """Return a series with its steps moved to where they lie on the axis."""
+    def place(self, run: RunData, series: Series) -> Series:
+        """Return a series with its steps replaced by their positions on the axis."""
         return Series(self._on_axis(run, series.steps), series.values)
 
     def events(self) -> Iterator[Events]:
-        """Yield the restarts and checkpoints of each run, on the axis."""
+        """Yield the restarts and checkpoints of each run, as positions on the axis."""
         for number, run in enumerate(self.runs):
             yield Events(
                 self._on_axis(run, run.restarts),
@@ -97,5 +99,5 @@ class RunSet:
                 CURVE_COLOURS[number] if self.several else "--muted",
             )
 
-    def _on_axis(self, run: RunRecord, steps: Floats) -> Floats:
+    def _on_axis(self, run: RunData, steps: Floats) -> Floats:
         return along(run, self.axis, steps) / self._unit[1]

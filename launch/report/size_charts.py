@@ -1,4 +1,4 @@
-"""The charts of report.html whose axis is not the run's time: accuracy by size, and histograms."""
+"""Draws the charts of report.html over image sizes: accuracy by size, and histograms."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.report.figures import COLOURS, CURVE_COLOURS, WIDE, compact, percent, render
+from launch.report.svg_charts import COLOURS, CURVE_COLOURS, WIDE, compact, percent, render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_LABELS = 9
-"""Points of the accuracy chart that are labelled; more would overlap."""
+"""Most points of the accuracy chart that get labels; more would overlap."""
 MAX_BINS = 24
-"""Bars of a histogram."""
+"""Most bars of a histogram."""
 
 
 def accuracy_chart(
@@ -31,10 +31,10 @@ def accuracy_chart(
 
     Args:
         name: prefix of all ids in the SVG.
-        runs: (size, top-1 as a share) of each run. A name that begins with a number is a size;
-            of the others (`native`) each is a dashed line.
-        trained: smallest and largest size that the model was trained at, shaded.
-        x_label: what a size is.
+        runs: (size, top-1 as a share) pairs of each run. A size begins with a number; any other
+            name, such as `native`, is drawn as a dashed line.
+        trained: smallest and largest size of training, shaded.
+        x_label: label of the x-axis.
         size: WIDE or NARROW.
     """
     parsed = [[(side_of(word), top1) for word, top1 in rows] for rows in runs]
@@ -80,13 +80,13 @@ def histogram_chart(
     format_value: Callable[[float], str],
     size: tuple[float, float] = WIDE,
 ) -> str:
-    """Return histograms over each other as an SVG element.
+    """Return the histograms of all runs in one chart, as an SVG element.
 
     Args:
         name: prefix of all ids in the SVG.
-        counts: of each run, how often each value comes up; at least once altogether.
-        x_label: what the values are.
-        format_value: writes a value at the axis.
+        counts: how often each value occurs, by run; not all may be empty.
+        x_label: label of the x-axis.
+        format_value: writes a value at the x-axis.
         size: WIDE or NARROW.
     """
     everything = np.array(sorted({value for each in counts for value in each}))
@@ -110,13 +110,13 @@ def histogram_chart(
 
 
 def side_of(word: str) -> float | None:
-    """Return the side in pixels that a resolution's name begins with: 48, 48px, 48x64."""
+    """Return the side in pixels at the beginning of a size such as 48, 48px or 48x64."""
     match = re.match(r"\d+(?:\.\d+)?", word)
     return float(match[0]) if match else None
 
 
 def _label_points(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    """Write per cent at each point: below it where its neighbours are higher, else above."""
+    """Label each point in per cent: below it if its neighbours are higher, else above."""
     for i, (side, top1) in enumerate(zip(x, y, strict=True)):
         around = [y[j] for j in (i - 1, i + 1) if 0 <= j < len(y)]
         below = bool(around) and top1 < float(np.mean(around))

@@ -1,4 +1,4 @@
-"""At which sizes a run shows its images, and how many of their patches it drops, from its plan."""
+"""Computes the sizes at which a run trains on images, and their drop rates, from its plan."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 
 from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.plan import Plan
-from launch.report.record import finite_number
+from launch.report.run_data import finite_number
 from zeta.run.directory import RunDir
 
 SIDES, DROPS = "sides_px", "dropped_percent"
 _IMAGES = 8192
-"""Images looked at: enough for a histogram, and quick."""
+"""Most images counted: enough for a histogram, and quick."""
 
 
 def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
-    """Return {`images`, SIDES, DROPS}: how often each side and drop rate comes up.
+    """Return {`images`, SIDES, DROPS}: the number of images, and counts by side and drop rate.
 
-    The side of an image is the root of its area as it is shown, to a pixel; the drop rate is in
-    per cent. Images are drawn as the run deals them, at places spread evenly over the run, because
-    schedules change what is shown.
+    The side of an image is the square root of its area as the model sees it, rounded to a pixel;
+    the drop rate is in per cent. The images are the first of the plan, but with sizes as if they
+    were spread evenly over the run, because schedules change the sizes.
 
     Args:
-        plan: of the run.
-        images_seen: images that the run has trained on; at least one is looked at.
+        plan: plan of the run.
+        images_seen: images that the run has trained on; at least one image is counted.
     """
     lanes = [plan.lane(number) for number in range(plan.num_lanes)]
     wanted = max(1, min(_IMAGES, images_seen))
@@ -51,13 +51,13 @@ def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
 
 
 def write_shown_sizes(run_dir: RunDir, plan: Plan, images_seen: int) -> Path:
-    """Write sizes.json and return its path."""
+    """Write sizes.json, and return its path."""
     run_dir.sizes.write_text(json.dumps(shown_sizes(plan, images_seen)) + "\n")
     return run_dir.sizes
 
 
 def read_counts(sizes: Mapping[str, Any], what: str) -> dict[float, int]:
-    """Return one of the counts in sizes.json, without what is no number."""
+    """Return counts from sizes.json by value, leaving out what is not a number."""
     table = sizes.get(what)
     counts = {}
     for value, count in table.items() if isinstance(table, Mapping) else ():

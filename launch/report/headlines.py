@@ -1,4 +1,4 @@
-"""The few numbers that stand at the top of a report: how good, how fast, how long."""
+"""Computes the headline numbers of a report: how good, how fast, how long."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from launch.report.figures import compact, percent
-from launch.report.record import RunRecord, Series, finite_number
+from launch.report.run_data import RunData, Series, finite_number
+from launch.report.svg_charts import compact, percent
 from zeta import metric_names as names
 
 
-def headlines(run: RunRecord) -> Iterator[tuple[str, str, str]]:
-    """Yield (label, value, hint) of each number; the value is a dash where nothing is known."""
+def headlines(run: RunData) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, value, hint) of each number; an unknown value is a dash."""
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
     top5 = finite_number(run.evaluation.get("top5"))
     hint = f"top-5 {percent(top5)}" if top5 else ""
     if top1 is None and (top1 := last_value(run, names.val_score("top1"))) is not None:
-        hint = "while it trained"
+        hint = "during training"
     yield "Validation top-1", _show(top1, percent), hint
 
     measured = finite_number(run.result.get("train_seconds"))
@@ -41,13 +41,13 @@ def headlines(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     yield "Images seen", _show(seen, _count), hint
 
 
-def last_value(run: RunRecord, metric: str) -> float | None:
-    """Return the last finite value of a metric, if the run logged one."""
+def last_value(run: RunData, metric: str) -> float | None:
+    """Return the last finite value of a metric; None: not logged."""
     return run.series[metric].last if metric in run.series else None
 
 
-def seconds_in_steps(run: RunRecord) -> float | None:
-    """Return the seconds spent in steps, each logged step time standing for those before it."""
+def seconds_in_steps(run: RunData) -> float | None:
+    """Return the seconds spent in steps: each logged step time counts for the steps before it."""
     series = run.series.get(names.STEP_S, Series(np.zeros(0), np.zeros(0))).finite
     if not len(series.steps):
         return None
@@ -55,17 +55,17 @@ def seconds_in_steps(run: RunRecord) -> float | None:
 
 
 def _first(*values: object) -> float | None:
-    """Return the first that is a finite number."""
+    """Return the first value that is a finite number."""
     numbers = (finite_number(value) for value in values)
     return next((number for number in numbers if number is not None), None)
 
 
-def _median(run: RunRecord, metric: str) -> float | None:
+def _median(run: RunData, metric: str) -> float | None:
     values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
     return float(np.median(values)) if len(values) else None
 
 
-def _mean(run: RunRecord, metric: str) -> float | None:
+def _mean(run: RunData, metric: str) -> float | None:
     values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
     return float(values.mean()) if len(values) else None
 

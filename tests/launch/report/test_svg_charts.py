@@ -5,7 +5,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from launch.report.figures import (
+from launch.report.run_data import Series
+from launch.report.svg_charts import (
     COLOURS,
     Events,
     compact,
@@ -13,7 +14,6 @@ from launch.report.figures import (
     line_chart,
     percent,
 )
-from launch.report.record import Series
 
 
 def _series(values, every=10) -> Series:

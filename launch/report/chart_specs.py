@@ -1,4 +1,4 @@
-"""Which metrics the report draws, and how: one chart each, or one for a score at several sizes."""
+"""Lists the charts of the report: the metrics that each draws, and how."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launch.report.figures import NARROW, WIDE, compact, percent
-from launch.report.record import RunRecord
+from launch.report.run_data import RunData
+from launch.report.svg_charts import NARROW, WIDE, compact, percent
 from zeta import metric_names as names
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of metrics over the step."""
+    """A chart of metrics along the x-axis."""
 
     name: str
     title: str
     curves: tuple[tuple[str, str], ...]
-    """(label, metric name) of each line."""
+    """Label and metric name of each curve."""
     format_value: Callable[[float], str] = compact
     size: tuple[float, float] = NARROW
     smooth: bool = False
     include: tuple[float, ...] = ()
-    """Values that the axis shows in any case."""
+    """Values that the y-axis always includes."""
     log: bool = False
     absent: str = ""
-    """Why a run may have no such metric, where it is not that it has just begun."""
+    """Why a run may never log the metric, as HTML."""
 
 
 LOSS = Chart("loss", "Training loss", (("loss", names.TRAIN_LOSS),), size=WIDE, smooth=True)
@@ -40,12 +40,12 @@ CHARTS = (
         (("MFU", names.MFU),),
         percent,
         include=(0.0,),
-        absent="the peak of the devices is not known: set <code>train.peak_tflops</code>",
+        absent="the peak of the devices is unknown; set <code>train.peak_tflops</code>",
     ),
     Chart(
         "time",
         "Seconds per step",
-        (("whole step", names.STEP_S), ("of it waiting for data", names.DATA_WAIT_S)),
+        (("whole step", names.STEP_S), ("waiting for data", names.DATA_WAIT_S)),
         include=(0.0,),
     ),
     Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
@@ -62,11 +62,11 @@ CHARTS = (
 _IN_WORDS = {"top1": "top-1"}
 
 
-def validation_charts(*runs: RunRecord) -> tuple[Chart, ...]:
-    """Return the charts of loss and headline score on held-out images; none if none was logged.
+def validation_charts(*runs: RunData) -> tuple[Chart, ...]:
+    """Return the charts of loss and headline score on held-out images that were logged.
 
-    Each has the score at the size of training first, then at its token budgets, and last that of
-    the average of the weights. Of several runs, the first that noted a headline score names it.
+    Curves are in this order: the score at the sizes of training, at each token budget, and of the
+    average of the weights. The headline score is that of the first run that has one.
     """
     charts = []
     if curves := _curves(runs, "loss"):
@@ -78,15 +78,15 @@ def validation_charts(*runs: RunRecord) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def headline_score(run: RunRecord) -> str | None:
-    """Return the score whose best value the run noted, such as top1; None: no evaluation."""
+def headline_score(run: RunData) -> str | None:
+    """Return the score whose best value the run logged, such as top1; None: not evaluated yet."""
     prefix = names.val_best("")
     noted = (name.removeprefix(prefix) for name in run.series if name.startswith(prefix))
     return next((score for score in noted if names.val_best(score) != names.VAL_BEST_STEP), None)
 
 
-def score_by_tokens(run: RunRecord, score: str) -> list[tuple[str, float]]:
-    """Return (token budget, last value) of a score of a run at each of its token budgets."""
+def score_by_tokens(run: RunData, score: str) -> list[tuple[str, float]]:
+    """Return (token budget, last value) of a score at each token budget."""
     return [
         (f"{place:g}", value)
         for place, _, metric in sorted(_sizes(run, score))
@@ -94,13 +94,13 @@ def score_by_tokens(run: RunRecord, score: str) -> list[tuple[str, float]]:
     ]
 
 
-def _curves(runs: Sequence[RunRecord], score: str) -> tuple[tuple[str, str], ...]:
+def _curves(runs: Sequence[RunData], score: str) -> tuple[tuple[str, str], ...]:
     found = {size for run in runs for size in _sizes(run, score)}
     return tuple((label, metric) for _, label, metric in sorted(found))
 
 
-def _sizes(run: RunRecord, score: str) -> Iterator[tuple[float, str, str]]:
-    """Yield (place in the order, label, metric) of a score at every size that was logged."""
+def _sizes(run: RunData, score: str) -> Iterator[tuple[float, str, str]]:
+    """Yield (sort key, label, metric) of a score at every size that was logged."""
     pattern = re.compile(re.escape(names.val_score(score)) + r"(?:_at_(\d+)_tokens)?(_of_average)?")
     for metric, series in run.series.items():
         match = pattern.fullmatch(metric)
@@ -112,4 +112,4 @@ def _sizes(run: RunRecord, score: str) -> Iterator[tuple[float, str, str]]:
         elif tokens:
             yield float(tokens), f"{tokens} tokens", metric
         else:
-            yield 0.0, "size of training", metric
+            yield 0.0, "sizes of training", metric

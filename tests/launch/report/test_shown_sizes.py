@@ -9,7 +9,7 @@ import pytest
 from data_pipeline.config import DataConfig, DropConfig, ResolutionConfig
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.build import build_shards
-from launch.report.view_sizes import DROPS, SIDES, read_counts, shown_sizes
+from launch.report.shown_sizes import DROPS, SIDES, read_counts, shown_sizes
 from tests.data_pipeline.shard_fixtures import jpeg
 
 

@@ -1,33 +1,33 @@
-"""The figures of report.html: which runs and curves each shows, and its legend."""
+"""Puts each chart of report.html on a card with its title, last value and legend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
-from launch.report.charts import CHARTS, LOSS, Chart, score_by_tokens, validation_charts
-from launch.report.comparison import RunSet
-from launch.report.figures import CURVE_COLOURS, WIDE, line_chart, percent
-from launch.report.record import RunRecord, finite_number
-from launch.report.size_figures import accuracy_chart, histogram_chart, side_of
-from launch.report.view_sizes import DROPS, SIDES, read_counts
+from launch.report.chart_specs import CHARTS, LOSS, Chart, score_by_tokens, validation_charts
+from launch.report.run_data import RunData, finite_number
+from launch.report.run_set import RunSet
+from launch.report.shown_sizes import DROPS, SIDES, read_counts
+from launch.report.size_charts import accuracy_chart, histogram_chart, side_of
+from launch.report.svg_charts import CURVE_COLOURS, WIDE, line_chart, percent
 
 _Legend = list[tuple[str, str, str]]
 """(Kind of mark, colour variable, label) of each entry."""
 
 
 def chart_cards(runs: RunSet) -> Iterator[str]:
-    """Yield every figure of the page as HTML, in order."""
+    """Yield all cards of the page as HTML, in order."""
     yield chart_card(runs, LOSS, with_events=True)
     yield from _accuracy_cards(runs)
     for chart in (*validation_charts(*runs.runs), *CHARTS):
         yield chart_card(runs, chart)
-    yield _histogram_card(runs, SIDES, "Sizes of the images", "side of the image, pixels")
-    yield _histogram_card(runs, DROPS, "Dropped patches", "share of an image's patches, per cent")
+    yield _histogram_card(runs, SIDES, "Image sizes", "side of the image, pixels")
+    yield _histogram_card(runs, DROPS, "Dropped patches", "share of an image's patches, %")
 
 
 def chart_card(runs: RunSet, chart: Chart, *, with_events: bool = False) -> str:
-    """Return the figure of a chart; `with_events`: its legend says what the marks of events are."""
+    """Return the card of a chart; `with_events`: its legend explains the marks of events."""
     drawn, marks, labels = [], [], []
     for number, run in enumerate(runs.runs):
         for place, (label, metric) in enumerate(chart.curves):
@@ -40,7 +40,9 @@ def chart_card(runs: RunSet, chart: Chart, *, with_events: bool = False) -> str:
     wide = chart.size == WIDE
     if not drawn:
         metrics = ", ".join(f"<code>{metric}</code>" for _, metric in chart.curves)
-        why = f"No value of {metrics}: {chart.absent}" if chart.absent else f"No {metrics} yet"
+        why = (
+            f"{metrics} not logged: {chart.absent}" if chart.absent else f"{metrics} not logged yet"
+        )
         return card(chart.title, absent(why), wide=wide)
     events = list(runs.events())
     svg = line_chart(
@@ -66,11 +68,11 @@ def _accuracy_cards(runs: RunSet) -> Iterator[str]:
     if any(by_side):
         yield _accuracy_card(runs, "resolution", by_side, "side of the image, pixels", trained)
     if any(by_tokens):
-        yield _accuracy_card(runs, "tokens", by_tokens, "patches of an image, at most", None)
+        yield _accuracy_card(runs, "tokens", by_tokens, "most patches of an image", None)
     if not any(by_side) and not any(by_tokens):
         hint = (
-            "No <code>by_resolution</code> in <code>eval.json</code>:<br>"
-            "<code>zeta eval EXPORT SHARDS --json &gt; RUN_DIR/eval.json</code> writes it"
+            "Not evaluated yet. To add it, type<br>"
+            "<code>zeta eval EXPORT SHARDS --json &gt; RUN_DIR/eval.json</code>"
         )
         yield card("Top-1 by resolution", absent(hint), wide=True)
 
@@ -91,7 +93,7 @@ def _accuracy_card(
                 colour = CURVE_COLOURS[number] if runs.several else "--series-2"
                 legend.append(("dashed", colour, f"{name} {percent(top1)}"))
     if trained:
-        legend.append(("area", "--band", f"trained at {trained[0]:g} to {trained[1]:g}"))
+        legend.append(("area", "--band", f"sizes of training: {trained[0]:g} to {trained[1]:g}"))
     svg = accuracy_chart(f"accuracy-{what}", rows, trained=trained, x_label=x_label)
     best = f"best {percent(max(top1 for of_run in rows for _, top1 in of_run))}"
     return card(f"Top-1 by {what}", svg, value=best, legend=legend, wide=True)
@@ -101,13 +103,13 @@ def _histogram_card(runs: RunSet, what: str, title: str, x_label: str) -> str:
     counts = [read_counts(run.sizes, what) for run in runs.runs]
     shown = [number for number, each in enumerate(counts) if each]
     if not shown:
-        hint = "Not known: <code>zeta report</code> draws them where it finds the run's shards"
+        hint = "Unknown: <code>zeta report</code> could not read the run's shards"
         return card(title, absent(hint), wide=True)
     write: Callable[[float], str] = "{:g}".format
     svg = histogram_chart(what.replace("_", "-"), counts, x_label=x_label, format_value=write)
     legend = [("line", CURVE_COLOURS[number], runs.labels[number]) for number in shown]
     images = None if runs.several else finite_number(runs.first.sizes.get("images"))
-    looked_at = f"{images:,.0f} images of the plan" if images else ""
+    looked_at = f"of {images:,.0f} images" if images else ""
     return card(title, svg, value=looked_at, legend=legend if runs.several else [], wide=True)
 
 
@@ -119,7 +121,7 @@ def card(
     legend: Sequence[tuple[str, str, str]] = (),
     wide: bool,
 ) -> str:
-    """Return a figure; `legend` holds (kind of mark, colour variable, label)."""
+    """Return a card; `legend` holds (kind of mark, colour variable, label)."""
     items = "".join(
         f'<span><i class="{kind}" style="color: var({colour})"></i>{escape(label)}</span>'
         for kind, colour, label in legend
@@ -132,12 +134,12 @@ def card(
 
 
 def absent(hint: str) -> str:
-    """Return what stands where a figure has nothing to show; `hint` is HTML."""
+    """Return the placeholder of a card that has no data; `hint` is HTML."""
     return f'<div class="absent"><div>{hint}</div></div>'
 
 
-def _trained(run: RunRecord) -> tuple[float, float] | None:
-    """Return the sides in pixels that training drew from, where the config tells both ends."""
+def _trained(run: RunData) -> tuple[float, float] | None:
+    """Return the smallest and largest side of training in pixels; None: not in the config."""
     if run.setting("data.resolution.kind") not in ("area", "side", "side_normal"):
         return None
     low, high = (finite_number(run.setting(f"data.resolution.{end}")) for end in ("min", "max"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from launch.report.axes import along
-from launch.report.comparison import MAX_RUNS, RunSet
 from launch.report.page import write_report
-from launch.report.record import read_run
+from launch.report.run_data import read_run
+from launch.report.run_set import MAX_RUNS, RunSet
 from launch.report.tables import config_changes
 from tests.launch.report.reported_runs import (
     CHARTS_IN_PAGE,
@@ -73,7 +73,7 @@ def test_runs_are_aligned_by_step_tokens_images_or_time(full_run, tmp_path):
     with pytest.raises(ValueError, match="choose one of step, tokens"):
         _compared([full_run, other], tmp_path / "no.html", "epochs")
     write_metrics(other, [{"step": 10, names.TRAIN_LOSS: 1.0}])
-    with pytest.raises(ValueError, match=r"other logged no data/tokens_seen"):
+    with pytest.raises(ValueError, match=r"other did not log data/tokens_seen"):
         _compared([full_run, other], tmp_path / "no.html", "tokens")
     assert not (tmp_path / "no.html").exists()
 

@@ -1,6 +1,6 @@
-"""Reads what a run has left in its directory so far, for the report.
+"""Reads the files that a run has written so far, for the report.
 
-Files of a run that is still going, or that died, may be absent or torn in the middle of a line.
+Files of a run that is running, or that died, may be missing or cut off in the middle of a line.
 What can be read is used; what cannot is named in `notes`, so that nothing is left out silently.
 """
 
@@ -38,39 +38,39 @@ class Series:
 
     @property
     def last(self) -> float | None:
-        """The last finite value, if there is one."""
+        """The last finite value; None: there are only others."""
         values = self.finite.values
         return float(values[-1]) if len(values) else None
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """All that the report shows."""
+class RunData:
+    """Everything that a report shows of a run."""
 
     path: Path
     series: Mapping[str, Series]
-    """By metric name (`zeta.metric_names`)."""
+    """Logged metrics by name (`zeta.metric_names`)."""
     steps: int
     """Last step in metrics.jsonl."""
     finished: bool
     config_text: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
-    """result.json, as `zeta demo` writes it."""
+    """Content of result.json, which `zeta demo` writes."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-    """eval.json, the output of `zeta eval --json`."""
+    """Content of eval.json, the output of `zeta eval --json`."""
     quarantine: tuple[Mapping[str, Any], ...] = ()
     starts: tuple[Mapping[str, Any], ...] = ()
     """Lines of starts.jsonl: `step`, `ranks`, `time` of each start of the run."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
-    """sizes.json, see `launch.report.view_sizes`."""
+    """Content of sizes.json: see `launch.report.shown_sizes`."""
     pack: tuple[str, bytes] | None = None
     """Media type and content of the picture of a pack."""
     notes: tuple[str, ...] = ()
-    """What is missing or could not be read, one sentence each."""
+    """Sentences about what is missing or could not be read."""
 
     def setting(self, key: str) -> Any:
-        """Return a value of the config by its dotted key; None where there is none."""
+        """Return a value of the config by its dotted key; None: not set."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -78,23 +78,23 @@ class RunRecord:
 
     @property
     def label(self) -> str:
-        """The name of the run, or of its directory."""
+        """Name of the run, or else of its directory."""
         return str(self.setting("run.name") or self.path.resolve().name)
 
     @property
     def restarts(self) -> Floats:
-        """Steps that the run went on from, each time that it was started again."""
+        """Steps at which the run was resumed."""
         steps = (finite_number(start.get("step")) for start in self.starts[1:])
         return np.array([step for step in steps if step is not None])
 
     @property
     def checkpoints(self) -> Floats:
-        """Steps at which a checkpoint was whole."""
+        """Steps at which a checkpoint was published."""
         saves = self.series.get(names.CHECKPOINT_SAVE_S)
         return np.zeros(0) if saves is None else saves.steps
 
     def accuracy_by(self, what: str) -> list[tuple[str, float]]:
-        """Return (size, top-1) in the order of eval.json; a value is a number or holds `top1`.
+        """Return (size, top-1) pairs from eval.json, whose values are numbers or hold `top1`.
 
         Args:
             what: `by_resolution` or `by_tokens`.
@@ -108,22 +108,22 @@ class RunRecord:
         return rows
 
 
-def read_run(run_dir: Path) -> RunRecord:
+def read_run(run_dir: Path) -> RunData:
     """Read a run directory.
 
     Raises:
-        ValueError: not a folder, not a run directory, or nothing is logged yet.
+        ValueError: `run_dir` is not a folder or not a run directory, or nothing is logged yet.
     """
     if not run_dir.is_dir():
         raise ValueError(
-            f"{run_dir} is not a folder; give the directory of a run (its run.dir), such as "
+            f"{run_dir} is not a folder: give the directory of a run (its run.dir), such as "
             "runs/demo"
         )
     files, notes = RunDir(run_dir), list[str]()
     if not files.metrics.is_file():
         raise ValueError(
-            f"{run_dir} holds no {files.metrics.name}, so it is not the directory of a run, or the "
-            "run has logged nothing yet; give its run.dir, which is runs/NAME unless set"
+            f"{run_dir} holds no {files.metrics.name}: it is not the directory of a run, or the "
+            "run has logged nothing yet; give the run's run.dir (runs/NAME by default)"
         )
     rows = [
         row
@@ -132,11 +132,11 @@ def read_run(run_dir: Path) -> RunRecord:
     ]
     if not rows:
         raise ValueError(
-            f"{files.metrics} holds no metrics yet; the first line comes after train.log_every "
-            "steps, then run this again"
+            f"{files.metrics} holds no metrics yet: try again after train.log_every steps, when "
+            "the first line is written"
         )
     config_text = _read_text(files.config, notes)
-    return RunRecord(
+    return RunData(
         path=run_dir,
         series=_series(rows),
         steps=int(max(row["step"] for row in rows)),
@@ -154,7 +154,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
 
 def _series(rows: list[dict[str, Any]]) -> dict[str, Series]:
-    """Turn lines into columns; of two lines for one step and metric the later one counts."""
+    """Turn lines into columns; if two lines have the same step and metric, the later one counts."""
     points: dict[str, dict[float, float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -168,7 +168,7 @@ def _series(rows: list[dict[str, Any]]) -> dict[str, Series]:
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file with one a line; note the lines that are none."""
+    """Yield the JSON objects of a JSON-lines file; add a note about unreadable lines."""
     if not path.is_file():
         return
     torn = 0
@@ -185,7 +185,7 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
                 torn += 1
     if torn:
         number = "One line" if torn == 1 else f"{torn} lines"
-        notes.append(f"{number} of {path.name} could not be read (a write cut short?).")
+        notes.append(f"{number} of {path.name} could not be read (an interrupted write?).")
 
 
 def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
 
 def _read_text(path: Path, notes: list[str]) -> str:
     if not path.is_file():
-        notes.append(f"There is no {path.name}.")
+        notes.append(f"{path.name} is missing.")
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
 
@@ -225,7 +225,7 @@ def _read_pack(run_dir: Path, notes: list[str]) -> tuple[str, bytes] | None:
     ):
         if path.is_file():
             return media_type, path.read_bytes()
-    notes.append("There is no picture of a pack (pack.svg or pack.png).")
+    notes.append("The picture of a pack (pack.svg or pack.png) is missing.")
     return None
 
 
