@@ -1,4 +1,4 @@
-"""The report of a run: records, tables, figures and the page itself.
+"""Report of a run: its files, headline numbers, charts, tables and the HTML page.
 
 Imports `launch.config`; nothing that trains.
 """

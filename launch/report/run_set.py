@@ -48,7 +48,7 @@ class RunSet:
 
     @property
     def several(self) -> bool:
-        """Whether the report compares runs."""
+        """True if the report compares runs."""
         return len(self.runs) > 1
 
     @cached_property

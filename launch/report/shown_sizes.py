@@ -34,13 +34,13 @@ def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
     """
     lanes = [plan.lane(number) for number in range(plan.num_lanes)]
     wanted = max(1, min(_IMAGES, images_seen))
-    dealt: list[PackPlan] = []
-    while sum(len(pack.sample_ids) for pack in dealt) < wanted:
+    drawn: list[PackPlan] = []
+    while sum(len(pack.sample_ids) for pack in drawn) < wanted:
         packs = [pack for lane in lanes if (pack := lane.next_pack()) is not None]
         if not packs:
             break
-        dealt += packs
-    first = PackPlan.concatenate(dealt).select(slice(wanted))
+        drawn += packs
+    first = PackPlan.concatenate(drawn).select(slice(wanted))
     seen = np.linspace(0, max(images_seen - 1, 0), len(first.sample_ids)).astype(np.int64)
     epochs = first.epochs + seen // plan.num_images
     shown = plan.size_images(first.sample_ids, epochs, seen)

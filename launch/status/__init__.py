@@ -1,4 +1,4 @@
-"""How a run is doing: snapshots of its directory, judged and shown; audit and W&B sync.
+"""Status of a run, from snapshots of its directory; the audit of its data; and W&B sync.
 
 Imports `launch.run` and below.
 """

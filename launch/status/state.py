@@ -69,14 +69,14 @@ class Snapshot:
     owner: Owner | None = None
     """Process that trained here last."""
     owner_alive: bool | None = None
-    """Whether that process runs; None: unknown, because it is on another machine."""
+    """True if that process is running; None: unknown, because it is on another machine."""
     starts: int = 0
     stalled: int | None = None
     """Starts of the job in a row without a new checkpoint; None: not a Slurm job."""
     job: QueueEntry | None = None
     """The run's job in the queue; None: it is not there."""
     queue_known: bool = False
-    """Whether squeue answered."""
+    """True if squeue answered."""
     quarantined: int = 0
     last_words: str | None = None
     """Line in which rank 0 logged how it ended."""

@@ -28,7 +28,7 @@ from zeta.tracking.wandb_sink import Worker, worker_order
 from zeta.tracking.wandb_state import begin_state, has_news, read_state
 
 _FINISH_S = 3600.0
-"""Longest upload: somebody waits for it, and can end it by Ctrl-C."""
+"""Longest upload; the user can end it earlier by Ctrl-C."""
 
 
 def wandb_sync(run_dir: Path) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from zeta import metric_names as names
 
 NOBODY = -1
-"""Stands for a rank where there is none."""
+"""Stands for no rank."""
 
 
 @dataclass

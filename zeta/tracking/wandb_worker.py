@@ -37,7 +37,7 @@ _INIT_S = 20.0
 _FLUSH_S = 0.2
 """Seconds after which W&B's client writes to its own file what it was given."""
 _BATCH = 100
-"""Rows handed over between two writes of the state: many when a whole run is sent at once."""
+"""Most rows handed over between two writes of the state."""
 _PICTURES = "data/packs"
 """W&B's key of the pack pictures."""
 _EXIT_CODES = {"finished": 0, "stopped": 85, "failed": 1}
@@ -172,7 +172,7 @@ def best_is(name: str) -> str | None:
 
 
 def new_rows(metrics: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the objects of the whole lines that were appended since the last call."""
+    """Yield the objects of the complete lines that were appended since the last call."""
     while (line := metrics.readline()).endswith(b"\n"):
         if step_of_line(line) is not None:  # a line torn by a crash is left out
             yield json.loads(line)
@@ -234,7 +234,7 @@ def main() -> None:
     """Send one session."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    os.environ.pop("WANDB_SERVICE", None)  # a client of its own: nobody else can end it
+    os.environ.pop("WANDB_SERVICE", None)  # this process needs a client that no other can end
     order = read_order()
     threading.Thread(target=_end_after_training, args=(order,), daemon=True).start()
     session_mode: Literal["online", "offline"] = "online" if sys.argv[1] == "online" else "offline"

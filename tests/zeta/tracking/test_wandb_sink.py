@@ -25,7 +25,8 @@ def _environment(folder, **more):
 
 
 def _wait_for_the_session(run_dir):
-    """Until what sends the metrics of a process that was killed has ended."""
+    """Until what sends the metrics of a process that was killed has begun and ended."""
+    _wait((run_dir / "wandb_state.json").exists)
     with (run_dir / "wandb/.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
