@@ -12,6 +12,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def _send_rest(files: RunDir, config: ZetaConfig, run_id: str) -> None:
     worker.end("finished" if files.finished.exists() else "stopped")
     worker.start("online")
     try:
-        status = worker.process.wait()
+        while (status := worker.status) is None:
+            time.sleep(0.1)
     finally:
         worker.close()
     if status != 0:

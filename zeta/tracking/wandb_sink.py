@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,17 +57,22 @@ class Worker:
     order; the second follows once training has ended, and holds how and why.
     """
 
-    process: subprocess.Popen[bytes]
-
     def __init__(self, order: Order) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
         with tempfile.TemporaryFile() as file:
             self._descriptor = os.dup(file.fileno())
         self._append(asdict(order))
 
+    @property
+    def status(self) -> int | None:
+        """Exit status; None: the process is running."""
+        return NOT_STARTED if self._process is None else self._process.poll()
+
     def start(self, mode: WandbMode) -> None:
         """Start a process, online or offline."""
+        self._process = None
         # -P: a wandb.py in the folder that training was started from must not stand in for W&B.
-        self.process = subprocess.Popen(
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "zeta.tracking.wandb_worker", mode],
             stdin=self._descriptor,
             stdout=subprocess.DEVNULL,  # whoever reads that of training need not wait for this one
@@ -79,8 +85,9 @@ class Worker:
 
     def kill(self) -> None:
         """End the process, unless it has ended."""
-        self.process.kill()
-        self.process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def close(self) -> None:
         """End the process, and the file with it."""
@@ -155,15 +162,16 @@ class WandbSink:
             run_config=run_config,
             resumed_step=resumed_step,
         )
-        self._worker = Worker(order)
-        self._start()
+        with self._tolerance():
+            self._worker = Worker(order)
+            self._start(self.mode)
 
     def poll(self) -> None:
         """Start the worker again if it broke, and log where the run is shown, or why it is not."""
         if self._worker is None:
             return
-        if self._worker.process.poll() is not None and time.monotonic() >= self._retry_at:
-            self._start()
+        if self._worker.status is not None and time.monotonic() >= self._retry_at:
+            self._start(self.mode)
         self._report()
 
     def close(self, outcome: str, why: str = "") -> None:
@@ -175,16 +183,17 @@ class WandbSink:
         """
         if self._worker is None:
             return
-        self._worker.end(outcome, why)
+        with self._tolerance():
+            self._worker.end(outcome, why)
         status = self._wait(self._limit_s)
         if status not in (0, NOT_STARTED):
             # Slurm's SIGTERM to all processes of a job ends the client's own process as well:
             # what happens until the job ends is recorded all the same.
-            self._worker.start(self.mode)
+            self._start(self.mode)
             status = self._wait(self._limit_s)
         state = self._state()
         if status != 0 and (state is None or has_news(state, self._run_dir.metrics)):
-            self._worker.start("offline")
+            self._start("offline")
             self._wait(_OFFLINE_S)
         self._worker.close()
         self._worker = None
@@ -192,18 +201,19 @@ class WandbSink:
         if hint := rest_hint(self._run_dir, self._state()):
             self._notify(hint)
 
-    def _start(self) -> None:
+    def _start(self, mode: WandbMode) -> None:
         """Start the worker, and set how long to wait before it may be started again."""
         assert self._worker is not None
-        self._worker.start(self.mode)
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LONGEST_RETRY_S)
+        with self._tolerance():
+            self._worker.start(mode)
 
     def _wait(self, seconds: float) -> int:
         """Wait for the worker to end, and kill it if it does not; return its exit status."""
         assert self._worker is not None
         began = time.monotonic()
-        while (status := self._worker.process.poll()) is None:
+        while (status := self._worker.status) is None:
             if (waited := time.monotonic() - began) > seconds:
                 break
             if waited > _LONG_S:
@@ -211,6 +221,14 @@ class WandbSink:
             time.sleep(_POLL_S)
         self._worker.kill()
         return NOT_STARTED if status is None else status
+
+    @contextmanager
+    def _tolerance(self) -> Iterator[None]:
+        """Log a full disk or a full table of processes, which must not end training."""
+        try:
+            yield
+        except OSError as error:
+            self._notify_once(f"W&B: its process could not be started or notified ({error})")
 
     def _report(self) -> None:
         if (state := self._state()) is None:

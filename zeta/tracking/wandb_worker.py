@@ -66,7 +66,7 @@ class Session:
         self._start()
         with self.files.metrics.open("rb") as metrics:
             while True:
-                ending = read_ending(self.order)  # before the lines, of which it is the last
+                ending = read_ending(self.order)  # first: then all lines before it are in the file
                 self._send_rows(metrics)
                 self._send_pictures()
                 if ending is not None:

@@ -14,6 +14,8 @@ from tests.zeta.tracking.wandb_jobs import FakeTraining
 from tests.zeta.tracking.wandb_record import config, history, records
 from tests.zeta.tracking.wandb_server import KEY, wandb_server
 from zeta.run.directory import RunDir
+from zeta.tracking.config import WandbConfig
+from zeta.tracking.wandb_sink import WandbSink
 from zeta.tracking.wandb_state import read_state
 
 pytestmark = pytest.mark.slow
@@ -220,3 +222,40 @@ def test_a_client_that_hangs_delays_neither_the_end_of_training_nor_the_next_ses
     for process in _clients(tmp_path):
         os.kill(process, signal.SIGKILL)
     assert [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").open()] == [1, 2, 3, 4]
+
+
+def _sink(files, said):
+    config = WandbConfig(mode="offline")
+    return WandbSink(config, name="n", run_dir=files, run_id="1", run_config={}, notify=said.append)
+
+
+def test_a_machine_that_starts_no_more_processes_does_not_end_training(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    said = []
+    sink = _sink(RunDir(tmp_path), said)
+    sink.poll()
+    sink.close("finished")
+    assert "could not be started or notified (Resource temporarily unavailable)" in said[0]
+    assert len(said) == 2
+    assert "zeta wandb-sync" in said[1]
+
+
+def test_a_worker_that_breaks_is_started_again_later_and_later(tmp_path, monkeypatch):
+    now, started = 0, []
+
+    class Broken:
+        def __init__(self, *_, **__):
+            started.append(now)
+
+        def poll(self):
+            return 1
+
+    monkeypatch.setattr("subprocess.Popen", Broken)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    sink = _sink(RunDir(tmp_path), [])
+    for now in range(2000):
+        sink.poll()
+    assert started == [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835]
