@@ -244,18 +244,18 @@ def test_a_machine_that_starts_no_more_processes_does_not_end_training(tmp_path,
 
 
 def test_a_worker_that_breaks_is_started_again_later_and_later(tmp_path, monkeypatch):
-    now, started = 0, []
+    clock, started = [0], []
 
     class Broken:
         def __init__(self, *_, **__):
-            started.append(now)
+            started.append(clock[0])
 
         def poll(self):
             return 1
 
     monkeypatch.setattr("subprocess.Popen", Broken)
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     sink = _sink(RunDir(tmp_path), [])
-    for now in range(2000):
+    for clock[0] in range(2000):
         sink.poll()
     assert started == [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835]
