@@ -51,8 +51,8 @@ CHARTS = (
     Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
     Chart(
         "balance",
-        "Straggler ratio",
-        (("slowest rank / mean", names.STRAGGLER_RATIO),),
+        "Straggler ratio: slowest rank / mean",
+        (("ratio", names.STRAGGLER_RATIO),),
         include=(1.0,),
     ),
     Chart("memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), include=(0.0,)),

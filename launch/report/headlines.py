@@ -31,10 +31,10 @@ def headlines(run: RunData) -> Iterator[tuple[str, str, str]]:
 
     budget = finite_number(run.setting("data.token_budget"))
     fill = _first(run.result.get("fill"), _mean(run, names.FILL))
-    yield "Fill", _show(fill, percent), f"of {budget:,.0f} tokens" if budget else ""
+    yield "Fill of the packs", _show(fill, percent), f"of {budget:,.0f} tokens" if budget else ""
 
     packs = finite_number(run.setting("train.packs_per_step"))
-    yield "Steps", f"{run.steps:,}", f"of {packs:,.0f} packs" if packs else ""
+    yield "Steps", f"{run.steps:,}", f"{packs:,.0f} packs each" if packs else ""
 
     seen, tokens_seen = last_value(run, names.IMAGES_SEEN), last_value(run, names.TOKENS_SEEN)
     hint = f"{compact(tokens_seen)} tokens" if tokens_seen else ""

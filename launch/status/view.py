@@ -87,7 +87,9 @@ def _checkpoint(status: Status) -> str:
 
 def _ranks(status: Status) -> str:
     phases = ", ".join(f"{count} in {phase}" for phase, count in status.phases.items())
-    return f"{status.ranks}{': ' if phases else ''}{phases}" if status.ranks else ""
+    if not status.ranks:
+        return ""
+    return f"{status.ranks} ({phases})" if phases else f"{status.ranks}"
 
 
 def _slowest(status: Status) -> str:
@@ -161,7 +163,8 @@ class Screen:
 
 
 def _one_line(status: Status) -> str:
-    texts = (_step(status), _throughput(status), f"checkpoint {_checkpoint(status)}")
+    step = _step(status) if status.step is None else f"step {_step(status)}"
+    texts = (step, _throughput(status), f"checkpoint: {_checkpoint(status)}")
     stuck = f"stuck ranks: {len(status.stuck)}" if status.stuck else ""
     return "  ".join(filter(None, [status.state, *texts, stuck]))
 

@@ -29,7 +29,7 @@ def test_the_lines_hold_every_figure():
     text = "\n".join(status_lines(_status(quarantined=3, error="rank_00000.log: no")))
     for words in (
         "running: process 7 on n1", "40 of 100 (40.0%)", "about 2 min", "50.0 images/s", "1.5000",
-        "step 32", "2: 2 in train", "rank 1 on n2, 1.50 times", "3 images", "rank_00000.log: no",
+        "step 32", "2 (2 in train)", "rank 1 on n2, 1.50 times", "3 images", "rank_00000.log: no",
     ):  # fmt: skip
         assert words in text
 
