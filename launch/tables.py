@@ -7,6 +7,7 @@ from typing import Any
 from data_pipeline.bench import BenchResult
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.summary import PlanSummary
+from zeta.packed import packs_per_rank
 
 _NEARLY_FULL = 0.98
 _COUNT_BINDS = 0.95
@@ -48,7 +49,7 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
             f"{summary.short_lanes} of {num_lanes} lanes hold less than one pack of tokens an "
             "epoch, so packs mix epochs: lower train.packs_per_step or data.token_budget"
         )
-    slots = -(-num_lanes // world_size) * world_size
+    slots = packs_per_rank(num_lanes, world_size) * world_size
     if slots - num_lanes > 0.1 * slots:
         warnings.append(
             f"{slots - num_lanes} of {slots} packs a step are empty on {world_size} ranks: choose "

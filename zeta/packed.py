@@ -16,6 +16,20 @@ import torch
 from torch import Tensor
 
 
+def packs_per_rank(packs_per_step: int, world_size: int) -> int:
+    """Return ceil(P / W): the packs that every rank takes in a step, empty ones included."""
+    return -(-packs_per_step // world_size)
+
+
+def lanes_of_rank(rank: int, world_size: int, packs_per_step: int) -> range:
+    """Return the lane of each pack of a rank: lane i belongs to rank i mod W.
+
+    There are `packs_per_rank` on every rank. Those from P on do not exist: their packs are empty.
+    """
+    count = packs_per_rank(packs_per_step, world_size)
+    return range(rank, rank + count * world_size, world_size)
+
+
 def check_world_size(world_size: int, packs_per_step: int) -> None:
     """Raise ValueError, naming the field, if there are more ranks than packs in a step."""
     if world_size > packs_per_step:
@@ -102,12 +116,14 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class StepPacks:
-    """All packs of one optimizer step for this rank: ceil(P / W) of them on every rank."""
+    """All packs of one optimizer step for this rank: `packs_per_rank` on every rank."""
 
     step: int
     """Index of the step that these packs belong to; the first step of a run is 0."""
     packs: tuple[PackedBatch, ...]
     """Packs of the lanes of this rank; an empty, zero-weight pack where there is no lane left."""
+    lanes: tuple[int, ...]
+    """Lane of each pack (`lanes_of_rank`), which its random seed and the ledger are keyed by."""
     num_images: int
     """Images of weight 1 over `packs`, counted after decode: the trainer all-reduces this
     before the first backward, so that every image weighs the same in the step's mean."""

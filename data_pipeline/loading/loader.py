@@ -20,8 +20,8 @@ from data_pipeline.loading.prefetch import Prefetcher
 from data_pipeline.loading.recipe import PackRecipe, pack_recipe
 from data_pipeline.plan.plan import LaneState, Plan
 from data_pipeline.shards.remote import is_remote
-from zeta.host_memory import keep_freed_memory
-from zeta.packed import StepPacks, check_world_size
+from zeta.cpu_tuning import keep_freed_memory
+from zeta.packed import StepPacks, check_world_size, lanes_of_rank
 
 PREFETCH_PACKS_PER_WORKER = 4
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
@@ -73,8 +73,8 @@ class PackLoader:
     def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
         check_world_size(world_size, plan.num_lanes)
         self._plan = plan
-        self._lanes = range(rank, plan.num_lanes, world_size)
-        self._packs_per_rank = -(-plan.num_lanes // world_size)
+        self._slots = lanes_of_rank(rank, world_size, plan.num_lanes)
+        self._lanes = [lane for lane in self._slots if lane < plan.num_lanes]
         self._states: dict[int, dict[int, LaneState]] = {}
         self._more: dict[int, bool] = {}
         self._prefetcher: Prefetcher | None = None
@@ -96,8 +96,8 @@ class PackLoader:
         packs: list[ExecutedPack] = []
         for executed in self.executed(self._recipes(state, first_step)):
             packs.append(executed)
-            if len(packs) == self._packs_per_rank:
-                yield _step_packs(step, packs, more=self._more.pop(step))
+            if len(packs) == len(self._slots):
+                yield _step_packs(step, packs, self._slots, more=self._more.pop(step))
                 self._states.pop(step - 1, None)  # the trainer has committed it by now
                 packs, step = [], step + 1
 
@@ -162,7 +162,7 @@ class PackLoader:
             for lane in lanes.values():
                 pack = lane.next_pack()
                 recipes.append(pack_recipe(self._plan, pack, lane.epoch, locate))
-            for _ in range(self._packs_per_rank - len(lanes)):
+            for _ in range(len(self._slots) - len(lanes)):
                 recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
             # Noted before the first recipe goes out: the step may come back at any time after.
             self._states[step] = {index: lane.state for index, lane in lanes.items()}
@@ -215,11 +215,14 @@ def _end_when_rank_asks(rank: int) -> None:
     os._exit(0)
 
 
-def _step_packs(step: int, packs: list[ExecutedPack], *, more: bool) -> StepPacks:
+def _step_packs(
+    step: int, packs: Sequence[ExecutedPack], lanes: Sequence[int], *, more: bool
+) -> StepPacks:
     batches = tuple(pack.batch for pack in packs)
     return StepPacks(
         step=step,
         packs=batches,
+        lanes=tuple(lanes),
         num_images=sum(batch.num_images for batch in batches),
         num_tokens=sum(batch.num_tokens for batch in batches),
         epoch=min(pack.epoch for pack in packs),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data_pipeline.plan.lane_packer import LanePacker, PackPlan
 from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.plan import Plan
+from zeta.packed import packs_per_rank
 
 EXACT_UP_TO = 20_000_000
 """Images up to which a whole epoch is planned; above, some windows of every lane."""
@@ -105,7 +106,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     scale = images / max(totals.images, 1)
     tokens = totals.tokens if scale == 1 else round(totals.tokens * scale)
     lane_fill = totals.packed_tokens / (totals.packs * budget)
-    slots = -(-plan.num_lanes // world_size) * world_size
+    slots = packs_per_rank(plan.num_lanes, world_size) * world_size
     packs = tokens / (lane_fill * budget)
     # Lanes have equal shares of the tokens, so a lane dealt few of them has a short epoch.
     lane_tokens = np.array(totals.lane_tokens) * (scale if approximate else 1)

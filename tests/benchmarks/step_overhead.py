@@ -46,7 +46,7 @@ class OnePack:
         step = 0
         while True:
             images, tokens = self.pack.num_images, self.pack.num_tokens
-            yield StepPacks(step, (self.pack,), images, tokens, epoch=0, more=True)
+            yield StepPacks(step, (self.pack,), (0,), images, tokens, epoch=0, more=True)
             step += 1
 
     def state_after(self, step):
@@ -125,7 +125,7 @@ def overheads(trainer):
     """The shares of the steps that are outside of their work."""
     work, shares, last = Stopwatch(), [], [time.perf_counter()]
     for name in ("forward", "backward", "step"):
-        work.wrap(trainer.engine.deepspeed, name)
+        work.wrap(trainer.engine.sharded.deepspeed, name)
     work.wrap(torch.distributed, "all_reduce")
     original = trainer._account
 

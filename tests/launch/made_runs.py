@@ -72,7 +72,7 @@ def make_checkpoint(directory, config, step, ranks, average):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         path = directory / name
         torch.save(content, buffer := io.BytesIO())
-        records.append(write_hashed(directory, path, [buffer.getbuffer()]))
+        records.append(write_hashed(directory, path, buffer.getbuffer()))
     for name, text in (("trainer.json", json.dumps(state)), ("config.yaml", to_yaml(config))):
         records.append(write_text(directory, directory / name, text))
     write_manifest(directory, records)

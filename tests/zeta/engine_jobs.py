@@ -15,7 +15,6 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.zero.build import build_for_training
-from zeta.zero.layout import held_ranges
 from zeta.zero.start import init_distributed
 
 shard_small_parameters()
@@ -44,7 +43,8 @@ def step(engine, world, index, packs_per_step, lr=1e-3):
 def weights(engine):
     """All weights, gathered from the shards."""
     parameters = list(engine.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.stage == 3):
+    sharded = hasattr(parameters[0], "ds_id")
+    with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
         return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
 
 
@@ -118,7 +118,7 @@ def fine_tuning(arguments):
                 ),
                 "weight error": max(errors),
                 "changed": [n for n in after if not torch.equal(before[n], after[n])],
-                "optimizer elements": sum(held.length for held in _held(engine)),
+                "optimizer elements": sum(owned.length for owned in engine.sharded.owned_ranges()),
             }
     _write(world, arguments, report)
 
@@ -148,10 +148,6 @@ def _plain_fine_tuning(trainable):
         optimizer.step()
         losses.append(total.item())
     return losses, {name: p.detach() for name, p in model.named_parameters()}
-
-
-def _held(engine):
-    return held_ranges(engine.deepspeed, engine.stage)
 
 
 def sharded_construction(arguments):
@@ -282,7 +278,7 @@ def average(arguments):
             with engine.average.as_weights():  # in between, it must leave no trace
                 averaged = weights(engine)
                 packs = [lane_pack(0, 0)]
-                outputs = engine.deepspeed(packs[0]).detach()
+                outputs = engine.sharded.forward(packs[0]).detach()
         with torch.no_grad():
             plain = tiny_navit()
             plain.load_state_dict(expected, strict=False)

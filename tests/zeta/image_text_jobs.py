@@ -113,7 +113,8 @@ def step(engine, world, index, packs_per_step, seed=0):
 
 def weights(engine):
     parameters = list(engine.module.parameters())
-    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.stage == 3):
+    sharded = hasattr(parameters[0], "ds_id")
+    with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
         return {n: p.detach().clone() for n, p in engine.module.named_parameters()}
 
 

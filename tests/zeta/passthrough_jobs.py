@@ -82,7 +82,7 @@ def offload(arguments):
             ours |= {f"ema/{n}": v for n, v in weights(engine).items()}
             theirs |= {f"ema/{n}": v for n, v in weights(twin).items()}
         report[f"stage={stage}"] = {
-            "it is in host memory": bool(engine.deepspeed.zero_use_cpu_optimizer()),
+            "it is in host memory": bool(engine.sharded.deepspeed.zero_use_cpu_optimizer()),
             "error": max((ours[n] - theirs[n]).abs().max().item() for n in theirs),
             "clipped": max(n for n in norms if n == n) > OPTIM.clip,
             "applied": applied,

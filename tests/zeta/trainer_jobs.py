@@ -24,7 +24,7 @@ from tests.zeta.training import (
     shard_small_parameters,
     tiny_navit,
 )
-from zeta.checkpoint.memory_files import HeldFiles
+from zeta.checkpoint.memory_files import MemoryFiles
 from zeta.checkpoint.store import CheckpointStore
 from zeta.distributed import close_distributed, rank_from_environment
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
@@ -231,7 +231,7 @@ def _around_write(world, rank, count, prepared):
     """Let this rank write its files within `prepared(folder)` in its `count`-th save."""
     if world.rank != rank:
         return
-    original = HeldFiles.write
+    original = MemoryFiles.write
     seen = [0]
 
     def limited(files, root):
@@ -241,7 +241,7 @@ def _around_write(world, rank, count, prepared):
         with prepared(root):
             return original(files, root)
 
-    HeldFiles.write = limited
+    MemoryFiles.write = limited
 
 
 def disk_full(world, *, rank, count, **_):

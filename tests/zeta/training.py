@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from tests.zeta.packs import make_pack
-from zeta.packed import Rejected, StepPacks
+from zeta.packed import Rejected, StepPacks, lanes_of_rank, packs_per_rank
 
 ROOT = Path(__file__).parents[2]
 NUM_CLASSES = 5
@@ -74,7 +74,7 @@ class SyntheticSource:
     def _packs(self, step):
         ended = self.epoch_steps is not None and step >= self.epoch_steps
         packs = [lane_pack(step, lane, images=0 if ended else None) for lane in self.lanes]
-        missing = -(-self.packs_per_step // self.world_size) - len(packs)
+        missing = packs_per_rank(self.packs_per_step, self.world_size) - len(packs)
         packs += [lane_pack(step, 0, images=0)] * missing
         rejected = ()
         if step in self.reject_at:
@@ -86,6 +86,7 @@ class SyntheticSource:
         return StepPacks(
             step=step,
             packs=tuple(packs),
+            lanes=tuple(lanes_of_rank(self.rank, self.world_size, self.packs_per_step)),
             num_images=sum(pack.num_images for pack in packs),
             num_tokens=sum(pack.num_tokens for pack in packs),
             epoch=step // (self.epoch_steps or 10**9),
@@ -96,16 +97,16 @@ class SyntheticSource:
 
 def shard_small_parameters():
     """Let ZeRO-3 shard the parameters of a tiny model; else it keeps those under 100,000 whole."""
-    import zeta.train.engine
+    import zeta.zero.engine
 
-    original = zeta.train.engine.deepspeed_config
+    original = zeta.zero.engine.deepspeed_config
 
     def config(train, world_size):
         made = original(train, world_size)
         made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return made
 
-    zeta.train.engine.deepspeed_config = config
+    zeta.zero.engine.deepspeed_config = config
 
 
 def free_port():

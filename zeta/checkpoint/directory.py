@@ -1,4 +1,4 @@
-"""A checkpoint directory: what is in it, how its bytes are verified, how its weights are read.
+"""A checkpoint directory: its files, the check of its bytes, the reading of its weights.
 
 `step_XXXXXXXX/` holds DeepSpeed's files in `zero/`, the random state of each rank in `ranks/`, the
 moving average of the weights in `average/` where one is kept, `trainer.json`, `config.yaml`, and
@@ -24,6 +24,9 @@ from zeta.run.directory import TRAINER_STATE, step_name, step_names, step_of
 from zeta.stored_tensors import StoredTensor, in_memory
 from zeta.zero.state import AVERAGE, WEIGHTS, ZeroState
 
+FORMAT = 2
+"""Number of the layout that is written, `format` in trainer.json. This version reads it and all
+before: 1 (which has no number) had no `optimizer_order`."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 ZERO = "zero"
@@ -38,7 +41,7 @@ def write_manifest(directory: Path, records: list[FileRecord]) -> None:
 
 
 def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = True) -> str | None:
-    """Return what is wrong with a checkpoint directory, or None if it is whole.
+    """Return the fault of a checkpoint directory in words, or None if it is whole.
 
     Args:
         directory: `step_XXXXXXXX/`.
@@ -65,7 +68,7 @@ def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = Tr
 
 
 def require_whole(directory: Path) -> None:
-    """Raise ValueError, telling what is wrong, unless `directory` is a whole checkpoint."""
+    """Raise ValueError, naming the fault, unless `directory` is a whole checkpoint."""
     fault = find_fault(directory)
     if fault:
         raise ValueError(f"{directory} is not a whole checkpoint: {fault}")
@@ -76,10 +79,10 @@ def newest_whole(folder: Path, step: int | None = None) -> Path:
 
     Args:
         folder: `checkpoints/` of a run directory; nothing in it is changed.
-        step: the one to take; None: the newest.
+        step: the checkpoint to take; None: the newest.
 
     Raises:
-        ValueError: there is none; says what is wrong with those that are there.
+        ValueError: no checkpoint is whole; names the faults of those that are there.
     """
     run = folder.parent
     names = step_names(folder)[::-1] if folder.is_dir() else []
@@ -101,8 +104,17 @@ def newest_whole(folder: Path, step: int | None = None) -> Path:
 
 
 def read_trainer_state(directory: Path) -> dict[str, Any]:
-    """Return the trainer's state of a checkpoint."""
+    """Return the trainer's state of a checkpoint, its trainer.json.
+
+    Raises:
+        RunError: a newer zeta wrote it, in a format that this one does not know.
+    """
     state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
+    if (written := state.get("format", 1)) > FORMAT:
+        raise RunError(
+            f"{directory} was written by a newer zeta, in format {written}; this one reads up to "
+            f"format {FORMAT}: upgrade zeta"
+        )
     return state
 
 
@@ -121,15 +133,20 @@ def check_same_model(
 
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
     """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
-    stage, shapes = trainer_state["zero_stage"], trainer_state["parameters"]
-    frozen = trainer_state.get("frozen", ())  # in what older versions wrote, there are none
-    return ZeroState(directory / ZERO, stage, shapes, directory / AVERAGES, frozen)
+    return ZeroState(
+        directory / ZERO,
+        trainer_state["zero_stage"],
+        trainer_state["parameters"],
+        directory / AVERAGES,
+        trainer_state.get("frozen", ()),  # before they could be frozen, none were
+        trainer_state.get("optimizer_order"),
+    )
 
 
 def stored_weights(directory: Path, *, average: bool = False) -> dict[str, StoredTensor]:
     """Return the weights and buffers of a checkpoint, fp32, to be read one at a time.
 
-    It takes neither the devices nor the ranks that wrote them. What is written is not verified.
+    Needs neither the devices nor the ranks that wrote them. The files are not verified.
 
     Args:
         directory: `step_XXXXXXXX/`.
@@ -160,7 +177,7 @@ def load_full_weights(directory: Path, *, average: bool = False) -> dict[str, Te
         average: the moving average of the weights instead of the weights.
 
     Raises:
-        ValueError: `directory` is no checkpoint, is damaged, or has no moving average.
+        ValueError: `directory` is not a checkpoint, is damaged, or has no moving average.
     """
     require_whole(directory)
     stored = stored_weights(directory, average=average)

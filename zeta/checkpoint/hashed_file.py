@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-_BETWEEN_SYNCS = 2**26
+_PART = 2**26
 """Bytes after which the disk is waited for."""
 
 
@@ -23,8 +22,8 @@ class FileRecord:
     sha256: str
 
 
-def write_hashed(root: Path, path: Path, parts: Sequence[memoryview]) -> FileRecord:
-    """Create `path` under `root` of `parts`, fsync it, return its size and hash.
+def write_hashed(root: Path, path: Path, content: memoryview) -> FileRecord:
+    """Create `path` under `root` with `content`, fsync it, and return its size and hash.
 
     A second thread hashes meanwhile: both take about as long.
 
@@ -32,37 +31,25 @@ def write_hashed(root: Path, path: Path, parts: Sequence[memoryview]) -> FileRec
         OSError: the bytes did not reach the disk.
     """
     with ThreadPoolExecutor(1) as hasher, path.open("wb") as file:
-        digest = hasher.submit(_sha256, parts)
-        written = synced = 0
-        for part in parts:
-            written += file.write(part)
-            if written - synced >= _BETWEEN_SYNCS:
-                file.flush()
-                _to_disk(file.fileno(), written)
-                synced = written
-        file.flush()
-        _to_disk(file.fileno(), written)
-        return FileRecord(path.relative_to(root).as_posix(), written, digest.result())
+        digest = hasher.submit(hashlib.sha256, content)
+        for start in range(0, max(len(content), 1), _PART):
+            file.write(content[start : start + _PART])
+            file.flush()
+            _to_disk(file.fileno(), file.tell())
+        name = path.relative_to(root).as_posix()
+        return FileRecord(name, len(content), digest.result().hexdigest())
 
 
 def write_text(root: Path, path: Path, text: str) -> FileRecord:
     """Create a text file as `write_hashed` does."""
-    return write_hashed(root, path, [memoryview(text.encode())])
+    return write_hashed(root, path, memoryview(text.encode()))
 
 
 def _to_disk(descriptor: int, size: int) -> None:
-    """Wait until what is written is on the disk, then free its memory.
+    """Wait until the written bytes are on the disk, then free their page cache.
 
-    Nobody reads it soon: the shards that training reads lose no room to it in the page cache, and
-    the next part is copied to the same pages again, which are in the processor's caches.
+    Nobody reads them soon, and the shards that training reads keep their room in the page cache.
     """
     os.fsync(descriptor)
     if sys.platform == "linux":
         os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_DONTNEED)
-
-
-def _sha256(parts: Sequence[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

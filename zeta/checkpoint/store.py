@@ -2,9 +2,9 @@
 
 It is built as `.tmp-step_X`; the manifest is written last and fsynced; then one rename publishes
 it, and `latest` is replaced. A rank that cannot write its files vetoes the publication. Loading
-walks from the newest to the newest whose every byte is as written.
+walks back from the newest to the first whose every byte is as written.
 
-A rank copies its state to memory and goes on training while a thread of its own writes the copy.
+A rank copies its state to memory and continues training while a thread of its own writes the copy.
 That thread knows nothing of other ranks: once all have written, they agree and publish together.
 """
 
@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from zeta.checkpoint.directory import (
     AVERAGES,
     CONFIG,
+    FORMAT,
     RANKS,
     ZERO,
     find_fault,
@@ -31,22 +32,22 @@ from zeta.checkpoint.directory import (
     write_manifest,
 )
 from zeta.checkpoint.hashed_file import FileRecord, write_text
-from zeta.checkpoint.memory_files import HeldFiles
+from zeta.checkpoint.memory_files import MemoryFiles
 from zeta.distributed import World
 from zeta.random_state import random_state
 from zeta.run.directory import TRAINER_STATE, step_name, step_names, step_of
-from zeta.zero.layout import load_into
+from zeta.zero.protocol import ShardedEngine
+from zeta.zero.state import load_into
 from zeta.zero.weight_average import WeightAverage
 
 _LATEST = "latest"
 _BUILDING = ".tmp-"
 
 
-class SavedEngine(Protocol):
-    """The engine whose state a checkpoint holds."""
+class Checkpointed(Protocol):
+    """The parts of a training engine whose state is in a checkpoint."""
 
-    deepspeed: Any
-    stage: int
+    sharded: ShardedEngine
     average: WeightAverage | None
 
 
@@ -57,7 +58,7 @@ class _Saving:
     step: int
     building: Path
     records: Future[list[FileRecord]]
-    """Of the files of this rank, once they are on the disk."""
+    """Records of this rank's files, once they are on the disk."""
 
 
 class CheckpointStore:
@@ -71,27 +72,27 @@ class CheckpointStore:
         keep_every: int | None,
         say: Callable[[str], None],
     ) -> None:
-        """Open (or create) the store.
+        """Open the store, or create it.
 
         Args:
             folder: `checkpoints/` of the run directory, visible to all ranks.
             world: the ranks.
             keep_last: newest checkpoints to keep, at least 1.
-            keep_every: checkpoints of its multiples are kept besides; None: no others.
-            say: called on rank 0 with what the user should know (a bad checkpoint set aside).
+            keep_every: steps at whose multiples a checkpoint is kept besides; None: no others.
+            say: called on rank 0 with messages for the user (a bad checkpoint set aside).
         """
         self.folder = folder
         self.world = world
         self.keep_last, self.keep_every = keep_last, keep_every
         self.say = say
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = HeldFiles()
+        self._files = MemoryFiles()
         self._saving: _Saving | None = None
 
     def newest_verified(self) -> Path | None:
         """Return the newest checkpoint whose every byte is as written, or None.
 
-        Newer ones that fail are set aside as `step_X.bad-N`; leftovers of a killed save go.
+        Newer ones that fail are set aside as `step_X.bad-N`; what a killed save left is deleted.
         """
         if self.world.is_main:
             for leftover in self.folder.glob(f"{_BUILDING}*"):
@@ -113,11 +114,15 @@ class CheckpointStore:
                     "going back to the one before it"
                 )
 
-    def load(self, directory: Path, engine: SavedEngine) -> None:
-        """Load weights and optimizer state into `engine`, whatever ranks and stage wrote them."""
+    def load(self, directory: Path, engine: Checkpointed) -> None:
+        """Load weights and optimizer state into `engine`, whatever ranks and stage wrote them.
+
+        Raises:
+            RunError: a newer zeta wrote it, in a format that this one does not know.
+        """
         trainer_state = read_trainer_state(directory)
         state = open_zero_state(directory, trainer_state)
-        load_into(engine.deepspeed, engine.stage, state)
+        load_into(engine.sharded, state)
         if engine.average is not None:
             engine.average.load(state, trainer_state.get("average_updates", 0))
             if not state.has_average:
@@ -128,7 +133,7 @@ class CheckpointStore:
 
     @property
     def saving(self) -> int | None:
-        """Committed steps of the checkpoint that was begun and is not finished; None: none is."""
+        """Committed steps of the checkpoint that is being written; None: no checkpoint is."""
         return None if self._saving is None else self._saving.step
 
     @property
@@ -138,7 +143,7 @@ class CheckpointStore:
 
     def begin(
         self,
-        engine: SavedEngine,
+        engine: Checkpointed,
         step: int,
         state: Mapping[str, Any],
         config_yaml: str,
@@ -146,19 +151,19 @@ class CheckpointStore:
     ) -> None:
         """Copy the state to memory, and begin to write it: `engine` may train on meanwhile.
 
-        Whatever fails is told by `finish`, which must have been called for the one before.
+        `finish` returns whatever fails; it must have been called for the checkpoint before.
 
         Args:
-            engine: what to save.
+            engine: the engine to save.
             step: committed steps; names the directory.
             state: JSON-able state of the trainer, the same on every rank.
             config_yaml: the resolved config.
-            before: brings to the disk what must be there before the checkpoint is.
+            before: brings to the disk the files that must be there before the checkpoint is.
         """
         assert self._saving is None, f"the checkpoint of step {self._saving.step} is not finished"
         building = self.folder / f"{_BUILDING}{step_name(step)}"
         unwritten = _attempt(before)
-        error = self._copy(engine, building, state, config_yaml) or unwritten
+        error = self._copy(engine, state, config_yaml) or unwritten
         writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving = _Saving(step, building, writer.submit(self._write, building, error))
         writer.shutdown(wait=False)  # its thread ends with its work
@@ -180,36 +185,35 @@ class CheckpointStore:
         if error is None and self.world.is_main:
             everything = [record for of_rank, _ in gathered for record in of_rank]
             error = _attempt(lambda: self._publish(building, name, everything))
-        # NOTE: no rank goes on before rank 0 has published (or failed to): a rank that is
-        # told "saved" may exit, and its job may end with it.
+        # NOTE: no rank continues before rank 0 has published (or failed to): a rank that knows
+        # that the checkpoint is saved may exit, and its job may end with it.
         error = self.world.broadcast(error)
         if self.world.is_main:
             self._tidy(building, name, saved=error is None)
         return error
 
-    def _copy(
-        self, engine: SavedEngine, building: Path, state: Mapping[str, Any], config_yaml: str
-    ) -> str | None:
-        """Copy to memory what this rank has to write; return why that failed, or None."""
-        recorder = _Recorder(building, self._files)
-        files = engine.deepspeed.checkpoint_engine
-        files.save, files.makedirs = recorder.save, recorder.makedirs
-        # Its copies of conversion scripts are not wanted.
-        engine.deepspeed._copy_recovery_script = lambda directory: None
-        # NOTE: ends in a barrier, so it must be reached by all ranks and must not raise on one:
-        # the recorder keeps the error for after it.
-        engine.deepspeed.save_checkpoint(str(building), tag=ZERO, save_latest=False)
+    def _copy(self, engine: Checkpointed, state: Mapping[str, Any], config_yaml: str) -> str | None:
+        """Copy the files of this rank to memory; return why that failed, or None."""
+        errors: list[str | None] = []
+
+        def keep(name: str, content: object) -> None:
+            errors.append(_attempt(lambda: self._files.keep(f"{ZERO}/{name}", content)))
 
         def copy_small_files() -> None:
             own = f"rank_{self.world.rank:05d}.pt"
-            self._files.hold(f"{RANKS}/{own}", random_state())
+            self._files.keep(f"{RANKS}/{own}", random_state())
             if engine.average is not None and (pieces := engine.average.pieces()):
-                self._files.hold(f"{AVERAGES}/{own}", pieces)
+                self._files.keep(f"{AVERAGES}/{own}", pieces)
             if self.world.is_main:
-                self._files.hold_text(TRAINER_STATE, json.dumps(state, indent=1))
-                self._files.hold_text(CONFIG, config_yaml)
+                order = list(engine.sharded.optimizer_order)
+                numbered = {"format": FORMAT, **state, "optimizer_order": order}
+                self._files.keep_text(TRAINER_STATE, json.dumps(numbered, indent=1))
+                self._files.keep_text(CONFIG, config_yaml)
 
-        return recorder.error or _attempt(copy_small_files)
+        # NOTE: a collective, so it must not raise on one rank: its errors count afterwards.
+        engine.sharded.save(keep)
+        errors.append(_attempt(copy_small_files))
+        return next(filter(None, errors), None)
 
     def _write(self, building: Path, error: str | None) -> list[FileRecord]:
         """Write the copy, in the writing thread."""
@@ -246,28 +250,12 @@ class CheckpointStore:
             directory = self.folder / name
             kept_for_good = self.keep_every is not None and step_of(name) % self.keep_every == 0
             if kept >= self.keep_last and not kept_for_good:
-                # Renamed first, so that a half-deleted one is no checkpoint. Nobody waits for the
-                # rest, which may take as long as a part of the saving.
+                # Renamed first, so that a half-deleted directory is not taken for a checkpoint.
+                # Nobody waits for the rest, which may take as long as a part of the saving.
                 old = directory.rename(self.folder / f"{_BUILDING}old-{name}")
                 Thread(target=shutil.rmtree, args=(old, True)).start()
             elif find_fault(directory, hashes=False) is None:
                 kept += 1
-
-
-class _Recorder:
-    """Takes DeepSpeed's files; keeps an error instead of leaving peers in a barrier."""
-
-    def __init__(self, root: Path, files: HeldFiles) -> None:
-        self._root, self._files = root, files
-        self.error: str | None = None
-
-    def save(self, state_dict: object, path: str) -> None:
-        """Copy one file of this rank."""
-        name = Path(path).relative_to(self._root).as_posix()
-        self.error = self.error or _attempt(lambda: self._files.hold(name, state_dict))
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing is written yet."""
 
 
 def _attempt(action: Callable[[], object]) -> str | None:
@@ -278,13 +266,13 @@ def _attempt(action: Callable[[], object]) -> str | None:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__  # torch.save hides a full disk in its own
-        told = error if cause is None else cause
-        return f"{type(told).__name__}: {told}".splitlines()[0]
+        named = error if cause is None else cause
+        return f"{type(named).__name__}: {named}".splitlines()[0]
     return None
 
 
 def _first(errors: Sequence[str | None]) -> str | None:
-    """Return the first error of the ranks, told with its rank, or None if there is none."""
+    """Return the first error of the ranks, with its rank, or None if no rank has one."""
     return next((f"rank {rank}: {text}" for rank, text in enumerate(errors) if text), None)
 
 

@@ -63,11 +63,12 @@ class Ledger:
                     cut_after(path, resume_step)
         self._file = JsonlFile(run_dir.ledger / f"rank_{rank:05d}.jsonl", resume_step)
 
-    def write(self, step: int, packs: StepPacks, lanes: Sequence[int], skipped: bool) -> None:
+    def write(self, step: int, packs: StepPacks, skipped: bool) -> None:
         """Note the samples of one step.
 
         Args:
-            lanes: lane of each pack.
+            step: committed steps, with this one.
+            packs: this rank's packs.
             skipped: the step changed nothing.
         """
         ids = [used_sample_ids(pack) for pack in packs.packs]
@@ -77,7 +78,7 @@ class Ledger:
             "images": packs.num_images,
             "tokens": packs.num_tokens,
             "lanes": {
-                lane: [len(i), id_digest(i)] for lane, i in zip(lanes, ids, strict=True) if i
+                lane: [len(i), id_digest(i)] for lane, i in zip(packs.lanes, ids, strict=True) if i
             },
             "rejected": [rejected.sample_id for rejected in packs.rejected],
             **self._limit,
@@ -154,10 +155,10 @@ class Streaks:
     def __init__(self) -> None:
         self._lanes: dict[int, int] = {}
 
-    def update(self, packs: Sequence[PackedBatch], lanes: Sequence[int]) -> int:
-        """Go on with the images of one step; return the longest run that it holds."""
+    def update(self, packs: StepPacks) -> int:
+        """Count the images of one step; return the longest run that it has."""
         longest = 0
-        for lane, pack in zip(lanes, packs, strict=True):
+        for lane, pack in zip(packs.lanes, packs.packs, strict=True):
             run = self._lanes.get(lane, 0)
             for weight in pack.weights[pack.sample_ids >= 0].tolist():
                 run = 0 if weight > 0 else run + 1

@@ -1,9 +1,10 @@
-"""The optimizer step on DeepSpeed ZeRO 0-3: exact mean gradient, one NaN policy, one clip.
+"""The optimizer step at ZeRO 0 to 3: exact mean gradient, one NaN policy, one clip.
 
-DeepSpeed shards and communicates; what decides the numbers is here and the same on every stage.
+The sharded engine (`zeta.zero`) shards and communicates; the rules that decide the numbers are here
+and the same at every stage.
 
-- Mean: each pack's loss is ``local_sum * W / images of the step``; DeepSpeed averages over W
-  ranks, so the gradient is the mean over all images of the step, whatever each rank holds.
+- Mean: each pack's loss is ``local_sum * W / images of the step``; the engine averages over W
+  ranks, so the gradient is the mean over all images of the step, however many each rank has.
 - bf16 is autocast over fp32 weights: matrix products in bf16; weights, gradients and their
   accumulation in fp32, with no second copy of the weights to round or to keep in step.
 - After the last backward the loss and the squared norm of the gradients are summed over ranks in
@@ -17,7 +18,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,20 +28,19 @@ from zeta.models.layers import Attention, AttentionPool, ParallelBlock
 from zeta.models.packed_vit import PackedViT
 from zeta.models.text_tower import TextTower
 from zeta.objectives import JointObjective, PackLoss, PackObjective
-from zeta.packed import PackedBatch
+from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.optim import build_optimizer
 from zeta.train.straggler import ForwardClock
-from zeta.zero.config import deepspeed_config
-from zeta.zero.layout import flat_weights
-from zeta.zero.passthrough import offloads_optimizer
+from zeta.zero.engine import ZeroEngine
+from zeta.zero.protocol import ShardedEngine
 from zeta.zero.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, the same on every rank."""
+    """The outcome of one optimizer step, the same on every rank."""
 
     loss_sum: float
     """Sum of the losses of all images of the step."""
@@ -54,7 +53,7 @@ class StepResult:
 
 
 class TrainEngine:
-    """A model, its objective and optimizer on DeepSpeed."""
+    """A model with its objective and optimizer, sharded over the ranks."""
 
     def __init__(
         self,
@@ -73,14 +72,16 @@ class TrainEngine:
             world: the ranks.
             train: stage, dtype, packs and compilation.
             optim: optimizer and clipping.
+
+        Raises:
+            ValueError: the model has no trainable parameter, or the config cannot work here.
+            RunError: the installed DeepSpeed lacks something that zeta relies on.
         """
         self.world = world
         self.objective = objective
         self.clip = optim.clip
-        self.stage = train.zero_stage
-        self.offloaded = offloads_optimizer(train.deepspeed)
         self.forward_clock = ForwardClock(world.device)
-        self.packs_per_rank = -(-train.packs_per_step // world.size)
+        self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
         model = model.to(world.device)
         for module in model.modules():
             if isinstance(module, PackedViT | TextTower):
@@ -88,20 +89,17 @@ class TrainEngine:
         choose_attention(model, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=build_optimizer(model, optim, train.deepspeed.get("optimizer")),
-            config=deepspeed_config(train.zero, world.size),
-        )
+        optimizer = build_optimizer(model, optim, train.deepspeed.get("optimizer"))
+        self.sharded: ShardedEngine = ZeroEngine(model, optimizer, train.zero, world)
+        """The model and its optimizer."""
         decay = train.ema_decay
-        self.average = None if decay is None else WeightAverage(self.deepspeed, self.stage, decay)
+        self.average = None if decay is None else WeightAverage(self.sharded, decay)
         """The moving average of the weights, if the run keeps one."""
 
     @property
     def module(self) -> nn.Module:
-        """The model, without DeepSpeed's wrapper; its parameters may be sharded."""
-        module: nn.Module = self.deepspeed.module
-        return module
+        """The model; its parameters may be sharded."""
+        return self.sharded.module
 
     def train_step(
         self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int], lr: float
@@ -118,14 +116,12 @@ class TrainEngine:
         totals: dict[str, Tensor] = {}
         losses, kept = self._pack_losses(packs, seeds)
         for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
-            self.deepspeed.set_gradient_accumulation_boundary(index == len(packs) - 1)
             batch = pack.to(self.world.device)
             outputs = kept[index] if kept else self._forward(batch, seed)
             with self.forward_clock.running():
                 loss_sum = losses[index].loss_sum(outputs, batch)
-            self.deepspeed.backward(
-                loss_sum * (self.world.size / global_images), scale_wrt_gas=False
-            )
+            mean = loss_sum * (self.world.size / global_images)
+            self.sharded.backward(mean, last=index == len(packs) - 1)
             with torch.no_grad():
                 sums = {"loss": loss_sum, **losses[index].counts(outputs, batch)}
             for name, value in sums.items():
@@ -136,14 +132,14 @@ class TrainEngine:
         """Return the model's outputs; the same seed drops the same."""
         seed_device(seed, self.world.device)
         with self.forward_clock.running():
-            return self.deepspeed(batch)
+            return self.sharded.forward(batch)
 
     def _pack_losses(
         self, packs: Sequence[PackedBatch], seeds: Sequence[int]
     ) -> tuple[list[PackLoss], list[Any]]:
         """Return the loss of each pack, and their outputs if they need not be computed again.
 
-        Of a joint objective all packs run forward here, so that the images of a step see each
+        With a joint objective all packs run forward here, so that the images of a step see each
         other whatever pack they are in. Only a single pack keeps its graph; several run forward
         once more, at the memory of one (Gao et al. 2021, "GradCache").
         """
@@ -159,27 +155,28 @@ class TrainEngine:
     def evaluating(self, *, average: bool = False) -> Iterator[Callable[[PackedBatch], Any]]:
         """Give the model as a function from a pack on the device to its outputs, to evaluate.
 
-        Without dropout or gradients, in the dtype of training. Nothing that training goes on with
-        is changed, the state of random generators included. At ZeRO-3 a call is a collective.
+        It computes without dropout or gradients, in the dtype of training. Nothing that training
+        continues with is changed, the state of random generators included. At ZeRO-3 a call is a
+        collective.
 
         Args:
-            average: with the moving average of the weights, which the run must keep.
+            average: compute with the moving average of the weights, which the run must keep.
         """
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         assert self.average is not None or not average, "train.ema_decay is not set"
         averaged = self.average.as_weights() if self.average and average else nullcontext()
-        self.deepspeed.eval()
+        self.module.eval()
         try:
             with torch.random.fork_rng(devices), torch.no_grad(), averaged:
-                yield self.deepspeed
+                yield self.sharded.forward
         finally:
-            self.deepspeed.train()
+            self.module.train()
 
     @torch.no_grad()
     def _finish_step(self, totals: Mapping[str, Tensor], lr: float) -> StepResult:
-        gradients = self._local_gradients()
+        gradients = self.sharded.gradients()
         squared_norm = sum_of_squares(gradients, self.world.device)
-        if self.stage == 0:  # every rank holds the whole gradient
+        if self.sharded.replicated:  # every rank has the whole gradient
             squared_norm = squared_norm / self.world.size
         summed = torch.stack([squared_norm, *totals.values()])
         dist.all_reduce(summed)
@@ -191,43 +188,12 @@ class TrainEngine:
         if finite:
             if self.clip > 0 and grad_norm > self.clip:
                 torch._foreach_mul_(gradients, self.clip / (grad_norm + 1e-6))
-            for group in self.deepspeed.optimizer.param_groups:
-                group["lr"] = lr * group["lr_scale"]
-            self.deepspeed.step()
+            self.sharded.step(lr)
             if self.average is not None:
                 self.average.update()
         else:
-            self._discard(gradients)
+            self.sharded.discard()
         return StepResult(loss_sum, counts, grad_norm, applied=finite)
-
-    def _local_gradients(self) -> list[Tensor]:
-        """This rank's share of the reduced gradient: shards of it, or all of it at stage 0."""
-        if self.stage == 0:
-            return [p.grad for p in self.module.parameters() if p.grad is not None]
-        if self.offloaded:  # in host memory, beside the weights that the optimizer updates
-            if self.world.device.type == "cuda":
-                torch.cuda.synchronize(self.world.device)  # the copies to there may be under way
-            flats = flat_weights(self.deepspeed, self.stage)
-            return [flat.grad for flat in flats if flat.grad is not None]
-        shards = self.deepspeed.optimizer.averaged_gradients.values()
-        return [shard for group in shards for shard in group if shard.numel()]
-
-    def _discard(self, gradients: list[Tensor]) -> None:
-        """Drop the gradients of this step; weights and optimizer state stay as they are."""
-        if self.stage == 0:
-            self.deepspeed.zero_grad()
-            return
-        # DeepSpeed's own overflow path knows every buffer to reset; it is taken if the norm of
-        # the gradient is NaN. Only rank 0's first element is written: it is always real data,
-        # which the next backward overwrites, where the padding of a shard would stay NaN.
-        if self.world.is_main and self.offloaded:
-            norms = self.deepspeed.optimizer.norm_for_param_grads  # taken when they were copied
-            norms[next(iter(norms))] = torch.tensor(float("nan"))
-        elif self.world.is_main:
-            gradients[0].view(-1)[0] = float("nan")
-        self.deepspeed.step()
-        if self.deepspeed.was_step_applied():
-            raise AssertionError("DeepSpeed applied a step whose gradient is NaN")
 
 
 def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -246,7 +212,7 @@ def should_compile(mode: str, device: torch.device) -> bool:
 
 
 def choose_attention(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
-    """Let `model` attend by `train.attention`.
+    """Set the attention back-end of every layer of `model` to `train.attention`.
 
     Raises:
         ValueError: varlen was asked for where it cannot run.

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
-import deepspeed
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -18,6 +15,7 @@ from zeta.exit_codes import RunError
 from zeta.models.parameters import full_shape
 from zeta.models.trainable import frozen_names
 from zeta.train.init_sources import OpenWeights, head_to_leave, open_weights
+from zeta.zero.build import set_from_main
 
 
 def load_initial_weights(
@@ -25,16 +23,16 @@ def load_initial_weights(
 ) -> tuple[list[str], str]:
     """Set the weights and buffers of `model` to those at `path`, which rank 0 reads for all.
 
-    Every rank calls this together, with a whole model or one that is sharded by `zero.Init`. A head
-    of another shape (other classes) keeps its initial values; with `new_head` any head begins at
-    zero: the initial values of the same seed may be those that the weights were trained with.
+    Every rank calls this together, with a whole model or one that is built in shards. A head of
+    another shape (other classes) keeps its initial values; with `new_head` any head begins at zero:
+    the initial values of the same seed may be those that the weights were trained with.
 
     Returns:
-        Names of the parameters of the head that were not taken from there; and what else was not
-        taken as it is there, in words.
+        Names of the head's parameters that were not taken from `path`; and a note on anything else
+        that differs from the files there, for the user.
 
     Raises:
-        RunError: nothing to read there, or weights of another model; on every rank alike.
+        RunError: `path` has no weights, or those of another model; on every rank alike.
     """
     wanted = {name: full_shape(tensor) for name, tensor in _tensors(model).items()}
     opened, error = _open_on_main(Path(path).expanduser(), wanted, world)
@@ -46,24 +44,24 @@ def load_initial_weights(
     left = head_to_leave(wanted, shapes, path, new_head=new_head, options=options)
     for name, tensor in _tensors(model).items():
         if name not in left:
-            _set(tensor, None if opened is None else opened.tensors[name].read(), world)
+            set_from_main(tensor, None if opened is None else opened.tensors[name].read(), world)
         elif new_head:
-            _set(tensor, torch.zeros(wanted[name]) if world.is_main else None, world)
+            set_from_main(tensor, torch.zeros(wanted[name]), world)
     return left, note
 
 
 def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> None:
     """Set the frozen parameters of `model` to those of a verified checkpoint of the same model.
 
-    What learns is loaded with its optimizer state, once there is an optimizer.
-    Every rank calls this together, with a whole model or one that is sharded by `zero.Init`.
+    The others are loaded with their optimizer state, once there is an optimizer.
+    Every rank calls this together, with a whole model or one that is built in shards.
     """
     parameters = dict(model.named_parameters())
     state = None
     if world.is_main:
         state = open_zero_state(checkpoint, read_trainer_state(checkpoint))
     for name in frozen_names(model):
-        _set(parameters[name], None if state is None else state.full(name), world)
+        set_from_main(parameters[name], None if state is None else state.full(name), world)
 
 
 def _open_on_main(
@@ -73,25 +71,8 @@ def _open_on_main(
         return None, None
     try:
         return open_weights(path, wanted), None
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, RunError, SafetensorError) as error:
         return None, str(error)
-
-
-@torch.no_grad()
-def _set(tensor: Tensor, value: Tensor | None, world: World) -> None:
-    """Set a tensor of every rank to rank 0's `value`.
-
-    NOTE: a collective; every rank walks the tensors in the same order.
-    """
-    sharded = hasattr(tensor, "ds_id")
-    gathered = deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)
-    with gathered if sharded else nullcontext():
-        if value is not None:
-            tensor.copy_(value)
-    if not sharded:
-        on_device = tensor.to(world.device)
-        dist.broadcast(on_device, src=0)
-        tensor.copy_(on_device)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

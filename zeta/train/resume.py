@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when one is due, what is in its trainer.json, how a run goes on."""
+"""The checkpoints of a run: when one is due, the content of its trainer.json, how a run resumes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from torch import nn
 
@@ -18,12 +18,11 @@ from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.parameters import parameter_shapes
 from zeta.models.trainable import frozen_names
-from zeta.objectives import JointObjective, PackObjective
 from zeta.random_state import derive_seed, restore_random_state, seed_everything
 from zeta.run.code_version import code_version
 from zeta.run.console import Console
 from zeta.run.directory import RunDir
-from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.init_from import load_frozen_weights, load_initial_weights
 from zeta.train.progress import Progress
@@ -31,7 +30,7 @@ from zeta.zero.passthrough import optimizer_name
 
 
 class RunCheckpoints:
-    """Saves and resumes one run; what begins, finishes and resumes is called by all ranks."""
+    """The checkpoints of one run; all ranks prepare, resume, begin and finish together."""
 
     def __init__(
         self, run_dir: RunDir, world: World, console: Console, train: TrainConfig, config_yaml: str
@@ -42,7 +41,7 @@ class RunCheckpoints:
             run_dir: the same directory on every rank.
             world: the ranks.
             console: this rank's log and terminal.
-            train: when to save and what to keep.
+            train: when to save, and how many checkpoints to keep.
             config_yaml: the resolved config, which goes into every checkpoint.
         """
         self.run_dir, self.world, self.console, self.train = run_dir, world, console, train
@@ -55,89 +54,88 @@ class RunCheckpoints:
         self.failures = 0
         """Saves that failed since this process started."""
         self.code = code_version() if world.is_main else None
-        """What the run is trained by; known to rank 0."""
+        """Version of the code that trains the run; known to rank 0."""
         self.wandb_run_id: str | None = None
-        """W&B id of the run, in the checkpoint that it goes on from."""
+        """W&B id of the run, from the checkpoint that it continues."""
+        self._found: tuple[Path, dict[str, Any]] | None = None
         self._optimizer = optimizer_name(train.deepspeed)
         self._last_attempt = time.monotonic()
 
     def asked_by_clock(self) -> bool:
         """Whether it is time for a checkpoint by `train.checkpoint_minutes`, by this rank's clock.
 
-        Clocks differ: the ranks agree on what rank 0 says.
+        Clocks differ: rank 0's decides.
         """
         minutes = self.train.checkpoint_minutes
         return minutes is not None and time.monotonic() - self._last_attempt >= 60 * minutes
 
     def due_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` committed steps, whatever the clock says."""
+        """Whether a checkpoint is due after `step` committed steps, by the count of steps alone."""
         intervals = (self.train.checkpoint_every, self.train.keep_every)
         return any(every is not None and step % every == 0 for every in intervals)
 
-    def resume(
-        self, model: nn.Module, objective: PackObjective | JointObjective, optim: OptimConfig
-    ) -> tuple[TrainEngine, Progress]:
-        """Build the engine, and load the newest verified checkpoint if there is one.
+    def prepare(self, model: nn.Module) -> None:
+        """Set the weights that `model` begins at, before its engine is built; a collective.
 
-        A run without a checkpoint begins at the weights of `train.init_from`, if that is set.
+        A run with a checkpoint takes its frozen weights; one without begins at the weights of
+        `train.init_from`, if that is set. `resume` loads the rest.
 
         Raises:
-            RunError: the checkpoint, or what `train.init_from` names, is of another model.
+            RunError: the checkpoint, or `train.init_from`, is of another model.
         """
         found = self.store.newest_verified()
-        saved = None if found is None else read_trainer_state(found)
-        if found is not None and saved is not None:
-            check_same_model(saved["parameters"], parameter_shapes(model), str(found))
-            check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
-            load_frozen_weights(model, found, self.world)
-        elif self.train.init_from is not None:
-            self._begin_at(model, self.train.init_from)
-        engine = TrainEngine(model, objective, self.world, self.train, optim)
+        if found is None:
+            if self.train.init_from is not None:
+                self._begin_at(model, self.train.init_from)
+            return
+        saved = read_trainer_state(found)
+        check_same_model(saved["parameters"], parameter_shapes(model), str(found))
+        check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
+        load_frozen_weights(model, found, self.world)
+        self._found = found, saved
+
+    def resume(self, engine: TrainEngine) -> Progress:
+        """Load the checkpoint that `prepare` found into `engine`, and return the run's progress.
+
+        The random generators of this process continue too, where as many ranks saved them.
+        """
         progress = Progress()
-        if found is not None and saved is not None:
-            self.store.load(found, engine)
+        if self._found is not None:
+            folder, saved = self._found
+            self.store.load(folder, engine)
             progress = Progress(**saved["progress"])
             self.wandb_run_id = saved.get("wandb_run_id")
-            self.console.message(f"continuing from {found.name}")
-        if found is not None and saved is not None and saved["world_size"] == self.world.size:
-            restore_random_state(found / RANKS / f"rank_{self.world.rank:05d}.pt")
+            self.console.message(f"continuing from {folder.name}")
+        if self._found is not None and saved["world_size"] == self.world.size:
+            restore_random_state(folder / RANKS / f"rank_{self.world.rank:05d}.pt")
         else:
             seed_everything(derive_seed(self.train.seed, progress.step, self.world.rank))
         self.saved_step = progress.step
-        return engine, progress
+        return progress
 
     def _begin_at(self, model: nn.Module, path: str) -> None:
         new_head = self.train.new_head
         left, note = load_initial_weights(model, path, self.world, new_head=new_head)
-        why = "of another shape there, as initialised"
-        if new_head:
-            why = "new, and zero (train.new_head)"
-        but = f", but {' and '.join(left)}: {why}" if left else ""
-        but += f"; {note}" if note else ""
-        self.console.message(f"the weights are those of {path} (train.init_from){but}")
-
-    @property
-    def saving(self) -> int | None:
-        """Committed steps of the checkpoint that was begun and is not finished; None: none is."""
-        return self.store.saving
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether this rank would wait for its disk in `finish`."""
-        return self.store.is_writing
+        message = f"the weights are those of {path} (train.init_from)"
+        if left:
+            why = "keep their initial values, as their shapes differ there"
+            if new_head:
+                why = "begin at zero (train.new_head)"
+            message += f", except that {' and '.join(left)} {why}"
+        self.console.message(f"{message}; {note}" if note else message)
 
     def begin(self, engine: TrainEngine, progress: Progress, before: Callable[[], object]) -> None:
-        """Copy the committed state, and begin to write it; the one before must be finished.
+        """Copy the committed state, and begin to write it; the save before must be finished.
 
-        Where `before` raises OSError, as of a full disk, the checkpoint fails.
+        Where `before` raises OSError, as on a full disk, the checkpoint fails.
         """
         self._last_attempt = time.monotonic()
         state = self._trainer_state(engine, progress)
         self.store.begin(engine, progress.step, state, self.config_yaml, before)
 
     def finish(self) -> str | None:
-        """Wait for the one that was begun; a failure is said, counted and returned."""
-        step, error = self.saving, self.store.finish()
+        """Wait for the checkpoint that was begun; a failure is logged, counted and returned."""
+        step, error = self.store.saving, self.store.finish()
         assert step is not None
         if error is None:
             self.saved_step = step
@@ -151,7 +149,7 @@ class RunCheckpoints:
         return error
 
     def _trainer_state(self, engine: TrainEngine, progress: Progress) -> dict[str, Any]:
-        """Return what trainer.json holds."""
+        """Return the content of trainer.json, but for what the store adds."""
         run_id = self.run_dir.wandb_run_id
         return {
             "progress": asdict(progress),
@@ -164,7 +162,7 @@ class RunCheckpoints:
             "versions": {
                 "python": sys.version.split()[0],
                 "torch": torch.__version__,
-                "deepspeed": deepspeed.__version__,
+                **engine.sharded.versions,
             },
             "parameters": parameter_shapes(engine.module),
             "frozen": frozen_names(engine.module),
@@ -176,6 +174,6 @@ def check_same_optimizer(saved: str, wanted: str, checkpoint: str) -> None:
     if saved != wanted:
         raise RunError(
             f"{checkpoint} has the state of {saved}, but train.deepspeed.optimizer asks for "
-            f"{wanted}; go on with {saved}, or begin another run at these weights "
+            f"{wanted}; continue with {saved}, or begin another run at these weights "
             "(train.init_from)"
         )

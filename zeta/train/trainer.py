@@ -1,8 +1,7 @@
 """The training loop: draw the packs of a step, agree, train, account, save.
 
-Everything that decides what a step computes is agreed on by all ranks before its first forward, in
-one small collective: how many images it has, whether a rank must stop or has failed, whether data
-is left.
+All ranks agree on everything that decides a step before its first forward, in one small collective:
+how many images it has, whether a rank must stop or has failed, whether data is left.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from zeta.tracking.sinks import JsonlSink, MetricSink, NoSink, OnlyNew, WithAxes
 from zeta.tracking.wandb_mode import stable_run_id
 from zeta.tracking.wandb_sink import WandbSink
 from zeta.train.config import OptimConfig, TrainConfig
-from zeta.train.engine import StepResult
+from zeta.train.engine import StepResult, TrainEngine
 from zeta.train.evaluation import HeldOut
 from zeta.train.evaluation_schedule import Validation
 from zeta.train.resume import RunCheckpoints
@@ -46,24 +45,52 @@ from zeta.train.utilisation import Utilisation
 
 
 @dataclass(frozen=True)
-class _Agreed:
-    """What all ranks know about a step before it is trained."""
+class StepVotes:
+    """The numbers that one rank knows about a step before it is trained; summed, all ranks'."""
+
+    images: int
+    """Images that count in the loss."""
+    tokens: int
+    """Tokens of images, padding excluded."""
+    budget: int
+    """Token budgets of the packs."""
+    rejected: int
+    """Images that could not be used."""
+    flops: int
+    """Operations of training on the images."""
+    more: int
+    """Ranks that have samples left after this step."""
+    save: int
+    """Ranks that ask for a checkpoint: by the clock, or because a person asked for it."""
+    writing: int
+    """Ranks that are still writing the checkpoint that was begun."""
+    failed: int
+    """Ranks that could not draw their packs."""
+    stop: Sequence[int]
+    """Ranks that were asked to stop, by the reason (`zeta.run.signals.stop_votes`)."""
+
+    def over_ranks(self, world: World) -> StepVotes:
+        """Return the sums over all ranks; a collective."""
+        *counts, stop = (getattr(self, field.name) for field in fields(self))
+        sums = [int(value) for value in world.sum([*counts, *stop])]
+        summed: list[Any] = [*sums[: len(counts)], sums[len(counts) :]]
+        return StepVotes(*summed)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A step that all ranks agree on, before it is trained."""
 
     packs: StepPacks | None
     """This rank's packs; None if it was asked to stop before it drew any."""
-    images: int
-    tokens: int
-    budget: int
-    rejected: int
-    flops: float
+    votes: StepVotes
+    """Sums over all ranks."""
     drawn_s: float
     """Seconds that this rank waited for its own packs."""
-    more: bool
-    save: bool
-    """Whether a checkpoint is due after it by the clock, or asked for by a person."""
     written: bool
     """Whether a checkpoint was begun and every rank has written its files."""
     stop: ExitCode | None
+    """Exit code if a rank was asked to stop; None: continue."""
 
 
 class Trainer:
@@ -98,15 +125,16 @@ class Trainer:
             console: this rank's log and terminal.
             train: the loop.
             optim: optimizer and schedule.
-            tracker: where metrics.jsonl is sent.
+            tracker: the services that metrics.jsonl is sent to.
             config: the whole resolved config, for the checkpoint and W&B.
             name: display name of the run.
-            watchdog: told which phase this rank is in.
+            watchdog: is notified of the phase that this rank is in.
             held_out: images to evaluate on, at the size of training first.
             epoch_images: images of one pass over the data, for the ETA of a run by `max_epochs`.
 
         Raises:
-            ValueError: the configuration cannot work, or the checkpoint does not fit it.
+            ValueError: the configuration cannot work.
+            RunError: the checkpoint does not fit it, or the installed DeepSpeed lacks something.
         """
         check_world_size(world.size, train.packs_per_step)
         self.schedule = build_schedule(optim, train)
@@ -119,7 +147,9 @@ class Trainer:
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         self.requests = RequestFiles(run_dir if world.is_main else None)
         self.checkpoints = RunCheckpoints(run_dir, world, console, train, config_yaml)
-        self.engine, self.progress = self.checkpoints.resume(model, objective, optim)
+        self.checkpoints.prepare(model)
+        self.engine = TrainEngine(model, objective, world, train, optim)
+        self.progress = self.checkpoints.resume(self.engine)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
         self.balance = Balance(console.message)
         self.ledger = Ledger(
@@ -134,7 +164,7 @@ class Trainer:
         self.tracker = self._open_tracker(tracker.wandb, config, name)
 
     def fit(self) -> ExitCode:
-        """Train until the run is finished or asked to stop; return what to exit with.
+        """Train until the run is finished or asked to stop, and return the exit code.
 
         Raises:
             RunError: a restart would fail the same way (bad label, loss not finite for
@@ -161,7 +191,7 @@ class Trainer:
             with StopSignals(self.requests.stop_asked) as signals:
                 try:
                     code = self._loop(steps, signals)
-                except RunError:  # every rank raises it: what is being written is not lost
+                except RunError:  # every rank raises it: the save that was begun is not lost
                     self._finish_save()
                     raise
                 self._begin_save()
@@ -179,18 +209,18 @@ class Trainer:
         return code
 
     def _loop(self, steps: Iterator[StepPacks], signals: StopSignals) -> ExitCode:
-        stop = self._validate(signals)  # the run may have been stopped before it was through
+        stop = self._validate(signals)  # an evaluation may have been stopped halfway
         while stop is None and not self._reached_end():
             started = time.perf_counter()
             step = self._draw(steps, signals)
             waited = time.perf_counter() - started
             if step.stop is not None:
                 return step.stop
-            if step.images == 0 and not step.more:
+            if step.votes.images == 0 and not step.votes.more:
                 break
             result = self._train(step)
             self._account(step, result, time.perf_counter() - started, waited)
-            if self._reached_end() or not step.more:
+            if self._reached_end() or not step.votes.more:
                 self._log()
                 break
             if self.progress.step % self.train.log_every == 0:
@@ -198,14 +228,15 @@ class Trainer:
             if step.written:
                 self._finish_save()
             stop = self._validate(signals)
-            if stop is None and (step.save or self.checkpoints.due_at(self.progress.step)):
+            save = step.votes.save or self.checkpoints.due_at(self.progress.step)
+            if stop is None and save:
                 self._begin_save()
         if stop is None:
             stop = self._validate(signals, at_end=True)
         return ExitCode.FINISHED if stop is None else stop
 
     def _validate(self, signals: StopSignals, *, at_end: bool = False) -> ExitCode | None:
-        """Evaluate if it is due; return what to exit with if a rank was asked to stop."""
+        """Evaluate if it is due; return the exit code if a rank was asked to stop."""
         if not self.validation.is_due(self.progress, at_end=at_end):
             return None
         self._finish_save()  # an evaluation may take long, and its loader forks
@@ -213,7 +244,7 @@ class Trainer:
 
     # One step.
 
-    def _draw(self, steps: Iterator[StepPacks], signals: StopSignals) -> _Agreed:
+    def _draw(self, steps: Iterator[StepPacks], signals: StopSignals) -> _Drawn:
         """Draw this rank's packs of the next step, and agree on it with all ranks."""
         packs: StepPacks | None = None
         failure: Exception | None = None
@@ -229,61 +260,53 @@ class Trainer:
                 failure = error if signals.requested is None else None
         requested, drawn_s = signals.requested, time.perf_counter() - began
         self.watchdog.enter("train", self.progress.step)  # NOTE: waits for the data of all ranks
-        sums = self.world.sum(
-            [
-                packs.num_images if packs else 0,
-                packs.num_tokens if packs else 0,
-                sum(pack.patches.shape[0] for pack in packs.packs) if packs else 0,
-                len(packs.rejected) if packs else 0,
-                self.utilisation.count(packs.packs) if packs else 0,
-                packs.more if packs else False,
-                (self.world.is_main and self.checkpoints.asked_by_clock())
-                or self.requests.save_asked(),
-                self.checkpoints.is_writing,
-                failure is not None,
-                *stop_votes(requested),
-            ]
-        )
-        images, tokens, budget, rejected, flops, more, save, writing, failed, *votes = map(
-            int, sums
-        )
-        if failed:
+        by_clock = self.world.is_main and self.checkpoints.asked_by_clock()
+        votes = StepVotes(
+            images=packs.num_images if packs else 0,
+            tokens=packs.num_tokens if packs else 0,
+            budget=sum(pack.patches.shape[0] for pack in packs.packs) if packs else 0,
+            rejected=len(packs.rejected) if packs else 0,
+            flops=int(self.utilisation.count(packs.packs)) if packs else 0,
+            more=packs is not None and packs.more,
+            save=by_clock or self.requests.save_asked(),
+            writing=self.checkpoints.store.is_writing,
+            failed=failure is not None,
+            stop=stop_votes(requested),
+        ).over_ranks(self.world)
+        if votes.failed:
             self.world.raise_together(failure)
-        stop = agreed_stop(votes)
-        written = self.checkpoints.saving is not None and writing == 0
-        counts = (images, tokens, budget, rejected, flops)
-        return _Agreed(packs, *counts, drawn_s, more > 0, save > 0, written, stop)
+        written = self.checkpoints.store.saving is not None and not votes.writing
+        return _Drawn(packs, votes, drawn_s, written, agreed_stop(votes.stop))
 
-    def _train(self, step: _Agreed) -> StepResult | None:
+    def _train(self, step: _Drawn) -> StepResult | None:
         """Run the optimizer step; None if no rank has an image to learn from."""
         assert step.packs is not None
         unit = self.optim.schedule_by
         before: int = getattr(self.progress, unit)
-        own = {"steps": 1, "images": step.images, "tokens": step.tokens}[unit]
+        own = {"steps": 1, "images": step.votes.images, "tokens": step.votes.tokens}[unit]
         self.learning_rate = self.schedule.rate(before, before + own)
-        if step.images == 0:
+        if step.votes.images == 0:
             return None
         index = self.progress.step
-        lanes = self._lanes(step.packs)
         return self.engine.train_step(
             step.packs.packs,
-            step.images,
-            seeds=[derive_seed(self.train.seed, index, lane) for lane in lanes],
+            step.votes.images,
+            seeds=[derive_seed(self.train.seed, index, lane) for lane in step.packs.lanes],
             lr=self.learning_rate,
         )
 
     def _account(
-        self, step: _Agreed, result: StepResult | None, seconds: float, waited: float
+        self, step: _Drawn, result: StepResult | None, seconds: float, waited: float
     ) -> None:
         """Commit the step: count it, note its samples, and end the run if it goes wrong."""
-        progress, packs = self.progress, step.packs
+        progress, packs, votes = self.progress, step.packs, step.votes
         assert packs is not None
         progress.commit(
-            images=step.images,
-            tokens=step.tokens,
-            rejected=step.rejected,
-            budget=step.budget,
-            flops=step.flops,
+            images=votes.images,
+            tokens=votes.tokens,
+            rejected=votes.rejected,
+            budget=votes.budget,
+            flops=votes.flops,
             epoch=packs.epoch,
             result=result,
             seconds=seconds,
@@ -291,10 +314,9 @@ class Trainer:
         )
         self.balance.add(step.drawn_s, self.engine.forward_clock.take())
         skipped = result is not None and not result.applied
-        lanes = self._lanes(packs)
-        self.ledger.write(progress.step, packs, lanes, skipped)
-        in_a_row = self.streaks.update(packs.packs, lanes)
-        if step.rejected:
+        self.ledger.write(progress.step, packs, skipped)
+        in_a_row = self.streaks.update(packs)
+        if votes.rejected:
             news = self.quarantine.add(progress.step, packs.rejected, in_a_row)
             check_budgets(
                 self.train.quarantine, news, images=progress.images, rejected=progress.rejected
@@ -316,12 +338,8 @@ class Trainer:
                 "or raise optim.warmup_steps, or look at those samples"
             )
 
-    def _lanes(self, packs: StepPacks) -> list[int]:
-        """Lanes of this rank's packs: lane i belongs to rank i mod W."""
-        return [self.world.rank + i * self.world.size for i in range(len(packs.packs))]
-
     def _reached_end(self) -> bool:
-        """Whether the run has all the steps, images or tokens that it is to have."""
+        """Whether the run has reached its number of steps, images or tokens."""
         share = self.progress.share_done(self.train)
         return share is not None and share >= 1
 
@@ -351,7 +369,7 @@ class Trainer:
         jsonl_sink = JsonlSink(path, progress.step, self.console.message)
 
         def axes(step: int) -> dict[str, float]:
-            # How long a checkpoint took is known some steps after it, when these have moved on.
+            # The seconds of a checkpoint are known some steps later, when these have moved on.
             if step != progress.step:
                 return {}
             return {names.IMAGES_SEEN: progress.images, names.TOKENS_SEEN: progress.tokens}
@@ -381,7 +399,7 @@ class Trainer:
     # Checkpoints.
 
     def _begin_save(self) -> None:
-        """Begin to save the committed state, unless that was done."""
+        """Begin to save the committed state, unless it is saved."""
         self._finish_save()
         self.requests.taken()
         progress = self.progress
@@ -394,13 +412,13 @@ class Trainer:
             self.checkpoints.begin(self.engine, progress, before=self._flush_files)
 
     def _flush_files(self) -> None:
-        """Bring the account of all committed steps to the disk."""
+        """Bring ledger and metrics of all committed steps to the disk."""
         self.ledger.flush()
         self.sink.flush()
 
     def _finish_save(self) -> str | None:
-        """Publish the checkpoint that was begun, if any, once it is written; return why not."""
-        if self.checkpoints.saving is None:
+        """Publish the checkpoint that was begun, if any, once it is written; return any error."""
+        if self.checkpoints.store.saving is None:
             return None
         with self._blocked_by_save():
             error = self.checkpoints.finish()
@@ -419,7 +437,7 @@ class Trainer:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory this process held so far, in GiB."""
+    """Return the most memory that this process has used so far, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

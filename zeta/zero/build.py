@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import deepspeed
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from zeta.distributed import World
 from zeta.models.initialization import initial_values
@@ -24,7 +25,7 @@ def build_for_training(
 ) -> nn.Module:
     """Return `build()`, with its weights sharded over the ranks from the start at ZeRO-3.
 
-    What `trainable` (as `train.trainable`) leaves out is frozen.
+    The parameters that `trainable` (see `train.trainable`) leaves out are frozen.
 
     Every rank calls this with the same `build`, whose result takes its values from `seed`.
     No rank ever holds more than one parameter in full besides its shards.
@@ -36,11 +37,30 @@ def build_for_training(
     with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(zero, world.size)):
         model = build()
     parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in initial_values(model, seed):
-            # NOTE: a collective; every rank walks the parameters in the same order.
-            with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
-                if world.is_main:
-                    parameters[name].copy_(value)
+    for name, value in initial_values(model, seed):
+        set_from_main(parameters[name], value, world)
     freeze(model, trainable)
     return model
+
+
+@torch.no_grad()
+def set_from_main(tensor: Tensor, value: Tensor | None, world: World) -> None:
+    """Set a parameter or buffer of every rank, whole or sharded, to rank 0's `value`.
+
+    NOTE: a collective; every rank walks the tensors in the same order.
+
+    Args:
+        tensor: of a model, before its engine is built.
+        value: of the full shape; ignored on other ranks than rank 0.
+        world: the ranks.
+    """
+    if hasattr(tensor, "ds_id"):  # sharded by zero.Init
+        with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0):
+            if world.is_main and value is not None:
+                tensor.copy_(value)
+        return
+    on_device = tensor.to(world.device)
+    if world.is_main and value is not None:
+        on_device.copy_(value)
+    dist.broadcast(on_device, src=0)
+    tensor.copy_(on_device)

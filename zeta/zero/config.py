@@ -1,4 +1,4 @@
-"""The config that DeepSpeed is given."""
+"""The config that DeepSpeed gets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from zeta.packed import packs_per_rank
 from zeta.zero.passthrough import merged
 
 
@@ -31,14 +32,14 @@ def deepspeed_config(zero: ZeroConfig, world_size: int) -> dict[str, Any]:
     Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16: there the weights of linear
     layers are gathered, and so their gradients reduced, in bf16.
     """
-    packs_per_rank = -(-zero.packs_per_step // world_size)
+    packs = packs_per_rank(zero.packs_per_step, world_size)
     autocast: dict[str, Any] = {"enabled": zero.dtype == "bf16", "dtype": "bfloat16"}
     if zero.stage < 3:
         autocast["lower_precision_safe_modules"] = []
     config = {
         "train_micro_batch_size_per_gpu": 1,  # one pack
-        "gradient_accumulation_steps": packs_per_rank,
-        "train_batch_size": packs_per_rank * world_size,
+        "gradient_accumulation_steps": packs,
+        "train_batch_size": packs * world_size,
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": zero.stage},
         "torch_autocast": autocast,

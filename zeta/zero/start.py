@@ -1,4 +1,4 @@
-"""Start of a rank: the process group, and DeepSpeed on it."""
+"""The start of a rank: the process group, and DeepSpeed on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from zeta.cpu_tuning import gather_in_place, keep_freed_memory
 from zeta.distributed import (
     COLLECTIVE_TIMEOUT_S,
     RankInfo,
@@ -18,8 +19,7 @@ from zeta.distributed import (
     meeting_place,
     rank_from_environment,
 )
-from zeta.host_memory import keep_freed_memory
-from zeta.zero.gloo_gather import use_in_deepspeed
+from zeta.zero.requirements import check_library
 
 
 def init_distributed(
@@ -35,8 +35,8 @@ def init_distributed(
 
     Args:
         info: this process's rank; None reads it from the environment.
-        timeout_s: after which a collective that some rank never joined fails; see
-            `set_collective_timeout`, which changes it.
+        timeout_s: seconds after which a collective that some rank never joined fails;
+            `set_collective_timeout` changes it.
         device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
         store: where the ranks meet, if they have met already; see `meeting_place`.
 
@@ -45,6 +45,7 @@ def init_distributed(
 
     Raises:
         ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
+        RunError: another version of DeepSpeed is installed, which lacks what zeta relies on.
     """
     info = info or rank_from_environment(os.environ)
     device = choose_device(info, device_kind, torch.cuda.device_count())
@@ -53,7 +54,9 @@ def init_distributed(
 
     # Imported only now: DeepSpeed chooses its accelerator from the environment when imported.
     import deepspeed
+    from deepspeed.comm import comm
 
+    check_library()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if use_cuda:
         torch.cuda.set_device(device)
@@ -67,5 +70,5 @@ def init_distributed(
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
     if not use_cuda:
-        use_in_deepspeed()
+        comm.cdb.all_gather_function = gather_in_place  # of the weights, at ZeRO 1 and 2
     return World(info, device)

@@ -1,9 +1,9 @@
 """Weights and optimizer state in DeepSpeed's files, read by any number of ranks at any ZeRO stage.
 
-DeepSpeed writes, for each rank, flat fp32 tensors that hold pieces of many parameters. Here each
+DeepSpeed writes, for each rank, flat fp32 tensors with pieces of many parameters. Here each
 parameter is put together again as a list of pieces on memory-mapped files, and a rank that loads
-(`zeta.zero.layout`) copies only the range that it holds in the new layout. So one path serves the
-same and a changed world size or stage, reads every byte once, and needs no conversion on disk.
+(`load_into`) copies only the ranges that it owns in the new layout. So one path serves the same and
+a changed world size or stage, reads every byte once, and needs no conversion on disk.
 (DeepSpeed 0.19.8's own universal checkpoints, at stage 3, count Adam's steps once per parameter
 group and give every group the weight decay of the first.)
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from zeta.models.parameters import optimizer_order
-from zeta.zero.mapped_files import MappedFiles
+from zeta.zero.protocol import ShardedEngine
+from zeta.zero.requirements import check_library
 
 WEIGHTS, AVERAGE = "fp32", "average"
 _COUNTS = ("step", "mu_product")
-"""What an optimizer keeps once for a parameter; all else it keeps for every weight."""
+"""Values that an optimizer keeps once for a parameter; all others it keeps for every weight."""
 _RANK = re.compile(r"_pp_rank_(\d+)_")
 
 
@@ -58,6 +59,7 @@ class ZeroState:
         shapes: Mapping[str, list[int]],
         averages: Path,
         frozen: Collection[str] = (),
+        order: Sequence[str] | None = None,
     ) -> None:
         """Open the files without reading the tensors.
 
@@ -67,13 +69,15 @@ class ZeroState:
             shapes: full shape of every parameter, in the order of the module.
             averages: folder of the averaged weights, which need not exist.
             frozen: parameters that do not learn: they have weights only.
+            order: trainable parameters as the optimizer numbered them, which names the moments of
+                stage 0; None: a checkpoint of before it was written down.
         """
         self.shapes = shapes
         self._trained = {name: shape for name, shape in shapes.items() if name not in frozen}
-        self._files = MappedFiles(folder.parent)
+        self._order = order
         self._states: dict[str, dict[str, _Flat]] = {}
         self.counts: dict[str, Tensor] = {}
-        """What the optimizer counts, the same for all parameters: its updates as `step`."""
+        """Counts of the optimizer, the same for all parameters: its updates as `step`."""
         models = [_load(path) for path in _by_rank(folder.glob("*model_states.pt"))]
         self.buffers: dict[str, Tensor] = {
             name: models[0]["module"][name] for name in models[0]["buffer_names"]
@@ -95,7 +99,7 @@ class ZeroState:
 
     @property
     def moments(self) -> list[str]:
-        """What the optimizer keeps for every weight: exp_avg and exp_avg_sq of AdamW."""
+        """Names of the values that the optimizer keeps for every weight, as AdamW's exp_avg."""
         return [key for key in self._states if key not in (WEIGHTS, AVERAGE)]
 
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
@@ -112,9 +116,7 @@ class ZeroState:
         shape = self.shapes[name]
         if key == AVERAGE and name not in self._trained:
             key = WEIGHTS
-        whole = torch.cat(self._states[key][name].parts(0, math.prod(shape))).reshape(shape)
-        self._files.was_read(whole.nbytes)
-        return whole
+        return torch.cat(self._states[key][name].parts(0, math.prod(shape))).reshape(shape)
 
     def _add_averages(self, folder: Path) -> None:
         pieces: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
@@ -135,7 +137,7 @@ class ZeroState:
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
         for name in self._trained:
             self._of(WEIGHTS, name).append(model["module"][name].flatten())
-        ordered = optimizer_order(self._trained)
+        ordered = self._order or optimizer_order(self._trained)
         for index, state in model["optimizer"]["state"].items():
             for key, value in self._per_weight(state).items():
                 self._of(key, ordered[index]).append(value.flatten())
@@ -157,13 +159,13 @@ class ZeroState:
             offset = 0
             for name in names:
                 total = math.prod(self.shapes[name])
-                held = math.ceil(total / ranks)
+                share = math.ceil(total / ranks)
                 for key, flat in flats.items():
                     pieces = self._of(key, name)
                     present = sum(piece.numel() for piece in pieces)
-                    real = min(held, total - present)  # the last shards end in padding
+                    real = min(share, total - present)  # the last shards end in padding
                     pieces.append(flat[offset : offset + real])
-                offset += held
+                offset += share
 
     def _of(self, key: str, name: str) -> list[Tensor]:
         """Return the pieces of one state of one parameter, to add to."""
@@ -172,7 +174,7 @@ class ZeroState:
         return self._states[key][name].pieces
 
     def _per_weight(self, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return what an optimizer's state holds for every weight, and note what it counts."""
+        """Return the values that an optimizer keeps for every weight, and note its counts."""
         tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
         self.counts |= {key: value for key, value in tensors.items() if key in _COUNTS}
         return {key: value for key, value in tensors.items() if key not in _COUNTS}
@@ -184,6 +186,30 @@ class ZeroState:
         if group in optimizer:  # absent before the first applied step
             flats |= self._per_weight(optimizer[group])
         return flats
+
+
+@torch.no_grad()
+def load_into(engine: ShardedEngine, state: ZeroState) -> None:
+    """Copy the weights, buffers and optimizer state of a checkpoint into an engine.
+
+    Args:
+        engine: on the module and optimizer that the state is of; every rank passes its own.
+        state: the checkpoint, written by any number of ranks at any stage.
+    """
+    for owned in engine.owned_ranges():
+        record = engine.optimizer_state(owned.flat)
+        for key, value in state.counts.items():
+            record[key] = value.to(owned.flat.device, copy=True)
+        for key in state.moments:
+            if key not in record:
+                record[key] = torch.zeros_like(owned.flat)
+        targets = {WEIGHTS: owned.flat.data} | {key: record[key] for key in state.moments}
+        for key, target in targets.items():
+            owned.of(target).copy_(state.read(owned.name, key, owned.start, owned.length))
+    for name, buffer in engine.module.named_buffers():
+        if name in state.buffers:
+            buffer.copy_(state.buffers[name])
+    engine.weights_changed()
 
 
 def _start(piece: tuple[int, Tensor]) -> int:
@@ -199,6 +225,7 @@ def _by_rank(paths: Iterator[Path]) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    check_library()
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

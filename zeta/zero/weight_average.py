@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from zeta.zero.layout import HeldRange, flat_weights, held_ranges, weights_changed
+from zeta.zero.protocol import OwnedRange, ShardedEngine, flat_weights
 from zeta.zero.state import AVERAGE, ZeroState
 
 
 class WeightAverage:
-    """The average of what this rank holds of the fp32 weights, updated after every applied step.
+    """The average of the fp32 weights that this rank owns, updated after every applied step.
 
-    At ZeRO 1 to 3 a rank averages its own shard, which takes 4 bytes a weight over all ranks
-    together; at stage 0 every rank averages all. Nothing is communicated.
+    A rank averages its own shard, which takes 4 bytes a weight over all ranks together; where
+    nothing is sharded (ZeRO 0) every rank averages all. Nothing is communicated.
     """
 
-    def __init__(self, engine: Any, stage: int, decay: float) -> None:
-        """Begin an average at the weights of a `DeepSpeedEngine` as they are."""
-        self._engine, self._stage, self.decay = engine, stage, decay
-        self._held = held_ranges(engine, stage)
-        self._flats = flat_weights(engine, stage)
+    def __init__(self, engine: ShardedEngine, decay: float) -> None:
+        """Begin an average at the weights of `engine` as they are."""
+        self._engine, self.decay = engine, decay
+        self._flats = flat_weights(engine.owned_ranges())
         self._averages = [flat.detach().clone() for flat in self._flats]
         self._average_of = {
             id(flat): average for flat, average in zip(self._flats, self._averages, strict=True)
@@ -37,37 +36,38 @@ class WeightAverage:
         """Move the average towards the weights.
 
         The n-th update (from 0) decays by min(decay, (1 + n) / (10 + n)), so that the random
-        weights of the start are soon forgotten: the warm-up of TensorFlow's moving averages.
+        initial weights are soon forgotten: the warm-up of TensorFlow's moving averages.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self._averages, [flat.data for flat in self._flats], 1.0 - decay)
         self.updates += 1
 
     def pieces(self) -> dict[str, tuple[int, Tensor]]:
-        """Return what this rank has to save: by parameter, where its piece begins, and the piece.
+        """Return what this rank has to save: by parameter, the first element and the piece.
 
-        A weight that every rank holds is saved by rank 0.
+        Rank 0 saves what every rank owns.
         """
-        if self._stage == 0 and torch.distributed.get_rank() != 0:
+        if self._engine.replicated and dist.get_rank() != 0:
             return {}
-        return {held.name: (held.start, self._of(held)) for held in self._held}
+        return {owned.name: (owned.start, self._of(owned)) for owned in self._engine.owned_ranges()}
 
     @torch.no_grad()
     def load(self, state: ZeroState, updates: int) -> None:
-        """Go on with the average of a checkpoint, or from its weights, loaded before, if it has
-        none.
+        """Continue the average of a checkpoint.
+
+        Without one there, begin at the weights of the checkpoint, which must be loaded before.
         """
         if not state.has_average:
             torch._foreach_copy_(self._averages, [flat.data for flat in self._flats])
             self.updates = 0
             return
-        for held in self._held:
-            self._of(held).copy_(state.read(held.name, AVERAGE, held.start, held.length))
+        for owned in self._engine.owned_ranges():
+            self._of(owned).copy_(state.read(owned.name, AVERAGE, owned.start, owned.length))
         self.updates = updates
 
     @contextmanager
     def as_weights(self) -> Iterator[None]:
-        """Within, the model computes with the average; afterwards its weights are back, bit by bit.
+        """Let the model compute with the average; afterwards its weights are back, bit by bit.
 
         Every rank enters and leaves together, and nobody trains within.
         """
@@ -83,7 +83,7 @@ class WeightAverage:
             weights = flat.detach().clone()
             flat.data.copy_(average)
             average.copy_(weights)
-        weights_changed(self._engine, self._stage)
+        self._engine.weights_changed()
 
-    def _of(self, held: HeldRange) -> Tensor:
-        return held.of(self._average_of[id(held.flat)])
+    def _of(self, owned: OwnedRange) -> Tensor:
+        return owned.of(self._average_of[id(owned.flat)])

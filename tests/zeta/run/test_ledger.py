@@ -11,6 +11,7 @@ import torch
 
 from tests.zeta.training import lane_pack
 from zeta.exit_codes import RunError
+from zeta.packed import StepPacks
 from zeta.run.directory import RunDir
 from zeta.run.ledger import Ledger, QuarantineConfig, QuarantineNews, Streaks, check_budgets
 
@@ -44,11 +45,16 @@ def pack(weights: list[int]):
     return replace(made, weights=used, sample_ids=ids)
 
 
-def test_runs_of_bad_images_go_on_from_step_to_step_within_a_lane():
+def test_runs_of_bad_images_continue_from_step_to_step_within_a_lane():
     streaks = Streaks()
-    assert streaks.update([pack([1, 0, 0]), pack([0])], [3, 8]) == 2
-    assert streaks.update([pack([0, 1, 0]), pack([])], [3, 8]) == 3
-    assert streaks.update([pack([1, 1]), pack([0, 0, 0])], [3, 8]) == 4
+    for weights, longest in [
+        (([1, 0, 0], [0]), 2),
+        (([0, 1, 0], []), 3),
+        (([1, 1], [0, 0, 0]), 4),
+    ]:
+        packs = tuple(pack(each) for each in weights)
+        step = StepPacks(0, packs, (3, 8), num_images=0, num_tokens=0, epoch=0, more=True)
+        assert streaks.update(step) == longest
 
 
 def test_the_lines_of_a_rank_that_is_no_more_are_cut_to_the_checkpoint(tmp_path: Path):
