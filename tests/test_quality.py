@@ -68,6 +68,7 @@ def test_imports_go_from_launch_over_data_pipeline_to_zeta():
         ("zeta.models.planted", "zeta.train.engine"),  # up a floor
         ("zeta.tracking.planted", "zeta.zero.state"),  # to the other room of its floor
         ("launch.config.planted", "launch.run.local"),
+        ("zeta.train.planted", "deepspeed"),  # past the protocol of zeta.zero
     ],
 )
 def test_an_import_against_the_arrows_would_be_found(tmp_path, module, imported):

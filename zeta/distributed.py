@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
-from torch._C._distributed_c10d import Store as Store
+from torch.distributed import HashStore, PrefixStore, TCPStore
+from torch.distributed import Store as Store
 
 from zeta.exit_codes import RunError
 

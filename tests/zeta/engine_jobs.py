@@ -6,10 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import deepspeed
+import pytest
 import torch
 
+import zeta.zero.engine
 from tests.zeta.training import NUM_CLASSES, lane_pack, shard_small_parameters, tiny_navit
 from zeta.distributed import close_distributed
+from zeta.exit_codes import RunError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
@@ -291,6 +294,19 @@ def average(arguments):
             "distance to weights": max((averaged[n] - ours[n]).abs().max().item() for n in ours),
             "training is untouched": all(torch.equal(ours[n], theirs[n]) for n in ours),
         }
+    _write(world, arguments, report)
+
+
+def other_layout(arguments):
+    """The message of each rank where DeepSpeed's map of the weights misses a part of rank 1's."""
+    world = init_distributed()
+    report = {}
+    original = zeta.zero.engine.find_ranges
+    zeta.zero.engine.find_ranges = lambda *args: original(*args)[world.rank :]
+    for stage in (1, 2, 3):
+        with pytest.raises(RunError) as refused:
+            build(world, 2, stage)
+        report[f"stage={stage}"] = world.gather(str(refused.value))
     _write(world, arguments, report)
 
 

@@ -77,6 +77,11 @@ def test_any_world_size_reads_the_same_packs_each_step(manifest, reference, worl
     ranks, _ = read_steps(manifest, world_size)
     assert content(ranks) == reference
     assert {len(step.packs) for rank in ranks for step in rank} == {-(-LANES // world_size)}
+    for rank, steps in enumerate(ranks):
+        for step in steps:
+            assert step.lanes == tuple(rank + i * world_size for i in range(len(step.packs)))
+            beyond = [p for p, lane in zip(step.packs, step.lanes, strict=True) if lane >= LANES]
+            assert all(pack.num_images == 0 for pack in beyond)
 
 
 @pytest.mark.parametrize("workers", [1, 3])

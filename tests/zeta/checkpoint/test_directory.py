@@ -1,9 +1,18 @@
-"""A checkpoint directory is whole, or what is wrong with it is said."""
+"""A checkpoint directory is whole and of a known format, or refused with the reason."""
+
+import json
 
 import pytest
 
-from zeta.checkpoint.directory import find_fault, load_full_weights, write_manifest
+from zeta.checkpoint.directory import (
+    FORMAT,
+    find_fault,
+    load_full_weights,
+    read_trainer_state,
+    write_manifest,
+)
 from zeta.checkpoint.hashed_file import write_text
+from zeta.exit_codes import RunError
 from zeta.run.directory import step_names
 
 
@@ -50,3 +59,19 @@ def test_only_step_directories_are_listed_oldest_first(tmp_path):
     for name in [*names, "latest"]:
         (tmp_path / name).mkdir()
     assert step_names(tmp_path) == ["step_00000002", "step_00000010"]
+
+
+@pytest.mark.parametrize("state", [{}, {"format": 1}, {"format": FORMAT}])
+def test_a_checkpoint_of_this_format_or_an_older_one_is_read(tmp_path, state):
+    (tmp_path / "trainer.json").write_text(json.dumps(state))
+    assert read_trainer_state(tmp_path) == state
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_with_both_numbers(tmp_path):
+    (tmp_path / "trainer.json").write_text(json.dumps({"format": FORMAT + 1}))
+    with pytest.raises(RunError) as refused:
+        read_trainer_state(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} was written by a newer zeta, in format {FORMAT + 1}; this one reads up to "
+        f"format {FORMAT}: upgrade zeta"
+    )

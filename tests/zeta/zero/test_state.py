@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.zeta.training import tiny_navit
-from zeta.checkpoint.directory import load_full_weights
+from zeta.checkpoint.directory import FORMAT, load_full_weights, read_trainer_state
+from zeta.models.parameters import optimizer_order, parameter_shapes
 from zeta.zero.state import ZeroState
 
 JOB = "tests.zeta.trainer_jobs.train"
@@ -37,6 +38,39 @@ def test_any_range_of_a_parameter_is_read_across_its_pieces(tmp_path):
             expected = whole[start : start + length]
             assert torch.equal(state.read("w", "fp32", start, length), expected)
             assert torch.equal(state.read("w", "exp_avg_sq", start, length), expected + 200)
+
+
+def test_moments_of_stage_0_are_read_in_the_order_that_the_checkpoint_names(tmp_path):
+    zero = tmp_path / "zero"
+    zero.mkdir()
+    weights = {"norm.weight": torch.zeros(4), "body.weight": torch.zeros(4, 1)}
+    moments = {0: {"exp_avg": torch.full((4,), 10.0)}, 1: {"exp_avg": torch.full((4, 1), 11.0)}}
+    model = {"module": weights, "buffer_names": [], "optimizer": {"state": moments}}
+    torch.save(model, zero / "mp_rank_00_model_states.pt")
+    shapes = {name: list(value.shape) for name, value in weights.items()}
+    for order, numbered in [
+        (["norm.weight", "body.weight"], {"norm.weight": 10.0, "body.weight": 11.0}),
+        (["body.weight", "norm.weight"], {"norm.weight": 11.0, "body.weight": 10.0}),
+        (None, {"norm.weight": 11.0, "body.weight": 10.0}),  # by the rule of weight decay
+    ]:
+        state = ZeroState(zero, 0, shapes, tmp_path / "average", order=order)
+        read = {name: state.full(name, "exp_avg").unique().item() for name in shapes}
+        assert read == numbered
+
+
+@pytest.mark.slow
+def test_a_checkpoint_names_its_format_and_the_order_of_the_optimizer(ranks, tmp_path):
+    train = {"packs_per_step": 2, "max_steps": 1, "dtype": "fp32"}
+    runs = [
+        {"run_dir": str(tmp_path / str(stage)), "train": {**train, "zero_stage": stage}}
+        for stage in range(4)
+    ]
+    ranks.run(JOB, 2, {"runs": runs})
+    ordered = optimizer_order(parameter_shapes(tiny_navit()))
+    for stage in range(4):
+        state = read_trainer_state(tmp_path / str(stage) / "checkpoints" / "step_00000001")
+        assert state["format"] == FORMAT
+        assert state["optimizer_order"] == ordered
 
 
 @pytest.mark.slow
