@@ -1,7 +1,7 @@
-"""Which rank this process is, the process group, and collectives on small host values.
+"""The rank of this process, the process group, and collectives on small host values.
 
 A rank comes from the variables of torchrun, from those of a Slurm step, or from nothing (a single
-process, which goes through DeepSpeed all the same).
+process, which uses DeepSpeed all the same).
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ class RankInfo:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    """Rank among those on this machine."""
     local_world_size: int = 1
+    """Ranks on this machine."""
     master_addr: str = "127.0.0.1"
+    """Host of rank 0, where the ranks meet."""
     master_port: int = 0
-    """Port of the rendezvous; unused by a single process."""
+    """Port where the ranks meet; a single process does not use it."""
     from_slurm: bool = False
-    """Whether srun started this process, rather than torchrun, `zeta launch local` or nobody."""
+    """Whether srun started this process, rather than torchrun, `zeta launch local` or nothing."""
 
 
 def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
     """Read the rank from torchrun's variables, else from a Slurm step's, else a single process.
 
-    A batch script also sees SLURM_PROCID; only the SLURM_STEP_* variables tell that `srun`
-    started this process. Variables of torchrun that tell of fewer ranks than the step has tasks
-    were left in the shell that submitted the job: the step decides.
+    A batch script also sees SLURM_PROCID; only the SLURM_STEP_* variables show that `srun` started
+    this process. Variables of torchrun with fewer ranks than the step has tasks were left in the
+    shell that submitted the job: the step decides.
 
     Raises:
         ValueError: some variables of a launcher are set and others missing.
@@ -94,8 +97,8 @@ def _from_slurm(environment: Mapping[str, str]) -> RankInfo:
         local_rank=int(environment.get("SLURM_LOCALID", "0")),
         local_world_size=_expand_counts(tasks_per_node)[node],
         master_addr=address,
-        # Below the ephemeral ports, another port for every job that shares the node, and another
-        # one after a restart, for which that of the first start may be taken.
+        # Below the ephemeral ports; another port for every job that shares the node, and after
+        # every restart, when the port of the attempt before may still be taken.
         master_port=int(environment.get("MASTER_PORT", 20000 + (job + 3331 * restarts) % 10000)),
         from_slurm=True,
     )
@@ -134,7 +137,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, the one that writes shared files and talks to the terminal."""
+        """Whether this is rank 0, which writes shared files and the terminal."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -151,7 +154,7 @@ class World:
         return self.sum([not flag])[0] == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return `value` of every rank, by rank. For small Python objects of our own."""
+        """Return `value` of every rank, by rank; for small Python objects of our own."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -171,7 +174,7 @@ class World:
         self.sum([0.0])
 
     def raise_together(self, failure: Exception | None) -> NoReturn:
-        """Raise on every rank what some rank failed with; `failure` is this rank's, if any.
+        """Raise the failure of some rank on every rank; `failure` is this rank's, if any.
 
         NOTE: every rank raises, else the others would wait for the failed one in a collective.
 
@@ -184,9 +187,9 @@ class World:
         )
         if failure is not None:
             raise failure
-        told = {rank: item for rank, item in enumerate(failures) if item is not None}
-        text = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in told.items())
-        raise RunError(text) if any(fatal for _, fatal in told.values()) else RuntimeError(text)
+        found = {rank: item for rank, item in enumerate(failures) if item is not None}
+        text = "; ".join(f"rank {rank}: {message}" for rank, (message, _) in found.items())
+        raise RunError(text) if any(fatal for _, fatal in found.values()) else RuntimeError(text)
 
 
 def meeting_place(info: RankInfo, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Store:
@@ -196,7 +199,7 @@ def meeting_place(info: RankInfo, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> St
     store is that of its agent, and every restart has keys of its own.
 
     Raises:
-        ConnectionError: the port is taken, or rank 0 was not there in time. Another start may help.
+        ConnectionError: the port is taken, or rank 0 was not there in time; a restart may help.
     """
     if info.world_size == 1:
         return HashStore()
@@ -223,7 +226,7 @@ def set_collective_timeout(seconds: float) -> None:
 
     It applies to every group of this process. gloo raises in the waiting rank; NCCL ends the
     process, since work queued behind a failed collective would compute on garbage. MPI and other
-    back-ends keep their own limit. Infinity: a week, as back-ends know no infinity.
+    back-ends keep their own limit. Infinity becomes a week: back-ends need a finite limit.
     """
     if not dist.is_initialized():
         return
@@ -233,7 +236,7 @@ def set_collective_timeout(seconds: float) -> None:
 
 
 def as_timeout(seconds: float) -> timedelta:
-    """Return a time limit of torch, which knows no infinity: a week at most."""
+    """Return a time limit for torch, a week at most: it has no infinite one."""
     return timedelta(seconds=min(seconds, _LONGEST_TIMEOUT_S))
 
 
@@ -243,16 +246,17 @@ def choose_device(info: RankInfo, kind: str, visible: int) -> torch.device:
     Args:
         info: the rank.
         kind: cuda, cpu or auto.
-        visible: CUDA devices that this process sees.
+        visible: number of CUDA devices that this process sees.
 
     Raises:
-        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
+        ValueError: no CUDA device where one is asked for, or fewer devices than ranks on this
+            machine.
     """
     if kind == "cpu" or (kind == "auto" and visible == 0):
         return torch.device("cpu")
     if visible == 0:
         raise ValueError("train.device is cuda, but no CUDA device is visible; set it to cpu")
-    # A Slurm step may show each task only its own device, which is number 0 to it.
+    # In a Slurm step each task may see its own device alone, as number 0.
     own_device = info.from_slurm and visible == 1
     if visible < info.local_world_size and not own_device:
         raise ValueError(

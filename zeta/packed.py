@@ -62,7 +62,7 @@ class PackedBatch:
     sample_ids: Tensor
     """[I] int64 row of the sample in the manifest; -1 where unused."""
     labels: Tensor
-    """[I] int64 class index; -1 where there is none."""
+    """[I] int64 class index; -1 for an image without a label."""
     lengths: tuple[int, ...]
     """Host copy of the I + 1 segment lengths, so that no kernel choice waits for the device."""
     prefix_tokens: int = 0
@@ -143,17 +143,20 @@ class Rejected:
     """A sample that a step planned but could not train on."""
 
     sample_id: int
+    """Row of the sample in the manifest."""
     key: str
     """Key of the sample in its shard, as far as it could be read."""
     shard: str
+    """Path of the shard."""
     reason: str
+    """Why it could not be used, in words."""
 
 
 class StepSource(Protocol):
     """Gives the trainer its packs; `data_pipeline.loading.loader.PackLoader` is the real one."""
 
     def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
-        """Yield the packs of each step, from `state` (None: from the start of the run).
+        """Yield the packs of each step, from `state` on (None: from the first step).
 
         `state` is the merged state of all lanes, as saved by any number of ranks. The iterator
         never ends before the trainer stops it: finished lanes give empty packs.

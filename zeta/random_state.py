@@ -1,4 +1,4 @@
-"""Random generators: one seed for each pack, and the state of a process for its checkpoint."""
+"""Random generators: a seed for each pack, and the state of a process for its checkpoint."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed what a forward on `device` draws from.
+    """Seed the generators that a forward pass on `device` draws from.
 
-    `torch.manual_seed` would do, but notes its call stack for every kind of absent accelerator:
-    0.7 ms a call.
+    `torch.manual_seed` would do it too, but records its call stack for every kind of absent
+    accelerator: 0.7 ms a call.
     """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -48,7 +48,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(path: Path) -> None:
-    """Set the random generators of this process to what `random_state` returned."""
+    """Set the random generators of this process to a state that `random_state` returned."""
     state = torch.load(path, weights_only=True)
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]

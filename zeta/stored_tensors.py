@@ -1,4 +1,4 @@
-"""Tensors that are read when they are needed, and the safetensors files that they are streamed to.
+"""Tensors that are read when they are needed, and safetensors files that they are streamed to.
 
 The safetensors library writes a file from tensors that are all in memory. Here a file is written
 tensor by tensor, so that a model may be larger than the memory of the machine that exports it.
@@ -20,22 +20,22 @@ import torch
 from torch import Tensor
 
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""Our types of weights, in the words of safetensors."""
+"""Name of each type of weights in a safetensors file."""
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies on disk, or is made from one that does."""
+    """A tensor that lies on disk, or is computed from one that does."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """Returns it as a tensor of `shape` on the CPU, of this or another type."""
+    """Reads the tensor: of `shape`, on the CPU, of this type or another."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in a file."""
+        """Bytes of the tensor in a file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def changed(
@@ -48,7 +48,7 @@ class StoredTensor:
         """Read it as a contiguous tensor of its type.
 
         Raises:
-            ValueError: it has values that its type cannot hold.
+            ValueError: it has values that its type cannot represent.
         """
         read = self.read().detach()
         tensor = read.to(self.dtype).contiguous()
@@ -79,7 +79,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
 
     Raises:
         OSError: the file cannot be written; names it.
-        ValueError: a tensor has values that its type cannot hold; names it.
+        ValueError: a tensor has values that its type cannot represent; names it.
     """
     # The widest types first, so that every tensor begins at a multiple of its own width.
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
@@ -94,14 +94,14 @@ def write_sharded(
 ) -> None:
     """Write `stem.safetensors`, or several files and their index where it would be too large.
 
-    The files are `stem-00001-of-00003.safetensors` and so on, and the index, which tells in which
-    file each tensor is, `stem.safetensors.index.json`, as Hugging Face's libraries lay them out.
+    The files are `stem-00001-of-00003.safetensors` and so on. The index, which maps each tensor to
+    its file, is `stem.safetensors.index.json`, as Hugging Face's libraries lay them out.
 
     Args:
-        directory: where to write.
+        directory: folder to write to.
         stem: name of the files without their ending.
-        tensors: what to write, in this order.
-        max_bytes: of one file; a larger tensor has a file of its own.
+        tensors: the tensors by name, in the order in which they are written.
+        max_bytes: most bytes of one file; a larger tensor has a file of its own.
 
     Raises:
         OSError, ValueError: as `write_safetensors`.
@@ -162,7 +162,7 @@ def _write_tensor(file: IO[bytes], name: str, stored: StoredTensor) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Name the file in an OSError: one of a write does not, a full disk's for example."""
+    """Add the file's name to an OSError: that of a failed write, on a full disk, has none."""
     try:
         yield
     except OSError as error:

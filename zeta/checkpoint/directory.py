@@ -26,7 +26,7 @@ from zeta.zero.state import AVERAGE, WEIGHTS, ZeroState
 
 FORMAT = 2
 """Number of the layout that is written, `format` in trainer.json. This version reads it and all
-before: 1 (which has no number) had no `optimizer_order`."""
+before: 1, which has no number and no `optimizer_order`, and calls `progress.since_log` window."""
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 ZERO = "zero"

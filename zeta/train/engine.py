@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from zeta.distributed import World, compiler_available
 from zeta.models.attention import varlen_obstacle
 from zeta.models.layers import Attention, AttentionPool, ParallelBlock
-from zeta.models.packed_vit import PackedViT
-from zeta.models.text_tower import TextTower
 from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.memory_model import set_checkpointing
 from zeta.train.optim import build_optimizer
 from zeta.train.straggler import ForwardClock
 from zeta.zero.engine import ZeroEngine
@@ -83,9 +82,7 @@ class TrainEngine:
         self.forward_clock = ForwardClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
         model = model.to(world.device)
-        for module in model.modules():
-            if isinstance(module, PackedViT | TextTower):
-                module.activation_checkpointing = train.activation_checkpointing
+        set_checkpointing(model, train.activation_checkpointing)
         choose_attention(model, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)

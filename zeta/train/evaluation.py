@@ -1,8 +1,8 @@
 """Evaluation on held-out packs: every image once, on any number of ranks.
 
-Ranks may hold different numbers of packs. Before each forward one small collective says whether
-any rank has a pack left, has failed, or was asked to stop. So all ranks run the same number of
-forwards, which at ZeRO-3 are collectives themselves, and a stop is heeded between two packs.
+Ranks may have different numbers of packs. Before each forward the ranks agree, in one small
+collective, whether any has a pack left, has failed, or was asked to stop. So all run the same
+number of forwards, which at ZeRO-3 are collectives themselves, and can stop between two packs.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from zeta.run.signals import agreed_stop, stop_votes
 
 @dataclass(frozen=True)
 class HeldOut:
-    """All held-out images, shown at one size."""
+    """All held-out images, at one size."""
 
     tokens: int | None
     """Token budget of an image, in the names of the scores; None: the size of training."""
     images: int
-    """Images that are to be scored, by all ranks together."""
+    """Images that all ranks together are to score."""
     unusable: int
     """Images that are known to be unusable before any is read."""
     fingerprint: str
-    """Changes with the images."""
+    """Digest of the images, to know whether two evaluations are of the same."""
     open: Callable[[], StepSource]
     """Returns the packs of this rank, anew for each evaluation; its lanes end after one pass."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model scored on all held-out images, the same on every rank."""
+    """The scores of a model on all held-out images, the same on every rank."""
 
     scores: Mapping[str, float]
     """Means over the images by name, `loss` and the objective's own."""
@@ -48,7 +48,7 @@ class Evaluation:
     rejected: int
     """Images that could not be decoded."""
     rejected_here: tuple[Rejected, ...]
-    """Those of this rank, with the reasons."""
+    """Images that this rank could not decode, with the reasons."""
 
 
 def evaluate(
@@ -67,11 +67,11 @@ def evaluate(
         objective: checks the targets and keeps the account.
         source: this rank's packs; its lanes end after one pass.
         world: the ranks.
-        requested: tells whether this rank was asked to stop, and with which exit code.
-        show: is told the images done so far, by all ranks.
+        requested: returns the exit code if this rank was asked to stop, else None.
+        show: called with the number of images that all ranks have scored so far.
 
     Returns:
-        The evaluation, or what to exit with, where a rank was asked to stop before the end.
+        The evaluation, or the exit code if a rank was asked to stop before the end.
 
     Raises:
         RunError: a target is invalid, or no image at all could be decoded.
@@ -112,7 +112,7 @@ def evaluate(
 def _packs_of_rank(
     source: StepSource, objective: Objective, rejected: list[Rejected]
 ) -> Generator[tuple[PackedBatch, bool], None, None]:
-    """Yield this rank's packs that hold images, each with False; then a spare with True for ever.
+    """Yield this rank's packs that have images, each with False; then a spare with True for ever.
 
     The spare is a pack of weight 0, for the forwards in which only other ranks have images.
     """

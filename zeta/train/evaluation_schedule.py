@@ -1,4 +1,4 @@
-"""Evaluation during training: when it is due, what it logs, and which step was best so far."""
+"""Evaluation during training: when it is due, the metrics it logs, and the best step so far."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from zeta.train.progress import Progress
 class Validation:
     """Evaluates a run on held-out images.
 
-    Where the run keeps a moving average of the weights, that is scored too, at the size of
-    training.
+    If the run keeps a moving average of the weights, that is scored too, at the size of training.
 
     Args:
-        held_out: the images at each size, that of training first; none: nothing is ever due.
-        config: when.
+        held_out: the images at each size, that of training first; empty: nothing is ever due.
+        config: steps between two evaluations.
         engine: the model and its objective.
-        run_dir: where images that cannot be used are listed.
+        run_dir: directory with the list of images that cannot be used.
         console: shows progress and results.
-        watchdog: is told of every pack.
+        watchdog: is notified of every pack.
     """
 
     def __init__(
@@ -64,11 +63,11 @@ class Validation:
     def run(self, progress: Progress, signals: StopSignals, sink: MetricSink) -> ExitCode | None:
         """Evaluate at every size, log the scores and note them in `progress`.
 
-        Every rank calls this. Where one was asked to stop before the end, nothing is logged or
-        noted, so that the resumed run evaluates this step.
+        Every rank calls this. If one was asked to stop before the end, nothing is logged or noted,
+        so that the resumed run evaluates this step.
 
         Returns:
-            What to exit with, where a rank was asked to stop; else None.
+            The exit code if a rank was asked to stop; else None.
         """
         started = time.perf_counter()
         metrics, shown, rejected = dict[str, float](), dict[str, float](), list[Rejected]()
@@ -89,7 +88,7 @@ class Validation:
             if held_out is at_training_size:
                 metrics[names.VAL_IMAGES] = found.images
                 metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
-        self._name(rejected, progress.step)
+        self._list_rejected(rejected, progress.step)
         progress.note_evaluation(at_training_size.fingerprint, shown[headline])
         best = ""
         if progress.best_value is not None:
@@ -119,8 +118,8 @@ class Validation:
                 show=show,
             )
 
-    def _name(self, rejected: Sequence[Rejected], step: int) -> None:
-        """List the images that could not be used; say so where there are new ones."""
+    def _list_rejected(self, rejected: Sequence[Rejected], step: int) -> None:
+        """List the images that could not be used, and log a message if there are new ones."""
         if not self._world.sum([len(rejected)])[0]:
             return
         before = self._quarantine.count

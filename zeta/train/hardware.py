@@ -1,8 +1,8 @@
-"""Accelerators by name: their peak rates, against which MFU is measured, and their memory.
+"""Accelerators by name: their peak rates, which MFU is measured against, and their memory.
 
 Peak rates are those of the vendors' data sheets for dense matrix products: bf16 with fp32
-accumulation on tensor cores, and fp32 without TF32. Clocks that a card does not hold under load
-make the true peak lower; that is part of what MFU shows.
+accumulation on tensor cores, and fp32 without TF32. A card whose clocks fall under load has a lower
+true peak; MFU shows that too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 RESERVE_GIB = 1.5
-"""What CUDA's context and the gaps between blocks take of a GPU."""
+"""GiB of a GPU that CUDA's context and the gaps between blocks take."""
 
 
 @dataclass(frozen=True)
@@ -19,26 +19,27 @@ class Accelerator:
     """One kind of GPU."""
 
     key: str
-    """What `--gpu` calls it."""
+    """Its name for `--gpu`."""
     pattern: str
     """Regular expression for the name that CUDA reports."""
     memory_gib: float
     """Memory of the (largest) variant, as CUDA reports it."""
     bf16_tflops: float | None
-    """Dense peak in bf16; None where there are no bf16 tensor cores."""
+    """Dense peak in bf16; None for a GPU without bf16 tensor cores."""
     fp32_tflops: float
+    """Dense peak in fp32."""
 
     def peak_tflops(self, dtype: str) -> float | None:
-        """Return the dense peak in TFLOP/s at `train.dtype` bf16 or fp32; None: none known."""
+        """Return the dense peak in TFLOP/s at `train.dtype` bf16 or fp32; None if not known."""
         return self.bf16_tflops if dtype == "bf16" else self.fp32_tflops
 
     def fits(self, nbytes: float) -> bool:
-        """Whether a rank that takes so many bytes for tensors fits, CUDA's own needs counted."""
+        """Whether a rank that takes `nbytes` for tensors fits, CUDA's own needs included."""
         return nbytes / 2**30 + RESERVE_GIB <= self.memory_gib
 
 
 ACCELERATORS = (
-    # More telling names first: the first whose pattern is found decides.
+    # More specific names first: the first whose pattern is found decides.
     Accelerator("gb200", r"\bGB200\b", 184, 2500, 80),
     Accelerator("b200", r"\bB200\b", 178, 2250, 75),
     Accelerator("h200-nvl", r"\bH200 NVL\b", 140, 836, 60),

@@ -1,4 +1,4 @@
-"""Weights on disk to begin a run at: of a run, a checkpoint in it, an export, or of timm."""
+"""Weights on disk that a run can begin at: of a run, a checkpoint, an export, or of timm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zeta.stored_tensors import StoredTensor
 _T = TypeVar("_T")
 _HEAD = "head."
 _IMAGE = "image."
-"""Before the names of the image encoder's weights in a run that compares images with captions."""
+"""Prefix of the image encoder's weights in a run that compares images with captions."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class OpenWeights:
     """Weights on disk, read one at a time."""
 
     tensors: Mapping[str, StoredTensor]
-    """By their names in the model."""
+    """Tensors by their names in the model."""
     note: str = ""
-    """What was not taken as it is there."""
+    """Differences from the files, for the user."""
     options: str = ""
-    """Of published weights: the `model.*` that compute the same."""
+    """Settings `model.*` that compute the same, for published weights."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -49,15 +49,16 @@ class OpenWeights:
 def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
 
-    Of a run it is the newest checkpoint that passes its hashes. Published weights (a folder or file
+    A run gives its newest checkpoint that passes its hashes. Published weights (a folder or file
     of safetensors, see `zeta.export.timm.reading`) are brought into the model's layout.
 
     Args:
-        path: where they are.
+        path: folder or file of the weights.
         wanted: shape of every parameter and buffer of the model, by name.
 
     Raises:
-        ValueError: `path` is none of them, or what is there is damaged.
+        ValueError: `path` is none of them, or is damaged.
+        RunError: a newer zeta wrote the checkpoint, in a format that this one does not know.
     """
     if is_timm(path):
         weights = open_timm(path)
@@ -71,7 +72,7 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     if RunDir(path).checkpoints.is_dir():
         checkpoint = newest_whole(RunDir(path).checkpoints)
         return OpenWeights(for_model(stored_weights(checkpoint), wanted))
-    what = "holds none of them" if path.is_dir() else "is no folder"
+    what = "has no weights that zeta can read" if path.is_dir() else "is not a folder"
     raise ValueError(
         f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), a "
         "folder written by `zeta export`, or one of timm with model.safetensors"
@@ -79,17 +80,17 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
 
 
 def check_initial_weights(model: nn.Module, path: str) -> None:
-    """Refuse, before anything starts, what is not there or of another model.
+    """Refuse weights that are missing or of another model, before anything starts.
 
-    Of a checkpoint only the list of its parameters is read; its bytes are verified when it is
-    loaded, and so is which checkpoint of a run is the newest good one.
+    Only the list of a checkpoint's parameters is read. Its bytes are verified when it is loaded,
+    and the newest good checkpoint of a run is looked for then.
 
     Args:
         model: the model of the run, on any device.
         path: `train.init_from`.
 
     Raises:
-        RunError: nothing to read there, or weights of another model.
+        RunError: `path` has no weights, or those of another model.
     """
     folder, wanted, options = Path(path).expanduser(), parameter_shapes(model), ""
     checkpoints = RunDir(folder).checkpoints
@@ -99,7 +100,7 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
         elif not is_timm(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
             names = step_names(checkpoints)
             if not names or not (checkpoints / names[-1] / TRAINER_STATE).is_file():
-                newest_whole(checkpoints)  # says what is wrong with those that are there
+                newest_whole(checkpoints)  # raises, naming the faults of those that are there
                 return
             shapes = read_trainer_state(checkpoints / names[-1])["parameters"]
         else:
@@ -119,17 +120,17 @@ def head_to_leave(
     new_head: bool = False,
     options: str = "",
 ) -> list[str]:
-    """Return the names of the head's parameters if it is of another shape in the files, or new.
+    """Return the names of the head's parameters if its shape differs in the files, or it is new.
 
     Args:
         wanted: shapes in the model, by name.
         shapes: shapes in the files.
-        path: of the files.
+        path: path of the files.
         new_head: leave the head in any case.
-        options: the `model.*` that the files are of, where that is known.
+        options: settings `model.*` of the files, where they are known.
 
     Raises:
-        RunError: anything but the head is of another shape.
+        RunError: anything but the head has another shape.
     """
     different = [n for n in sorted({*wanted, *shapes}) if wanted.get(n) != shapes.get(n)]
     for name in different:
@@ -143,9 +144,9 @@ def head_to_leave(
 
 
 def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
-    """Return what a model with parameters of these `names` can begin at, of what is `there`.
+    """Return the part of `there` that a model with parameters of these `names` can begin at.
 
-    Of an image-text run a model without captions takes the image encoder, but not its head: that
+    A model without captions takes the image encoder of an image-text run, but not its head, which
     maps into the space of the captions.
     """
     if not _is_image_text(there) or _is_image_text(names):

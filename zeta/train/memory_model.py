@@ -1,10 +1,10 @@
-"""How much memory training takes on each rank, by kind, before anything is allocated.
+"""The memory that training takes on each rank, by kind, before anything is allocated.
 
-Two parts. What sharding decides (weights, gradients, optimizer state, buffers) follows from the
-sizes of the parameters: `state_memory`, arithmetic alone. What the model decides (activations) is
-counted by running the model itself, forward and backward, on tensors without content, and adding
-up every storage that is alive: `activation_memory`. It holds for any model, dtype and sharding of
-the work, takes no memory, and on the CPU gives the bytes that a real run allocates.
+It has two parts. Weights, gradients, optimizer state and buffers are decided by sharding, and
+follow from the sizes of the parameters by arithmetic: `state_memory`. Activations are decided by
+the model, and are counted by running it, forward and backward, on tensors without content, and
+adding up every storage that is alive: `activation_memory`. That works for any model, dtype and
+sharding, takes no memory, and on the CPU gives the bytes that a real run allocates.
 
 Buffers are those of DeepSpeed 0.19.8: buckets of 5e8 elements for the reduction of gradients, which
 are allocated whole however small the model is. `train.deepspeed` may set other sizes, another
@@ -36,9 +36,9 @@ _BUCKET = ("reduce_bucket_size", 500_000_000)
 _PREFETCH = ("stage3_prefetch_bucket_size", 50_000_000)
 """Elements of weights gathered ahead at ZeRO-3."""
 _KEPT_WHOLE = ("stage3_param_persistence_threshold", 100_000)
-"""Parameters of at most so many elements stay on every rank at ZeRO-3."""
+"""Largest parameters, in elements, that stay on every rank at ZeRO-3."""
 _CHECKPOINTING = "activation_checkpointing"
-"""What every encoder calls it."""
+"""Attribute of every encoder that recomputes its blocks."""
 _ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
 """Scores and their gradient of one block, inside of the CPU's attention operator."""
 
@@ -61,17 +61,17 @@ class StateMemory:
     gathered: int
     """Weights of the layers at work, whole (ZeRO-3)."""
     on_host: int = 0
-    """Of all these, what lies in host memory (offload_optimizer)."""
+    """Part of all these that lies in host memory (offload_optimizer)."""
 
     @property
     def total(self) -> int:
-        """Bytes of all kinds together, but those in host memory."""
+        """Bytes of all kinds together, except those in host memory."""
         with_host: int = sum(vars(self).values())
-        return with_host - 2 * self.on_host  # a part of the others, in the sum once more
+        return with_host - 2 * self.on_host  # it is part of the others, and in the sum itself
 
     @property
     def lasting(self) -> int:
-        """Bytes held between two steps of ZeRO 0 to 2, when gradients and buckets are gone."""
+        """Bytes that stay between two steps of ZeRO 0 to 2, without gradients and buckets."""
         return self.weights + self.master + self.optimizer + self.average
 
 
@@ -80,21 +80,22 @@ class ActivationMemory:
     """Bytes of one pack at a time, forward and backward."""
 
     saved: int
-    """What the forward pass keeps for the backward pass."""
+    """Tensors that the forward pass keeps for the backward pass."""
     peak: int
-    """Most that is alive at any time besides weights and gradients."""
+    """Most bytes that are alive at any time besides weights and gradients."""
 
 
 def state_memory(
     sizes: Sequence[int], train: TrainConfig, world_size: int, frozen: Sequence[int] = ()
 ) -> StateMemory:
-    """Return what one of `world_size` ranks holds besides activations.
+    """Return the memory of one of `world_size` ranks besides activations.
 
     Args:
         sizes: elements of each parameter that learns.
         train: ZeRO stage, dtype, moving average, settings of DeepSpeed.
         world_size: W; shards are rounded up.
-        frozen: elements of each parameter that does not learn (`train.trainable`): weights alone.
+        frozen: elements of each parameter that does not learn (`train.trainable`), which has
+            weights alone.
     """
     count, stage = sum(sizes), train.zero_stage
     share = -(-count // world_size) if stage else count
@@ -132,7 +133,7 @@ def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def set_checkpointing(model: nn.Module, on: bool) -> None:
-    """Have the encoders of `model` recompute their blocks, or not: `activation_checkpointing`."""
+    """Let the encoders of `model` recompute their blocks in the backward pass, or not."""
     for module in model.modules():
         if hasattr(module, _CHECKPOINTING):
             setattr(module, _CHECKPOINTING, on)
@@ -154,7 +155,7 @@ def activation_memory(
     """
     for module in model.modules():
         if isinstance(module, PackedViT):
-            # Whether the grids of a pack fit is asked of values, and here there are none.
+            # The check that the grids of a pack fit reads values, and there are none here.
             module.__dict__["grids_fit"] = lambda pack: None
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)

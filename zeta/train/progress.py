@@ -1,8 +1,9 @@
-"""Where a run is, and the metrics of the steps since the last log."""
+"""The progress of a run, and the metrics of the steps since the last log."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,30 +14,41 @@ from zeta.train.engine import StepResult
 
 @dataclass
 class Progress:
-    """Counts of committed steps: with the data state, all that a resumed run goes on from."""
+    """Counts of committed steps: with the data state, all that a resumed run continues from."""
 
     step: int = 0
     """Committed optimizer steps."""
     images: int = 0
+    """Images trained on, over all ranks."""
     rejected: int = 0
     """Images that could not be used, each time that they came up."""
     tokens: int = 0
+    """Tokens trained on, over all ranks."""
     epoch: int = 0
+    """Lowest epoch of the last step's samples."""
     skipped_steps: int = 0
     """Steps that changed nothing, because their loss or gradient was not finite."""
     nonfinite_in_a_row: int = 0
-    window: dict[str, float] = field(default_factory=dict)
+    since_log: dict[str, float] = field(default_factory=dict)
     """Sums since the last log, so that a resumed run logs what an uninterrupted one would."""
     validated_step: int = 0
-    """Step whose weights were evaluated last; 0: none."""
+    """Step whose weights were evaluated last; 0: no step yet."""
     validated_on: str = ""
     """Fingerprint of the held-out images of that evaluation."""
     best_value: float | None = None
     """Best value so far of the objective's headline score on those images; None: no evaluation."""
     best_step: int = 0
-    """The step that it is of."""
+    """Step of the best value."""
     data: dict[str, Any] | None = None
-    """Merged state of all lanes after the last committed step; None: the start of the data."""
+    """Merged state of all lanes after the last committed step; None: before the first step."""
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> Progress:
+        """Return the progress that `dataclasses.asdict` made for a checkpoint of any format."""
+        fields = dict(saved)
+        if "window" in fields:  # its name in format 1
+            fields["since_log"] = fields.pop("window")
+        return cls(**fields)
 
     @property
     def steps(self) -> int:
@@ -46,7 +58,7 @@ class Progress:
     def share_done(self, train: TrainConfig) -> float | None:
         """Return the share of the run that is done, by the nearest of its limits; at 1 it ends.
 
-        None: it ends with the data, after `max_epochs`, or not at all.
+        Returns None if the run ends with the data, after `max_epochs`, or not at all.
         """
         limits = ((getattr(self, unit), getattr(train, f"max_{unit}")) for unit in UNITS)
         return max((done / most for done, most in limits if most is not None), default=None)
@@ -55,7 +67,7 @@ class Progress:
         """Return the share of the run that is done, `max_epochs` counted as well: for the ETA.
 
         Args:
-            train: what the run ends by.
+            train: the limits of the run.
             epoch_images: images of one pass over the data; None: not known.
         """
         share = self.share_done(train)
@@ -86,9 +98,9 @@ class Progress:
             budget: token budgets of all packs of all ranks.
             flops: operations of training on the images of all ranks.
             epoch: lowest epoch of the step's samples.
-            result: what the engine did; None if there was no image to learn from.
+            result: outcome of the engine's step; None if there was no image to learn from.
             seconds: wall time of the step on this rank.
-            waited: of it, for data.
+            waited: seconds of it that were spent waiting for data.
         """
         self.step += 1
         self.images += images
@@ -100,19 +112,19 @@ class Progress:
         if result is not None and result.applied:
             sums |= {"learned": images, "loss": result.loss_sum}
             sums |= {f"count/{name}": value for name, value in result.counts.items()}
-            self.window["grad_norm"] = result.grad_norm
+            self.since_log["grad_norm"] = result.grad_norm
         if result is not None:
             self.nonfinite_in_a_row = 0 if result.applied else self.nonfinite_in_a_row + 1
             self.skipped_steps += not result.applied
         for key, value in sums.items():
-            self.window[key] = self.window.get(key, 0.0) + value
+            self.since_log[key] = self.since_log.get(key, 0.0) + value
 
     def note_evaluation(self, fingerprint: str, headline: float) -> None:
         """Note that the weights of this step were evaluated.
 
         Args:
-            fingerprint: of the held-out images; with others than before, a new best is sought.
-            headline: the score that tells which step is best.
+            fingerprint: fingerprint of the held-out images; a new one starts a new best value.
+            headline: the score by which the best step is chosen.
         """
         if fingerprint != self.validated_on:
             self.best_value = None
@@ -121,33 +133,33 @@ class Progress:
             self.best_value, self.best_step = headline, self.step
 
     def take_metrics(self, peak_flops: float | None = None) -> dict[str, float]:
-        """Return the metrics of the window, by name, and begin a new one.
+        """Return the metrics of the steps since the last call, by name.
 
-        Losses and counts are means over images; rates are over the time of steps, saves left out.
+        Losses and counts are means over images; rates are over the time of steps, without saves.
 
         Args:
             peak_flops: operations a second that all ranks could do; None: MFU is not reported.
         """
-        window, self.window = self.window, {}
-        seconds = max(window["seconds"], 1e-9)
+        sums, self.since_log = self.since_log, {}
+        seconds = max(sums["seconds"], 1e-9)
         metrics: dict[str, float] = {
             names.SKIPPED_STEPS: self.skipped_steps,
-            names.IMAGES_PER_S: window["seen"] / seconds,
-            names.TOKENS_PER_S: window["tokens"] / seconds,
-            names.STEP_S: seconds / window["steps"],
-            names.DATA_WAIT_S: window["waited"] / window["steps"],
-            names.FILL: window["tokens"] / window["budget"],
+            names.IMAGES_PER_S: sums["seen"] / seconds,
+            names.TOKENS_PER_S: sums["tokens"] / seconds,
+            names.STEP_S: seconds / sums["steps"],
+            names.DATA_WAIT_S: sums["waited"] / sums["steps"],
+            names.FILL: sums["tokens"] / sums["budget"],
             names.IMAGES_SEEN: self.images,
             names.TOKENS_SEEN: self.tokens,
             names.EPOCH: self.epoch,
         }
-        if peak_flops is not None:  # a window that an older version saved has no flops
-            metrics[names.MFU] = window.get("flops", 0.0) / seconds / peak_flops
-        if "learned" in window:
-            metrics[names.TRAIN_LOSS] = window["loss"] / window["learned"]
-            metrics[names.GRAD_NORM] = window["grad_norm"]
-            for key in window:
+        if peak_flops is not None:  # sums that an older version saved have no flops
+            metrics[names.MFU] = sums.get("flops", 0.0) / seconds / peak_flops
+        if "learned" in sums:
+            metrics[names.TRAIN_LOSS] = sums["loss"] / sums["learned"]
+            metrics[names.GRAD_NORM] = sums["grad_norm"]
+            for key in sums:
                 group, _, name = key.partition("/")
                 if group == "count":
-                    metrics[names.train_mean(name)] = window[key] / window["learned"]
+                    metrics[names.train_mean(name)] = sums[key] / sums["learned"]
         return metrics

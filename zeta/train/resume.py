@@ -103,7 +103,7 @@ class RunCheckpoints:
         if self._found is not None:
             folder, saved = self._found
             self.store.load(folder, engine)
-            progress = Progress(**saved["progress"])
+            progress = Progress.from_saved(saved["progress"])
             self.wandb_run_id = saved.get("wandb_run_id")
             self.console.message(f"continuing from {folder.name}")
         if self._found is not None and saved["world_size"] == self.world.size:

@@ -18,24 +18,28 @@ class Schedule:
 
     - cosine falls to 0 at the end;
     - rsqrt is lr * sqrt(warm-up / position), the schedule of the ViT scaling and NaViT papers (Zhai
-      et al. 2022, section 3.5), whose time scale here is the warm-up;
-    - constant stays, and so does wsd (warm-up, stable, decay; Hu et al. 2024).
+      et al. 2022, section 3.5), with the warm-up as its time scale;
+    - constant stays at the peak, and so does wsd (warm-up, stable, decay; Hu et al. 2024).
 
-    All but cosine are scaled to 0 over the cooldown before the end, linearly or (sqrt) by 1 - sqrt
-    of the share of it that is over (Hägele et al. 2024).
+    All but cosine are scaled to 0 over the cooldown before the end: linearly, or (sqrt) by 1 - sqrt
+    of the share of the cooldown that is over (Hägele et al. 2024).
     """
 
     optim: OptimConfig
+    """Peak rate and shape."""
     warmup: int
+    """Position at which the warm-up ends."""
     cooldown: int
+    """Length of the cooldown; 0: none."""
     end: int | None
+    """Position at which the run ends; None: not known."""
 
     def rate(self, before: int, after: int) -> float:
         """Return the learning rate of the optimizer step that leads from `before` to `after`.
 
         Args:
-            before: position when the step begins; 0 at the start of the run.
-            after: position with the step.
+            before: position when the step begins; 0 for the first step of the run.
+            after: position when it ends.
         """
         optim, warmup = self.optim, max(self.warmup, 1)
         if before < self.warmup:
@@ -59,8 +63,8 @@ def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
     """Return the schedule of a run.
 
     Raises:
-        ValueError: names the field that is missing, that is in another unit than
-            `optim.schedule_by`, or that does not fit the length of the run.
+        ValueError: a field is missing, is in another unit than `optim.schedule_by`, or does not
+            fit the length of the run; the message names it.
     """
     if train.max_epochs is None and all(getattr(train, f"max_{unit}") is None for unit in UNITS):
         raise ValueError(
@@ -84,7 +88,7 @@ def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
         raise ValueError(f"optim.schedule wsd needs optim.cooldown_{unit} of at least 1")
     if end is None and (cooldown or optim.schedule == "cosine"):
         field = f"optim.cooldown_{unit}" if cooldown else "optim.schedule = cosine"
-        raise ValueError(f"{field} needs to know where the run ends; set train.max_{unit}")
+        raise ValueError(f"{field} needs the end of the run; set train.max_{unit}")
     if end is not None and warmup + cooldown and warmup + cooldown >= end:
         raise ValueError(
             f"optim.warmup_{unit} + optim.cooldown_{unit} is {warmup + cooldown}; it must be below "

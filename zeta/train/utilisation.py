@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: the operations that the model needed, over what the devices could do."""
+"""Model FLOPs utilisation: the operations that the model needs over the peak of the devices."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ class Utilisation:
         Args:
             model: counts its own operations, see `zeta.models.flops.CountsFlops`.
             world: the ranks.
-            train: dtype, and the peak of devices that are in no table.
-            say: told on every rank why MFU is not reported, if it is not.
+            train: dtype, and the peak of devices that are not in the table.
+            say: called on every rank with the reason if MFU is not reported.
         """
         self._model = model if isinstance(model, CountsFlops) else None
         peaks = world.gather(peak_flops(world.device, train))
         known = self._model is not None and None not in peaks
         self.peak: float | None = sum(peaks) if known else None
-        """Operations a second of all ranks; None where MFU cannot be told."""
+        """Peak of all ranks in operations a second; None where it is not known."""
         if self._model is None:
-            say(f"throughput/mfu is not reported: {type(model).__name__} counts no operations")
+            say(
+                f"throughput/mfu is not reported: {type(model).__name__} does not count its "
+                "operations (training_flops)"
+            )
         elif self.peak is None and world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
             say(

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: the only room that imports it, and that knows how it lays out weights and state.
+"""DeepSpeed ZeRO behind one protocol (`zeta.zero.protocol`): no other room imports it.
 
-Imports `zeta.models` and below; training, checkpoints and exports come to DeepSpeed through here.
+Imports `zeta.models` and below; training, checkpoints and exports reach DeepSpeed through here.
 """

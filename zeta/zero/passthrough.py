@@ -2,8 +2,12 @@
 
 DeepSpeed itself ignores a top-level key that it does not know, and would let many settings undo
 what zeta promises (the exact mean, the finite check, whole checkpoints). So only keys that are
-known to go with zeta's loop pass; any other is refused with the zeta field that decides it, or with
-the nearest name. Values of the wrong type are refused as well, before DeepSpeed is loaded.
+known to work with zeta's loop pass; any other is refused with the zeta field that decides it, or
+with the nearest name.
+
+Values of the wrong type are refused here too, not by DeepSpeed's own pydantic models: a config is
+checked by commands that never load DeepSpeed, which takes 3 s and chooses its accelerator from the
+environment as soon as it is imported, before zeta has set that.
 """
 
 from __future__ import annotations
@@ -21,9 +25,9 @@ _CHECKPOINTS = "zeta's checkpoints, which no longer fit"
 _FINITE = "zeta's finite check and clipping (optim.clip), which need the whole gradient"
 
 OPTIMIZERS = ("Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-"""Types of `optimizer`, of torch.optim: their state belongs to single weights, so that checkpoints
-carry it to any ranks and stage. (AdamW is zeta's own: `optim.*`; Adagrad fails in DeepSpeed 0.19.8
-at ZeRO-2.)"""
+"""Types of `optimizer`, all of torch.optim: their state belongs to single weights, so that
+checkpoints carry it to any ranks and stage. (AdamW is zeta's own: `optim.*`; Adagrad fails in
+DeepSpeed 0.19.8 at ZeRO-2.)"""
 
 _SIZES = (
     "reduce_bucket_size",
@@ -36,7 +40,7 @@ _SIZES = (
     "stage3_max_reuse_distance",
     "stage3_module_granularity_threshold",
 )
-"""Keys of `zero_optimization` that are numbers; all others but the offload are true or false."""
+"""Keys of `zero_optimization` that are numbers; the others are true or false, or the offload."""
 
 _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "zero_optimization": (
@@ -65,7 +69,7 @@ _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "log_level": None,
     "timers": None,
 }
-"""Keys that pass, each with those below it that pass (None: any)."""
+"""Keys that pass, each with the keys below it that pass (None: any)."""
 
 _DECIDED = {
     "train_batch_size": "train.packs_per_step",
@@ -141,11 +145,11 @@ _DECIDED = {
     ),
     _LOOP,
 )
-"""Keys that are refused, and what decides them here."""
+"""Keys that are refused, and the field or promise of zeta that decides them."""
 
 
 def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
-    """Raise ValueError, naming the key and what to set instead, unless zeta can pass them all on.
+    """Raise ValueError, naming the key and the field to set instead, unless all settings can pass.
 
     Args:
         settings: the value of `train.deepspeed`, laid out as DeepSpeed's config.
@@ -173,7 +177,7 @@ def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
 
 
 def optimizer_name(settings: Mapping[str, Any]) -> str:
-    """Return the type of the optimizer: AdamW, or what the settings ask for."""
+    """Return the type of the optimizer: AdamW, or another that the settings ask for."""
     return str(settings.get("optimizer", {}).get("type", "AdamW"))
 
 
@@ -198,8 +202,8 @@ def _check_key(key: str, known: tuple[str, ...]) -> None:
     if key in _DECIDED:
         raise ValueError(f"train.deepspeed.{key} is decided by {_DECIDED[key]}: leave it out")
     near = difflib.get_close_matches(key, [*known, *_DECIDED], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise ValueError(f"train.deepspeed.{key} is no key that DeepSpeed can be given here; {hint}")
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+    raise ValueError(f"train.deepspeed.{key} is not a setting that zeta passes on; {hint}")
 
 
 def _check_zero_value(name: str, value: Any) -> None:

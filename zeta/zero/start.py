@@ -44,7 +44,8 @@ def init_distributed(
         The world; `close_distributed` ends it.
 
     Raises:
-        ValueError: no CUDA device where one is asked for, or fewer than ranks on this machine.
+        ValueError: no CUDA device where one is asked for, or fewer devices than ranks on this
+            machine.
         RunError: another version of DeepSpeed is installed, which lacks what zeta relies on.
     """
     info = info or rank_from_environment(os.environ)

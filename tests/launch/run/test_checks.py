@@ -123,7 +123,9 @@ def test_other_shards_than_those_of_the_checkpoint_are_refused(shards, tmp_path)
 
 def test_weights_to_begin_at_that_are_not_there_are_refused(shards, tmp_path):
     config = _config(shards, tmp_path / "run", f"train.init_from={tmp_path / 'absent'}")
-    with pytest.raises(RunError, match=r"train\.init_from cannot be read: .*absent is no folder"):
+    with pytest.raises(
+        RunError, match=r"train\.init_from cannot be read: .*absent is not a folder"
+    ):
         check_start(config, 1)
 
 

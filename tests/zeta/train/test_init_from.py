@@ -99,7 +99,7 @@ def test_a_run_that_has_a_checkpoint_goes_on_from_it(ranks, tmp_path, trained):
 @pytest.mark.slow
 def test_what_cannot_be_begun_at_is_refused_on_every_rank_by_name(ranks, tmp_path, trained):
     refusals = {
-        "is no folder: give a run directory": (tmp_path / "absent", {}),
+        "is not a folder: give a run directory": (tmp_path / "absent", {}),
         "whose weights are of another model: attn_pool.kv.weight": (trained / "run", {"dim": 24}),
     }
     for message, (path, model) in refusals.items():

@@ -11,7 +11,7 @@ from zeta.train.init_sources import check_initial_weights, for_model, open_weigh
 
 
 def test_a_folder_that_holds_no_weights_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds none of them: give a run directory"):
+    with pytest.raises(ValueError, match="has no weights that zeta can read: give a run directory"):
         open_weights(tmp_path, {})
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="has no checkpoint yet"):
@@ -48,7 +48,7 @@ def test_of_an_image_text_run_the_head_is_not_taken():
 
 
 def test_what_holds_no_weights_is_refused(tmp_path):
-    with pytest.raises(RunError, match=r"train\.init_from cannot be read: .* is no folder"):
+    with pytest.raises(RunError, match=r"train\.init_from cannot be read: .* is not a folder"):
         check_initial_weights(tiny_navit(), str(tmp_path / "absent"))
     (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
     with pytest.raises(RunError, match=r"no whole checkpoint in .* manifest\.json is missing"):

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
 from zeta.models import MegaVit
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import ImageTextModel
+from zeta.train import memory_model
 from zeta.train.config import TrainConfig
 from zeta.train.memory_model import activation_memory, state_memory
 
@@ -140,6 +142,13 @@ def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype):
     ranks.run("tests.zeta.memory_jobs.held_by_stage", 2, arguments)
     for stage, (predicted, measured) in json.loads(out.read_text()).items():
         assert predicted == pytest.approx(measured, rel=0.1), stage
+
+
+def test_sizes_that_are_not_set_are_deepspeeds_own():
+    fields = DeepSpeedZeroConfig.model_fields.items()
+    defaults = {field.alias or name: field.default for name, field in fields}
+    for name, default in (memory_model._BUCKET, memory_model._PREFETCH, memory_model._KEPT_WHOLE):
+        assert int(defaults[name]) == default, name
 
 
 def test_settings_of_deepspeed_count():

@@ -1,4 +1,4 @@
-"""Counts and window means of a run."""
+"""Counts of a run, and means of the steps since the last log."""
 
 import json
 from dataclasses import asdict
@@ -63,7 +63,7 @@ def test_utilisation_is_operations_over_time_and_peak():
     assert "throughput/mfu" not in progress.take_metrics(peak_flops=None)
 
 
-def test_a_window_without_images_has_no_loss():
+def test_steps_without_images_have_no_loss():
     progress = Progress()
     _commit(progress, 0, 0.0, result=False)
     assert "train/loss" not in progress.take_metrics()
@@ -95,3 +95,12 @@ def test_the_share_shown_counts_passes_over_the_data_the_images_that_were_reject
     assert progress.share_shown(by_epochs, None) is None
     assert progress.share_shown(TrainConfig(max_epochs=3, max_steps=16), 240) == 10 / 16
     assert progress.share_shown(TrainConfig(max_steps=40), 240) == 0.25
+
+
+def test_progress_is_read_from_checkpoints_of_today_and_of_format_1():
+    progress = Progress()
+    _commit(progress, 2, 1.0)
+    saved = json.loads(json.dumps(asdict(progress)))
+    assert Progress.from_saved(saved) == progress
+    saved["window"] = saved.pop("since_log")  # its name before
+    assert Progress.from_saved(saved) == progress
