@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_pipeline.loading.tokenizer import BYTES, open_tokenizer
 from zeta.export.text_encoder import load_text_encoder
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 from zeta.packed import PackedBatch
 
 TEMPLATES = ("a photo of a {}",)

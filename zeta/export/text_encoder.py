@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from zeta.models.exported import TEXT, read_config
 from zeta.models.layers import LogitScale
-from zeta.models.pretrained import TEXT, read_config
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import INITIAL_SCALES
 from zeta.objectives.pairs import MAX_SCALE

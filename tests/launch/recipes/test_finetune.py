@@ -28,7 +28,7 @@ from tests.launch.tiny_export import write_export
 from zeta.checkpoint.directory import load_full_weights
 from zeta.exit_codes import ExitCode, RunError
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
 

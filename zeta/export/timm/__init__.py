@@ -3,6 +3,6 @@
 Imports the rest of `zeta.export` and below; timm itself is imported nowhere.
 """
 
-from zeta.export.timm.reading import navit_from_timm
+from zeta.export.timm.published import navit_from_timm
 
 __all__ = ["navit_from_timm"]

@@ -1,7 +1,7 @@
 """Read trained models: a directory with `model.safetensors` and `config.json`.
 
 To load one takes torch, einops and safetensors. No pickle is written or read.
-`zeta.export.writing` writes the directory.
+`zeta.export.saving` writes the directory.
 """
 
 from __future__ import annotations

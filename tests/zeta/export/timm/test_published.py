@@ -12,8 +12,8 @@ from torch import nn
 from tests.zeta.small_models import small
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
-from zeta.export.timm.reading import fit_timm, navit_from_timm, nearest_factors, open_timm
-from zeta.export.timm.writing import save_timm
+from zeta.export.saving import save_pretrained
+from zeta.export.timm.published import fit_timm, navit_from_timm, nearest_factors, open_timm
 from zeta.train.init_sources import check_initial_weights, open_weights
 
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8, "mlp_ratio": 1.5}
@@ -98,7 +98,7 @@ def test_a_naflexvit_gives_its_logits_at_any_size(tmp_path, options):
 )
 def test_what_goes_out_to_timm_comes_back_as_it_was(tmp_path, changes):
     model, arguments = small(**changes)
-    folder = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    folder = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     back = navit_from_timm(folder)
     assert back.state_dict().keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
@@ -253,7 +253,7 @@ def test_a_run_is_told_the_options_that_weights_of_timm_need(tmp_path):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_megavit_begins_at_its_own_export_to_timm(tmp_path, parallel):
     model, arguments = small(arch="megavit", parallel=parallel, image_size=(16, 32))
-    folder = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    folder = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     check_initial_weights(model, str(folder))
     wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
     opened = open_weights(folder, wanted)

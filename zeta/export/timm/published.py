@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.export.timm.names import TOWER, named_as_navit
+from zeta.export.timm.published_names import TOWER, named_as_navit
+from zeta.models.exported import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import IMAGENET_MEAN, IMAGENET_STD
-from zeta.models.pretrained import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
 _TABLE = "embeds.pos_embed"
