@@ -18,7 +18,7 @@ from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from launch.evaluate.features import evaluation_data, labelled_features
-from launch.evaluate.groups import Rows, scores_by_aspect, scores_by_class, scores_by_side
+from launch.evaluate.groups import scores_by_aspect, scores_by_class, scores_by_side
 from launch.evaluate.small_images import small_images
 from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import (
@@ -40,6 +40,7 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch
 from zeta.probes.classifiers import NEIGHBOURS, hit_rates, knn_scores, linear_probe_scores
 from zeta.probes.image_scores import ImageScores, RowObjective
+from zeta.probes.rows import Columns
 from zeta.train.evaluation import Evaluation, evaluate
 
 Predict = Callable[[PackedBatch], Tensor]
@@ -209,7 +210,7 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         classifier = ZeroShotClassifier(request.export, prepared.class_names, request.templates)
         predict = classifier.on(model, world.device)
     found: dict[str, dict[str, Any]] = {}
-    first_rows: Rows = {}
+    first_rows: Columns = {}
     for group, views in (("by_resolution", prepared.sides), ("by_tokens", prepared.budgets)):
         found[group] = {}
         for name, view in views.items():
@@ -284,7 +285,7 @@ def evaluate_plan(
 
 def _score(
     predict: Predict, objective: RowObjective, plan: Plan, world: World, classes: Sequence[int]
-) -> tuple[Accuracy, Rows]:
+) -> tuple[Accuracy, Columns]:
     """Return the mean scores over a plan, and those of every image."""
     if plan.num_images == 0:
         raise RunError("the shards hold no image that can be used")
