@@ -1,4 +1,4 @@
-"""timm: models written for it, and its published weights read as a NaViT.
+"""timm in both directions: `format` writes for it, `published` reads its weights as a NaViT.
 
 Imports the rest of `zeta.export` and below; timm itself is imported nowhere.
 """

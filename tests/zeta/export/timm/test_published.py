@@ -59,7 +59,7 @@ def test_a_vision_transformer_of_timm_gives_its_logits_at_any_size(options):
 def test_a_position_table_that_is_not_square_takes_its_image_size():
     theirs = VisionTransformer(img_size=(16, 48), num_classes=7, **SIZES)
     theirs = shaken(theirs)
-    with pytest.raises(ValueError, match="pos_embed has 13 rows, no square of patches"):
+    with pytest.raises(ValueError, match="pos_embed has 13 rows, not a square of patches"):
         navit_from_timm(theirs.state_dict(), heads=3)
     ours = navit_from_timm(theirs.state_dict(), heads=3, image_size=(16, 48))
     assert_same(ours, theirs, [(16, 48)])
@@ -216,7 +216,7 @@ def test_a_head_for_other_classes_is_new():
         ({"pre_norm": True}, r"norm_pre.weight: the model normalises before the first block"),
         ({"block_fn": ParallelScalingBlock}, r"no blocks.0.mlp.fc1: their blocks are not those"),
         ({"pos_embed": "none"}, r"no position table"),
-        ({"scale_attn_norm": True}, r"NaViT has no word for blocks.0.attn.norm"),
+        ({"scale_attn_norm": True}, r"NaViT does not support blocks.0.attn.norm"),
     ],
 )
 def test_what_navit_cannot_compute_is_refused_by_name(options, message):
