@@ -16,7 +16,7 @@ class FormatEntry(NamedTuple):
     module: str
     """Module with the `zeta.export.protocol.ExportFormat` called FORMAT."""
     use: str
-    """What loads such an export, for the help of the command."""
+    """The use of such an export, for the help of the command."""
 
 
 FORMATS = {

@@ -227,7 +227,7 @@ def test_what_navit_cannot_compute_is_refused_by_name(options, message):
 
 def test_heads_that_nothing_tells_must_be_given_and_folders_must_hold_weights(tmp_path):
     theirs = VisionTransformer(img_size=48, num_classes=7, **SIZES)
-    with pytest.raises(ValueError, match="how many attention heads there are: give heads"):
+    with pytest.raises(ValueError, match="the number of attention heads: give it"):
         navit_from_timm(theirs.state_dict())
     with pytest.raises(ValueError, match="holds no weights of timm: give a folder"):
         navit_from_timm(tmp_path)
