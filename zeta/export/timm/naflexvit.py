@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeta.export.timm.options import shared_args, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
 from zeta.stored_tensors import StoredTensor
 
 FIXED_SIZE = False
@@ -70,14 +70,16 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
         arguments: constructor arguments of the NaViT, defaults included.
         sides: its `image_size`, [height, width] in pixels.
     """
-    own = {
-        "qkv_bias": arguments["bias"],
-        "proj_bias": arguments["bias"],
+    bias = arguments["bias"]
+    return _UNUSED | {
+        **size_args(arguments, qkv_bias=bias, proj_bias=bias),
         "reg_tokens": arguments["registers"],
         "pos_embed_grid_size": [side // arguments["patch_size"] for side in sides],
+        **pool_args(arguments),
         "act_layer": _ACTIVATIONS[arguments["activation"]],
+        **rate_args(arguments),
+        **_POSITIONS[arguments["position"]],
     }
-    return _UNUSED | shared_args(arguments) | own | _POSITIONS[arguments["position"]]
 
 
 def tensors(

@@ -12,11 +12,13 @@ _POOLS = {"attention": "map", "mean": "avg", "cls": "token"}
 """Our pooling -> timm's `global_pool`; all leave registers out."""
 
 
-def shared_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that both of timm's models have, under timm's names.
+def size_args(arguments: Mapping[str, Any], *, qkv_bias: bool, proj_bias: bool) -> dict[str, Any]:
+    """Return the sizes and parts of a model under timm's names.
 
     Args:
         arguments: constructor arguments of one of our models, defaults included.
+        qkv_bias: whether queries, keys and values have a bias.
+        proj_bias: whether the projections after attention and in the MLPs have one.
     """
     # timm rounds dim * ratio down; the half keeps float error from losing a channel.
     mlp_ratio = float((arguments["mlp_dim"] + 0.5) / arguments["dim"])
@@ -29,11 +31,22 @@ def shared_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "depth": arguments["depth"],
         "num_heads": arguments["heads"],
         "mlp_ratio": mlp_ratio,
+        "qkv_bias": qkv_bias,
+        "proj_bias": proj_bias,
         "qk_norm": arguments["qk_norm"],
         "init_values": init_values,
         "class_token": arguments["pool"] == "cls",
-        "global_pool": _POOLS[arguments["pool"]],
-        "fc_norm": False,
+    }
+
+
+def pool_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pooling of a model under timm's names; `arguments` as `size_args`."""
+    return {"global_pool": _POOLS[arguments["pool"]], "fc_norm": False}
+
+
+def rate_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dropout rates of a model under timm's names; `arguments` as `size_args`."""
+    return {
         "drop_path_rate": arguments["stochastic_depth"],
         "proj_drop_rate": arguments["dropout"],
         "pos_drop_rate": arguments["emb_dropout"],

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zeta.export.timm.options import shared_args, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
 from zeta.stored_tensors import StoredTensor
 
 FIXED_SIZE = True
@@ -46,13 +46,13 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
         arguments: constructor arguments of the MegaVit, defaults included.
         sides: its `image_size`, [height, width] in pixels.
     """
-    own = {
+    return _UNUSED | {
         "img_size": list(sides),
-        "qkv_bias": False,
-        "proj_bias": arguments["parallel"],
+        **size_args(arguments, qkv_bias=False, proj_bias=arguments["parallel"]),
         "no_embed_class": True,
+        **pool_args(arguments),
+        **rate_args(arguments),
     }
-    return _UNUSED | shared_args(arguments) | own
 
 
 def tensors(
