@@ -1,4 +1,4 @@
-"""From a run directory to a model that loads elsewhere."""
+"""Write a checkpoint of a run as a model that loads elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,31 +24,33 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.export.card import model_card
-from zeta.export.folder import check_free, remove_leftovers, whole_directory, write_config
+from zeta.export.folder import check_free, remove_leftovers, whole_directory
+from zeta.export.formats import open_formats
+from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, TextExport
+from zeta.export.saving import check_formats, write_formats
 from zeta.export.text_encoder import split_weights
-from zeta.export.timm.writing import check_timm, write_timm
-from zeta.export.writing import MAX_FILE_BYTES, TextExport, write_model
-from zeta.models.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS, ZETA_WEIGHTS
+from zeta.models.exported import CARD_FILE, CONFIG_FILE
 from zeta.objectives.image_text_model import text_arguments
 from zeta.run.directory import TRAINER_STATE, RunDir, step_name, step_names, step_of
 from zeta.run.places import find_run
 from zeta.run.step_scores import best_first, read_scores
 from zeta.stored_tensors import StoredTensor
 
-FORMS = {"zeta": ("zeta",), "timm": ("timm",), "both": ("zeta", "timm")}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CONSTANTS = ("mean", "std")
-"""Stay fp32: rounded, they would shift every pixel."""
+"""Buffers that stay fp32: rounded, they would shift every pixel."""
+_SIZES = ("kind", "min", "max", "fit", "max_upscale")
+"""Fields of `data.resolution` that an export keeps."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported, and where to."""
+    """An export that was written."""
 
     folder: Path
     checkpoint: Path
     why: str
-    """How the checkpoint was chosen, for a person."""
+    """How the checkpoint was chosen, in words."""
 
 
 def export_run(
@@ -63,81 +65,82 @@ def export_run(
 ) -> Exported:
     """Write the weights of one whole checkpoint of a run to the folder `out`.
 
-    No device is needed, nor what the run was trained on, and the memory of about one parameter.
+    Needs neither a device nor the training data, and the memory of about one parameter.
 
     Args:
         run_path: run directory.
         out: folder to write; a former export there is replaced once the new one is whole.
         step: checkpoint to export; latest: the newest that passes its hashes; best: the one with
             the best score on held-out images.
-        form: zeta (for `zeta eval` and `NaViT.from_pretrained`; with the text encoder and the
-            tokenizer, if there are any), timm (for ``timm.create_model("local-dir:OUT",
-            pretrained=True)``; of an image-text model the image encoder alone), or both, side by
-            side in the one folder.
-        average: the moving average of the weights (`train.ema_decay`) instead of the weights.
-        dtype: of the weights in the files: fp32, bf16 or fp16.
+        form: name of a format, or of a combination of formats written side by side to the one
+            folder, in `zeta.export.formats`. zeta is for `zeta eval` and `NaViT.from_pretrained`,
+            with the text encoder and the tokenizer, if there are any; timm is for
+            ``timm.create_model("local-dir:OUT", pretrained=True)``, and of an image-text model it
+            is the image encoder alone.
+        average: export the moving average of the weights (`train.ema_decay`) instead of the
+            weights.
+        dtype: type of the weights in the files: fp32, bf16 or fp16.
         max_file_bytes: weights for zeta beyond this are written as several files.
 
     Raises:
         ValueError: no run or no whole checkpoint there, no moving average in it, or an option that
-            timm cannot express.
+            the format cannot express.
         OSError: the files cannot be written, for want of space for example.
     """
-    # Only files are read: DeepSpeed, whose types they hold, shall not look for devices and say so.
+    # Only files are read: DeepSpeed, whose types they hold, need not look for devices and log it.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    formats = open_formats(form)
     run_dir = _open_run(run_path)
     check_free(out)
     check_place(out, "OUT")
     checkpoint, why = _choose(run_dir, step, average)
     config = load_config(str(checkpoint / CONFIG))
-    arguments, objective = config.model.resolve(), config.objective
-    if "timm" in FORMS[form]:
-        check_timm(arguments)
-    tensors, text = _of_type(stored_weights(checkpoint, average=average), DTYPES[dtype]), None
-    others: dict[str, StoredTensor] = {}
-    if objective.image_text:
-        tensors, others = split_weights(tensors)
-        tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
-        text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
+    check_formats(formats, config.model.resolve())
     facts = _facts(run_dir, checkpoint, config, average) | {"dtype": dtype}
-    needed = len(FORMS[form]) * _nbytes(tensors) + ("zeta" in FORMS[form]) * _nbytes(others)
-    remove_leftovers(out)  # may hold the space that is needed
-    _check_space(out, needed)
+    tensors = _of_type(stored_weights(checkpoint, average=average), DTYPES[dtype])
+    model = _model(run_dir, config, tensors, facts, max_file_bytes)
+    remove_leftovers(out)  # may take up the space that is needed
+    _check_space(out, sum(each.nbytes(model) for each in formats))
     with whole_directory(out) as partial:
-        written: dict[str, Any] = {}
-        if "timm" in FORMS[form]:
-            written |= write_timm(partial, tensors, arguments, facts["class_names"])
-        if "zeta" in FORMS[form]:
-            written |= write_model(
-                partial,
-                tensors,
-                arguments,
-                facts,
-                resolution={name: getattr(config.data.resolution, name) for name in _SIZES},
-                text=text,
-                stem=ZETA_WEIGHTS if form == "both" else WEIGHTS,
-                max_file_bytes=max_file_bytes,
-            )
-        write_config(partial, written)
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        card = model_card(
-            out.absolute().name,
-            facts,
-            arguments,
-            config_yaml=(checkpoint / CONFIG).read_text(),
-            weights=sum(map(math.prod, shapes.values())),
-            forms=FORMS[form],
-        )
+        write_formats(partial, formats, model)
+        card = _card(out, formats, model, config_yaml=(checkpoint / CONFIG).read_text())
         (partial / CARD_FILE).write_text(card)
     return Exported(out, checkpoint, why)
 
 
-_SIZES = ("kind", "min", "max", "fit", "max_upscale")
+def _model(
+    run_dir: RunDir,
+    config: ZetaConfig,
+    tensors: dict[str, StoredTensor],
+    facts: Mapping[str, Any],
+    max_file_bytes: int,
+) -> ModelToExport:
+    """Return the model of a run; an image-text model as its image encoder with a text encoder."""
+    objective, text = config.objective, None
+    if objective.image_text:
+        tensors, others = split_weights(tensors)
+        tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
+        text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
+    resolution = {name: getattr(config.data.resolution, name) for name in _SIZES}
+    return ModelToExport(config.model.resolve(), tensors, facts, resolution, text, max_file_bytes)
+
+
+def _card(
+    out: Path, formats: Sequence[ExportFormat], model: ModelToExport, *, config_yaml: str
+) -> str:
+    return model_card(
+        out.absolute().name,
+        model.facts,
+        model.arguments,
+        config_yaml=config_yaml,
+        weights=sum(math.prod(tensor.shape) for tensor in model.tensors.values()),
+        uses=[each.card(model.arguments) for each in formats],
+    )
 
 
 def _open_run(path: Path) -> RunDir:
     if not path.is_dir():
-        what = "is no folder" if path.exists() else "does not exist"
+        what = "is not a folder" if path.exists() else "does not exist"
         raise ValueError(f"{path} {what}; give the directory of a run (its run.dir)")
     run_dir, place = RunDir(path), find_run(path)
     command = "" if place is None else f": {place.export_command}"
@@ -176,7 +179,7 @@ def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:
     folder, scores = run_dir.checkpoints, read_scores(run_dir.metrics)
     names = step_names(folder) if folder.is_dir() else []
     if not names:
-        newest_whole(folder)  # says that there is none
+        newest_whole(folder)  # raises, with the reason
     ranked = best_first(scores, map(step_of, names), average=average)
     if not ranked:
         there = ", ".join(str(step_of(name)) for name in names)
@@ -204,18 +207,14 @@ def _of_type(tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[st
     }
 
 
-def _nbytes(tensors: Mapping[str, StoredTensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
 def _check_space(out: Path, needed: int) -> None:
-    """Raise OSError before anything is written, if the disk has no room for so many bytes."""
+    """Raise OSError, before anything is written, if the disk has less than `needed` free bytes."""
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
     if shutil.disk_usage(folder).free < needed:
-        told = f"{os.strerror(errno.ENOSPC)} for weights of {needed / 1e9:.3g} GB"
-        raise OSError(errno.ENOSPC, told, str(folder))
+        message = f"{os.strerror(errno.ENOSPC)} for weights of {needed / 1e9:.3g} GB"
+        raise OSError(errno.ENOSPC, message, str(folder))
 
 
 def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool) -> dict[str, Any]:

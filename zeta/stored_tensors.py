@@ -74,6 +74,11 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
     return StoredTensor(shape, dtype, lambda: torch.zeros(shape, dtype=dtype))
 
 
+def total_bytes(tensors: Mapping[str, StoredTensor]) -> int:
+    """Return the bytes that tensors take in files, headers left out."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Write a safetensors file with one tensor in memory at a time.
 
@@ -115,8 +120,7 @@ def write_sharded(
         file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(directory / file, {name: tensors[name] for name in names})
         weight_map |= dict.fromkeys(names, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total_bytes(tensors)}, "weight_map": weight_map}
     path = directory / f"{stem}.safetensors.index.json"
     with _naming(path):
         path.write_text(json.dumps(index, indent=1) + "\n")

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.plan.arrays import Ints
 from data_pipeline.plan.lanes import Cursor
 from data_pipeline.plan.mixing import Dealt, LaneMix
-from data_pipeline.plan.packing import Ints, PackLimits, image_costs, num_full_packs, pack_window
+from data_pipeline.plan.packing import PackLimits, image_costs, num_full_packs, pack_window
 
 _UNEVEN_PACKS = range(12, 48)
 """So many packs in a window are too few to have all costs, and enough to care for."""

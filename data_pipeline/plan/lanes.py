@@ -15,11 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.plan.arrays import Bools, Ints
 from data_pipeline.plan.random_draws import Draw, hashes, stream_key, uniforms
 from data_pipeline.plan.shuffle import permute
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 class Cursor(NamedTuple):

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.plan.arrays import Ints
 from data_pipeline.plan.lanes import Cursor, LaneStream
 
-Ints = NDArray[np.int64]
 CountTokens = Callable[[Ints, Ints, Ints], Ints]
 """(sample ids, epochs, images seen) -> tokens of each; [n] each."""
 

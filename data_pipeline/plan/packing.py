@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from data_pipeline.plan.arrays import Floats, Ints
 
 _TAIL_SHARES = (0.12, 0.2, 0.3)
 """Share of all tokens, in the shortest images, that is kept back to fill gaps; the later ones are

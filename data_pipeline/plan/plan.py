@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig
+from data_pipeline.plan.arrays import Ints
 from data_pipeline.plan.lane_packer import LanePacker, WindowRules
 from data_pipeline.plan.lane_packer import LaneState as LaneState
 from data_pipeline.plan.lane_packer import PackPlan as PackPlan
@@ -24,8 +25,6 @@ from data_pipeline.plan.sampling import crop_sides, keep_counts, token_grids
 from data_pipeline.shards.manifest import Manifest, WeightedSource
 from data_pipeline.shards.masses import Needs, shard_masses, usable_samples
 from data_pipeline.shards.sample_rows import release_pages
-
-Ints = NDArray[np.int64]
 
 _ROWS_BETWEEN_RELEASES = 1 << 17
 

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, ndtr, ndtri
 
 from data_pipeline.config import AugmentConfig, DropConfig, ResolutionConfig
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from data_pipeline.plan.arrays import Floats, Ints
 
 BETA_VARIANCE_SHARE = 0.3
 """sigma^2 = 0.3 mu (1 - mu) of the beta-distributed drop rate (NaViT, section 3.3)."""

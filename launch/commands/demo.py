@@ -1,4 +1,4 @@
-"""`zeta demo`: everything once, on small images."""
+"""`zeta demo`: run the whole pipeline once, on small images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of data and weights (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default: 0)")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="settings of the demo recipe to change"
     )

@@ -1,4 +1,4 @@
-"""`zeta embed`: features of images as arrays."""
+"""`zeta embed`: write features of images as arrays."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def add_parser(subparsers: Subparsers) -> None:
         help="native, or a side s in pixels, for the area s*s (default: native)",
     )
     size.add_argument(
-        "--tokens", type=positive_int, metavar="N", help="shrink larger images to so many patches"
+        "--tokens", type=positive_int, metavar="N", help="shrink larger images to N patches"
     )
     add_evaluation_ranks(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Embed and say where to."""
+    """Embed, and print where the features are."""
     from launch.evaluate.embed import check_embed, embed_shards
     from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
 

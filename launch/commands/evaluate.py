@@ -1,4 +1,4 @@
-"""`zeta eval`: accuracy of an export on labelled shards."""
+"""`zeta eval`: measure the accuracy of an export on labelled shards."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="labelled shards")
     parser.add_argument(
         "--resolutions",
-        help="comma-separated: native, or a side s in pixels, for the area s*s (default: native)",
+        help="comma-separated sizes: native, or a side s in pixels, for the area s*s "
+        "(default: native)",
     )
     parser.add_argument(
         "--tokens",
         default="",
-        help="comma-separated: token budgets; larger images are shrunk to so many patches, as by "
-        "train.evaluate.tokens",
+        help="comma-separated token budgets: larger images are shrunk to this number of patches, "
+        "as by train.evaluate.tokens",
     )
     parser.add_argument(
         "--knn",
         nargs="+",
         metavar="SHARDS",
-        help="also classify by the features of the most similar of these images",
+        help="also classify by the most similar of these images (k-NN on features)",
     )
     parser.add_argument(
         "--probe",
@@ -47,17 +48,19 @@ def add_parser(subparsers: Subparsers) -> None:
         "--template",
         action="append",
         metavar="TEXT",
-        help="of image-text models: a prompt with {} for the name of the class; several are "
+        help="for image-text models: a prompt with {} for the name of the class; several are "
         "averaged (default: 'a photo of a {}')",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them: .png, .svg or .pdf")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the scores: .png, .svg or .pdf"
+    )
     add_evaluation_ranks(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and print."""
+    """Evaluate, and print the scores."""
     from launch.evaluate.files import plot, prepare_files, write_csv
     from launch.evaluate.scores import Request, prepare, run_evaluation
     from launch.evaluate.zero_shot import TEMPLATES

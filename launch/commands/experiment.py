@@ -1,4 +1,4 @@
-"""`zeta experiment`: NaViT against ViTs of one size, at equal compute, on your images."""
+"""`zeta experiment`: compare NaViT with ViTs of one size, at equal compute, on your images."""
 
 from __future__ import annotations
 
@@ -30,10 +30,18 @@ def add_parser(subparsers: Subparsers) -> None:
         help="folder (default: runs/experiment)",
     )
     parser.add_argument(
-        "--seeds", type=positive_int, default=1, metavar="N", help="runs of each arm (default: 1)"
+        "--seeds",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="number of runs of each arm (default: 1)",
     )
     parser.add_argument(
-        "--nproc", type=positive_int, default=2, metavar="N", help="ranks of a run (default: 2)"
+        "--nproc",
+        type=positive_int,
+        default=2,
+        metavar="N",
+        help="number of ranks of a run (default: 2)",
     )
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="settings to change in all arms"

@@ -1,4 +1,4 @@
-"""`zeta export`: a checkpoint as a model that loads elsewhere."""
+"""`zeta export`: write a checkpoint as a model that loads elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from launch.arguments import Subparsers, add_command, size_mb
+from zeta.export.formats import COMBINED, FORMATS, format_names
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -24,13 +25,13 @@ def add_parser(subparsers: Subparsers) -> None:
         type=_step,
         default="latest",
         metavar="N|best|latest",
-        help="checkpoint to export: by its step, the one with the best score on held-out images, "
-        "or the newest that is whole (default: latest)",
+        help="checkpoint to export: that of step N, the one with the best score on held-out "
+        "images, or the newest that is whole (default: latest)",
     )
     parser.add_argument(
         "--ema",
         action="store_true",
-        help="the moving average of the weights, which train.ema_decay keeps",
+        help="export the moving average of the weights, which train.ema_decay keeps",
     )
     parser.add_argument(
         "--dtype",
@@ -38,25 +39,29 @@ def add_parser(subparsers: Subparsers) -> None:
         default="fp32",
         help="type of the weights in the files (default: fp32, as they were trained)",
     )
+    uses = [f"{name}: for {entry.use}" for name, entry in FORMATS.items()]
+    uses += [
+        f"{name}: {' and '.join(parts)} side by side, in the space of both"
+        for name, parts in COMBINED.items()
+    ]
     parser.add_argument(
         "--format",
-        choices=("zeta", "timm", "both"),
+        choices=format_names(),
         default="zeta",
-        help="timm: for timm.create_model('local-dir:OUT', pretrained=True); both: OUT loads in "
-        "either, and takes twice the space (default: zeta)",
+        help=f"{'; '.join(uses)} (default: zeta)",
     )
     parser.add_argument(
         "--max-file-size",
         type=size_mb,
         default=5000.0,
         metavar="SIZE",
-        help="weights for zeta beyond this are split into several files, such as 500MB or 2GB "
+        help="split larger weights for zeta into several files, such as 500MB or 2GB "
         "(default: 5GB; timm reads one file, whatever its size)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say what and where to."""
+    """Export, and print what was exported and where to."""
     from launch.export import export_run
 
     done = export_run(

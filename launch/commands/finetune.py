@@ -1,4 +1,4 @@
-"""`zeta finetune`: an export and labelled images make a model of their classes."""
+"""`zeta finetune`: train an export on labelled images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "shards, or a YAML file as for zeta train",
     )
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that win over the recipe"
+        "overrides", metavar="key=value", nargs="*", help="settings that override the recipe"
     )
     parser.add_argument(
         "--mode",

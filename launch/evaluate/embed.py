@@ -1,11 +1,12 @@
-"""`zeta embed`: the features of all images of shards, as arrays with keys."""
+"""`zeta embed`: write the features of all images of shards as arrays, with their keys."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from launch.run.evaluation_plan import View, held_out_plan, view_at, view_within
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 
 REJECTED_NAME = "rejected.jsonl"
 
@@ -27,13 +28,13 @@ REJECTED_NAME = "rejected.jsonl"
 def check_embed(
     export: Path, shards: Sequence[str], out: Path, resolution: str, tokens: int | None
 ) -> tuple[Manifest, dict[str, Any], View]:
-    """Check all that can be known before a model is loaded.
+    """Check the export, the shards, the size and the folder, before a model is loaded.
 
     Returns:
         The images, config.json of the export, and the size of the images.
 
     Raises:
-        ValueError: not an export, no shards, a size that is none, or `out` holds something.
+        ValueError: not an export, no shards, an invalid size, or `out` is not empty.
     """
     config = read_config(export)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -73,11 +74,11 @@ def embed_shards(
         out: new folder.
         world: the ranks.
         resolution: native, or a side s in pixels: images are resized to the area s * s.
-        tokens: most patches of an image, instead.
+        tokens: largest number of patches of an image, in place of `resolution`.
         workers: decoding processes of each rank.
 
     Returns:
-        What meta.json holds.
+        The content of meta.json.
 
     Raises:
         ValueError: as `check_embed`.
@@ -86,14 +87,10 @@ def embed_shards(
     manifest, config, view = check_embed(export, shards, out, resolution, tokens)
     model = load_pretrained(export).to(world.device).eval()
     data = evaluation_data(manifest, config["model"], workers, labels=False)
-    partial = out.absolute().with_name(f".tmp-{out.name}")
-    if world.is_main:
-        if (warning := small_images(manifest, config["model"]["patch_size"])) is not None:
-            print(warning, file=sys.stderr)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    world.barrier()  # NOTE: the folder is there
-    try:
+    warning = small_images(manifest, config["model"]["patch_size"])
+    if warning is not None and world.is_main:
+        print(warning, file=sys.stderr)
+    with _whole_folder(out, world) as partial:
         with tqdm(total=len(manifest.samples), unit=" images", disable=not world.is_main) as bar:
 
             def show(done: int) -> None:
@@ -112,6 +109,20 @@ def embed_shards(
         if world.is_main:
             _write_rejected(partial / REJECTED_NAME, manifest, found.rejected)
             (partial / "meta.json").write_text(json.dumps(facts) + "\n")
+    return facts
+
+
+@contextmanager
+def _whole_folder(out: Path, world: World) -> Iterator[Path]:
+    """Yield a folder for all ranks to write to that takes the name `out` if the block succeeds."""
+    partial = out.absolute().with_name(f".tmp-{out.name}")
+    if world.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world.barrier()  # NOTE: the folder is there
+    try:
+        yield partial
+        if world.is_main:
             if out.exists():
                 out.rmdir()
             partial.rename(out)
@@ -120,7 +131,6 @@ def embed_shards(
             shutil.rmtree(partial, ignore_errors=True)
         raise
     world.barrier()  # NOTE: the result is there when any rank ends
-    return facts
 
 
 def _write_rejected(path: Path, manifest: Manifest, rejected: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Pooled embeddings of all images of shards, by any number of ranks."""
+"""Compute the pooled embeddings of all images of shards, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ MAX_IMAGES_PER_PACK = 256
 
 @dataclass(frozen=True)
 class Extracted:
-    """What came of the images."""
+    """Counts of the images whose features were extracted, and the images that were not."""
 
     images: int
     unusable: int
-    """Images that were bad when they were indexed, and so were never read."""
+    """Number of images that were bad when they were indexed, and so were never read."""
     rejected: tuple[Rejected, ...]
     """Images that could not be decoded."""
 
@@ -42,11 +42,11 @@ class Extracted:
 def evaluation_data(
     manifest: Manifest, arguments: dict[str, Any], workers: int, *, labels: bool = True
 ) -> DataConfig:
-    """Return how held-out images are packed for a model.
+    """Return the settings with which held-out images are packed for a model.
 
     Args:
         manifest: the images.
-        arguments: of the model.
+        arguments: arch and constructor arguments of the model.
         workers: decoding processes of each rank.
         labels: whether images without a class are left out.
     """
@@ -67,7 +67,7 @@ def extract_features(
 ) -> Extracted:
     """Write the embeddings of all images into `folder`, see `zeta.probes.feature_files`.
 
-    Every rank calls this, with a folder that all of them see.
+    Every rank calls this, with a folder that all ranks see.
 
     Raises:
         RunError: no image can be used.
@@ -76,7 +76,7 @@ def extract_features(
     loader = PackLoader(plan, rank=world.rank, world_size=world.size)
     files = FeatureFiles(folder, world)
     found = evaluate(model.forward_embeddings, files, loader, world, show=show)
-    assert isinstance(found, Evaluation), "nobody asks it to stop"
+    assert isinstance(found, Evaluation), "nothing asks it to stop"
     rejected = [item for rank in world.gather(found.rejected_here) for item in rank]
     rejected.sort(key=lambda item: item.sample_id)
     return Extracted(found.images, num_unusable(plan), tuple(rejected))
@@ -84,7 +84,7 @@ def extract_features(
 
 @contextmanager
 def shared_folder(world: World) -> Iterator[Path]:
-    """Give all ranks one folder for a while, in rank 0's $TMPDIR.
+    """Yield one temporary folder for all ranks, in rank 0's $TMPDIR.
 
     Raises:
         ValueError: a rank is on another machine and does not see it.
@@ -108,5 +108,5 @@ def labelled_features(
         extract_features(model, manifest, data, view, folder, world)
         features = torch.from_numpy(np.load(folder / FEATURES_NAME))
         labels = torch.from_numpy(np.load(folder / LABELS_NAME))
-        world.barrier()  # NOTE: the folder goes once all have read it
+        world.barrier()  # NOTE: the folder is deleted once all have read it
     return features, labels

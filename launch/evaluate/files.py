@@ -1,4 +1,4 @@
-"""The scores of an evaluation as a table (CSV) and as a picture."""
+"""Write the scores of an evaluation as a table (CSV) and as a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GROUPS = {
 _ALONE = {"knn": "k-NN", "linear_probe": "linear probe"}
 _COLUMNS = ("group", "name", "images", "top1", "top5", "loss")
 _MOST_CLASSES = 40
-"""Bars that can be read; of more classes the best and the worst are drawn."""
+"""Largest number of readable bars; of more classes only the best and the worst are drawn."""
 
 
 def write_csv(path: Path, result: Mapping[str, Any]) -> None:
@@ -79,13 +79,13 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
         axis.set_title(f"by {title}", loc="left", fontsize=10)
     axes[-1].set_xlabel("top-1 (dark) and top-5 (light), %; images in brackets")
     with warnings.catch_warnings(), write_atomically(path) as stream:
-        # Signs that the font lacks are drawn as boxes, which says it; the table has the names.
+        # Characters that the font lacks are drawn as boxes; the table has the names.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(stream, format=path.suffix[1:].lower(), dpi=120)
 
 
 def _charts(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield what each chart is drawn by, and its rows by their names."""
+    """Yield the title of each chart, and its rows by name."""
     for key, title in _GROUPS.items():
         if result.get(key):
             yield title, result[key]
@@ -97,7 +97,7 @@ def prepare_files(table: Path | None, picture: Path | None) -> None:
     """Check the files of --csv and --plot and make their folders, before anything is scored.
 
     Raises:
-        ValueError: a picture cannot have this name, a folder has it, or none can lie there.
+        ValueError: a picture cannot have this name, a folder has it, or no file can be there.
         OSError: their folder cannot be made.
     """
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):

@@ -1,39 +1,38 @@
-"""Scores of an evaluation by class, by aspect ratio and by size of the images."""
+"""Break the scores of an evaluation down by class, aspect ratio and size of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.shards.manifest import Manifest
 from zeta.probes.image_scores import means_over
+from zeta.probes.rows import Columns
 
 _ASPECTS = (1 / 2, 3 / 4, 4 / 3, 2.0)
 _ASPECT_NAMES = ("below 1:2", "1:2 to 3:4", "3:4 to 4:3", "4:3 to 2:1", "above 2:1")
-"""Of width to height; a square is in the middle."""
+"""Ratios of width to height; a square is in the middle."""
 _SIDES = (64, 128, 256, 512, 1024)
 _SIDE_NAMES = ("below 64", "64 to 128", "128 to 256", "256 to 512", "512 to 1024", "above 1024")
-"""Square root of the area, in pixels, as the image is stored."""
-Rows = Mapping[str, NDArray[Any]]
+"""Square root of the area of the stored image, in pixels."""
 
 
-def scores_by_class(rows: Rows, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return images and mean scores of each class that has images, by its name."""
+def scores_by_class(rows: Columns, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return number of images and mean scores of each class that has images, by name."""
     return _scores_by(rows, rows["label"], names)
 
 
-def scores_by_aspect(rows: Rows, manifest: Manifest) -> dict[str, dict[str, float]]:
-    """Return images and mean scores by the ratio of width to height."""
+def scores_by_aspect(rows: Columns, manifest: Manifest) -> dict[str, dict[str, float]]:
+    """Return number of images and mean scores by the ratio of width to height."""
     samples = manifest.samples[rows["sample_id"]]
     ratios = samples["width"].astype(np.float64) / samples["height"]
     return _scores_by(rows, _bins(ratios, _ASPECTS), _ASPECT_NAMES)
 
 
-def scores_by_side(rows: Rows, manifest: Manifest) -> dict[str, dict[str, float]]:
-    """Return images and mean scores by the size that the images have, before any resizing."""
+def scores_by_side(rows: Columns, manifest: Manifest) -> dict[str, dict[str, float]]:
+    """Return number of images and mean scores by the size of the images before any resizing."""
     samples = manifest.samples[rows["sample_id"]]
     sides = np.sqrt(samples["width"].astype(np.float64) * samples["height"])
     return _scores_by(rows, _bins(sides, _SIDES), _SIDE_NAMES)
@@ -48,7 +47,7 @@ def _bins(values: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.int
 
 
 def _scores_by(
-    rows: Rows, group_of: NDArray[np.int64], names: Sequence[str]
+    rows: Columns, group_of: NDArray[np.int64], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     groups = {}
     for group in np.unique(group_of).tolist():

@@ -1,6 +1,6 @@
-"""Evaluate an export on labelled shards: at several sizes, by group of images, by frozen features.
+"""Evaluate an export on labelled shards, at several sizes, by groups of images, by frozen features.
 
-Every image counts once, and its scores are put in the order of the shards before they are summed:
+Every image counts once, and the scores are put in the order of the shards before they are summed:
 ranks, packs and workers change nothing but the speed.
 """
 
@@ -18,7 +18,7 @@ from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from launch.evaluate.features import evaluation_data, labelled_features
-from launch.evaluate.groups import Rows, scores_by_aspect, scores_by_class, scores_by_side
+from launch.evaluate.groups import scores_by_aspect, scores_by_class, scores_by_side
 from launch.evaluate.small_images import small_images
 from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import (
@@ -33,27 +33,28 @@ from launch.run.evaluation_plan import (
 from zeta.distributed import RankInfo, World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
+from zeta.models.exported import read_config
 from zeta.models.packed_vit import PackedViT
-from zeta.models.pretrained import read_config
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch
 from zeta.probes.classifiers import NEIGHBOURS, hit_rates, knn_scores, linear_probe_scores
 from zeta.probes.image_scores import ImageScores, RowObjective
+from zeta.probes.rows import Columns
 from zeta.train.evaluation import Evaluation, evaluate
 
 Predict = Callable[[PackedBatch], Tensor]
-"""From a pack on the device to [I, K] logits."""
+"""Computes [I, K] logits from a pack on the device."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a classifier scored at one size."""
+    """The scores of a classifier at one size."""
 
     images: int
-    """Images that were scored, each once."""
+    """Number of images that were scored, each once."""
     rejected: int
-    """Images that could not be used."""
+    """Number of images that could not be used."""
     loss: float
     top1: float
     top5: float
@@ -61,7 +62,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Request:
-    """What to evaluate on."""
+    """An evaluation as the user asks for it."""
 
     export: Path
     shards: Any
@@ -69,28 +70,28 @@ class Request:
     resolutions: Sequence[str] = ("native",)
     """`native`, or sides in pixels (a side s stands for the area s * s)."""
     tokens: Sequence[int] = ()
-    """Token budgets, as in `train.evaluate.tokens`. The first size of all gives the scores that do
-    not name one."""
+    """Token budgets, as in `train.evaluate.tokens`. Scores that name no size are those of the first
+    size of all."""
     knn: Sequence[str] | None = None
-    """Shards whose features are the neighbours; None: no k-NN."""
+    """Shards whose features are the neighbours; without them there is no k-NN."""
     probe: Sequence[str] | None = None
-    """Shards on whose features a linear classifier is fitted; None: none."""
+    """Shards on whose features a linear classifier is fitted; without them none is."""
     templates: Sequence[str] = TEMPLATES
-    """Prompts for the class names, with an image-text model."""
+    """Prompts for the class names, used with an image-text model."""
     workers: int = 2
     """Decoding processes of each rank."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that can be carried out; made without loading the model."""
+    """A request that was checked and can be carried out; made without loading the model."""
 
     request: Request
     manifest: Manifest
     arguments: dict[str, Any]
-    """Of the model."""
+    """Arch and constructor arguments of the model."""
     classes: Sequence[int] | None
-    """Class index of the model for each class index of the shards; None: the model does not know
+    """Class index of the model for each class index of the shards. None: the model does not know
     the classes, and only its features are evaluated."""
     class_names: Sequence[str]
     objective: RowObjective
@@ -103,7 +104,7 @@ class Prepared:
 
     @property
     def first_view(self) -> View:
-        """The size that the scores are of which do not name one."""
+        """The size of the scores that name no size."""
         return next(iter([*self.sides.values(), *self.budgets.values()]))
 
 
@@ -112,7 +113,7 @@ def prepare(request: Request) -> Prepared:
 
     Raises:
         ValueError: not an export, no labels, classes that the model was not trained on, or a size
-            that it does not take.
+            that it cannot process.
     """
     config = read_config(request.export)
     is_image_text = "text" in config
@@ -156,7 +157,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def _training(request: Request, manifest: Manifest) -> dict[str, tuple[Manifest, Sequence[int]]]:
-    """Open the images that k-NN and probe learn from, which need not be of the model's classes."""
+    """Open the images that k-NN and probe learn from; the model need not know their classes."""
     training: dict[str, tuple[Manifest, Sequence[int]]] = {}
     for name, spec in (("knn", request.knn), ("linear_probe", request.probe)):
         if spec is None:
@@ -164,7 +165,7 @@ def _training(request: Request, manifest: Manifest) -> dict[str, tuple[Manifest,
         opened = Manifest.open(list(spec))
         if manifest.label_lists or opened.label_lists:
             raise ValueError(
-                "--knn and --probe need one class an image, and these shards have lists of them"
+                "--knn and --probe need one class an image, and these shards have lists of classes"
             )
         names, count = opened.class_names, opened.highest_label + 1
         whose = f"the training shards' ({' '.join(spec)})"
@@ -180,20 +181,20 @@ def evaluate_export(
     tokens: Sequence[int] = (),
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Evaluate in this process, see `run_evaluation`."""
+    """Evaluate in this process; see `run_evaluation`."""
     request = Request(export, shards, resolutions, tokens, workers=workers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return run_evaluation(prepare(request), World(RankInfo(), device))
 
 
 def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
-    """Return the scores of an export; every rank calls this, and rank 0 has them all.
+    """Return the scores of an export; every rank calls this, and rank 0 gets all of them.
 
     Returns:
-        `top1`, `top5`, `loss` and `images` at the first size; `by_resolution`, `by_tokens` (where
-        token budgets were asked for); `per_class`, `by_aspect_ratio` and `by_image_side` at the
-        first size; `knn`, `linear_probe` and `zero_shot` where they were done. Where the model does
-        not know the classes, only those, and `top1` and `top5` are None.
+        `top1`, `top5`, `loss` and `images` at the first size; `by_resolution`, `by_tokens` (if
+        token budgets were given); `per_class`, `by_aspect_ratio` and `by_image_side` at the first
+        size; `knn`, `linear_probe` and `zero_shot` if they were done. If the model does not know
+        the classes, only these last ones, and `top1` and `top5` are None.
 
     Raises:
         RunError: no image could be used.
@@ -209,7 +210,7 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         classifier = ZeroShotClassifier(request.export, prepared.class_names, request.templates)
         predict = classifier.on(model, world.device)
     found: dict[str, dict[str, Any]] = {}
-    first_rows: Rows = {}
+    first_rows: Columns = {}
     for group, views in (("by_resolution", prepared.sides), ("by_tokens", prepared.budgets)):
         found[group] = {}
         for name, view in views.items():
@@ -232,7 +233,7 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
 
 
 def _on_features(prepared: Prepared, model: PackedViT, world: World) -> dict[str, Any]:
-    """Return the scores of k-NN and linear probe, whichever was asked for."""
+    """Return the scores of k-NN and linear probe, as far as they were asked for."""
     if not prepared.training:
         return {}
     workers, view = prepared.request.workers, prepared.first_view
@@ -272,8 +273,8 @@ def evaluate_plan(
     Args:
         model: in evaluation mode, on `device`.
         objective: a classification.
-        plan: of one epoch.
-        device: where packs go.
+        plan: plan of one epoch.
+        device: device of the model.
         classes: class index of the model for each class index of the shards.
 
     Raises:
@@ -284,13 +285,13 @@ def evaluate_plan(
 
 def _score(
     predict: Predict, objective: RowObjective, plan: Plan, world: World, classes: Sequence[int]
-) -> tuple[Accuracy, Rows]:
+) -> tuple[Accuracy, Columns]:
     """Return the mean scores over a plan, and those of every image."""
     if plan.num_images == 0:
         raise RunError("the shards hold no image that can be used")
     loader = PackLoader(plan, rank=world.rank, world_size=world.size)
     scores = ImageScores(objective, world)
     found = evaluate(predict, scores, Relabelled(loader, classes), world)
-    assert isinstance(found, Evaluation), "nobody asks it to stop"
+    assert isinstance(found, Evaluation), "nothing asks it to stop"
     rejected = found.rejected + num_unusable(plan)
     return Accuracy(found.images, rejected, **found.scores), scores.rows

@@ -1,4 +1,4 @@
-"""Images that are smaller than a patch: they are enlarged to one, and users should know."""
+"""Warn of images that are smaller than a patch; they are enlarged to one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _CHUNK = 1 << 20
 
 
 def small_images(manifest: Manifest, patch_size: int) -> str | None:
-    """Return a message about the images with a side shorter than a patch; None: there are none.
+    """Return a message about images with a side shorter than a patch; None if there are none.
 
     Raises:
-        ValueError: all of them have, so that the model would see single patches only.
+        ValueError: all images have such a side, so the model would see single patches only.
     """
     small = usable = 0
     smallest: tuple[int, int] | None = None

@@ -1,4 +1,4 @@
-"""Zero-shot classification with an image-text model: a class is the text of its name."""
+"""Zero-shot classification with an image-text model: a class is given by the text of its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data_pipeline.loading.tokenizer import BYTES, open_tokenizer
 from zeta.export.text_encoder import load_text_encoder
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 from zeta.packed import PackedBatch
 
 TEMPLATES = ("a photo of a {}",)
@@ -22,13 +22,14 @@ class ZeroShotClassifier:
     """Scores images by the similarity of their embedding with those of the class names.
 
     Args:
-        export: of an image-text model.
-        class_names: what to tell apart.
-        templates: prompts, with {} where the name goes; the embeddings of all are averaged
+        export: export of an image-text model.
+        class_names: names of the classes.
+        templates: prompts with {} in the place of the name; the embeddings of all are averaged
             (Radford et al. 2021, section 3.1.4).
 
     Raises:
-        ValueError: no text encoder there, a template without {}, or a prompt that is too long.
+        ValueError: no text encoder in the export, a template without {}, or a prompt that is too
+            long.
     """
 
     def __init__(self, export: Path, class_names: Sequence[str], templates: Sequence[str]) -> None:

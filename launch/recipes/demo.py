@@ -1,4 +1,4 @@
-"""`zeta demo`: the whole way of an image, on a laptop, with nothing but what users get.
+"""`zeta demo`: the whole pipeline on a laptop, from images to a report.
 
 Scanned digits of many sizes are written as shards, planned, trained on two ranks of ZeRO-2 by the
 local launcher, exported, evaluated on held-out scans, and reported. Each stage is the one that
@@ -14,7 +14,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,12 @@ from launch.config.resolve import resolve_with_shards, training_plan
 from launch.evaluate.scores import evaluate_export
 from launch.export import export_run
 from launch.recipes.digits import CLASS_NAMES, render_split
-from launch.recipes.working_folder import claim_folder, refuse_own_settings, write_notes
+from launch.recipes.working_folder import (
+    WorkingFolder,
+    claim_folder,
+    refuse_own_settings,
+    write_notes,
+)
 from launch.report.derived_files import write_derived_files
 from launch.report.page import write_report
 from launch.run.evaluation_plan import NATIVE
@@ -39,7 +43,7 @@ from zeta.run.directory import RunDir
 
 RANKS = 2
 RENDERINGS = 4
-"""JPEGs of each training scan, of different sizes and shapes."""
+"""JPEGs made of each training scan, of different sizes and shapes."""
 RESOLUTIONS = (NATIVE, "24", "48", "64", "80", "96", "128")
 """Training draws sides of 24 to 96 px; it never sees 128."""
 _SAMPLES_PER_SHARD = 512
@@ -53,20 +57,10 @@ _OWN_KEYS = {
 """Settings that the demo makes itself, and what to do instead."""
 
 
-@dataclass(frozen=True)
-class DemoFolder:
-    """Where the demo keeps its files: a run directory, with the shards and the export inside."""
+class DemoFolder(WorkingFolder):
+    """The run directory of the demo, with its shards and its export inside."""
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """What the demo in this folder was started with, and how long it has trained."""
-        return self.path / "demo.json"
-
-    def shards(self, split: str) -> Path:
-        """Shards of `train` or `val`."""
-        return self.path / "shards" / split
+    COMMAND = "demo"
 
     @property
     def export(self) -> Path:
@@ -75,7 +69,7 @@ class DemoFolder:
 
 
 def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
-    """Run the demo in the folder `out`, or what is left of it, and return the exit status.
+    """Run the demo in the folder `out`, or the rest of it, and return the exit status.
 
     Args:
         out: folder of the demo; made if missing.
@@ -84,7 +78,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
 
     Raises:
         ValueError: `out` holds something else, or a demo with other settings; or an override is
-            wrong, or of a setting that the demo makes itself.
+            wrong, or changes a setting that the demo makes itself.
     """
     refuse_own_settings("zeta demo", overrides, _OWN_KEYS)
     folder = DemoFolder(out)
@@ -96,9 +90,9 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         f"train.seed={seed}",
         *overrides,
     ]
-    load_config("demo", recipe)  # a wrong override is said before anything is written
+    load_config("demo", recipe)  # refuses a wrong override before anything is written
     wanted = {"seed": seed, "overrides": list(overrides)}
-    counts = claim_folder(folder.settings, "demo", wanted, _say, {"train_seconds": 0.0})
+    counts = claim_folder(folder, wanted, _as_typed, {"train_seconds": 0.0})
     print("zeta demo: variable-resolution images -> shards -> packs -> ZeRO-2 -> export -> eval\n")
 
     _headline(1, "shards: scanned digits, each a JPEG of its own size and shape")
@@ -115,28 +109,39 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
         started = time.perf_counter()
         code = launch_local("demo", recipe, RANKS)
         counts["train_seconds"] += time.perf_counter() - started
-        write_notes(folder.settings, wanted, counts)
+        write_notes(folder, wanted, counts)
         if code != ExitCode.FINISHED:
             if code == ExitCode.INTERRUPTED:
                 print(f"\nstopped; `zeta demo {_again(out, seed, overrides)}` continues")
             return code
 
+    evaluation = _export_and_evaluate(folder)
+    _report(folder, evaluation, counts["train_seconds"])
+    return ExitCode.FINISHED
+
+
+def _export_and_evaluate(folder: DemoFolder) -> dict[str, Any]:
+    """Run stages 4 and 5; return the scores."""
     _headline(4, "export: newest checkpoint as safetensors")
-    export_run(out, folder.export)
+    export_run(folder.path, folder.export)
     print(f"  {folder.export}")
 
     _headline(5, "evaluate: scans never seen in training; 128 px was never trained at")
     evaluation = evaluate_export(folder.export, str(folder.shards("val")), RESOLUTIONS, workers=0)
-    RunDir(out).evaluation.write_text(json.dumps(evaluation))
+    RunDir(folder.path).evaluation.write_text(json.dumps(evaluation))
     print("\n".join(f"  {line}" for line in accuracy_table(evaluation)))
+    return evaluation
 
+
+def _report(folder: DemoFolder, evaluation: dict[str, Any], train_seconds: float) -> None:
+    """Run stage 6, and print the result and what to type next."""
     _headline(6, "report")
-    result = _result(RunDir(out), evaluation, counts["train_seconds"])
-    RunDir(out).result.write_text(json.dumps(result) + "\n")
-    write_derived_files(RunDir(out))
-    print(f"  {write_report(out)}")
+    run_dir = RunDir(folder.path)
+    result = _result(run_dir, evaluation, train_seconds)
+    run_dir.result.write_text(json.dumps(result) + "\n")
+    write_derived_files(run_dir)
+    print(f"  {write_report(folder.path)}")
     _print_ending(result, folder)
-    return ExitCode.FINISHED
 
 
 def build_digits(out: Path, seed: int) -> dict[str, Manifest]:
@@ -152,7 +157,7 @@ def build_digits(out: Path, seed: int) -> dict[str, Manifest]:
     }
 
 
-def _say(settings: Mapping[str, Any]) -> str:
+def _as_typed(settings: Mapping[str, Any]) -> str:
     return " ".join([f"--seed {settings['seed']}", *settings["overrides"]])
 
 

@@ -24,7 +24,7 @@ CLASS_NAMES = tuple(str(digit) for digit in range(10))
 MIN_SIDE, MAX_SIDE = 24, 96
 """Shortest and longest side of a rendering, in pixels."""
 MAX_ASPECT = 2.0
-"""Longest over shortest side of a rendering, at most."""
+"""Largest ratio of the longest to the shortest side of a rendering."""
 VAL_SHARE = 0.2
 """Share of the scans of each class that is held out."""
 JPEG_QUALITY = 90
@@ -38,7 +38,7 @@ class Scan:
     """One scanned digit."""
 
     index: int
-    """Its row in `sklearn.datasets.load_digits`."""
+    """Row in `sklearn.datasets.load_digits`."""
     label: int
     pixels: bytes
     """8 x 8 ink levels, row-major, each 0 (paper) to 16 (full ink)."""
@@ -49,7 +49,7 @@ def render_split(
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield the WebDataset samples of a split: ``(key, {"jpg": ..., "cls": b"7"})``.
 
-    The order is shuffled by hash, so that consecutive samples, hence shards, mix the classes.
+    The order is shuffled by hash, so that consecutive samples, and so shards, mix the classes.
     Keys name scan and rendering: ``scan0042_3``. The same arguments give the same samples, byte
     for byte with the same Pillow.
 
@@ -75,7 +75,7 @@ def render_split(
 
 
 def split_scans(split: str, *, seed: int) -> list[Scan]:
-    """Return the scans of `split` (train or val): of each class, the same share is held out.
+    """Return the scans of `split` (train or val); the same share of each class is held out.
 
     Raises:
         ValueError: unknown split.
@@ -92,7 +92,7 @@ def split_scans(split: str, *, seed: int) -> list[Scan]:
 
 
 def render(scan: Scan, *, seed: int, rendering: int) -> bytes:
-    """Return one JPEG of a scan, at a size, shape, placement and contrast of its own.
+    """Return one JPEG of a scan, with its own size, shape, placement and contrast.
 
     The sides are log-uniform in [MIN_SIDE, MAX_SIDE], their ratio at most MAX_ASPECT. The digit
     follows the shape of its canvas half-way (its aspect is the square root of the canvas's), as
@@ -108,7 +108,7 @@ def render(scan: Scan, *, seed: int, rendering: int) -> bytes:
     paper = np.array([draw.uniform(205.0, 250.0) for _ in range(3)])
     ink = np.array([draw.uniform(10.0, 75.0) for _ in range(3)])
 
-    # Which part of the padded scan, in cells, the canvas shows: one antialiased resize does
+    # The part of the padded scan, in cells, that the canvas shows: one antialiased resize does
     # placement, stretch and upscaling together.
     cell_h, cell_w = digit_h / _SIDE, digit_w / _SIDE
     x, y = _PAPER - left / cell_w, _PAPER - top / cell_h

@@ -1,9 +1,9 @@
-"""`zeta experiment`: what mixed sizes and dropped patches are worth, on the images at hand.
+"""`zeta experiment`: compare NaViT with ViTs of one image size, at equal compute, on given images.
 
-Arms are the recipes in configs/experiments: one model and optimizer, shown the same images in
-different ways. NaViT's arm trains for `train.max_steps`; of the others each stops at the step
-where it has had as many floating-point operations. They are counted from the plan, before anything
-is trained (`zeta.models.flops`), so the compute is equal by construction, whatever the machine.
+The arms are the recipes in configs/experiments: one model and optimizer, shown the same images in
+different ways. NaViT's arm trains for `train.max_steps`; each other arm stops at the step where it
+has used as many floating-point operations. They are counted from the plan, before anything is
+trained (`zeta.models.flops`), so the compute is equal by construction, whatever the machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from launch.evaluate.scores import evaluate_export
 from launch.export import export_run
 from launch.recipes.demo import build_digits
 from launch.recipes.experiment_figures import Arm, TrainedArm, draw_experiment, results_table
-from launch.recipes.working_folder import claim_folder, refuse_own_settings
+from launch.recipes.working_folder import WorkingFolder, claim_folder, refuse_own_settings
 from launch.report.derived_files import write_derived_files
 from launch.report.headlines import last_value, seconds_in_steps
 from launch.report.page import write_report
@@ -42,13 +41,13 @@ from zeta.models.packed_vit import PackedViT
 from zeta.run.directory import RunDir
 
 ARMS = ("navit", "fixed_48", "fixed_96")
-"""Recipes in configs/experiments; the first one sets the compute."""
+"""Recipes in configs/experiments; the first one decides the compute."""
 RESOLUTIONS = (NATIVE, "24", "32", "48", "64", "80", "96", "128")
 """Sides at which every arm is tested."""
 VAL_SHARE = 0.2
 """Share of a folder of images that is held out."""
 _POINTS = 8
-"""Evaluations during training."""
+"""Number of evaluations during training."""
 _OWN_KEYS = {
     "run": "choose the folder with --out",
     "data.shards": "give the folder of images as SRC",
@@ -65,20 +64,10 @@ _OWN_KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class ExperimentFolder:
-    """Where an experiment keeps its files."""
+class ExperimentFolder(WorkingFolder):
+    """The files of an experiment."""
 
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """What the experiment in this folder was started with."""
-        return self.path / "experiment.json"
-
-    def shards(self, split: str) -> Path:
-        """Shards of `train` or `val`."""
-        return self.path / "shards" / split
+    COMMAND = "experiment"
 
     def run(self, arm: str, seed: int) -> RunDir:
         """Run directory of an arm."""
@@ -107,26 +96,26 @@ class ExperimentFolder:
 def run_experiment(
     source: str | None, out: Path, *, seeds: int, nproc: int, overrides: Sequence[str]
 ) -> int:
-    """Run the experiment in the folder `out`, or what is left of it; return the exit status.
+    """Run the experiment in the folder `out`, or the rest of it; return the exit status.
 
     Args:
-        source: folder of images, its subfolders the classes (or what else `zeta shards build`
-            takes); None: the digits of `zeta demo`.
+        source: folder of images, its subfolders the classes (or any other source that `zeta shards
+            build` takes); None: the digits of `zeta demo`.
         out: folder of the experiment; made if missing.
         seeds: runs of each arm, with different weights, order, sizes and dropped patches.
         nproc: ranks of a run; they change the speed and nothing else.
         overrides: `key=value` settings of all arms.
 
     Raises:
-        ValueError: `out` holds something else, an override is wrong or of a setting that the arms
-            differ in, or the images cannot be used.
+        ValueError: `out` holds something else, an override is wrong or changes a setting that the
+            arms differ in, or the images cannot be used.
     """
     refuse_own_settings("zeta experiment", overrides, _OWN_KEYS)
     folder = ExperimentFolder(out)
-    for name in ARMS:  # a wrong override is said before anything is written
+    for name in ARMS:  # refuses a wrong override before anything is written
         _load(folder, name, 0, overrides)
     wanted = {"source": source, "overrides": list(overrides)}
-    claim_folder(folder.settings, "experiment", wanted, _say, {})
+    claim_folder(folder, wanted, _as_typed, {})
     _build_shards(source, folder)
     trained = []
     for seed in range(seeds):
@@ -135,7 +124,7 @@ def run_experiment(
             arm, code = _train(folder, name, seed, nproc, overrides, compute)
             if code != ExitCode.FINISHED:
                 if code == ExitCode.INTERRUPTED:
-                    print("\nstopped; the same command goes on")
+                    print("\nstopped; the same command continues")
                 return code
             compute = arm.flops if compute is None else compute
             trained.append(_evaluated(folder, arm, seed))
@@ -161,9 +150,10 @@ def _train(
     overrides: Sequence[str],
     compute: float | None,
 ) -> tuple[Arm, int]:
-    """Train an arm with the operations `compute`; None: those of its `train.max_steps`.
+    """Train an arm, and return it and the exit status of its run.
 
-    Returns the arm and the exit status of its run.
+    Args:
+        compute: floating-point operations to train with; None: those of `train.max_steps`.
     """
     config = _load(folder, name, seed, overrides)
     start = check_start(config, nproc)
@@ -189,8 +179,8 @@ def planned_flops(plan: Plan, config: ZetaConfig) -> Iterator[float]:
     """Yield the operations of training on each step of a plan, forward and backward.
 
     Args:
-        plan: of the run.
-        config: with what the shards say filled in.
+        plan: the plan of the run.
+        config: the config of the run, with the values that come from the shards filled in.
     """
     with torch.device("meta"):
         model = build_model(config.model)
@@ -217,7 +207,7 @@ def up_to(flops: Iterator[float], compute: float) -> list[float]:
 
 
 def _evaluated(folder: ExperimentFolder, arm: Arm, seed: int) -> TrainedArm:
-    """Export an arm's model and score it at all resolutions, unless that was done."""
+    """Export an arm's model and score it at all resolutions, unless that was done before."""
     run_dir, export = folder.run(arm.name, seed), folder.export(arm.name, seed)
     if not run_dir.evaluation.exists():
         export_run(run_dir.path, export)
@@ -273,7 +263,7 @@ def _recipe(name: str) -> Path:
     return configs_root() / "experiments" / f"{name}.yaml"
 
 
-def _say(settings: Mapping[str, Any]) -> str:
+def _as_typed(settings: Mapping[str, Any]) -> str:
     return _command(settings["source"], None, settings["overrides"])
 
 

@@ -27,16 +27,16 @@ class Arm:
     seed: int
     config: ZetaConfig
     totals: tuple[float, ...]
-    """Operations of training up to and with each step."""
+    """Floating-point operations of training, up to and including each step."""
 
     @property
     def flops(self) -> float:
-        """Operations of the whole run."""
+        """Floating-point operations of the whole run."""
         return self.totals[-1]
 
     @property
     def title(self) -> str:
-        """What the figures call it."""
+        """Name in the figures."""
         resolution = self.config.data.resolution
         if resolution.kind == "fixed":
             return f"ViT, {resolution.max} x {resolution.max} pixels"
@@ -45,7 +45,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class TrainedArm:
-    """What came of it."""
+    """An arm after training, with its scores."""
 
     arm: Arm
     images_seen: int
@@ -82,7 +82,7 @@ def by_arm(trained: Sequence[TrainedArm]) -> list[list[TrainedArm]]:
 
 
 def results_table(trained: Sequence[TrainedArm]) -> list[str]:
-    """Return the lines that the command ends with; values are means over seeds."""
+    """Return the table that the command prints last; values are means over seeds."""
     resolutions = list(trained[0].top1_by_resolution)
     head = "".join(f"{name:>8}" for name in resolutions)
     lines = [f"top-1 at{'':<24}{'TFLOP':>8}{'images':>9}{head}"]
@@ -126,7 +126,7 @@ def draw_experiment(trained: Sequence[TrainedArm]) -> bytes:
 
 
 def _draw_compute(axes: Axes, runs: Sequence[TrainedArm], colour: str) -> None:
-    """Draw top-1 over operations; runs of an arm are evaluated at the same places."""
+    """Draw top-1 over operations; the runs of an arm are evaluated at the same steps."""
     curves = [run.top1_by_flops for run in runs]
     points = min(map(len, curves))
     x = [mean(curve[point][0] for curve in curves) / _TERA for point in range(points)]

@@ -1,8 +1,8 @@
-"""`zeta finetune`: an export, labelled images, and out comes a model of their classes.
+"""`zeta finetune`: train an export on labelled images, into a model of their classes.
 
-It is a run like any other, in a run directory of its own: the same trainer, resume and signals.
-What is added is the recipe (`launch.recipes.finetune_recipe`), shards made of a folder of images,
-and the scores on held-out images before and after.
+It is a run like any other, in a run directory of its own: the same trainer, resume and signals. It
+adds the recipe (`launch.recipes.finetune_recipe`), shards made of a folder of images, and the
+scores on held-out images before and after.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def finetune(
         source: a folder of images (its subfolders are the classes), a table of paths, shards, or a
             CONFIG as `zeta train` takes it.
         overrides: `key=value` settings.
-        mode: full, probe or last-K; None: what `train.trainable` says, or full.
+        mode: full, probe or last-K; None: as `train.trainable` says, or full.
         nproc: ranks to start on this machine; None: this process is the only one, or a rank of
             torchrun or srun.
         val_share: share of a folder's images that is held out.
 
     Raises:
-        ValueError: the export, the images or the settings cannot work; nothing was begun.
+        ValueError: the export, the images or the settings cannot be used; nothing was begun.
     """
     export = open_export(export_path)
     info = rank_from_environment(os.environ)
@@ -89,7 +89,7 @@ def finetune(
             base += shard_settings(images, run_dir, val_share, launched=info.world_size > 1)
         shards = _last([*base, *user], "data.shards")
         if shards is None:
-            raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
+            raise ValueError("data.shards is not set; set it, as in data.shards=my/shards")
         base += [*settings_of_images(shards, user), *_head_settings(export, shards)]
         config = compose(export, base, user, mode)
         start = check_start(config, nproc or info.world_size)
@@ -123,14 +123,14 @@ def _last(settings: Sequence[Setting], key: str) -> Any:
 
 
 def _head_settings(export: Export, shards: Any) -> list[Setting]:
-    """Keep the head of the export where its classes are those of the images, in their order."""
+    """Keep the head of the export if its classes are those of the images, in the same order."""
     trained, wanted = export.info.get("class_names"), open_shards(shards).class_names
     same = trained is not None and wanted is not None and list(trained) == list(wanted)
     return [(DEFAULT, "train.new_head", not same)]
 
 
 def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
-    """Write the recipe, and score the weights that the run begins at, unless that was done."""
+    """Write the recipe, and score the initial weights unless that was done before."""
     data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
     about = {"export": str(export.path), "new_head": config.train.new_head, "data": data}
     record = json.loads(run_dir.fine_tuning.read_text()) if run_dir.fine_tuning.exists() else {}
@@ -142,10 +142,10 @@ def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
 
 
 def score_beginning(config: ZetaConfig) -> dict[str, Any] | None:
-    """Return the scores of the weights that a run begins at on its held-out images; None: none.
+    """Return the scores of a run's initial weights on its held-out images; None if it has none.
 
     Args:
-        config: of the run; `train.init_from` is an export.
+        config: config of the run; `train.init_from` is an export.
     """
     manifest = open_shards(config.data.shards)
     resolved = resolve_with_shards(config, manifest)
@@ -177,7 +177,7 @@ def _begin_at(model: nn.Module, trained: nn.Module, *, new_head: bool) -> None:
 
 
 def _finish(run_dir: RunDir) -> None:
-    """Export the model, and say what was gained and what to type next."""
+    """Export the model, and print its scores before and after, and what to type next."""
     record = json.loads(run_dir.fine_tuning.read_text())
     lines = map(json.loads, run_dir.metrics.read_text().splitlines())
     scores = [line for line in lines if names.val_score("top1") in line]

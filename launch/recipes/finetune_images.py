@@ -1,7 +1,7 @@
-"""The images that `zeta finetune` is given: what they are, and shards of them in its run directory.
+"""Find the images that `zeta finetune` is given, and make shards of them in its run directory.
 
-A run that is refused leaves no shards behind, and one on other images does not take those of the
-run before it.
+A run that is refused leaves no shards behind, and a run on other images does not use the shards of
+the run before it.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir
 
 _HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders beside train/ that hold images out."""
+"""Names of a folder of held-out images beside train/."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images that were named in the place of a CONFIG."""
+    """Labelled images that the user gave instead of a CONFIG."""
 
     source: str
-    """As the user named them."""
+    """Path or shards as the user typed them."""
     train: str
     """Folder of images or of shards, or a table of paths."""
     val: str | None
-    """Held-out ones, where they lie apart."""
+    """Held-out images, if they are in a folder of their own."""
     are_shards: bool
 
 
 def find_images(source: str) -> Images | None:
-    """Return the images or shards that `source` names; None: it is a CONFIG.
+    """Return the images or shards that `source` names; None if it is a CONFIG.
 
     Raises:
-        ValueError: a folder with neither, or one that is not there.
+        ValueError: `source` is a path that does not exist.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -68,17 +68,17 @@ def _holds_shards(folder: Path) -> bool:
 
 
 def _holds_sets(folder: Path) -> bool:
-    """Whether a folder train/ is one of several sets, rather than a class of that name."""
+    """Return whether a folder train/ is one of several sets, rather than a class of that name."""
     return _holds_shards(folder) or any(path.is_dir() for path in folder.iterdir())
 
 
 def shard_settings(
     images: Images, run_dir: RunDir, val_share: float, *, launched: bool
 ) -> list[Setting]:
-    """Return where the shards are; a folder of images becomes shards in the run directory.
+    """Return the settings of the shards; a folder of images becomes shards in the run directory.
 
     Raises:
-        ValueError: no images with classes there, or the run directory has shards of others.
+        ValueError: no images with classes, or the run directory has shards of other images.
     """
     train_shards, val_shards = images.train, images.val
     if not images.are_shards:
@@ -113,8 +113,8 @@ def _build(images: Images, run_dir: RunDir, val_share: float) -> tuple[str, str]
         name = f"{run_dir.path.name}-{Path(images.source).absolute().name}"
         another = shlex.quote(f"run.dir={run_dir.path.with_name(name)}")
         raise ValueError(
-            f"{run_dir.path} is the run of other images than {images.source}, or of these before "
-            "they changed, were named by another path or had another --val-share: choose another "
+            f"{run_dir.path} is a run on other images than {images.source}, or on the same images "
+            "before they changed, under another path or with another --val-share: choose another "
             f"run directory, as in {another}, or delete {run_dir.path}"
         ) from error
     return train, val
@@ -122,9 +122,9 @@ def _build(images: Images, run_dir: RunDir, val_share: float) -> tuple[str, str]
 
 @contextmanager
 def shards_go_if_refused(run_dir: RunDir) -> Iterator[None]:
-    """Remove the shards that the block makes in a run directory, if it ends in a user's error.
+    """Remove the shards that the block makes in a run directory if it ends in a user's error.
 
-    Shards that were there before stay, as do those of an interrupted build, which goes on.
+    Shards from before stay, as do those of an interrupted build, which continues next time.
     """
     run_there, shards_there = run_dir.path.exists(), run_dir.shards.exists()
     try:
@@ -133,6 +133,6 @@ def shards_go_if_refused(run_dir: RunDir) -> Iterator[None]:
         if not shards_there:
             shutil.rmtree(run_dir.shards, ignore_errors=True)
         if not run_there:
-            with suppress(OSError):  # was never made, or holds something by now
+            with suppress(OSError):  # it was never made, or it holds something by now
                 run_dir.path.rmdir()
         raise

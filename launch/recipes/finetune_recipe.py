@@ -1,8 +1,8 @@
-"""From an export and a folder of labelled images to the config of a run that fine-tunes it.
+"""Compose the config of a run that fine-tunes an export on labelled images.
 
-Settings count in this order: the shipped piece train/finetune, what follows from the export, the
-images and the mode; then the user's CONFIG and command line; last the model, which is that of the
-export whatever they say, and the weights to begin at.
+Later settings win: the shipped piece train/finetune and the settings that follow from the export,
+the images and the mode; then the user's CONFIG and command line; last the model, which is always
+that of the export, and the initial weights.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from data_pipeline.shards.weighted import open_shards
 from launch.config.load import DEFAULT, Setting, ZetaConfig, config_from, read_settings
 from launch.shipped import configs_root
 from zeta.models.config import prefix_tokens
+from zeta.models.exported import open_export as open_weights
+from zeta.models.exported import read_config
 from zeta.models.presets import PRESETS
-from zeta.models.pretrained import open_export as open_weights
-from zeta.models.pretrained import read_config
 
 SHIPPED = str(configs_root() / "train" / "finetune.yaml")
-"""The recipe below everything else."""
+"""Recipe that all other settings override."""
 EPOCHS = 20
 """Passes over the images, unless the length of the run is set."""
 _LEAST_IMAGES = 20_000
-"""Trained on in any case, however few images there are: some 200 to 300 steps."""
+"""Least number of images to train on, repeated if there are fewer: some 200 to 300 steps."""
 _WARMUP_SHARE = 0.05
 _RATE, _RATE_WIDTH = 3e-4, 768
-"""Learning rate of a model of so many channels; it falls with their square root."""
+"""Learning rate, and the channels it is for; it falls with the square root of the channels."""
 _PACKS_PER_STEP = 8
 _IMAGES_PER_PACK = 8
-"""Of the largest size."""
+"""Images of the largest size that a pack holds."""
 _UPSCALE = 2.0
 _LENGTHS = ("train.max_steps", "train.max_images", "train.max_tokens")
 _MAY_DIFFER = ("num_classes", "dropout", "emb_dropout", "stochastic_depth")
-"""Of the model: all else decides what its weights mean."""
+"""Options that may differ from the export's; all others decide what its weights mean."""
 MODES: dict[str, dict[str, Any]] = {
     "full": {"train.trainable": "all"},
     "probe": {"train.trainable": "head", "optim.layer_decay": 1.0, "optim.lr": 1e-2}
@@ -47,32 +47,33 @@ MODES: dict[str, dict[str, Any]] = {
     | {"model.dropout": 0.0, "model.emb_dropout": 0.0, "model.stochastic_depth": 0.0},
     "last": {"train.trainable": "last-2", "optim.layer_decay": 0.9},
 }
-"""What --mode sets; `last-K` is `last` with another K."""
+"""Settings of each --mode; `last-K` is `last` with another K."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What is known of an export."""
+    """An export and the content of its config.json."""
 
     path: Path
     arguments: Mapping[str, Any]
-    """Of the model."""
+    """Arch and constructor arguments of the model."""
     info: Mapping[str, Any]
+    """Facts about the training."""
 
 
 def open_export(path: Path) -> Export:
-    """Read what an export says of itself.
+    """Read the config.json of an export, and check that its weights can be read.
 
     Raises:
-        ValueError: it is none, of another format, or its weights are damaged.
+        ValueError: not an export, one of another format, or its weights are damaged.
     """
     config = read_config(path)
-    open_weights(path)  # read later: a damaged one is refused before shards are made
+    open_weights(path)  # read later, but a damaged one is refused before shards are made
     return Export(path.absolute(), config["model"], config.get("info") or {})
 
 
 def recipe_settings(mode: str | None) -> list[Setting]:
-    """Return the shipped settings, changed by the mode; None is full.
+    """Return the shipped settings, changed by the mode; None means full.
 
     Raises:
         ValueError: no such mode.
@@ -91,9 +92,9 @@ def recipe_settings(mode: str | None) -> list[Setting]:
 
 
 def settings_of_export(export: Export) -> list[Setting]:
-    """Return the learning rate, at which sizes images are shown, and what a pack holds.
+    """Return the learning rate, the sizes at which images are shown, and the size of a pack.
 
-    Sizes are those that the export was trained at: the whole range, from half a side on.
+    Images are shown at sides from half the largest that the export was trained at up to that one.
     """
     arguments, trained = export.arguments, export.info.get("resolution") or {}
     patch, size = arguments["patch_size"], arguments["image_size"]
@@ -117,11 +118,11 @@ def settings_of_export(export: Export) -> list[Setting]:
 
 
 def settings_of_images(shards: Any, user: Sequence[Setting]) -> list[Setting]:
-    """Return packs a step, the loss and the length of the run, from the images that there are.
+    """Return packs a step, the loss and the length of the run, all decided by the images.
 
     Args:
-        shards: `data.shards`.
-        user: what CONFIG and the command line set.
+        shards: value of `data.shards`.
+        user: settings of CONFIG and the command line.
     """
     manifest, asked = open_shards(shards), {key: value for _, key, value in user}
     usable = usable_images(manifest)
@@ -141,7 +142,7 @@ def settings_of_images(shards: Any, user: Sequence[Setting]) -> list[Setting]:
 
 
 def usable_images(manifest: Manifest) -> int:
-    """Return how many images have a class, or classes, and were not bad when they were indexed."""
+    """Return the number of images with a class, or classes, that were not bad when indexed."""
     lists = bool(manifest.label_lists)
     needs = Needs(label=not lists, label_list=lists)
     chunk = 1 << 20
@@ -155,13 +156,13 @@ def compose(
     """Return the config of the run.
 
     Args:
-        export: whose model it is.
-        base: what holds unless the user asks for something else.
-        user: CONFIG and the command line.
-        mode: as the user gave it.
+        export: the export to fine-tune.
+        base: settings that the user may override.
+        user: settings of CONFIG and the command line.
+        mode: value of --mode.
 
     Raises:
-        ValueError: the user asks for another model, or for two different things at once.
+        ValueError: the user asks for another model, or for two things that contradict each other.
     """
     asked = {key: value for _, key, value in user}
     trainable = asked.get("train.trainable")
@@ -188,7 +189,7 @@ def compose(
 
 
 def check_same_model_asked(export: Export, asked: Mapping[str, Any]) -> None:
-    """Raise ValueError if the user's `model.*` is another model than the export's."""
+    """Raise ValueError if the user's `model.*` describes another model than the export's."""
     given = {key.removeprefix("model."): v for key, v in asked.items() if key.startswith("model.")}
     preset = given.pop("preset", None)
     if preset in PRESETS:

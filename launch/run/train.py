@@ -33,7 +33,7 @@ from zeta.distributed import (
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
-from zeta.export.timm.writing import timm_obstacle
+from zeta.export.formats import obstacles
 from zeta.models.attention import varlen_obstacle
 from zeta.objectives import build_objective
 from zeta.objectives.image_text_model import build_for_objective
@@ -87,10 +87,9 @@ def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
                 "val/ is not measured on images never seen; `zeta shards build --val-share` makes "
                 "shards that share no image"
             )
-        obstacle = timm_obstacle(start.config.model.resolve())
-        if obstacle is not None:
+        for name, obstacle in obstacles(start.config.model.resolve()).items():
             console.message(
-                f"WARNING: `zeta export --format timm` will refuse this model: {obstacle}"
+                f"WARNING: `zeta export --format {name}` will refuse this model: {obstacle}"
             )
         return _run_and_report(start, info, store, console)
 

@@ -17,7 +17,7 @@ from tests.launch.made_runs import CLASSES, SIZES, damage, make_run, weights_of
 from tests.zeta.training import ROOT
 from zeta import MegaVit, NaViT
 from zeta.models.config import ModelConfig, build_model, load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 
 IMAGE = [torch.randint(0, 256, (3, 20, 12), dtype=torch.uint8)]
 
@@ -167,7 +167,7 @@ def test_what_is_no_run_is_refused_and_said_what_it_is(run, tmp_path):
     (tmp_path / "file").unlink()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no exported model"):
+    with pytest.raises(ValueError, match="holds something that is not an exported model"):
         export_run(run, tmp_path / "mine")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "out", "plain"]
 

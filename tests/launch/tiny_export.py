@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zeta.export.writing import save_pretrained
+from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model
 
 MODEL = {"image_size": 48, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 64}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zeta.models.config import ARCHITECTURES
+
 _SHOWN_CLASSES = 20
-_PLACE = "path/to/this/folder"
 
 
 def model_card(
@@ -16,23 +17,23 @@ def model_card(
     *,
     config_yaml: str,
     weights: int,
-    forms: Sequence[str],
+    uses: Sequence[str],
 ) -> str:
     """Return the model card, in Markdown.
 
     Args:
-        name: of the model, its title.
+        name: name of the model, the title.
         facts: the `info` of the export's config.json.
         arguments: arch and constructor arguments of the model.
         config_yaml: the resolved config of the run.
         weights: number of weights.
-        forms: what the export is for: zeta, timm or both.
+        uses: how to load the model, a part for each format of the export.
     """
     parts = [
         f"# {name}",
         _summary(facts, arguments, weights),
         "## Use",
-        *(_USES[form](arguments) for form in forms),
+        *uses,
         "## Training",
         _table(("", ""), _training(facts)),
         "## Evaluation",
@@ -45,39 +46,13 @@ def model_card(
 
 
 def _summary(facts: Mapping[str, Any], arguments: Mapping[str, Any], weights: int) -> str:
-    kind = {"navit": "NaViT", "megavit": "MegaVit"}[arguments["arch"]]
+    kind = ARCHITECTURES[arguments["arch"]].__name__
     sizes = "images of any size" if kind == "NaViT" else "images of one size"
     rows = [(f"`{key}`", value) for key, value in arguments.items() if value is not None]
     return (
         f"A {kind} (Vision Transformer for {sizes}) of {weights:,} weights, stored as "
         f"{facts['dtype']}.\n\n{_table(('option', 'value'), rows)}"
     )
-
-
-def _use_in_zeta(arguments: Mapping[str, Any]) -> str:
-    model = {"navit": "NaViT", "megavit": "MegaVit"}[arguments["arch"]]
-    return (
-        f"With zeta (torch, einops and safetensors are enough):\n\n```python\nfrom zeta import "
-        f'{model}\n\nmodel = {model}.from_pretrained("{_PLACE}")\n'
-        f"logits = model([image])  # uint8 [3, height, width], sides in multiples of "
-        f"{arguments['patch_size']}\n```"
-    )
-
-
-def _use_in_timm(arguments: Mapping[str, Any]) -> str:
-    patch = arguments["patch_size"]
-    sizes = f"sides in multiples of {patch}"
-    if arguments["arch"] == "megavit":
-        sizes = f"of {arguments['image_size']} pixels"
-    return (
-        "With timm 1.0.31 or newer, without zeta:\n\n```python\nimport timm\n\n"
-        f'model = timm.create_model("local-dir:{_PLACE}", pretrained=True).eval()\n'
-        f"logits = model(images)  # float [n, 3, height, width], {sizes},\n"
-        '# normalised with model.pretrained_cfg["mean"] and ["std"]\n```'
-    )
-
-
-_USES = {"zeta": _use_in_zeta, "timm": _use_in_timm}
 
 
 def _training(facts: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""The folder of an export: whole or absent, and replaced only where it holds nothing else."""
+"""The folder of an export: whole or absent, and replaced only if it holds nothing else."""
 
 from __future__ import annotations
 
@@ -7,53 +7,37 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from zeta.models.pretrained import (
-    CARD_FILE,
-    CONFIG_FILE,
-    TEXT,
-    TOKENIZER_FILE,
-    WEIGHTS,
-    ZETA_WEIGHTS,
-)
+from zeta.export.formats import all_formats
+from zeta.models.exported import CARD_FILE, CONFIG_FILE
 
 _UNFINISHED, _OLD = ".tmp-", "-old"
-"""Around the name of an export that is being written, and of the one that it replaces."""
+"""Put around the name of an export that is being written, and of the one that it replaces."""
 _LOCK = ".writing"
-
-_STEMS = f"({WEIGHTS}|{ZETA_WEIGHTS}|{TEXT})"
-_OURS = re.compile(
-    rf"{_STEMS}(-\d+-of-\d+)?\.safetensors|{_STEMS}\.safetensors\.index\.json"
-    rf"|{CONFIG_FILE}|{CARD_FILE}|{TOKENIZER_FILE}"
-)
-
-
-def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json."""
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def check_free(out_dir: Path | str) -> None:
-    """Raise ValueError if `out_dir` may not be written: it is not empty and not an export alone."""
+    """Raise ValueError if `out_dir` is not empty and holds anything but an export."""
     out_dir = Path(out_dir)
     if out_dir.is_file():
         raise ValueError(f"{out_dir} is a file: name a directory to write the model to")
     if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_only_an_export(out_dir):
-        raise ValueError(f"{out_dir} holds something that is no exported model: name another one")
+        raise ValueError(
+            f"{out_dir} holds something that is not an exported model: name another folder"
+        )
 
 
 @contextmanager
 def whole_directory(out_dir: Path | str) -> Iterator[Path]:
-    """Give a directory to write into that takes the name `out_dir` once the block is through.
+    """Yield a directory to write into that takes the name `out_dir` once the block is done.
 
-    What a process that was killed left of the same is removed.
+    Unfinished exports to `out_dir` by processes that were killed are removed.
 
     Raises:
-        ValueError: `out_dir` exists, is not empty and is not an export and nothing else.
+        ValueError: `out_dir` is not empty and holds anything but an export.
     """
     check_free(out_dir)
     remove_leftovers(out_dir)
@@ -80,9 +64,9 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
 
 
 def remove_leftovers(out_dir: Path | str) -> None:
-    """Delete what exports to `out_dir` that were killed outright left unfinished beside it.
+    """Delete unfinished exports to `out_dir`, left beside it by processes that were killed.
 
-    Where one was killed as it replaced a former export, that one is kept until a new one is whole.
+    If one was killed while it replaced a former export, that one is kept until a new one is whole.
     """
     out_dir = Path(out_dir).resolve()
     ending = f"({_OLD})?" if (out_dir / CONFIG_FILE).is_file() else ""
@@ -93,7 +77,7 @@ def remove_leftovers(out_dir: Path | str) -> None:
 def _leftovers(out_dir: Path, ending: str) -> list[Path]:
     """Return the unfinished exports to `out_dir` that nobody is writing.
 
-    Their process runs no more on this machine, and, because it may be another machine's, holds no
+    Their process no longer runs on this machine and, as it may be on another machine, holds no
     lock in them.
     """
     if not out_dir.parent.is_dir():
@@ -104,13 +88,13 @@ def _leftovers(out_dir: Path, ending: str) -> list[Path]:
         match = names.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue
-        if not _runs_elsewhere(int(match[1])) and not _is_locked(path / _LOCK):
+        if not _is_other_process(int(match[1])) and not _is_locked(path / _LOCK):
             found.append(path)
     return found
 
 
-def _runs_elsewhere(pid: int) -> bool:
-    """Whether a process other than this one has this id."""
+def _is_other_process(pid: int) -> bool:
+    """Return whether a process other than this one has this id."""
     try:
         os.kill(pid, 0)  # sends nothing
     except ProcessLookupError:
@@ -122,9 +106,9 @@ def _runs_elsewhere(pid: int) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a new file, which goes with it or with the process."""
+    """Keep a lock on a new file; it ends with the file or with the process."""
     with path.open("wb") as stream:
-        with suppress(OSError):  # a file system without locks: the process id has to do
+        with suppress(OSError):  # a file system without locks: the process id must do
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
         path.unlink()
@@ -142,14 +126,13 @@ def _is_locked(path: Path) -> bool:
 
 
 def _is_only_an_export(directory: Path) -> bool:
-    """Whether all that is there was written by an export, in our format or timm's.
+    """Return whether all files were written by an export.
 
-    The directory is replaced as a whole, so a file more would be lost, and a config.json alone may
-    be anybody's.
+    The directory is replaced as a whole, so any other file would be lost, and a config.json alone
+    may be anybody's.
     """
-    there = {path.name for path in directory.iterdir()}
-    has_weights = any(name.startswith((WEIGHTS, ZETA_WEIGHTS)) for name in there)
-    if CONFIG_FILE not in there or not has_weights or not all(map(_OURS.fullmatch, there)):
+    names = {path.name for path in directory.iterdir()}
+    if CONFIG_FILE not in names:
         return False
     try:
         config = json.loads((directory / CONFIG_FILE).read_text())
@@ -157,7 +140,8 @@ def _is_only_an_export(directory: Path) -> bool:
         return False
     if not isinstance(config, dict):
         return False
-    return str(config.get("format")).startswith("zeta-") or "architecture" in config
+    written = set().union(*(each.files(names, config) for each in all_formats().values()))
+    return bool(written) and names <= {*written, CONFIG_FILE, CARD_FILE}
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The text encoder of an image-text model: taken apart for an export, and loaded from one."""
+"""Split the text encoder off an image-text model for an export, and load it from one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from zeta.models.exported import TEXT, read_config
 from zeta.models.layers import LogitScale
-from zeta.models.pretrained import TEXT, read_config
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import INITIAL_SCALES
 from zeta.objectives.pairs import MAX_SCALE
@@ -18,16 +18,18 @@ from zeta.stored_tensors import StoredTensor
 
 
 def load_text_encoder(path: Path | str) -> tuple[TextTower, float, float]:
-    """Load what `zeta export` wrote beside the image encoder: the text encoder, scale and bias.
+    """Load the text encoder, scale and bias that `zeta export` wrote beside the image encoder.
 
     Texts and images are compared as scale * cosine + bias; the tokenizer is named in config.json.
 
     Raises:
-        ValueError: no export of an image-text model there.
+        ValueError: not an export of an image-text model.
     """
     config = read_config(path)
     if "text" not in config:
-        raise ValueError(f"{path} holds no text encoder: it is no export of an image-text model")
+        raise ValueError(
+            f"{path} holds no text encoder: it is not an export of an image-text model"
+        )
     arguments = dict(config["text"]["model"])
     kind = arguments.pop("kind")
     text = TextTower(**arguments)

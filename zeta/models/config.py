@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from zeta.config_field import check_choice, check_range
+from zeta.models.exported import load_export
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import PackedViT
 from zeta.models.presets import PRESETS
-from zeta.models.pretrained import load_export
 
 _SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
 _RATES = ("dropout", "emb_dropout", "stochastic_depth")

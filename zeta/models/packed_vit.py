@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from zeta.config_field import check_whole
 from zeta.models.arguments import is_finite
 from zeta.models.attention import Segments
+from zeta.models.exported import load_export, read_config
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
 from zeta.models.layers import Norm, run_blocks
@@ -33,7 +34,6 @@ from zeta.models.patchify import (
     patchify,
 )
 from zeta.models.pillow_images import check_pillow, native_grid, pixels_of, resized
-from zeta.models.pretrained import load_export, read_config
 from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:

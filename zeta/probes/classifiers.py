@@ -1,4 +1,9 @@
-"""How well frozen features tell classes apart: nearest neighbours, and a linear classifier."""
+"""Classifiers on frozen features: nearest neighbours, and a linear one.
+
+scikit-learn's solver is not used: run until the order of the images no longer matters, it takes as
+long (5,000 x 192 features on a busy CPU: 16 s against 12 s with 10 classes, 53 s against 92 s with
+100, the same top-1), and it has no scores for classes without a training image.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,10 @@ from torch import Tensor
 
 NEIGHBOURS = 20
 _TEMPERATURE = 0.07
-"""Of the votes of neighbours; both as in Wu et al. 2018 and DINO (Caron et al. 2021)."""
+"""Temperature of the neighbours' votes; both as in Wu et al. 2018 and DINO (Caron et al. 2021)."""
 _ROWS_AT_ONCE = 1024
 _PENALTIES = (1e-4, 1e-2, 1.0)
-"""Candidates for the L2 penalty on the standardised features' weights."""
+"""Candidates for the L2 penalty on the weights of the standardised features."""
 _CHOSEN_ON = 5
 """Every fifth training image chooses the penalty."""
 
@@ -27,8 +32,8 @@ def knn_scores(
         train_ND: features of the training images.
         labels_N: their classes.
         test_MD: features of the images to classify.
-        num_classes: classes to vote for.
-        k: neighbours; all, where there are fewer images.
+        num_classes: number of classes to vote for.
+        k: number of neighbours; all, if there are fewer images.
     """
     k = min(k, len(train_ND))
     train_ND = F.normalize(train_ND.double(), dim=1)
@@ -46,9 +51,9 @@ def linear_probe_scores(
 ) -> Tensor:
     """Return the logits [M, num_classes] of a linear classifier fitted on frozen features.
 
-    Multinomial logistic regression on standardised features, to the optimum; of three L2 penalties
-    the one that does best on a fifth of the training images, which then are fitted too. The optimum
-    is unique, so that the order of the images does not matter.
+    Multinomial logistic regression on standardised features, to the optimum. Of three L2 penalties
+    it takes the one that does best on a fifth of the training images, which are then fitted too.
+    The optimum is unique, so the order of the images does not matter.
 
     Args: as `knn_scores`.
     """

@@ -1,15 +1,14 @@
-"""Features of images, on disk and in order: written by any number of ranks, in little memory.
+"""Features of images on disk and in order, written by any number of ranks in little memory.
 
 Each rank writes the rows of its images at their places in one file. Only a key, a label and a row
-number of each image are kept in memory.
+number of each image are kept in memory. The file is written to by position and not mapped: on a
+network file system, two machines that map one page overwrite each other's rows.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from zeta.distributed import World
 from zeta.packed import PackedBatch
+from zeta.probes.rows import Columns, rows_in_order
 
 FEATURES_NAME = "features.npy"
 KEYS_NAME = "keys.txt"
@@ -26,21 +26,12 @@ _CHUNK_BYTES = 1 << 24
 _LINE_BREAKS = str.maketrans({"\n": "\\n", "\r": "\\r"})
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Images of one pack."""
-
-    sample_ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    keys: list[str]
-
-
 class FeatureFiles:
     """An objective for `zeta.train.evaluation.evaluate` that keeps the features of every image.
 
     Args:
-        folder: that all ranks see, to write `features.npy` [n, dim] float32, `labels.npy` [n]
-            int64 (-1: none) and `keys.txt` (a line each) into, in order of sample id.
+        folder: folder that all ranks see. It gets `features.npy` [n, dim] float32, `labels.npy` [n]
+            int64 (-1: no label) and `keys.txt` (one a line), in order of sample id.
         world: the ranks.
     """
 
@@ -48,8 +39,9 @@ class FeatureFiles:
 
     def __init__(self, folder: Path, world: World) -> None:
         self._folder, self._world = folder, world
-        self._parts: list[_Part] = []
-        self._file = os.open(folder / _UNORDERED, os.O_RDWR | os.O_CREAT, 0o644)
+        self._parts: list[Columns] = []
+        file = os.open(folder / _UNORDERED, os.O_RDWR | os.O_CREAT, 0o644)  # of all ranks
+        self._file = os.fdopen(file, "r+b")
 
     def check(self, batch: PackedBatch) -> None:
         """Accept any pack: features need no target."""
@@ -64,49 +56,34 @@ class FeatureFiles:
         features = outputs.float().cpu().numpy()[counted]
         ids, labels = batch.sample_ids.cpu().numpy()[counted], batch.labels.cpu().numpy()[counted]
         keys = [key for key, used in zip(batch.keys, counted.tolist(), strict=False) if used]
-        self._parts.append(_Part(ids, labels, keys))
+        self._parts.append({"sample_id": ids, "label": labels, "key": np.array(keys, object)})
+        self._dim = features.shape[1]
         for sample_id, row in zip(ids.tolist(), features, strict=True):
-            _write_all(self._file, row.tobytes(), sample_id * row.nbytes)
-        self._row_bytes = features.shape[1] * features.itemsize
+            self._file.seek(sample_id * row.nbytes)
+            self._file.write(row.tobytes())
 
     def metrics(self) -> dict[str, float]:
         """Put the files in order, on rank 0, and return `images`. NOTE: a collective."""
-        ids = np.concatenate([part.sample_ids for part in self._parts])
-        labels = np.concatenate([part.labels for part in self._parts])
-        own = (ids, labels, [key for part in self._parts for key in part.keys])
-        ranks: list[tuple[Any, Any, list[str]]] = self._world.gather(own)
-        all_ids = np.concatenate([rank[0] for rank in ranks])
-        if self._world.is_main and len(all_ids):
-            order = np.argsort(all_ids)
-            self._write_features(all_ids[order])
-            np.save(self._folder / LABELS_NAME, np.concatenate([rank[1] for rank in ranks])[order])
-            keys = [key for rank in ranks for key in rank[2]]
+        self._file.close()
+        rows = rows_in_order(self._parts, self._world)
+        images = len(rows["sample_id"])
+        if self._world.is_main and images:
+            self._write_features(rows["sample_id"])
+            np.save(self._folder / LABELS_NAME, rows["label"])
             with (self._folder / KEYS_NAME).open("w", encoding="utf-8") as stream:
-                stream.writelines(f"{keys[i].translate(_LINE_BREAKS)}\n" for i in order.tolist())
-        os.close(self._file)
+                stream.writelines(f"{key.translate(_LINE_BREAKS)}\n" for key in rows["key"])
         self._world.barrier()  # NOTE: nobody reads before rank 0 has written
-        return {"images": float(len(all_ids))}
+        return {"images": float(images)}
 
     def _write_features(self, ids: NDArray[np.int64]) -> None:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), self._row_bytes // 4)}
-        rows_at_once = max(1, _CHUNK_BYTES // self._row_bytes)
+        """Write the rows of `ids`, which ascend, without the gaps between them."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(ids), self._dim)}
+        rows_at_once = max(1, _CHUNK_BYTES // (4 * self._dim))
+        unordered, shape = self._folder / _UNORDERED, (int(ids[-1]) + 1, self._dim)
         with (self._folder / FEATURES_NAME).open("wb") as stream:
             np.lib.format.write_array_header_1_0(stream, header)
             for start in range(0, len(ids), rows_at_once):
-                for first, count in _runs(ids[start : start + rows_at_once]):
-                    size = count * self._row_bytes
-                    stream.write(os.pread(self._file, size, first * self._row_bytes))
-        (self._folder / _UNORDERED).unlink()
-
-
-def _runs(ids: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Return (first, count) of each run of consecutive ascending ids."""
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-    counts = np.diff(starts, append=len(ids))
-    return list(zip(ids[starts].tolist(), counts.tolist(), strict=True))
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written
+                # Mapped anew for each chunk, so that the pages of the last one leave the memory.
+                rows = np.memmap(unordered, np.float32, "r", shape=shape)
+                stream.write(rows[ids[start : start + rows_at_once]].tobytes())
+        unordered.unlink()

@@ -1,8 +1,4 @@
-"""Scores of every single image, over all ranks: what an evaluation is broken down by.
-
-The rows are put in order of sample before anything is summed, so that which rank scored an image,
-and in which pack, does not show in any number.
-"""
+"""Scores of every single image, over all ranks, for evaluations by group of images."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from torch import Tensor
 
 from zeta.distributed import World
 from zeta.packed import PackedBatch
+from zeta.probes.rows import Columns, rows_in_order
 
 
 @runtime_checkable
@@ -42,9 +39,9 @@ class ImageScores:
 
     def __init__(self, objective: RowObjective, world: World) -> None:
         self._objective, self._world = objective, world
-        self._parts: list[dict[str, NDArray[Any]]] = []
+        self._parts: list[Columns] = []
         self.rows: dict[str, NDArray[Any]] = {}
-        """[n] each, in order of `sample_id`, on every rank: the scores and the `label`."""
+        """Scores and `label` of all images, [n] each, in order of `sample_id`, on every rank."""
 
     def check(self, batch: PackedBatch) -> None:
         """Check the targets of a pack."""
@@ -56,7 +53,7 @@ class ImageScores:
         return self
 
     def add(self, outputs: Tensor, batch: PackedBatch) -> None:
-        """Note the images of weight 1 of a pack."""
+        """Keep the scores of the images of weight 1 of a pack."""
         found = {"sample_id": batch.sample_ids, "label": batch.labels}
         columns = found | dict(self._objective.held_out_rows(outputs, batch))
         counted = (batch.weights > 0).cpu().numpy()
@@ -64,19 +61,14 @@ class ImageScores:
 
     def metrics(self) -> dict[str, float]:
         """Return `images` and the means over those of all ranks. NOTE: a collective."""
-        names = list(self._parts[0])
-        own = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
-        ranks: list[dict[str, NDArray[Any]]] = self._world.gather(own)
-        rows = {name: np.concatenate([rank[name] for rank in ranks]) for name in names}
-        order = np.argsort(rows["sample_id"])
-        self.rows = {name: column[order] for name, column in rows.items()}
-        images = len(order)
+        self.rows = rows_in_order(self._parts, self._world)
+        images = len(self.rows["sample_id"])
         if images == 0:
             return {"images": 0.0}
         return {"images": float(images)} | means_over(self.rows, np.ones(images, dtype=np.bool_))
 
 
-def means_over(rows: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_]) -> dict[str, float]:
-    """Return the mean of each score over the chosen rows, of which there is at least one."""
+def means_over(rows: Columns, chosen: NDArray[np.bool_]) -> dict[str, float]:
+    """Return the mean of each score over the chosen rows, at least one."""
     scores = (name for name in rows if name not in ("sample_id", "label"))
     return {name: float(rows[name][chosen].astype(np.float64).mean()) for name in scores}

@@ -92,7 +92,7 @@ class TrainConfig:
     init_from: str | None = None
     """Begin at the weights of a run directory, of a checkpoint in it, of a folder written by
     `zeta export`, or of a ViT of timm or SigLIP (a folder or file of safetensors, see
-    `zeta.export.timm.reading`); optimizer, data and schedule begin anew. A head for other classes
+    `zeta.export.timm.published`); optimizer, data and schedule begin anew. A head for other classes
     keeps its initial values; of an image-text run a classifier takes the image encoder. Null:
     initial weights."""
     new_head: bool = False

@@ -17,9 +17,9 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.exit_codes import RunError
-from zeta.export.timm.reading import fit_timm, is_timm, needed_options, open_timm
+from zeta.export.timm.published import fit_timm, is_timm, needed_options, open_timm
+from zeta.models.exported import CONFIG_FILE, open_export, read_config
 from zeta.models.parameters import parameter_shapes
-from zeta.models.pretrained import CONFIG_FILE, open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
 
@@ -50,7 +50,7 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
 
     A run gives its newest checkpoint that passes its hashes. Published weights (a folder or file
-    of safetensors, see `zeta.export.timm.reading`) are brought into the model's layout.
+    of safetensors, see `zeta.export.timm.published`) are brought into the model's layout.
 
     Args:
         path: folder or file of the weights.

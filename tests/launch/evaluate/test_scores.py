@@ -201,7 +201,7 @@ def test_images_without_a_class_have_features_too_and_a_bad_pass_leaves_nothing(
     assert np.load(out / "labels.npy").tolist() == [-1] * 5
     with pytest.raises(ValueError, match="out exists: name a new folder"):
         embed_shards(world / "export", [str(tmp_path / "plain")], out, ALONE)
-    with pytest.raises(ValueError, match="is no export"):
+    with pytest.raises(ValueError, match="is not an export"):
         embed_shards(world / "val", [str(world / "val")], tmp_path / "no", ALONE)
     cut = [(k, {"jpg": f["jpg"][:-300]}) for k, f in samples]
     build_shards(cut, tmp_path / "cut")

@@ -16,9 +16,9 @@ from launch.evaluate.zero_shot import ZeroShotClassifier
 from tests.launch.tiny_export import MODEL
 from zeta import NaViT
 from zeta.distributed import RankInfo, World
-from zeta.export.folder import whole_directory, write_config
+from zeta.export.protocol import TextExport
+from zeta.export.saving import save_pretrained
 from zeta.export.text_encoder import load_text_encoder, split_weights
-from zeta.export.writing import TextExport, write_model
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import ImageTextModel
@@ -37,11 +37,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = ImageTextModel(build_model(config), TextTower(**TEXT), "siglip", seed=3)
     image, text = split_weights(model.state_dict())
     export = TextExport(TEXT | {"kind": "siglip"}, in_memory(text), None)
-    with whole_directory(folder / "export") as partial:
-        made = write_model(
-            partial, in_memory(image), config.resolve(), {"class_names": None}, text=export
-        )
-        write_config(partial, made)
+    facts = {"class_names": None}
+    save_pretrained(folder / "export", image, config.resolve(), facts, text=export)
     samples = []
     for label, colour in enumerate(COLOURS.values()):
         for side in (16, 24, 40):

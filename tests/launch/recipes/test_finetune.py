@@ -28,7 +28,7 @@ from tests.launch.tiny_export import write_export
 from zeta.checkpoint.directory import load_full_weights
 from zeta.exit_codes import ExitCode, RunError
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
 
@@ -200,7 +200,7 @@ def test_other_images_never_go_on_with_the_shards_of_those_before(world: Path, t
     run = tmp_path / "run"
     build_split(str(world / "photos"), run / "shards", 0.1)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    with pytest.raises(ValueError, match=r"is the run of other images than .*my dogs, or of") as e:
+    with pytest.raises(ValueError, match=r"is a run on other images than .*my dogs, or on") as e:
         finetune(world / "export", str(tmp_path / "my dogs"), [f"run.dir={run}", *QUIET])
     assert f"as in 'run.dir={run}-my dogs', or delete {run}" in str(e.value)
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
@@ -222,7 +222,7 @@ def test_scores_before_training_are_those_of_the_images_that_are_trained_on(
 
 
 def test_a_folder_that_is_no_export_is_refused(world: Path):
-    with pytest.raises(ValueError, match=r"photos is no export: it has no config.json"):
+    with pytest.raises(ValueError, match=r"photos is not an export: it has no config.json"):
         finetune(world / "photos", str(world / "photos"), [])
 
 

@@ -24,7 +24,7 @@ from tests.launch.command_line import zeta
 from tests.zeta.training import lane_pack
 from zeta.checkpoint.directory import load_full_weights
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 
 COLOURS = {
     "red": (200, 30, 30),

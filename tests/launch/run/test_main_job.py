@@ -21,7 +21,7 @@ from launch.run.evaluation_plan import held_out_plan, view_at
 from tests.launch.command_line import zeta
 from zeta.checkpoint.directory import load_full_weights
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from tests.zeta.models.plain_navit import attention, gelu, layer_norm, split_heads
 from tests.zeta.packs import make_pack
-from zeta.export.writing import save_pretrained
+from zeta.export.saving import save_pretrained
 from zeta.models import MegaVit
 from zeta.models.attention import Segments
 from zeta.models.config import ModelConfig, build_model, load_pretrained, prefix_tokens

@@ -8,7 +8,7 @@ import torch
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.checkpoint.directory import load_full_weights
-from zeta.export.writing import save_pretrained
+from zeta.export.saving import save_pretrained
 from zeta.models.text_tower import TextTower
 from zeta.models.trainable import freeze, frozen_names
 from zeta.train.config import TrainConfig

@@ -6,9 +6,8 @@ import torch
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint.directory import load_full_weights
 from zeta.exit_codes import ExitCode
-from zeta.export.timm.reading import nearest_factors
-from zeta.export.timm.writing import save_timm
-from zeta.export.writing import save_pretrained
+from zeta.export.saving import save_pretrained
+from zeta.export.timm.published import nearest_factors
 from zeta.train.init_sources import open_weights
 
 JOB = "tests.zeta.trainer_jobs.train"
@@ -36,7 +35,7 @@ def trained(ranks, tmp_path_factory):
     optim = {"lr": 0.1, "schedule": "constant"}
     ranks.run(JOB, 2, _run(folder / "run", stage=3, model={"seed": 3}, optim=optim))
     save_pretrained(folder / "export", _weights(folder / "run"), ARGUMENTS, {})
-    save_timm(folder / "timm", _weights(folder / "run"), ARGUMENTS)
+    save_pretrained(folder / "timm", _weights(folder / "run"), ARGUMENTS, form="timm")
     return folder
 
 
@@ -78,7 +77,7 @@ def test_a_run_begins_at_weights_of_timm(ranks, tmp_path, trained):
     assert f"the weights are those of {trained / 'timm'} (train.init_from)" in outputs[0]
     ranks.run(JOB, 1, _run(tmp_path / "grid", model={"position": "grid_bicubic"}))
     table = _weights(tmp_path / "grid")
-    save_timm(tmp_path / "vit", table, ARGUMENTS | {"position": "grid_bicubic"})
+    save_pretrained(tmp_path / "vit", table, ARGUMENTS | {"position": "grid_bicubic"}, form="timm")
     outputs = ranks.run(JOB, 2, _run(tmp_path / "near", tmp_path / "vit"))
     assert (
         "; its positions of a grid as the nearest sums of a row and a column, 100.0%" in outputs[0]

@@ -12,8 +12,8 @@ from torch import nn
 from tests.zeta.small_models import small
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
-from zeta.export.timm.reading import fit_timm, navit_from_timm, nearest_factors, open_timm
-from zeta.export.timm.writing import save_timm
+from zeta.export.saving import save_pretrained
+from zeta.export.timm.published import fit_timm, navit_from_timm, nearest_factors, open_timm
 from zeta.train.init_sources import check_initial_weights, open_weights
 
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8, "mlp_ratio": 1.5}
@@ -59,7 +59,7 @@ def test_a_vision_transformer_of_timm_gives_its_logits_at_any_size(options):
 def test_a_position_table_that_is_not_square_takes_its_image_size():
     theirs = VisionTransformer(img_size=(16, 48), num_classes=7, **SIZES)
     theirs = shaken(theirs)
-    with pytest.raises(ValueError, match="pos_embed has 13 rows, no square of patches"):
+    with pytest.raises(ValueError, match="pos_embed has 13 rows, not a square of patches"):
         navit_from_timm(theirs.state_dict(), heads=3)
     ours = navit_from_timm(theirs.state_dict(), heads=3, image_size=(16, 48))
     assert_same(ours, theirs, [(16, 48)])
@@ -98,7 +98,7 @@ def test_a_naflexvit_gives_its_logits_at_any_size(tmp_path, options):
 )
 def test_what_goes_out_to_timm_comes_back_as_it_was(tmp_path, changes):
     model, arguments = small(**changes)
-    folder = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    folder = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     back = navit_from_timm(folder)
     assert back.state_dict().keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
@@ -216,7 +216,7 @@ def test_a_head_for_other_classes_is_new():
         ({"pre_norm": True}, r"norm_pre.weight: the model normalises before the first block"),
         ({"block_fn": ParallelScalingBlock}, r"no blocks.0.mlp.fc1: their blocks are not those"),
         ({"pos_embed": "none"}, r"no position table"),
-        ({"scale_attn_norm": True}, r"NaViT has no word for blocks.0.attn.norm"),
+        ({"scale_attn_norm": True}, r"NaViT does not support blocks.0.attn.norm"),
     ],
 )
 def test_what_navit_cannot_compute_is_refused_by_name(options, message):
@@ -227,7 +227,7 @@ def test_what_navit_cannot_compute_is_refused_by_name(options, message):
 
 def test_heads_that_nothing_tells_must_be_given_and_folders_must_hold_weights(tmp_path):
     theirs = VisionTransformer(img_size=48, num_classes=7, **SIZES)
-    with pytest.raises(ValueError, match="how many attention heads there are: give heads"):
+    with pytest.raises(ValueError, match="the number of attention heads: give it"):
         navit_from_timm(theirs.state_dict())
     with pytest.raises(ValueError, match="holds no weights of timm: give a folder"):
         navit_from_timm(tmp_path)
@@ -253,7 +253,7 @@ def test_a_run_is_told_the_options_that_weights_of_timm_need(tmp_path):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_megavit_begins_at_its_own_export_to_timm(tmp_path, parallel):
     model, arguments = small(arch="megavit", parallel=parallel, image_size=(16, 32))
-    folder = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    folder = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     check_initial_weights(model, str(folder))
     wanted = {name: list(value.shape) for name, value in model.state_dict().items()}
     opened = open_weights(folder, wanted)

@@ -1,8 +1,8 @@
-"""NaViT from the weights of a timm ViT or NaFlexVit, or of SigLIP's vision tower.
+"""Build a NaViT from published weights: a timm ViT or NaFlexVit, or SigLIP's vision tower.
 
-Exact where NaViT has the same options: `navit_arguments` tells which. A position table of a whole
-grid stays one (`position: grid_bicubic`), or is brought as near as it can be to the factorized
-tables of the other position systems.
+The NaViT is exact where it has the same options; `navit_arguments` returns them. A position table
+of a whole grid stays one (`position: grid_bicubic`), or is approximated by the factorized tables of
+the other position systems.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.export.timm.names import TOWER, named_as_navit
+from zeta.export.timm.published_names import TOWER, named_as_navit
+from zeta.models.exported import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import IMAGENET_MEAN, IMAGENET_STD
-from zeta.models.pretrained import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
 _TABLE = "embeds.pos_embed"
@@ -31,26 +31,26 @@ _HALF = (0.5,)
 
 @dataclass(frozen=True)
 class TimmWeights:
-    """Weights of a published model and what its config.json says of it."""
+    """Weights of a published model and its config.json."""
 
     tensors: Mapping[str, StoredTensor]
-    """Under the names that they have there."""
+    """Weights by their published names."""
     config: Mapping[str, Any]
-    """Empty where there is none."""
+    """Content of config.json; empty without one."""
 
     def option(self, *names: str) -> Any:
-        """Return what the config says under the first of `names` that it has, else None."""
+        """Return the value of the first of `names` that the config has, else None."""
         places = [self.config.get(key) or {} for key in ("model_args", "vision_config")]
         values = (place.get(name) for place in (*places, self.config) for name in names)
         return next((value for value in values if value is not None), None)
 
     def pixels(self, channels: int) -> dict[str, tuple[float, ...]]:
-        """Return mean and std that pixels are normalised with; where unsaid, what is usual."""
-        said = self.config.get("pretrained_cfg") or {}
+        """Return mean and std that pixels are normalised with; the usual ones if not given."""
+        given = self.config.get("pretrained_cfg") or {}
         siglip = any(name.startswith(TOWER) for name in self.tensors)
         usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 and not siglip else (_HALF, _HALF)
         return {
-            name: tuple(said.get(name) or (value * channels)[:channels])
+            name: tuple(given.get(name) or (value * channels)[:channels])
             for name, value in zip(("mean", "std"), usual, strict=True)
         }
 
@@ -63,17 +63,18 @@ def navit_from_timm(
     Args:
         source: a folder with model.safetensors and, best, its config.json (as `timm` and the Hub
             lay it out), a .safetensors file, or a state dict.
-        heads: attention heads; needed where neither config.json nor a norm of the queries tells.
-        changes: arguments of NaViT that win over what was found: activation="gelu_tanh" (of most
+        heads: number of attention heads; needed if neither config.json nor a norm of the queries
+            gives it.
+        changes: arguments of NaViT that override the ones found: activation="gelu_tanh" (of most
             SigLIP models), another position, num_classes (a new head), image_size of a position
             table that is not square ...
 
     Returns:
         The model in evaluation mode, with the same outputs as the source unless `changes` change
-        them; without a head in `source`, the head is as initialised.
+        them; without a head in `source`, the head has initial weights.
 
     Raises:
-        ValueError: no weights there, or something that NaViT has no word for, by name.
+        ValueError: no weights there, or something that NaViT does not support, by name.
     """
     weights = open_timm(source)
     arguments = navit_arguments(weights, heads, changes.get("image_size")) | changes
@@ -91,12 +92,12 @@ def navit_from_timm(
                     f"{name} is {there} in the weights, and {list(tensor.shape)} in the NaViT"
                 )
     if unknown := [name for name in fitted if name not in wanted and not name.startswith(_HEAD)]:
-        raise ValueError(f"NaViT has no word for {unknown[0]} of the weights")
+        raise ValueError(f"NaViT does not support {unknown[0]} of the weights")
     return model.eval()
 
 
 def is_timm(path: Path) -> bool:
-    """Whether `path` may be weights of a published model, and no folder of zeta's."""
+    """Return whether `path` may be weights of a published model, and not a folder of zeta's."""
     if path.is_dir():
         return (path / f"{WEIGHTS}.safetensors").is_file() and "format" not in _config(path)
     return path.is_file() and path.suffix == ".safetensors"
@@ -124,15 +125,15 @@ def open_timm(source: Path | str | Mapping[str, Tensor]) -> TimmWeights:
 def navit_arguments(
     weights: TimmWeights, heads: int | None = None, image_size: Any = None
 ) -> dict[str, Any]:
-    """Return the arguments of the NaViT that computes what the source of `weights` computes.
+    """Return the arguments of the NaViT with the same outputs as the source of `weights`.
 
     Args:
         weights: published weights.
-        heads: attention heads, where neither the config nor a norm of the queries tells.
-        image_size: that of the position table where it is not square, pixels.
+        heads: number of attention heads, if neither the config nor a norm of the queries gives it.
+        image_size: size of the position table in pixels, if it is not square.
 
     Raises:
-        ValueError: something that NaViT has no word for, or the heads are not known.
+        ValueError: something that NaViT does not support, or the number of heads is unknown.
     """
     channels, patch = _patch(weights)
     own = named_as_navit(weights.tensors, _grid_of(image_size, patch))
@@ -149,7 +150,7 @@ def navit_arguments(
         heads = dim // q_norm.shape[0]
     if heads is None:
         raise ValueError(
-            "the weights do not tell how many attention heads there are: give heads, as in heads=12"
+            "the weights do not give the number of attention heads: give it, as in heads=12"
         )
     lengths = [own[name].shape[1] for name in _FACTORS if name in own]
     grid = own[_TABLE].shape[1:3] if _TABLE in own else lengths
@@ -177,26 +178,26 @@ def navit_arguments(
 
 
 def needed_options(weights: TimmWeights) -> str:
-    """Return the `model.*` of the NaViT that computes the same, or why there is none.
+    """Return the `model.*` of the NaViT with the same outputs, or why it cannot be built.
 
-    Its heads, which often nothing tells, and its classes are left out.
+    The heads, which are often unknown, and the classes are left out.
     """
     try:
-        told = navit_arguments(weights, heads=1)
+        found = navit_arguments(weights, heads=1)
     except ValueError as error:
         return str(error)
     left_out = ("heads", "dim_head", "num_classes", "mean", "std")
-    options = (f"model.{k}={v}" for k, v in told.items() if k not in left_out and v is not None)
+    options = (f"model.{k}={v}" for k, v in found.items() if k not in left_out and v is not None)
     return " ".join(options).replace(", ", ",")
 
 
 def fit_timm(
     weights: TimmWeights, wanted: Mapping[str, list[int]]
 ) -> tuple[dict[str, StoredTensor], str]:
-    """Return the weights as a model of `wanted` shapes has them, and what is only near to them.
+    """Return the weights as a model of `wanted` shapes has them, and a note of approximations.
 
-    Biases that one side lacks are zeros on the other. A table of a grid becomes factorized ones
-    where the model has these: the sums of a row and a column nearest to it, in least squares.
+    Biases that one side lacks are zeros on the other. If the model has factorized position tables,
+    a table of a grid becomes these: the nearest sums of a row and a column, in least squares.
 
     Args:
         weights: published weights.
@@ -227,10 +228,10 @@ def fit_timm(
 
 @torch.no_grad()
 def nearest_factors(table_1HWC: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Return the tables [1, H, C] and [1, W, C] whose sums are nearest to a table of a grid.
+    """Return the tables [1, H, C] and [1, W, C] with sums nearest to a table of a grid.
 
     Returns:
-        Both tables, and the share of the table's variance that their sums have.
+        Both tables, and the share of the grid's variance that their sums explain.
     """
     mean = table_1HWC.mean(dim=(1, 2), keepdim=True)
     rows = table_1HWC.mean(dim=2) - mean[:, 0] / 2
@@ -241,7 +242,7 @@ def nearest_factors(table_1HWC: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _table_fits(weights: TimmWeights, grid: tuple[int, int] | None) -> bool:
-    """Whether a flat position table may be that of `grid`; one of another size is told by shape."""
+    """Return whether a flat position table has the rows of `grid`, with or without a prefix."""
     table = weights.tensors.get("pos_embed")
     if grid is None or table is None:
         return False
@@ -253,7 +254,7 @@ def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
     keeps_aspect = bool(weights.option("pos_embed_ar_preserving"))
     if _TABLE not in own:
         if _FACTORS[0] not in own:
-            raise ValueError("the weights have no position table, which NaViT cannot do without")
+            raise ValueError("the weights have no position table, which NaViT needs")
         return "fractional_aspect" if keeps_aspect else "fractional"
     if keeps_aspect:
         raise ValueError(
@@ -268,9 +269,9 @@ def _pool(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
     if "attn_pool.latent" in own:
         return "attention"
     found = "cls" if "embeds.cls_token" in own else "mean"
-    said = weights.option("global_pool")
-    if said not in (None, {"cls": "token", "mean": "avg"}[found]):
-        raise ValueError(f"global_pool is {said}: NaViT pools these weights by {found} only")
+    given = weights.option("global_pool")
+    if given not in (None, {"cls": "token", "mean": "avg"}[found]):
+        raise ValueError(f"global_pool is {given}: NaViT pools these weights by {found} only")
     return found
 
 

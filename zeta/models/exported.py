@@ -1,7 +1,7 @@
-"""Read trained models: a directory with `model.safetensors` and `config.json`.
+"""Read exported models: a directory with `model.safetensors` and `config.json`.
 
-To load one takes torch, einops and safetensors. No pickle is written or read.
-`zeta.export.writing` writes the directory.
+Loading needs torch, einops and safetensors. No pickle is written or read.
+`zeta.export.saving` writes the directory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from zeta.stored_tensors import StoredTensor
 WEIGHTS = "model"
 """Stem of the files of weights."""
 ZETA_WEIGHTS = "zeta"
-"""That of the weights for zeta where those for timm lie beside them."""
+"""Stem of the weights for zeta if another format's lie beside them."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 TEXT = "text"
@@ -32,7 +32,7 @@ TOKENIZER_FILE = "tokenizer.json"
 _VERSION = 1
 FORMAT = f"zeta-{_VERSION}"
 _MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
-"""What every model has."""
+"""Keys that every model has."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -44,10 +44,10 @@ def load_export(
     Args:
         path: folder of the export.
         build: makes the model from `arch` and constructor arguments; called on the meta device.
-        dtype: of the weights in memory, whatever it is in the files.
+        dtype: type of the weights in memory, whatever their type in the files.
 
     Raises:
-        ValueError: no export there, one of another format, or its weights do not fit its config.
+        ValueError: not an export, one of another format, or its weights do not fit its config.
     """
     path = Path(path)
     arguments = read_config(path)["model"]
@@ -71,7 +71,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """Return the config.json of an export: format, model, preprocessing, info.
 
     Raises:
-        ValueError: no export there, or none for this version of zeta.
+        ValueError: not an export, or not one for this version of zeta.
     """
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
@@ -106,14 +106,14 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def _no_export(path: Path) -> str:
-    """Say what a path is that holds no export, and what to give instead."""
+    """Return what a path that holds no export is, and what to give instead."""
     if not path.exists():
         return f"{path} does not exist; give a folder that `zeta export` wrote"
     if not path.is_dir():
         return f"{path} is a file; give the folder that `zeta export` wrote"
     place = find_run(path)
     if place is None:
-        return f"{path} is no export: it has no {CONFIG_FILE}; write one: zeta export"
+        return f"{path} is not an export: it has no {CONFIG_FILE}; write one: zeta export"
     exported = RunDir(place.run).exported
     there = f", or give {exported}" if (exported / CONFIG_FILE).is_file() else ""
     return f"{path} is {place.what}, not an export: write one with `{place.export_command}`{there}"
@@ -123,7 +123,7 @@ def open_export(path: Path | str) -> dict[str, StoredTensor]:
     """Return the weights that an export holds for zeta, to be read one at a time.
 
     Raises:
-        ValueError: no export there, or one whose files are damaged or missing.
+        ValueError: not an export, or files of it are damaged or missing.
     """
     path = Path(path)
     stem = read_config(path).get("weights", WEIGHTS)
@@ -144,7 +144,7 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a safetensors file, to be read one at a time.
 
     Raises:
-        ValueError: there is no such file, or it is damaged.
+        ValueError: the file is missing or damaged.
     """
     try:
         file: Any = safe_open(path, framework="pt")  # the library has no types

@@ -1,7 +1,7 @@
-"""NaViT in the words of timm's NaFlexVit.
+"""NaViT as timm's NaFlexVit.
 
-Parameters carry timm's names already. What is left: the biases that timm insists on are zeros, and
-the options are spelled as fields of timm's `NaFlexVitCfg`.
+Parameters carry timm's names already. Only the biases that timm insists on are added, as zeros, and
+the options are written as fields of timm's `NaFlexVitCfg`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeta.export.timm.common import init_values, mlp_ratio, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
 from zeta.stored_tensors import StoredTensor
 
-ARCHITECTURE = "naflexvit_base_patch16_map"
-"""An entry point of timm that takes any `NaFlexVitCfg`; its own sizes are all replaced."""
+FIXED_SIZE = False
+FIRST_LAYER = "embeds.proj"
 
 _NORMS = ("norm1", "norm2", "q_norm", "k_norm", "norm")
 _POOL_LINEARS = ("q", "kv", "proj", "fc1", "fc2")
@@ -23,9 +23,7 @@ _POSITIONS: dict[str, dict[str, Any]] = {
     "grid_bicubic": {"pos_embed": "learned"},
     "grid_bilinear": {"pos_embed": "learned", "pos_embed_interp_mode": "bilinear"},
 }
-"""Our position tables in timm's fields."""
-_POOLS = {"attention": "map", "mean": "avg", "cls": "token"}
-"""Our pooling -> timm's `global_pool`; all leave registers out."""
+"""Fields of timm for our position tables."""
 _ACTIVATIONS = {"gelu": None, "gelu_tanh": "gelu_tanh"}
 _UNUSED: dict[str, Any] = {
     "scale_mlp_norm": False, "num_kv_heads": None, "attn_drop_rate": 0.0,
@@ -45,13 +43,18 @@ _UNUSED: dict[str, Any] = {
     "swiglu_align_to": 0, "qkv_fused": True, "attn_only_layer_scale": False,
     "enable_patch_interpolator": False,
 }  # fmt: skip
-"""Fields of `NaFlexVitCfg` that say "as plain as it gets": written all the same, so that neither
-the entry point's defaults nor those of another version of timm decide."""
+"""Fields of `NaFlexVitCfg` that our models do not use. They are written all the same, so that
+neither the entry point's defaults nor those of another version of timm decide."""
+
+
+def entry_point(arguments: Mapping[str, Any]) -> str:
+    """Return an entry point of timm that takes any `NaFlexVitCfg`; all its sizes are replaced."""
+    return "naflexvit_base_patch16_map"
 
 
 def obstacle(arguments: Mapping[str, Any]) -> str | None:
-    """Return which option of a NaViT NaFlexVit has no word for; None if it has all."""
-    position = arguments.get("position", "fractional")
+    """Return which option of a NaViT NaFlexVit does not support; None if it supports all."""
+    position = arguments["position"]
     if position not in _POSITIONS:
         return (
             f"model.position is {position}: timm's NaFlexVit has no such coordinates; train with "
@@ -64,36 +67,25 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
     """Return all fields of `NaFlexVitCfg`, and the channels.
 
     Args:
-        arguments: constructor arguments of the NaViT.
-        sides: its `image_size`, [height, width].
+        arguments: constructor arguments of the NaViT, defaults included.
+        sides: its `image_size`, [height, width] in pixels.
     """
-    pool = arguments.get("pool", "attention")
+    bias = arguments["bias"]
     return _UNUSED | {
-        "in_chans": arguments.get("channels", 3),
-        "patch_size": arguments["patch_size"],
-        "embed_dim": arguments["dim"],
-        "depth": arguments["depth"],
-        "num_heads": arguments["heads"],
-        "mlp_ratio": mlp_ratio(arguments),
-        "qkv_bias": arguments.get("bias", False),
-        "proj_bias": arguments.get("bias", False),
-        "qk_norm": arguments.get("qk_norm", True),
-        "init_values": init_values(arguments),
-        "class_token": pool == "cls",
-        "reg_tokens": arguments.get("registers", 0),
+        **size_args(arguments, qkv_bias=bias, proj_bias=bias),
+        "reg_tokens": arguments["registers"],
         "pos_embed_grid_size": [side // arguments["patch_size"] for side in sides],
-        "global_pool": _POOLS[pool],
-        "fc_norm": False,
-        "act_layer": _ACTIVATIONS[arguments.get("activation", "gelu")],
-        "drop_path_rate": arguments.get("stochastic_depth", 0.0),
-        "proj_drop_rate": arguments.get("dropout", 0.0),
-        "pos_drop_rate": arguments.get("emb_dropout", 0.0),
-        **_POSITIONS[arguments.get("position", "fractional")],
+        **pool_args(arguments),
+        "act_layer": _ACTIVATIONS[arguments["activation"]],
+        **rate_args(arguments),
+        **_POSITIONS[arguments["position"]],
     }
 
 
-def tensors(own: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Return the weights of a NaViT with zeros for the biases that NaFlexVit has besides."""
+def tensors(
+    own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    """Return the weights of a NaViT with zeros for the biases that only NaFlexVit has."""
     return with_zero_biases(own, _wants_bias)
 
 

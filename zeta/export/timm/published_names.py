@@ -1,4 +1,4 @@
-"""Weights of published Vision Transformers under the names, and in the layout, of NaViT.
+"""Rename the weights of published Vision Transformers as NaViT's, and bring them into its layout.
 
 Three sources: timm's VisionTransformer, timm's NaFlexVit, and the vision tower of SigLIP and
 SigLIP 2 as Hugging Face's transformers names it.
@@ -17,13 +17,13 @@ from zeta.stored_tensors import StoredTensor
 Tensors = Mapping[str, StoredTensor]
 
 TOWER = "vision_model."
-"""What the names of SigLIP's vision tower begin with in Hugging Face's transformers."""
+"""Beginning of the names of SigLIP's vision tower in Hugging Face's transformers."""
 _FOREIGN = {
     "fc_norm.": "normalises after pooling (fc_norm)",
     "norm_pre.": "normalises before the first block (norm_pre, as CLIP does)",
     "rope.": "has rotary positions",
 }
-"""Names that begin so, and what they stand for: nothing in NaViT computes it."""
+"""Beginnings of names, and what these weights do: nothing in NaViT computes it."""
 
 
 def named_as_navit(
@@ -32,11 +32,11 @@ def named_as_navit(
     """Return the weights under NaViT's names; a position table as [1, h, w, C].
 
     Args:
-        tensors: of a timm ViT, a NaFlexVit, or a SigLIP model (its text tower is left out).
+        tensors: weights of a timm ViT, a NaFlexVit, or a SigLIP model (without its text tower).
         grid: (h, w) of the position table in patches; None: it is square.
 
     Raises:
-        ValueError: something that NaViT has no word for, by name.
+        ValueError: something that NaViT does not support, by name.
     """
     if any(name.startswith(TOWER) for name in tensors):
         tensors = _siglip(tensors)
@@ -60,7 +60,7 @@ def named_as_navit(
 
 
 def _as_linear(weight: StoredTensor) -> StoredTensor:
-    """A convolution [C, channels, p, p] reads a patch channels first, the linear layer last."""
+    """Return a convolution [C, channels, p, p] as a linear layer [C, p * p * channels]."""
     if len(weight.shape) == 2:
         return weight
     dim, channels, height, width = weight.shape
@@ -71,7 +71,7 @@ def _as_linear(weight: StoredTensor) -> StoredTensor:
 def _add_table(
     made: dict[str, StoredTensor], table: StoredTensor, grid: tuple[int, int] | None
 ) -> None:
-    """Add a table [1, N, C]; rows of the class token and registers go into these."""
+    """Add a table [1, N, C] to `made`; rows of class token and registers are added to these."""
     prefix = [f"embeds.{name}" for name in ("cls_token", "reg_token") if f"embeds.{name}" in made]
     num_prefix = sum(made[name].shape[1] for name in prefix)
     rows = table.shape[1]
@@ -79,8 +79,8 @@ def _add_table(
     skipped = rows - height * width
     if skipped not in (0, num_prefix):
         raise ValueError(
-            f"pos_embed has {rows} rows, which are not those of {height} x {width} patches: set "
-            "the image_size that it was trained at"
+            f"pos_embed has {rows} rows, which do not fit {height} x {width} patches: set the "
+            "image_size that it was trained at"
         )
     shape = (1, height, width, table.shape[2])
     made["embeds.pos_embed"] = table.changed(lambda whole: whole[:, skipped:].view(shape), shape)
@@ -95,7 +95,7 @@ def _square(rows: int, num_prefix: int) -> tuple[int, int]:
         side = math.isqrt(max(patches, 0))
         if side * side == patches:
             return side, side
-    raise ValueError(f"pos_embed has {rows} rows, no square of patches: give its image_size")
+    raise ValueError(f"pos_embed has {rows} rows, not a square of patches: give its image_size")
 
 
 def _sum(token: StoredTensor, table: StoredTensor, start: int) -> StoredTensor:

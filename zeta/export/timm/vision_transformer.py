@@ -1,7 +1,7 @@
-"""MegaVit in the words of timm's VisionTransformer.
+"""MegaVit as timm's VisionTransformer.
 
 The parallel block is timm's `ParallelScalingBlock`. A config.json cannot name a block, but one of
-timm's entry points brings it, and takes all other options.
+timm's entry points has it, and takes all other options.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from zeta.export.timm.common import init_values, mlp_ratio, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
 from zeta.stored_tensors import StoredTensor
 
+FIXED_SIZE = True
+FIRST_LAYER = "patch_embed.proj"
+
 _NORMS = ("norm1", "norm2", "in_norm", "q_norm", "k_norm", "norm")
-_POOLS = {"cls": "token", "mean": "avg"}
-"""Our pooling -> timm's `global_pool`."""
 _UNUSED: dict[str, Any] = {
     "scale_attn_norm": False, "scale_mlp_norm": False, "pos_embed": "learn", "reg_tokens": 0,
     "pre_norm": False, "final_norm": True, "pool_include_prefix": False,
@@ -24,43 +25,33 @@ _UNUSED: dict[str, Any] = {
     "patch_drop_rate": 0.0, "attn_drop_rate": 0.0, "weight_init": "", "fix_init": False,
     "embed_norm_layer": None, "norm_layer": None, "act_layer": None, "attn_layer": "attn",
 }  # fmt: skip
-"""Arguments of timm's VisionTransformer that say "as plain as it gets", written all the same: the
-entry points have defaults of their own."""
+"""Arguments of timm's VisionTransformer that our models do not use. They are written all the same,
+because the entry points have defaults of their own."""
 
 
-def architecture(arguments: Mapping[str, Any]) -> str:
+def entry_point(arguments: Mapping[str, Any]) -> str:
     """Return the entry point of timm that builds the blocks of this MegaVit."""
-    parallel = arguments.get("parallel", True)
-    return "vit_base_patch16_xp_224" if parallel else "vit_base_patch16_224"
+    return "vit_base_patch16_xp_224" if arguments["parallel"] else "vit_base_patch16_224"
+
+
+def obstacle(arguments: Mapping[str, Any]) -> str | None:
+    """Return None: VisionTransformer supports every option of a MegaVit."""
+    return None
 
 
 def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, Any]:
     """Return all arguments of timm's VisionTransformer that a config.json can hold.
 
     Args:
-        arguments: constructor arguments of the MegaVit.
-        sides: its `image_size`, [height, width].
+        arguments: constructor arguments of the MegaVit, defaults included.
+        sides: its `image_size`, [height, width] in pixels.
     """
-    pool = arguments.get("pool", "cls")
     return _UNUSED | {
         "img_size": list(sides),
-        "in_chans": arguments.get("channels", 3),
-        "patch_size": arguments["patch_size"],
-        "embed_dim": arguments["dim"],
-        "depth": arguments["depth"],
-        "num_heads": arguments["heads"],
-        "mlp_ratio": mlp_ratio(arguments),
-        "qkv_bias": False,
-        "proj_bias": arguments.get("parallel", True),
-        "qk_norm": arguments.get("qk_norm", True),
-        "init_values": init_values(arguments),
-        "class_token": pool == "cls",
+        **size_args(arguments, qkv_bias=False, proj_bias=arguments["parallel"]),
         "no_embed_class": True,
-        "global_pool": _POOLS[pool],
-        "fc_norm": False,
-        "drop_path_rate": arguments.get("stochastic_depth", 0.0),
-        "proj_drop_rate": arguments.get("dropout", 0.0),
-        "pos_drop_rate": arguments.get("emb_dropout", 0.0),
+        **pool_args(arguments),
+        **rate_args(arguments),
     }
 
 
@@ -68,7 +59,7 @@ def tensors(
     own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
     """Return the weights of a MegaVit under timm's names, its patch embedding as a convolution."""
-    patch, channels = arguments["patch_size"], arguments.get("channels", 3)
+    patch, channels = arguments["patch_size"], arguments["channels"]
 
     def as_convolution(weight: Tensor) -> Tensor:
         return weight.view(-1, patch, patch, channels).permute(0, 3, 1, 2)

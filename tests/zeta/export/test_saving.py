@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from tests.zeta.small_models import small
 from tests.zeta.training import ROOT
 from zeta import MegaVit, NaViT
-from zeta.export.folder import whole_directory, write_config
-from zeta.export.timm.writing import save_timm
-from zeta.export.writing import TextExport, save_pretrained, write_model
+from zeta.export.protocol import TextExport
+from zeta.export.saving import save_pretrained
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import open_export, read_config
+from zeta.models.exported import open_export, read_config
 from zeta.stored_tensors import in_memory
 
 
@@ -56,7 +55,7 @@ def test_a_failed_export_leaves_nothing_behind_and_the_old_one_in_place(tmp_path
 def test_a_directory_with_other_things_is_not_overwritten(tmp_path):
     model, arguments = small()
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds something that is no exported model"):
+    with pytest.raises(ValueError, match="holds something that is not an exported model"):
         save_pretrained(tmp_path, model.state_dict(), arguments, {})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -72,7 +71,7 @@ def test_a_directory_with_a_config_that_is_no_export_or_with_more_is_kept(tmp_pa
     if more is not None:
         (out / more).write_text("mine")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ValueError, match="holds something that is no exported model"):
+    with pytest.raises(ValueError, match="holds something that is not an exported model"):
         save_pretrained(out, model.state_dict(), arguments, {})
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -80,7 +79,7 @@ def test_a_directory_with_a_config_that_is_no_export_or_with_more_is_kept(tmp_pa
 def test_an_export_in_one_format_replaces_one_in_the_other(tmp_path):
     model, arguments = small()
     out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
-    save_timm(out, model.state_dict(), arguments)
+    save_pretrained(out, model.state_dict(), arguments, form="timm")
     assert "architecture" in json.loads((out / "config.json").read_text())
     save_pretrained(out, model.state_dict(), arguments, {})
     assert json.loads((out / "config.json").read_text())["format"] == "zeta-1"
@@ -140,7 +139,7 @@ def test_what_is_no_export_is_refused(tmp_path):
 
 def test_an_export_for_timm_or_of_another_architecture_is_named(tmp_path):
     model, arguments = small()
-    for_timm = save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    for_timm = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     with pytest.raises(ValueError, match=r"in that of timm: load it with timm.create_model"):
         load_pretrained(for_timm)
     ours = save_pretrained(tmp_path / "ours", model.state_dict(), arguments, {})
@@ -165,9 +164,7 @@ def test_half_an_export_is_refused(tmp_path, share):
 
 def test_weights_over_a_size_are_several_files_that_load_as_one(tmp_path):
     model, arguments = small()
-    with whole_directory(tmp_path / "out") as partial:
-        tensors = in_memory(model.state_dict())
-        write_config(partial, write_model(partial, tensors, arguments, {}, max_file_bytes=10_000))
+    save_pretrained(tmp_path / "out", model.state_dict(), arguments, max_file_bytes=10_000)
     files = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(files) > 3
     assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
@@ -183,9 +180,7 @@ def test_weights_over_a_size_are_several_files_that_load_as_one(tmp_path):
 
 def test_a_missing_file_of_several_is_named(tmp_path):
     model, arguments = small()
-    with whole_directory(tmp_path / "out") as partial:
-        tensors = in_memory(model.state_dict())
-        write_config(partial, write_model(partial, tensors, arguments, {}, max_file_bytes=10_000))
+    save_pretrained(tmp_path / "out", model.state_dict(), arguments, max_file_bytes=10_000)
     gone = sorted((tmp_path / "out").glob("model-00002-*"))[0]
     gone.unlink()
     with pytest.raises(ValueError, match=rf"{gone.name} is missing"):

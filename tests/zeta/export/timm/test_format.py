@@ -1,4 +1,4 @@
-"""What timm makes of an export, against what zeta makes of the same model."""
+"""Models that timm loads from an export give the logits of the same models in zeta."""
 
 import json
 
@@ -10,7 +10,8 @@ from timm.models.naflexvit import NaFlexVitCfg
 
 from tests.zeta.packs import make_pack
 from tests.zeta.small_models import small
-from zeta.export.timm.writing import save_timm, timm_config, timm_obstacle, timm_tensors
+from zeta.export.saving import save_pretrained
+from zeta.export.timm.format import FORMAT, timm_config, timm_tensors
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.presets import PRESETS
 from zeta.stored_tensors import in_memory
@@ -19,7 +20,7 @@ from zeta.stored_tensors import in_memory
 def both(tmp_path, **changes):
     """A model, and what timm makes of its export."""
     model, arguments = small(**changes)
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     return model, theirs.eval()
 
@@ -56,7 +57,7 @@ def test_timm_gives_the_same_logits_at_odd_sizes(tmp_path, position, image_size)
 
 
 @pytest.mark.parametrize("pool", ["attention", "mean"])
-def test_timm_has_a_word_for_registers_layer_scale_pool_and_stochastic_depth(tmp_path, pool):
+def test_timm_supports_registers_layer_scale_pool_and_stochastic_depth(tmp_path, pool):
     options = {"registers": 3, "layer_scale": 0.1, "stochastic_depth": 0.2, "dropout": 0.1}
     model, theirs = both(tmp_path, pool=pool, emb_dropout=0.1, **options)
     assert_same_logits(model, theirs, ((64, 64), (8, 200), (120, 184)))
@@ -98,7 +99,7 @@ def test_a_position_table_of_a_grid_is_resized_as_timm_does_it(tmp_path, positio
         {"bias": True, "activation": "gelu_tanh", "registers": 2},
     ],
 )
-def test_timm_has_a_word_for_what_published_vits_have(tmp_path, changes, pool, qk_norm):
+def test_timm_supports_what_published_vits_have(tmp_path, changes, pool, qk_norm):
     model, theirs = both(tmp_path, pool=pool, qk_norm=qk_norm, **changes)
     assert_same_logits(model, theirs, ((64, 64), (8, 200), (120, 184)))
     batch = [torch.randn(3, 16, 24), torch.randn(3, 40, 8)]
@@ -130,7 +131,7 @@ def test_a_megavit_is_timm_s_vision_transformer(tmp_path, pool, parallel, change
 def test_timm_gets_every_weight_the_classes_and_the_preprocessing(tmp_path):
     model, arguments = small()
     model.mean.copy_(torch.tensor((0.1, 0.2, 0.3)))
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
     assert theirs.pretrained_cfg["mean"] == pytest.approx((0.1, 0.2, 0.3))
     weights = load_file(tmp_path / "timm/model.safetensors")
@@ -142,7 +143,7 @@ def test_timm_gets_every_weight_the_classes_and_the_preprocessing(tmp_path):
 
 def test_every_field_of_timm_s_config_is_written(tmp_path):
     model, arguments = small()
-    save_timm(tmp_path / "timm", model.state_dict(), arguments)
+    save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     spelled = json.loads((tmp_path / "timm/config.json").read_text())["model_args"]
     assert spelled.keys() - {"in_chans"} == NaFlexVitCfg.__dataclass_fields__.keys()
 
@@ -190,6 +191,6 @@ def test_every_preset_gives_the_same_logits_scaled_down(tmp_path, preset):
 def test_what_timm_cannot_express_is_refused_by_name(tmp_path, changes, message):
     model, arguments = small(**changes)
     with pytest.raises(ValueError, match=message):
-        save_timm(tmp_path / "timm", model.state_dict(), arguments)
+        save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
     assert list(tmp_path.iterdir()) == []
-    assert timm_obstacle(small()[1]) is None
+    assert FORMAT.obstacle(small()[1]) is None
