@@ -53,7 +53,9 @@ class DropScheduleConfig:
     kind: str = "none"
     """none (the rate stays) or sigmoid."""
     low: float = 0.2
+    """Mean rate at the low end of the sigmoid."""
     high: float = 0.8
+    """Mean rate at its high end."""
     middle: float = 0
     """Images seen at which the rate is half-way."""
     width: float = -1e6
@@ -75,8 +77,11 @@ class DropConfig:
     """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few
     tokens to max at many)."""
     rate: float = 0.5
+    """Rate of kind constant, mean rate of kind beta."""
     min: float = 0.1
+    """Lowest rate of kind resolution."""
     max: float = 0.9
+    """Highest rate of the kinds beta and resolution."""
     schedule: DropScheduleConfig = field(default_factory=DropScheduleConfig)
     """Moves the rate over the run: `rate` itself, or of kind resolution the middle of min and max,
     their distance staying."""

@@ -33,6 +33,7 @@ GROUPS = {
 }
 COMMANDS = (
     Command("demo"),
+    Command("config"),
     Command("shards", "shards"),
     Command("shards_verify", "shards"),
     Command("shards_stats", "shards"),

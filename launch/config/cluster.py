@@ -90,8 +90,11 @@ class ClusterConfig:
     """What is asked of Slurm; unset, the cluster's own defaults hold."""
 
     partition: str | None = free(None)
+    """Partition (queue) of the job."""
     account: str | None = free(None)
+    """Account that the job is charged to."""
     qos: str | None = free(None)
+    """Quality of service of the job."""
     time: str | None = free(None)
     """Longest time of one start of the job: HH:MM:SS, MM:SS, or D-HH:MM:SS. A run may take many."""
     nodes: str | None = free(None)

@@ -16,6 +16,7 @@ _TYPE_NAMES: dict[Any, str] = {
     float: "a number",
     str: "text",
     bool: "true or false",
+    Any: "any value",
     type(None): "null",
 }
 

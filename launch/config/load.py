@@ -17,6 +17,7 @@ what the launcher started.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from zeta.tracking.config import TrackerConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.schedule import build_schedule
 
-_FREE_SECTIONS = ("run.", "tracker.", "cluster.")
+FREE_SECTIONS = ("run.", "tracker.", "cluster.")
 _CLUSTER = "cluster="
 Setting: TypeAlias = tuple[str, str, Any]
 """Where it is set (for messages), dotted key, value."""
@@ -119,7 +120,7 @@ def config_from(settings: Iterable[Setting]) -> ZetaConfig:
         ValueError: a value of the wrong type or outside its range, or values that contradict each
             other.
     """
-    config = _compose(settings)
+    config = compose(settings)
     _check_sections_together(config)
     return config
 
@@ -137,6 +138,8 @@ def find_config(name_or_path: str) -> Path:
     if path.name == name_or_path and shipped.is_file():
         return shipped
     hint = f" ({path} is a folder; give the YAML file in it)" if path.is_dir() else ""
+    if near := difflib.get_close_matches(name_or_path, recipe_names(), n=1):
+        hint = f" (did you mean {near[0]}?)"
     raise ValueError(
         f"no config {name_or_path!r}{hint}: give the path of a YAML file or the name of a shipped "
         f"recipe: {', '.join(recipe_names())}"
@@ -163,12 +166,16 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     return [
         (key, before[key], value)
         for key, value in after.items()
-        if key not in free_keys and not key.startswith(_FREE_SECTIONS) and before[key] != value
+        if key not in free_keys and not key.startswith(FREE_SECTIONS) and before[key] != value
     ]
 
 
-def _compose(settings: Iterable[Setting]) -> ZetaConfig:
-    """Apply settings in order to the typed defaults."""
+def compose(settings: Iterable[Setting]) -> ZetaConfig:
+    """Apply settings in order to the typed defaults; the sections are not checked together.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range.
+    """
     composed = OmegaConf.structured(ZetaConfig)
     for source, key, value in settings:
         try:

@@ -33,17 +33,25 @@ class ModelConfig:
     image_size: Any = None
     """Pixels of a side, or [height, width]: the size of the position tables, not a limit."""
     patch_size: int | None = None
+    """Side of a patch, in pixels."""
     num_classes: int | None = None
     """Outputs of the head; taken from the class map of the shards unless set."""
     dim: int | None = None
+    """Channels of a token."""
     depth: int | None = None
+    """Number of transformer blocks."""
     heads: int | None = None
+    """Attention heads of a block."""
     mlp_dim: int | None = None
+    """Hidden channels of a block's MLP."""
     channels: int | None = None
+    """Channels of an image; 3 in training."""
     dim_head: int | None = None
     """Channels of an attention head; dim / heads unless set."""
     dropout: float | None = None
+    """Dropout rate after the attention projection and in the MLPs."""
     emb_dropout: float | None = None
+    """Dropout rate of the embedded tokens."""
     position: str | None = None
     """Coordinates of the position tables: fractional, fractional_aspect or absolute; or a table
     of a whole grid, as published ViTs have it: grid_bicubic or grid_bilinear (navit)."""

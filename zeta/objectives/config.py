@@ -15,10 +15,15 @@ class TextTowerConfig:
     """A small transformer over packed captions; see `zeta.models.text_tower`."""
 
     dim: int = 512
+    """Channels of a token."""
     depth: int = 8
+    """Number of transformer blocks."""
     heads: int = 8
+    """Attention heads of a block."""
     mlp_dim: int = 2048
+    """Hidden channels of a block's MLP."""
     dropout: float = 0.0
+    """Dropout rate after the attention projection and in the MLPs."""
     vocab_size: int | None = None
     """Different tokens; set by `zeta train` from `data.text.tokenizer`."""
     max_tokens: int | None = None

@@ -153,11 +153,15 @@ class OptimConfig:
     warmup_steps: int = 0
     """Linear warm-up from 0, with schedule_by=steps."""
     warmup_images: int = 0
+    """The same in images, with schedule_by=images."""
     warmup_tokens: int = 0
+    """The same in tokens, with schedule_by=tokens."""
     cooldown_steps: int = 0
     """The last steps before the end, over which every schedule but cosine falls to 0."""
     cooldown_images: int = 0
+    """The same in images, with schedule_by=images."""
     cooldown_tokens: int = 0
+    """The same in tokens, with schedule_by=tokens."""
     cooldown_shape: str = "linear"
     """linear, or sqrt: 1 - sqrt(share of the cooldown)."""
     weight_decay: float = 0.05
@@ -169,6 +173,7 @@ class OptimConfig:
     """Factor on the learning rate from each block to the one before it, for fine-tuning: 0.75, say.
     The head has the full rate, and so have the last norm and the pooling."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and the second moment."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
 
