@@ -7,12 +7,14 @@ VENV_PYTHON = .venv/bin/python
 INSTALL_INPUTS = pyproject.toml constraints.txt
 TORCH_GB ?= 6
 
-.PHONY: help demo test test-fast test-gpu check-python check-disk debian-tools
+.PHONY: help demo lint docs test test-fast test-gpu check-python check-disk debian-tools
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo       install into .venv, then shards -> training -> export -> report, on this CPU'
-	@echo 'make test       install what the tests need and run all of them'
+	@echo 'make lint       style, types and directions of imports'
+	@echo 'make docs       docs/config.md, from the dataclasses of the config'
+	@echo 'make test       lint, then all tests; installs what they need'
 	@echo 'make test-fast  the tests that take less than two minutes together'
 	@echo 'make test-gpu   the tests that need a GPU'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
@@ -20,7 +22,17 @@ help:
 demo: .venv/.installed
 	.venv/bin/zeta demo
 
-test: .venv/.installed-test debian-tools
+lint: .venv/.installed-test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+docs: .venv/.installed-test
+	.venv/bin/zeta config --markdown >docs/config.md.new
+	mv docs/config.md.new docs/config.md
+
+test: lint debian-tools
 	$(VENV_PYTHON) -m pytest
 
 test-fast: .venv/.installed-test

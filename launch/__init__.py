@@ -1,1 +1,4 @@
-"""The composition root: command line, configuration, and the local and Slurm launchers."""
+"""The composition root: command line, configuration, and the local and Slurm launchers.
+
+May import `data_pipeline` and `zeta`, which never import it.
+"""

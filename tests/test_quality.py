@@ -1,7 +1,12 @@
-"""The quality gates: style, types, import directions, size of files, and what the wheel holds."""
+"""The layout of the source, the house rules, and the files in the wheel.
+
+Style, types and the directions of imports are checked by `make lint`; here is tested that it would
+find an import against them.
+"""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -18,14 +23,6 @@ PACKAGES = ("zeta", "data_pipeline", "launch")
 MAX_LINES = 500
 
 
-def tool(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run a tool of this environment."""
-    program = Path(sys.executable).with_name(name)
-    return subprocess.run(
-        [program, *arguments], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
 def tracked_files() -> list[Path]:
     """Return the files of the repository; without git (an sdist), the files of its folders."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
@@ -35,27 +32,6 @@ def tracked_files() -> list[Path]:
         ]
     folders = (*PACKAGES, "configs", "slurm", "tests")
     return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
-
-
-def test_ruff_finds_nothing():
-    result = tool("ruff", "check")
-    assert result.returncode == 0, result.stdout
-
-
-def test_files_are_formatted():
-    result = tool("ruff", "format", "--check")
-    assert result.returncode == 0, result.stdout
-
-
-@pytest.mark.slow
-def test_types_are_strict_and_right():
-    result = tool("mypy", "--strict", *(option for name in PACKAGES for option in ("-p", name)))
-    assert result.returncode == 0, result.stdout
-
-
-def test_imports_go_from_launch_over_data_pipeline_to_zeta():
-    result = tool("lint-imports")
-    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize(
@@ -111,6 +87,41 @@ def test_no_source_file_is_longer_than_500_lines():
         and (count := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert not long
+
+
+def folders_of_modules() -> dict[Path, list[Path]]:
+    """Return the Python files of each folder of the source and the tests."""
+    found: dict[Path, list[Path]] = {}
+    for path in tracked_files():
+        inside = path.relative_to(ROOT)
+        if path.suffix == ".py" and inside.parts[0] in (*PACKAGES, "tests"):
+            found.setdefault(inside.parent, []).append(path)
+    return found
+
+
+def test_no_folder_has_more_than_25_modules():
+    counts = {folder: len(files) for folder, files in folders_of_modules().items()}
+    assert not {folder: count for folder, count in counts.items() if count > 25 + 1}  # + __init__
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_top_of_a_package_has_at_most_20_entries(package: str):
+    parts = {path.relative_to(ROOT).parts for path in tracked_files()}
+    entries = {part[1] for part in parts if part[0] == package} - {"__init__.py", "py.typed"}
+    assert len(entries) <= 20
+
+
+def test_folders_of_the_source_are_at_most_two_levels_deep():
+    assert not [f for f in folders_of_modules() if f.parts[0] in PACKAGES and len(f.parts) > 3]
+
+
+def test_every_folder_says_what_lives_in_it_and_what_it_may_import():
+    for folder in folders_of_modules():
+        if folder.parts[0] in PACKAGES:
+            source = (ROOT / folder / "__init__.py").read_text()
+            lives, *rest = (ast.get_docstring(ast.parse(source)) or "").split("\n\n")
+            assert lives, folder
+            assert re.search(r"\b[Ii]mports?\b", " ".join(rest)), folder
 
 
 def test_no_file_names_a_package_index():

@@ -1,5 +1,7 @@
 """zeta: native-resolution Vision Transformers, packed exactly and trained at scale.
 
+May import neither `data_pipeline` nor `launch`; inside, its folders are floors (pyproject.toml).
+
 `from zeta import NaViT` loads torch on first use; `import zeta` alone stays light, so that
 command-line tools start quickly.
 """

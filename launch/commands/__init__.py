@@ -1,1 +1,4 @@
-"""The commands of `zeta`, one module each."""
+"""The commands of `zeta`, one module each: arguments, then a call.
+
+Imports all rooms of `launch`, inside `run`, so that `zeta --help` answers at once.
+"""

@@ -12,7 +12,6 @@ import textwrap
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from typing import Any
 
 from launch.config.keys import expected_type
@@ -62,7 +61,6 @@ def _walk(section: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
             yield f"{prefix}{item.name}", value, docs.get(item.name, "")
 
 
-@cache
 def field_docs(config_type: type) -> dict[str, str]:
     """Return the documentation of each field of a dataclass that has one, each as one paragraph."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(config_type))).body

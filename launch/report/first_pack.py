@@ -38,7 +38,7 @@ def plan_of(run_dir: RunDir) -> Plan:
 def draw_first_pack(run_dir: RunDir, plan: Plan) -> Path:
     """Draw the first pack of lane 0 of a run's plan to pack.svg, and return its path."""
     path = run_dir.pack_picture
-    path.write_bytes(draw_pack(_picture(plan, lane=0)))
+    path.write_bytes(draw_pack(first_pack_picture(plan, lane=0)))
     return path
 
 
@@ -50,11 +50,11 @@ def draw_first_packs(folder: Path, plan: Plan, count: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for lane in range(min(count, plan.num_lanes)):
-        draw_images(_picture(plan, lane)).save(folder / f"pack_{lane + 1}.png")
+        draw_images(first_pack_picture(plan, lane)).save(folder / f"pack_{lane + 1}.png")
 
 
-def _picture(plan: Plan, lane: int) -> PackPicture:
-    """Read and decode the first pack of a lane."""
+def first_pack_picture(plan: Plan, lane: int) -> PackPicture:
+    """Read and decode the first pack of a lane of a plan, and return what `draw_pack` draws."""
     recipe = pack_recipe(plan, plan.lane(lane).next_pack(), epoch=0)
     class_names = plan.manifest.class_names
     batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch

@@ -1,4 +1,7 @@
-"""Vision modules that stand on their own."""
+"""Vision modules that can be used on their own.
+
+Imports `zeta.models` and below.
+"""
 
 from zeta.vision.patch_embeddings import PatchEmbeddings
 

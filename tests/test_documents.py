@@ -1,7 +1,8 @@
-"""What the README says is true: its commands run as written, its numbers and links hold."""
+"""README.md and docs/ are true: commands and examples run as written, numbers and links hold."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,11 +12,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from launch.cli import build_parser
 from launch.cluster.sizing import sizing_table
+from launch.config.describe import markdown
 from launch.config.load import load_config
 from launch.shipped import configs_root
 from tests.data_pipeline.shard_fixtures import jpeg, write_shard
@@ -25,8 +29,20 @@ from zeta.train.hardware import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+IN_ORDER = ("data", "training", "export", "finetune", "cluster", "imagenet", "experiments")
+"""Pages of docs/ in the order in which their commands run, after those of the README."""
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in IN_ORDER),
+        *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "config", "extending")),
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+    ]
+}
 
-NOT_RUN = ("git clone", "make demo", ". .venv/bin/activate")
+NOT_RUN = ("git clone", "make ", "pre-commit", ". .venv/bin/activate")
 """Tested where they belong: tests/launch/test_makefile.py and tests/launch/recipes/test_demo.py."""
 SHORTENED = {
     "zeta launch local": "train.max_steps=4 optim.warmup_steps=1",
@@ -39,25 +55,34 @@ SHORTENED = {
     "zeta data plan navit_l16_siglip": "train.packs_per_step=16",
     "zeta finetune": "train.max_steps=3",
 }
+FOLDERS = "configs|slurm|zeta|data_pipeline|launch|tests|docs"
 
 
 def _joined(block: str) -> list[str]:
     return block.replace("\\\n", " ").splitlines()
 
 
+def blocks(kind: str) -> list[tuple[str, str]]:
+    """Return (document, text) of every block of a kind, in the order in which they run."""
+    return [
+        (name, block)
+        for name, text in DOCUMENTS.items()
+        for block in re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
 def shell_commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    lines = [line for block in blocks for line in _joined(block) if line.strip()]
+    lines = [line for _, block in blocks("sh") for line in _joined(block) if line.strip()]
     return [line for line in lines if not line.startswith(NOT_RUN)]
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
-def test_every_piece_of_a_recipe_is_a_valid_config(tmp_path: Path, block: str):
+@pytest.mark.parametrize(("document", "block"), blocks("yaml"))
+def test_every_piece_of_a_recipe_is_a_valid_config(tmp_path: Path, document: str, block: str):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"include: [model/navit_b16]\n{block}")
     shards = [] if "shards:" in block else ["data.shards=shards/photos"]
     config = load_config(str(recipe), [*shards, "train.max_steps=100"])
-    assert config.train.max_steps == 100
+    assert config.train.max_steps == 100, document
 
 
 def write_pairs(folder: Path) -> None:
@@ -78,7 +103,7 @@ def write_pairs(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
+def test_every_shell_command_runs_in_the_order_of_the_documents(tmp_path: Path):
     usable = write_photos(tmp_path / "photos", 12, seed=0)
     write_photos(tmp_path / "photos_held_out", 4, seed=1)
     write_photos(tmp_path / "imagenet/train", 8, seed=2)
@@ -88,7 +113,7 @@ def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
     (tmp_path / "flowers" / "zebra").rename(tmp_path / "flowers" / "rose")
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands = shell_commands()
-    assert len(commands) >= 8
+    assert len(commands) >= 20
     for command in commands:
         for start, settings in SHORTENED.items():
             if command.startswith(start):
@@ -119,7 +144,9 @@ def test_every_shell_command_runs_in_the_order_of_the_readme(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_tables_of_what_fits_are_those_that_the_command_prints():
-    commands = re.findall(r"<!-- zeta (launch sizes [^>]*) -->\n((?:\|.*\n)+)", README)
+    commands = re.findall(
+        r"<!-- zeta (launch sizes [^>]*) -->\n((?:\|.*\n)+)", DOCUMENTS["docs/imagenet.md"]
+    )
     assert commands
     for command, table in commands:
         args = build_parser().parse_args(command.split())
@@ -130,7 +157,8 @@ def test_the_tables_of_what_fits_are_those_that_the_command_prints():
 
 def test_the_figures_of_the_experiment_are_those_of_its_file():
     runs = json.loads((configs_root() / "experiments/digits.json").read_text())["runs"]
-    table = README.split("| trained at | images seen |")[1].split("\n\n")[0]
+    text = DOCUMENTS["docs/experiments.md"]
+    table = text.split("| trained at | images seen |")[1].split("\n\n")[0]
     head, _, *rows = table.splitlines()
     sides = [cell.strip() for cell in head.split("|") if cell.strip()]
     assert len(rows) == 3
@@ -144,26 +172,82 @@ def test_the_figures_of_the_experiment_are_those_of_its_file():
             assert float(score) == pytest.approx(100 * top1, abs=0.051), (arm, side)
     flops = {f"{run['flops'] / 1e12:.2f}" for run in runs}
     assert flops == {"2.47"}
-    assert "2.47 TFLOP" in README
+    assert "2.47 TFLOP" in text
 
 
-def test_the_python_examples_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def example_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the Python examples open: an export, pictures, indexed shards."""
     write_export(tmp_path / "exports" / "first", ["a", "b"])
     (tmp_path / "pictures").mkdir()
     for index, size in enumerate([(40, 30), (200, 20), (8, 100)]):
         Image.effect_noise(size, 60).convert("RGB").save(tmp_path / f"pictures/{index}.jpg")
+    write_photos(tmp_path / "photos", 12, seed=0)
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    (embedding,) = (block for block in blocks if "model.embed(" in block)
-    (training,) = (block for block in blocks if "NaViT(\n" in block)
-    assert len([line for line in embedding.splitlines() if line]) <= 10
+    return tmp_path
+
+
+def python_example(document: str, mark: str) -> dict[str, Any]:
+    """Run the one block of a document that holds `mark`, and return its names."""
+    (block,) = (text for name, text in blocks("python") if name == document and mark in text)
     names: dict[str, Any] = {}
-    exec(embedding, names)
+    exec(block, names)
+    return names
+
+
+def test_the_embedding_example_embeds_pictures(example_folder: Path):
+    names = python_example("README.md", "model.embed(")
     assert names["embeddings"].shape == (3, 32)
     assert names["similar"][0] == 0
-    names = {}
-    exec(training, names)
-    assert names["logits"].shape == (2, 1000)
+
+
+def test_the_model_example_gives_logits(example_folder: Path):
+    assert python_example("docs/export.md", "NaViT(\n")["logits"].shape == (2, 1000)
+
+
+def test_the_library_example_reads_packs_and_resumes(example_folder: Path):
+    from data_pipeline import PackLoader, build_shards
+
+    build_shards("photos", "shards/photos/train")
+    names = python_example("docs/data.md", "PackLoader(plan)")
+    assert [step.shape[1] for step in names["logits"]] == [3, 3]
+    straight = next(itertools.islice(PackLoader(names["plan"]).steps(None), 5, None))
+    assert names["resumed"].step == 5
+    for resumed, expected in zip(names["resumed"].packs, straight.packs, strict=True):
+        assert resumed.sample_ids.tolist() == expected.sample_ids.tolist()
+        assert torch.equal(resumed.patches, expected.patches)
+
+
+def test_every_python_example_is_tested_or_needs_other_software():
+    tested = ("model.embed(", "NaViT(\n", "PackLoader(plan)")
+    rest = [text for _, text in blocks("python") if not any(mark in text for mark in tested)]
+    assert all("timm" in text for text in rest), rest
+
+
+@pytest.mark.slow
+def test_the_script_in_docs_embeds_photos_and_draws_their_pack(example_folder: Path):
+    script = ROOT / "docs/examples/photos_to_pack.py"
+    done = subprocess.run([sys.executable, script, "photos", "out"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    keys = Path("out/keys.txt").read_text().splitlines()
+    embeddings = np.load("out/embeddings.npy")
+    assert embeddings.shape == (len(keys), 192)
+    assert len(keys) >= 36
+    assert Path("out/pack.svg").read_text().startswith("<svg")
+
+
+def test_the_reference_of_settings_is_current():
+    assert DOCUMENTS["docs/config.md"] == markdown(), "type: make docs"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 170
+
+
+def test_links_between_documents_lead_somewhere():
+    for name, text in DOCUMENTS.items():
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+            assert ((ROOT / name).parent / target).exists(), (name, target)
 
 
 def test_the_table_of_commands_is_complete_and_every_command_in_it_exists():
@@ -179,10 +263,10 @@ def test_the_table_of_commands_is_complete_and_every_command_in_it_exists():
     assert listed == existing
 
 
-def test_files_and_make_targets_that_the_readme_names_exist():
-    folders = "configs|slurm|zeta|data_pipeline|launch"
-    for path in re.findall(rf"`((?:{folders})/[\w/.]+|constraints\.txt)`", README):
-        assert (ROOT / path).exists(), path
+def test_files_and_make_targets_that_the_documents_name_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"`?make ([a-z-]+)`?", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for name, text in DOCUMENTS.items():
+        for path in re.findall(rf"`((?:{FOLDERS})/[\w/.]+|constraints\.txt)`", text):
+            assert (ROOT / path).exists(), (name, path)
+        for target in re.findall(r"`make ([a-z-]+)`", text):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (name, target)
