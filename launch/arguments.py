@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-"""What `add_subparsers` returns; argparse has no public name for it."""
+"""Type of the result of `add_subparsers`, which argparse does not name publicly."""
 
 
 def add_command(

@@ -28,8 +28,8 @@ class Command(NamedTuple):
 
 GROUPS = {
     "shards": "write, index and check WebDataset shards",
-    "data": "look at what the data pipeline will do",
-    "launch": "start training, and see how it is doing",
+    "data": "plan, measure and audit the data of a run",
+    "launch": "start training, and follow it",
 }
 COMMANDS = (
     Command("demo"),
@@ -76,8 +76,10 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
         in_training = args.command in ("train", "launch", "finetune")
         if not isinstance(error, KeyboardInterrupt):
             print(f"zeta: error: {errors.message(error)}", file=sys.stderr)
-        elif os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":  # said once
-            how = "; the same command goes on from the last checkpoint, or from the start"
+        elif (
+            os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+        ):  # one rank prints it
+            how = "; the same command continues from the last checkpoint, if any"
             print(f"zeta: interrupted{how if in_training else ''}", file=sys.stderr)
         return errors.exit_code(error, in_training=in_training)
 

@@ -1,4 +1,4 @@
-"""What the command line says and returns when a command fails."""
+"""Messages and exit statuses of commands that fail."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import errno
 from zeta.exit_codes import ExitCode, RunError
 
 USER_ERRORS = (ValueError, RunError, OSError)
-"""Raised for what a user can put right: shown as one message. Anything else is a bug of ours."""
+"""Errors that a user can correct, shown as one message. Anything else is a bug in zeta."""
 
 FAILED = 1
 USAGE = 2
-"""What argparse exits with."""
+"""Exit status of argparse."""
 
 
 def message(error: BaseException) -> str:
@@ -21,7 +21,7 @@ def message(error: BaseException) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and type the same command again" if full else ""
         return f"{error.strerror}{where}{hint}"
-    if isinstance(error, UnicodeEncodeError):  # of a file name, as far as users go
+    if isinstance(error, UnicodeEncodeError):  # for users: a file name
         near = ascii(error.object[max(0, error.start - 60) : error.end + 20])
         return f"a name is not valid UTF-8 and cannot be written: {near}; rename the file or folder"
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Where the shipped files are: recipes (configs/) and sbatch scripts (slurm/)."""
+"""Paths of the shipped files: recipes (configs/) and sbatch scripts (slurm/)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def _root(folder: str) -> Path:
 
 
 def configs_root() -> Path:
-    """Folder of the shipped recipes and of the pieces that they include."""
+    """Return the folder of the shipped recipes and of the pieces that they include."""
     return _root("configs")
 
 
 def slurm_root() -> Path:
-    """Folder of the sbatch scripts."""
+    """Return the folder of the sbatch scripts."""
     return _root("slurm")
 
 
 def recipe_names() -> list[str]:
-    """Names that `zeta train NAME` accepts: the YAML files at the top of configs/."""
+    """Return the names that `zeta train NAME` accepts: the YAML files at the top of configs/."""
     return sorted(path.stem for path in configs_root().glob("*.yaml"))

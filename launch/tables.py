@@ -11,7 +11,7 @@ from zeta.packed import packs_per_rank
 
 _NEARLY_FULL = 0.98
 _COUNT_BINDS = 0.95
-"""Share of data.max_images_per_pack from which on it, and not the budget, ends packs."""
+"""Above this share of data.max_images_per_pack, it is the limit of images that ends packs."""
 
 
 def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
@@ -37,16 +37,16 @@ def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
 
 
 def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str]:
-    """Return what a user may want to change in a plan that works."""
+    """Return warnings about a plan that works but wastes something."""
     warnings, num_lanes, most = [], plan.num_lanes, plan.config.max_images_per_pack
     if summary.fill < _NEARLY_FULL and summary.images_per_pack > _COUNT_BINDS * most:
         warnings.append(
-            f"packs are {summary.fill:.1%} full because they hold data.max_images_per_pack = "
+            f"packs are {summary.fill:.1%} full because they reach data.max_images_per_pack = "
             f"{most} images: raise it to {round(1.1 * most / summary.fill)}"
         )
     if summary.short_lanes:
         warnings.append(
-            f"{summary.short_lanes} of {num_lanes} lanes hold less than one pack of tokens an "
+            f"{summary.short_lanes} of {num_lanes} lanes have less than one pack of tokens an "
             "epoch, so packs mix epochs: lower train.packs_per_step or data.token_budget"
         )
     slots = packs_per_rank(num_lanes, world_size) * world_size

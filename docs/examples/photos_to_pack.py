@@ -2,7 +2,7 @@
 
     python docs/examples/photos_to_pack.py photos out
 
-`photos` holds one folder for each class; `out` receives `embeddings.npy`, `keys.txt` and `pack.svg`.
+`photos` has one folder for each class; `out` gets `embeddings.npy`, `keys.txt` and `pack.svg`.
 The weights are random here: put `NaViT.from_pretrained("exports/first")` in their place.
 """
 

@@ -1,4 +1,4 @@
-"""`zeta launch check`: is a config right, and where will its run be?"""
+"""`zeta launch check`: check a config, and name its run directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the run directory; or all that slurm/pretrain.sbatch reads before it starts ranks."""
+    """Print the run directory, or everything that slurm/pretrain.sbatch reads."""
     from launch.config.load import load_config
 
     config = load_config(args.config, args.overrides)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def script_words(config: ZetaConfig) -> list[str]:
-    """Return what the batch script takes from a config, each with its kind in front.
+    """Return the words that the batch script takes from a config, each after its kind.
 
     ``run_dir:DIR``, ``env:NAME=VALUE``, ``srun:OPTION``, ``wrap:WORD`` (of the command in front of
     `zeta`) and ``preflight:SECONDS`` if the nodes are to be checked: it takes less.

@@ -1,4 +1,4 @@
-"""`zeta launch doctor`: will a run work on this cluster?"""
+"""`zeta launch doctor`: check whether a run will work on this cluster."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "doctor",
         run,
-        "check what `zeta launch slurm` would meet, submitting nothing",
+        "check everything that a run needs on this cluster, without submitting it",
         "zeta launch doctor navit_b16_classification --nodes 2 --gpus-per-node 8 \\\n"
         "    --partition gpus data.shards=/data/train run.dir=/shared/b16",
     )
@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a table of checks; the status is 1 if any failed."""
+    """Print a table of checks and return 1 if any failed."""
     from launch.cluster.doctor import examine
 
     failed = 0

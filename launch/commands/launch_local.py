@@ -26,15 +26,15 @@ def add_parser(subparsers: Subparsers) -> None:
         type=non_negative_int,
         default=MAX_RESTARTS,
         metavar="N",
-        help="start a run that crashed again from its newest checkpoint, N times at most (default: "
-        f"{MAX_RESTARTS}; 0: never), and give up after {MAX_STALLED} starts in a row without a new "
-        "one. A run that finished, that a restart would not help, or that was asked to stop "
-        "(Ctrl-C, or SIGTERM to this command) is not started again",
+        help="after a crash, restart from the newest checkpoint, at most N times (default: "
+        f"{MAX_RESTARTS}; 0: never); give up after {MAX_STALLED} restarts in a row without a new "
+        "checkpoint. A run that finished, that failed for a reason that a restart cannot change, or "
+        "that was stopped (Ctrl-C, or SIGTERM to this command) is not restarted",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Start the ranks, again if need be, wait for them and return the status of the run."""
+    """Start the ranks, restart them after a crash, and return the exit status of the run."""
     from launch.run.local import launch_local
 
     return launch_local(args.config, args.overrides, args.nproc, args.max_restarts)

@@ -1,4 +1,4 @@
-"""`zeta launch preflight`: are the nodes of a Slurm job fit to train?"""
+"""`zeta launch preflight`: check that the nodes of a Slurm job are fit to train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "preflight",
         run,
-        "check the nodes of a Slurm job before it trains, one task a node; names the bad ones",
+        "check the nodes of a Slurm job before it trains, one task a node, and name the bad ones",
         "srun --ntasks-per-node=1 zeta launch preflight navit_b16_classification "
         "data.shards=shards/train",
     )
@@ -26,12 +26,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check this node; slurm/pretrain.sbatch runs it before it starts the ranks."""
-    # Of a connection that breaks torch writes pages of C++ before we can say what it means.
+    # When a connection breaks, torch logs pages of C++ before zeta can explain it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Slurm asks for the end, as it asks the ranks: there is nothing to save yet.
+    # Slurm ends a preflight with the same signals as ranks: nothing needs saving yet.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, _leave)
-    from launch.cluster.preflight import preflight  # torch: takes its time
+    from launch.cluster.preflight import preflight  # loads torch
     from launch.config.load import load_config
 
     return preflight(load_config(args.config, args.overrides))

@@ -1,4 +1,4 @@
-"""`zeta launch sizes`: which models fit which GPUs."""
+"""`zeta launch sizes`: the models that fit each GPU."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "    --partition gpus --time 24:00:00 data.shards=/data/train run.dir=/shared/b16",
     )
     parser.description = (
-        "Submit a run to Slurm; print job id, log, how to follow it, and its page in W&B where\n"
-        "tracker.wandb.entity or WANDB_ENTITY says whose project it is."
+        "Submit a run to Slurm. Print job id, log, how to follow the run, and its W&B page if\n"
+        "tracker.wandb.entity or WANDB_ENTITY is set."
     )
     add_config(parser)
     add_cluster_options(parser)
@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--chain",
         type=positive_int,
         metavar="K",
-        help="where jobs cannot be requeued: K jobs, one after another, until the run is finished",
+        help="where jobs cannot be requeued: submit K jobs, to run one after another",
     )
     parser.add_argument(
         "--dry-run",
@@ -39,8 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the run as its ranks would, submit it, and say how to follow it."""
-    from launch.cluster.submission import submit_run  # with it comes torch
+    """Check the run as its ranks would, submit it, and print how to follow it."""
+    from launch.cluster.submission import submit_run  # loads torch
 
     return submit_run(
         args.config,

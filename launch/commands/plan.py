@@ -1,4 +1,4 @@
-"""`zeta data plan`: what an epoch will look like, before anything is decoded."""
+"""`zeta data plan`: images, packs and steps of an epoch, before anything is decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`zeta shards stats`: what shards hold, as text and as a picture."""
+"""`zeta shards stats`: the contents of shards, as text and as a picture."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="start nothing: check everything, train on one pack here, print steps and memory",
+        help="start no run: check everything, train on one pack here, print steps and memory",
     )
     parser.add_argument(
         "--gpu", metavar="NAME", help="with --dry-run: the GPU of each rank, such as h100 or a100"
@@ -40,9 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(args)
     if args.gpu is not None or args.world_size is not None:
-        raise ValueError("--gpu and --world-size go with --dry-run; a run takes what it is given")
-    # To be asked to leave before the first step, while torch is loaded or the ranks meet, is no
-    # crash: the trainer finds it noted, and all ranks leave together.
+        raise ValueError(
+            "--gpu and --world-size need --dry-run; a real run uses the GPUs and ranks it has"
+        )
+    # A signal that arrives before the first step, while torch loads or the ranks connect, is noted:
+    # the trainer finds it, and all ranks leave together.
     with StopSignals(interrupts=False):
         return _train(args)
 

@@ -1,7 +1,7 @@
-"""What a run asks of the cluster: sbatch flags, the environment of its ranks, their container.
+"""Config of the cluster (`cluster.*`): sbatch options, environment of the ranks, container.
 
-Nothing here changes what is computed, so a resumed run may change all of it. The number of ranks
-is still what Slurm started: nodes and tasks are only asked for.
+Nothing here changes what is computed, so a resumed run may change all of it. These are requests:
+the number of ranks of a run is the number that Slurm started.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class ContainerConfig:
     """The container that the ranks run in; `zeta` must be installed in its image."""
 
     kind: str = free("auto")
-    """none, pyxis (a plugin of srun), apptainer; or auto: none without an image, apptainer where it
-    ends in .sif, else pyxis."""
+    """none, pyxis (a plugin of srun), apptainer, or auto: none if no image is set, apptainer if the
+    image ends in .sif, else pyxis."""
     image: str | None = free(None)
-    """What pyxis or apptainer takes as an image: a file that every node sees, or a registry's."""
+    """Image for pyxis or apptainer: a file that every node sees, or a name in a registry."""
     mounts: list[str] = free(factory=list)
     """Folders of the node that are seen inside, as SOURCE:TARGET or SOURCE:TARGET:ro."""
 
@@ -87,7 +87,7 @@ class ContainerConfig:
 
 @dataclass
 class ClusterConfig:
-    """What is asked of Slurm; unset, the cluster's own defaults hold."""
+    """Request to Slurm; unset values are left to the defaults of the cluster."""
 
     partition: str | None = free(None)
     """Partition (queue) of the job."""
@@ -96,13 +96,13 @@ class ClusterConfig:
     qos: str | None = free(None)
     """Quality of service of the job."""
     time: str | None = free(None)
-    """Longest time of one start of the job: HH:MM:SS, MM:SS, or D-HH:MM:SS. A run may take many."""
+    """Time limit of one job: HH:MM:SS, MM:SS, or D-HH:MM:SS. A run may take many jobs."""
     nodes: str | None = free(None)
-    """A number, or MIN-MAX: after a node failed, the run goes on with those that are left."""
+    """Number of nodes, or MIN-MAX: after a node fails, the run continues on those that are left."""
     gpus_per_node: int | None = free(None)
-    """GPUs of a node, each with a rank of its own."""
+    """GPUs of a node; each gets one rank."""
     tasks_per_node: int | None = free(None)
-    """Ranks of a node, where they train on CPUs; with GPUs there is one for each."""
+    """Ranks of a node that trains on CPUs; on GPUs each GPU gets one rank."""
     cpus_per_task: int | None = free(None)
     """Cores of a rank and its loader workers."""
     mem: str | None = free(None)
@@ -118,7 +118,7 @@ class ClusterConfig:
     preflight: bool = free(True)
     """Check every node before the ranks start, and requeue the job without those that are bad."""
     preflight_timeout_s: float = free(300.0)
-    """Seconds after which a node that gives no word in preflight is bad."""
+    """Seconds after which a node that does not answer in preflight counts as bad."""
 
     def __post_init__(self) -> None:
         self._check_text()
@@ -165,7 +165,7 @@ class ClusterConfig:
 
 
 def seconds_of(time: str) -> int | None:
-    """Return the seconds of a time limit as Slurm reads it; None if it is no number, or none.
+    """Return the seconds of a time limit as Slurm reads it; None if it is unlimited or not one.
 
     MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
     """

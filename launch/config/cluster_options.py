@@ -9,26 +9,26 @@ from launch.arguments import positive_int
 _TEXT = {
     "nodes": (
         "N|MIN-MAX",
-        "number of nodes; of a range as many as are free, fewer once one failed",
+        "number of nodes; with a range, as many as are free, and fewer after one failed",
     ),
     "partition": ("NAME", "partition"),
     "account": ("NAME", "account"),
     "qos": ("NAME", "quality of service"),
-    "time": ("TIME", "longest time of one start: HH:MM:SS, D-HH:MM:SS, or minutes"),
+    "time": ("TIME", "time limit of one job: HH:MM:SS, D-HH:MM:SS, or minutes"),
     "mem": ("SIZE", "memory of a node, as in 200G; 0: all of it"),
     "constraint": ("FEATURES", "features that nodes must have"),
     "exclude": ("NODES", "nodes to avoid"),
 }
 _COUNTS = {
     "gpus_per_node": ("G", "GPUs of a node, each with one rank"),
-    "tasks_per_node": ("T", "ranks of a node, where they train on CPUs"),
+    "tasks_per_node": ("T", "ranks of a node that trains on CPUs"),
     "cpus_per_task": ("C", "cores of a rank and its loader workers"),
 }
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
-    group = parser.add_argument_group("what is asked of Slurm (also settings, cluster.* of CONFIG)")
+    """Declare the options."""
+    group = parser.add_argument_group("request to Slurm (also settings, cluster.* of CONFIG)")
     for name, (metavar, about) in _TEXT.items():
         group.add_argument(_flag(name), metavar=metavar, help=about)
     for name, (metavar, about) in _COUNTS.items():
@@ -36,7 +36,7 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--container",
         metavar="IMAGE",
-        help="image that the ranks run in: by apptainer where it ends in .sif, else by pyxis",
+        help="container image of the ranks: run by apptainer if it ends in .sif, else by pyxis",
     )
     group.add_argument(
         "--cluster",

@@ -33,7 +33,7 @@ def test_the_plan_warns_of_lanes_that_hold_less_than_a_pack_and_of_empty_packs()
     config = resolve_with_shards(demo("train.packs_per_step=10"), manifest)
     plan = training_plan(config, manifest)
     first, second = plan_warnings(summarise(plan, 4), plan, 4)
-    assert "of 10 lanes hold less than one pack of tokens an epoch" in first
+    assert "of 10 lanes have less than one pack of tokens an epoch" in first
     assert "2 of 12 packs a step are empty on 4 ranks" in second
     large = synthetic_manifest([3000])
     config = resolve_with_shards(demo("train.packs_per_step=4"), large)

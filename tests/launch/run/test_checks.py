@@ -255,5 +255,5 @@ def test_ctrl_c_before_the_first_step_is_one_line_that_says_how_to_go_on(shards,
     said, _ = process.communicate(timeout=60)
     assert process.returncode == ExitCode.INTERRUPTED
     assert said.splitlines() == [
-        "zeta: interrupted; the same command goes on from the last checkpoint, or from the start"
+        "zeta: interrupted; the same command continues from the last checkpoint, if any"
     ]

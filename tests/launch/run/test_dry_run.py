@@ -57,7 +57,7 @@ def test_a_dry_run_refuses_what_a_run_would(shards, tmp_path, capfd, words, mess
 def test_options_of_a_dry_run_are_refused_without_it(shards, tmp_path, capfd):
     words = ["train", "demo", f"data.shards={shards}", f"run.dir={tmp_path}", "--gpu", "h100"]
     assert entry_point(words) == ExitCode.NEVER_RESTART
-    assert "--gpu and --world-size go with --dry-run" in capfd.readouterr().err
+    assert "--gpu and --world-size need --dry-run" in capfd.readouterr().err
 
 
 def test_a_model_that_is_too_large_is_said_not_to_fit():
