@@ -28,7 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="after a crash, restart from the newest checkpoint, at most N times (default: "
         f"{MAX_RESTARTS}; 0: never); give up after {MAX_STALLED} restarts in a row without a new "
-        "checkpoint. A run that finished, that failed for a reason that a restart cannot change, or "
+        "checkpoint. A run that finished, that failed for a reason that no restart can change, or "
         "that was stopped (Ctrl-C, or SIGTERM to this command) is not restarted",
     )
 
