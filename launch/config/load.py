@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_pipeline.config import DataConfig
 from launch.config.cluster import ClusterConfig
 from launch.config.keys import expected_type, leaves, parse_override, whole_number
+from launch.config.moved_keys import with_moved_keys
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
@@ -157,7 +158,9 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     """
     # A run may be older than a field: it ran under the field's default.
     before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
-    before |= leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config")
+    source = "the saved config"
+    saved = leaves(_parse_yaml(old_yaml, source), ZetaConfig, source)
+    before |= {key: value for _, key, value in with_moved_keys((source, *each) for each in saved)}
     after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
     free_keys = free_fields(ZetaConfig)
     return [
@@ -170,7 +173,7 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
 def _compose(settings: Iterable[Setting]) -> ZetaConfig:
     """Apply settings in order to the typed defaults."""
     composed = OmegaConf.structured(ZetaConfig)
-    for source, key, value in settings:
+    for source, key, value in with_moved_keys(settings):
         try:
             value = whole_number(value, ZetaConfig, key)
             OmegaConf.update(composed, key, value, merge=False)

@@ -86,7 +86,7 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
         OSError: shards or the run directory cannot be reached at the moment.
     """
     check_world_size(world_size, config.train.packs_per_step)
-    check_optimizer(config.optim, config.train.deepspeed.get("optimizer"))
+    check_optimizer(config.optim)
     run_dir = RunDir(Path(config.run.dir).expanduser())
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)

@@ -1,10 +1,10 @@
-"""AdamW with weight-decay groups, and learning rates that fall towards the first layers."""
+"""The optimizer of a run: its weight-decay groups, and rates that fall towards the first layers."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zeta.models.parameters import GROUPS, decay_group, full_shape
 from zeta.train.config import OptimConfig
+from zeta.train.optimizers import OPTIMIZERS
 
 _BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
 """Tower and number of the block that a parameter is in."""
@@ -69,48 +70,37 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
     ]
 
 
-def build_optimizer(
-    module: nn.Module, config: OptimConfig, other: Mapping[str, Any] | None = None
-) -> torch.optim.Optimizer:
-    """Build AdamW over `module`; the trainer sets the learning rate before every step.
-
-    Args:
-        module: the model.
-        config: AdamW's options; rate and weight decay are those of any optimizer.
-        other: type (a class of torch.optim) and params of another optimizer instead.
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer `config.kind` over `module`; its rates are set before every step.
 
     Raises:
-        ValueError: `module` has nothing to train, or the other optimizer does not take its params.
+        ValueError: `module` has nothing to train, or the optimizer refuses `config.params`.
     """
     groups = parameter_groups(module, config)
     if not groups:
         raise ValueError("the model has no trainable parameter")
-    if other is not None:
-        build: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, other["type"])
-        try:
-            return build(groups, lr=config.lr, **other.get("params", {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"train.deepspeed.optimizer.params: {error}") from error
     # fused: one pass over memory instead of one per operation of Adam's update.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    own = {"betas": config.betas, "fused": True} if config.kind == "adamw" else {}
+    try:
+        return OPTIMIZERS[config.kind](groups, lr=config.lr, **own | config.params)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"optim.params is {config.params}, which the optimizer {config.kind} refuses: {error}"
+        ) from error
 
 
-def check_optimizer(config: OptimConfig, other: Mapping[str, Any] | None) -> None:
-    """Raise ValueError, naming the params, unless the optimizer can be built with them."""
+def check_optimizer(config: OptimConfig) -> None:
+    """Raise ValueError, naming the arguments, unless the optimizer can be built with them."""
     with torch.random.fork_rng([]):
-        build_optimizer(nn.Linear(1, 1), config, other)
+        build_optimizer(nn.Linear(1, 1), config)
 
 
-def state_per_weight(other: Mapping[str, Any] | None) -> int:
-    """Return how many values the optimizer keeps of each weight: two in AdamW.
-
-    Args:
-        other: as `build_optimizer` takes it.
-    """
+def state_per_weight(config: OptimConfig) -> int:
+    """Return the number of values that the optimizer keeps for each weight: two in AdamW."""
     with torch.random.fork_rng([]):
         module = nn.Linear(32, 32, bias=False)
     module.weight.grad = torch.ones_like(module.weight)
-    optimizer = build_optimizer(module, OptimConfig(), other)
+    optimizer = build_optimizer(module, config)
     optimizer.step()
     values = (v for v in optimizer.state[module.weight].values() if isinstance(v, Tensor))
     return sum(v.numel() == module.weight.numel() for v in values)
