@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeta.models.attention import Segments, attend
+from zeta.models.parameters import (
+    INPUT_MATRIX,
+    ZEROS,
+    Rules,
+    constant,
+    matrix,
+    normal,
+)
 
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation -> the `approximate` of torch's GELU."""
@@ -44,6 +53,11 @@ class LayerScale(nn.Module):
         super().__init__()
         self.initial = initial
         self.gamma = nn.Parameter(torch.empty(dim))
+
+    @property
+    def parameter_rules(self) -> Rules:
+        """Rules of the parameters, see `zeta.models.parameters`."""
+        return {"gamma": constant(self.initial)}
 
     def forward(self, x_TC: Tensor) -> Tensor:
         """Scale tokens [T, C]."""
@@ -100,6 +114,8 @@ class BlockShape:
 
 class Attention(nn.Module):
     """Self-attention within segments, with normalised queries and keys (ViT-22B, section 2)."""
+
+    parameter_rules: ClassVar[Rules] = {"qkv.weight": matrix(stacked=3)}
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -172,6 +188,8 @@ class ParallelBlock(nn.Module):
     scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
     """
 
+    parameter_rules: ClassVar[Rules] = {"in_proj.weight": INPUT_MATRIX, "mlp_bias": ZEROS}
+
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
@@ -214,6 +232,11 @@ def run_blocks(
 
 class AttentionPool(nn.Module):
     """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
+
+    parameter_rules: ClassVar[Rules] = {
+        "latent": normal(lambda shape: shape[-1] ** -0.5),
+        "kv.weight": matrix(stacked=2),
+    }
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -274,7 +297,10 @@ class LogitScale(nn.Module):
     def __init__(self, scale: float, bias: float | None, limit: float) -> None:
         super().__init__()
         self.limit = limit
-        self.initial = {"log_scale": math.log(scale), "logit_bias": bias or 0.0}
+        self.parameter_rules: Rules = {
+            "log_scale": constant(math.log(scale)),
+            "logit_bias": constant(bias or 0.0),
+        }
         self.log_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = None if bias is None else nn.Parameter(torch.empty(1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,13 @@ from zeta.models.layers import (
 )
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import PackedViT
+from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import DropRate, Images
 from zeta.models.position import (
     COORDINATES,
+    GRID_TABLE,
     GRIDS,
+    LINE_TABLE,
     check_absolute,
     grid_weights,
     interpolation_weights,
@@ -45,6 +49,15 @@ POOLS = ("attention", "mean", "cls")
 
 class PatchPositionEmbedding(nn.Module):
     """Linear patch embedding plus position embedding (names as in timm's NaFlexVit)."""
+
+    parameter_rules: ClassVar[Rules] = {
+        "proj.weight": INPUT_MATRIX,
+        "cls_token": LEARNED_TOKEN,
+        "reg_token": LEARNED_TOKEN,
+        "pos_embed": GRID_TABLE,
+        "pos_embed_y": LINE_TABLE,
+        "pos_embed_x": LINE_TABLE,
+    }
 
     def __init__(
         self,

@@ -16,12 +16,14 @@ of the image as an image would be (antialiased, as torch and timm do it):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from zeta.config_field import check_choice
+from zeta.models.parameters import ParameterRule
 
 COORDINATES = ("fractional", "fractional_aspect", "absolute")
 """Systems of the factorized tables."""
@@ -139,3 +141,14 @@ def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
     mix_KD = torch.randn(len(waves), dim, generator=generator, dtype=torch.float64)
     table_LD = basis_LK @ mix_KD
     return (table_LD / amplitude.square().sum().div(2).sqrt()).float()
+
+
+def _initial_grid(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    rows, columns = (initial_table(n, shape[3], generator) for n in shape[1:3])
+    return (rows[:, None] + columns)[None] / math.sqrt(2)
+
+
+LINE_TABLE = ParameterRule(lambda shape, draw: initial_table(shape[1], shape[2], draw)[None])
+"""Rule of a position table [1, L, C]."""
+GRID_TABLE = ParameterRule(_initial_grid)
+"""Rule of a position table [1, h, w, C]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +12,7 @@ from zeta.models.config import ModelConfig, build_model
 from zeta.models.initialization import initialize
 from zeta.models.layers import LogitScale
 from zeta.models.packed_vit import PackedViT
+from zeta.models.parameters import EMBEDDING_HEAD, Rules
 from zeta.models.text_tower import TextTower
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.pairs import MAX_SCALE, ImageTextOutputs
@@ -33,6 +34,8 @@ class ImageTextModel(nn.Module):
         kind: siglip (learned scale and bias) or clip (learned scale).
         seed: of the initial weights.
     """
+
+    parameter_rules: ClassVar[Rules] = {"image.head.weight": EMBEDDING_HEAD}
 
     def __init__(self, image: PackedViT, text: TextTower, kind: str, seed: int = 0) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -11,54 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zeta.models.parameters import GROUPS, decay_group, full_shape
+from zeta.models.parameters import GROUPS, layers_above, parameter_rules
 from zeta.train.config import OptimConfig
 from zeta.train.optimizers import OPTIMIZERS
-
-_BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
-"""Tower and number of the block that a parameter is in."""
 
 
 def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
     """Return the factor on the learning rate of each parameter (Clark et al. 2020, "ELECTRA").
 
-    The last norm, pooling and head learn at the full rate, the last block at `decay` times it, each
-    block before at `decay` times that of the next, and the patch embedding as one block more.
+    The last norm, pooling and head learn at the full rate, and each layer before at `decay` times
+    the rate of the next, see `zeta.models.parameters.layers_above`.
 
     Args:
         names: of all parameters of the model.
         decay: 1 is one rate for all.
     """
-    names = list(names)
-    blocks = {match.groups() for name in names if (match := _BLOCK.match(name))}
-    depth = Counter(tower for tower, _ in blocks)
-    scales = {}
-    for name in names:
-        layers_above = 0
-        if match := _BLOCK.match(name):
-            layers_above = depth[match[1]] - int(match[2])
-        elif "embeds" in (parts := name.split(".")):
-            tower = ".".join(parts[: parts.index("embeds")]) or None
-            layers_above = depth[tower] + 1
-        scales[name] = decay**layers_above
-    return scales
+    return {name: decay**layers for name, layers in layers_above(names).items()}
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters of `module` by weight decay, and each part by layer.
 
     Empty groups are left out. A group's `lr_scale` is its factor on the learning rate. The order of
-    the parameters does not depend on `config` (see `optimizer_order`).
+    the parameters does not depend on `config`.
     """
     head = config.head_weight_decay
     body = config.weight_decay
     rates = {"body": body, "head": body if head is None else head, "none": 0.0}
     parameters = dict(module.named_parameters())
+    rules = parameter_rules(module)
     scales = layer_scales(parameters, config.layer_decay)
     of_group: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            of_group[decay_group(name, full_shape(parameter))].append(name)
+            of_group[rules[name].group].append(name)
     return [
         {
             "params": [parameters[name] for name in names],

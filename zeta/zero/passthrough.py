@@ -171,7 +171,6 @@ def merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, 
     """Return zeta's DeepSpeed config with the user's settings, which passed the check."""
     zero = {**config["zero_optimization"], **settings.get("zero_optimization", {})}
     result = deepcopy({**config, **settings, "zero_optimization": zero})
-    result["zero_allow_untested_optimizer"] = True  # zeta tests those in `zeta.train.optimizers`
     if offloads_optimizer(settings):
         result["zero_force_ds_cpu_optimizer"] = False  # torch's own needs no compiler
     return result

@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.zeta.training import tiny_navit
 from zeta.models.config import ModelConfig, build_model
-from zeta.models.parameters import decay_group, optimizer_order, parameter_shapes
+from zeta.models.parameters import parameter_rules, parameter_shapes
 from zeta.train.config import OptimConfig
 from zeta.train.optim import (
     build_optimizer,
@@ -16,10 +16,11 @@ from zeta.train.optim import (
     state_per_weight,
 )
 from zeta.train.optimizers import OPTIMIZERS, optimizer_name
+from zeta.zero.unnamed_order import unnamed_order
 
 
 def _groups(model):
-    return {name: decay_group(name, shape) for name, shape in parameter_shapes(model).items()}
+    return {name: rule.group for name, rule in parameter_rules(model).items()}
 
 
 def test_matrices_are_decayed_and_norms_biases_tables_and_the_latent_are_not():
@@ -58,13 +59,13 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_its_rate():
     assert [group["weight_decay"] for group in same] == [0.3, 0.3, 0.0]
 
 
-def test_the_order_of_the_optimizer_is_that_of_its_groups():
+def test_the_order_of_old_checkpoints_is_that_of_the_groups():
     model = tiny_navit()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for decay in (1.0, 0.5):  # a checkpoint is read without the config that it was written under
         groups = parameter_groups(model, OptimConfig(layer_decay=decay))
         ordered = [names[id(p)] for group in groups for p in group["params"]]
-        assert optimizer_order(parameter_shapes(model)) == ordered
+        assert unnamed_order(parameter_shapes(model)) == ordered
         assert len(groups) == (3 if decay == 1 else 4 + 1 + 4)
 
 
