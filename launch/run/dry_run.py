@@ -24,8 +24,7 @@ from launch.run.checks import Start, check_start
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
 from zeta.models.trainable import freeze
-from zeta.objectives import build_objective
-from zeta.objectives.image_text_model import build_for_objective
+from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import RESERVE_GIB, Accelerator

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zeta.models.attention import Segments, attend
+from zeta.models.attention import Segments, attend, rotated
 from zeta.models.parameters import (
     INPUT_MATRIX,
     ZEROS,
@@ -130,7 +130,9 @@ class Attention(nn.Module):
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
         q_THD, k_THD, v_THD = self.qkv(x_TC).view(-1, 3, self.heads, self.dim_head).unbind(1)
-        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        q_THD = rotated(self.q_norm(q_THD), segments)
+        k_THD = rotated(self.k_norm(k_THD), segments)
+        out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
         projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)))
         return projected
 
@@ -211,7 +213,9 @@ class ParallelBlock(nn.Module):
         """Map tokens [T, C] to [T, C]."""
         hidden, qkv = torch.split(self.in_proj(self.in_norm(x_TC)), self.split, dim=-1)
         q_THD, k_THD, v_THD = qkv.reshape(-1, 3, self.heads, self.dim_head).unbind(1)
-        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        q_THD = rotated(self.q_norm(q_THD), segments)
+        k_THD = rotated(self.k_norm(k_THD), segments)
+        out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
         hidden = self.mlp_drop(F.gelu(hidden + self.mlp_bias.to(hidden.dtype)))
         both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
         out_TC: Tensor = x_TC + self.drop_path(self.ls(self.proj_drop(both)), segments)

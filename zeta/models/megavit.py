@@ -105,6 +105,7 @@ class MegaVit(PackedViT):
     embeds: FixedPatchEmbedding
 
     arch = "megavit"
+    one_size = True
 
     def __init__(
         self,

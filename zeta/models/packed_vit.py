@@ -54,6 +54,8 @@ class PackedViT(nn.Module, ABC):
     parameter_rules: ClassVar[Rules] = {"head.weight": CLASSIFIER}
     arch: ClassVar[str]
     """Name of the architecture in configs and exports."""
+    one_size: ClassVar[bool] = False
+    """Whether it takes images of `image_size` only."""
     embeds: nn.Module
     blocks: nn.ModuleList
     norm: Norm

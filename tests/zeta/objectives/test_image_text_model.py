@@ -8,8 +8,9 @@ import torch
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack, tiny_model
 from zeta.models.config import ModelConfig
 from zeta.models.parameters import parameter_rules
+from zeta.objectives import build_for_objective
 from zeta.objectives.config import ObjectiveConfig, TextTowerConfig
-from zeta.objectives.image_text_model import ImageTextModel, build_for_objective
+from zeta.objectives.image_text_model import ImageTextModel
 
 
 def _report(ranks, tmp_path, job, world_size, **arguments):
