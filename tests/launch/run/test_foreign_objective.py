@@ -10,7 +10,7 @@ from launch.recipes.digits import render_split
 from tests.launch.command_line import zeta
 from tests.zeta.foreign_objective import Brightness
 from zeta.models.config import load_pretrained
-from zeta.models.pretrained import read_config
+from zeta.models.exported import read_config
 from zeta.objectives import OBJECTIVES, build_objective
 from zeta.objectives.config import ObjectiveConfig
 
