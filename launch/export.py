@@ -30,7 +30,7 @@ from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, Te
 from zeta.export.saving import check_formats, write_formats
 from zeta.export.text_encoder import split_weights
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
-from zeta.objectives.image_text_model import text_arguments
+from zeta.objectives import objective_class
 from zeta.run.directory import TRAINER_STATE, RunDir, step_name, step_names, step_of
 from zeta.run.places import find_run
 from zeta.run.step_scores import best_first, read_scores
@@ -115,12 +115,14 @@ def _model(
     facts: Mapping[str, Any],
     max_file_bytes: int,
 ) -> ModelToExport:
-    """Return the model of a run; an image-text model as its image encoder with a text encoder."""
+    """Return the part of a run's model that its objective declares to be exported."""
     objective, text = config.objective, None
-    if objective.image_text:
-        tensors, others = split_weights(tensors)
+    declared, others = objective_class(objective.kind), dict[str, StoredTensor]()
+    if declared.encoder:
+        tensors, others = split_weights(tensors, declared.encoder)
+    if (text_arguments := declared.text_arguments(objective)) is not None:
         tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
-        text = TextExport(text_arguments(objective) | {"kind": objective.kind}, others, tokenizer)
+        text = TextExport(text_arguments | {"kind": objective.kind}, others, tokenizer)
     resolution = {name: getattr(config.data.resolution, name) for name in _SIZES}
     return ModelToExport(config.model.resolve(), tensors, facts, resolution, text, max_file_bytes)
 
@@ -230,6 +232,7 @@ def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool)
         "epoch": progress["epoch"],
         "data_fingerprint": progress["data"]["fingerprint"],
         "objective": config.objective.kind,
+        "targets": objective_class(config.objective.kind).targets,
         "resolution": {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")},
         "class_names": json.loads(run_dir.classes.read_text())
         if run_dir.classes.exists()

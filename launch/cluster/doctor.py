@@ -24,6 +24,7 @@ from launch.errors import USER_ERRORS, message
 from launch.filesystems import existing_parent, filesystem_kind, only_here, perhaps_only_here
 from launch.run.checks import Start, abstract_model, check_start
 from zeta.train.memory_model import state_memory
+from zeta.train.optim import state_per_weight
 
 State = Literal["ok", "warning", "failed"]
 _GIB = 2**30
@@ -208,6 +209,7 @@ def _start(start: Start, *, several: bool) -> Iterator[Check]:
     )
     train = start.config.train
     sizes = [parameter.numel() for parameter in abstract_model(start.config).parameters()]
-    checkpoint = state_memory(sizes, train, 1).lasting
+    moments = state_per_weight(start.config.optim)
+    checkpoint = state_memory(sizes, train, 1, moments=moments).lasting
     free = shutil.disk_usage(existing_parent(start.run_dir.path)).free
     yield disk(free, checkpoint, train.keep_last)

@@ -214,7 +214,7 @@ def _report(config: ZetaConfig, proof: str, clock: float | None) -> NodeReport:
 def _check_room(start: Start) -> None:
     """Raise RunError unless a checkpoint fits into the run directory."""
     train = start.config.train
-    values = 1 + state_per_weight(train.deepspeed.get("optimizer")) + (train.ema_decay is not None)
+    values = 1 + state_per_weight(start.config.optim) + (train.ema_decay is not None)
     weights = sum(parameter.numel() for parameter in abstract_model(start.config).parameters())
     faults = folder_faults(start.run_dir.path, "run.dir", values * weights * _FP32_BYTES)
     if faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -96,13 +98,22 @@ def _read_value(text: str, hint: object) -> object:
     if parsed is None:
         return None
     if hint is object or typing.get_origin(hint) is dict:
-        return parsed
+        return _with_numbers(parsed)
     is_text = typing.get_origin(hint) is not list and str in (hint, *typing.get_args(hint))
     # A glob or brace list may happen to be a YAML mapping or tag; no field that takes one is of
     # type Any, so only lists are read as YAML there.
     if is_text or (hint is Any and not isinstance(parsed, list | int)):
         return text
     return parsed
+
+
+def _with_numbers(value: object) -> object:
+    """Read 1e-5 as a number: YAML 1.1 wants a point in it, and the field has no type to go by."""
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value
 
 
 def _hint(config_type: type, key: str) -> object:

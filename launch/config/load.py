@@ -30,9 +30,11 @@ from omegaconf.errors import OmegaConfBaseException
 from data_pipeline.config import DataConfig
 from launch.config.cluster import ClusterConfig
 from launch.config.keys import expected_type, leaves, parse_override, whole_number
+from launch.config.moved_keys import with_moved_keys
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
+from zeta.objectives import objective_class
 from zeta.objectives.config import ObjectiveConfig
 from zeta.tracking.config import TrackerConfig
 from zeta.train.config import OptimConfig, TrainConfig
@@ -160,7 +162,9 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     """
     # A run may be older than a field: it ran under the field's default.
     before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
-    before |= leaves(_parse_yaml(old_yaml, "the saved config"), ZetaConfig, "the saved config")
+    source = "the saved config"
+    saved = leaves(_parse_yaml(old_yaml, source), ZetaConfig, source)
+    before |= {key: value for _, key, value in with_moved_keys((source, *each) for each in saved)}
     after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
     free_keys = free_fields(ZetaConfig)
     return [
@@ -177,7 +181,7 @@ def compose(settings: Iterable[Setting]) -> ZetaConfig:
         ValueError: a value of the wrong type or outside its range.
     """
     composed = OmegaConf.structured(ZetaConfig)
-    for source, key, value in settings:
+    for source, key, value in with_moved_keys(settings):
         try:
             value = whole_number(value, ZetaConfig, key)
             OmegaConf.update(composed, key, value, merge=False)
@@ -272,18 +276,26 @@ def _check_sections_together(config: ZetaConfig) -> None:
             f"train.watchdog.data_s = {watchdog.data_s:g}, after which a rank that waits for data "
             "is taken to hang: raise train.watchdog.data_s and train.watchdog.train_s"
         )
-    objective, outputs = config.objective, config.model.num_classes
-    if objective.image_text and outputs not in (None, objective.embed_dim):
-        raise ValueError(
-            f"model.num_classes is {outputs}, but objective.kind {objective.kind} has no classes: "
-            f"leave it out (images are embedded in objective.embed_dim = {objective.embed_dim})"
-        )
-    if objective.image_text and config.train.trainable != "all":
-        raise ValueError(
-            f"train.trainable is {config.train.trainable}, which is for classification: with "
-            f"objective.kind {objective.kind} set it to all"
-        )
+    _check_objective(config)
     if config.model.channels not in (None, 3):
         raise ValueError(
             f"model.channels is {config.model.channels}, but images are read as RGB: leave it out"
+        )
+
+
+def _check_objective(config: ZetaConfig) -> None:
+    """Raise ValueError where the objective and its model contradict each other."""
+    objective, outputs = config.objective, config.model.num_classes
+    declared = objective_class(objective.kind)
+    declared.check_config(objective)
+    wanted = declared.head_outputs(objective)
+    if wanted is not None and outputs not in (None, wanted):
+        raise ValueError(
+            f"model.num_classes is {outputs}, but objective.kind {objective.kind} has no classes: "
+            f"leave it out (the head has {wanted} outputs)"
+        )
+    if declared.encoder and config.train.trainable != "all":
+        raise ValueError(
+            f"train.trainable is {config.train.trainable}, which is for classification: with "
+            f"objective.kind {objective.kind} set it to all"
         )

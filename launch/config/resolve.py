@@ -1,4 +1,4 @@
-"""From a resolved config to the pieces of a run: what the model and the shards say of each other.
+"""From a config to the pieces of a run: the model and the shards fill in each other's values.
 
 Token counts depend on the model's patch size, and the width of its head on the shards' classes;
 this module is where the two meet.
@@ -14,7 +14,11 @@ from data_pipeline.loading.tokenizer import open_tokenizer
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from launch.config.load import ZetaConfig
-from zeta.models.config import check_arguments, prefix_tokens
+from zeta.models.config import check_arguments, prefix_tokens, takes_one_size
+from zeta.objectives import objective_class
+
+CLASS_TARGETS = ("label", "labels")
+"""Targets of objectives whose outputs are the classes of the shards."""
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
@@ -25,25 +29,33 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             that the objective cannot learn from; the tokenizer of captions cannot be read; or the
             config says something else of the model's patches than the model.
     """
-    image_text = config.objective.image_text
-    outputs = config.objective.embed_dim if image_text else _classes(config, manifest)
+    objective = objective_class(config.objective.kind)
+    outputs = objective.head_outputs(config.objective)
+    if outputs is None and objective.targets in CLASS_TARGETS:
+        outputs = _classes(config, manifest)
+    elif outputs is None:
+        outputs = config.model.num_classes
     model = replace(config.model, num_classes=outputs)
     arguments = model.resolve()
     check_arguments(arguments)
-    if arguments["arch"] == "megavit":
+    if takes_one_size(arguments):
         _check_fixed_size(config.data, arguments["image_size"])
     resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
     return with_targets(resolved, manifest)
 
 
 def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
-    """Have the targets of the objective read from the shards: captions, a class, lists of labels.
+    """Have those targets read from the shards that the objective declares.
 
     Raises:
         ValueError: the objective cannot learn from what the shards hold.
     """
-    read = _with_captions if config.objective.image_text else _with_labels
-    return read(config, manifest)
+    targets = objective_class(config.objective.kind).targets
+    if targets == "caption":
+        return _with_captions(config, manifest)
+    if targets in CLASS_TARGETS:
+        return _with_labels(config, manifest, several=targets == "labels")
+    return replace(config, data=replace(config.data, require_labels=False, max_labels=None))
 
 
 def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
@@ -70,17 +82,24 @@ def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     return replace(config, objective=objective, data=data)
 
 
-def _with_labels(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
-    """Have the lists of labels read where there are any, if the objective can learn from them."""
+def _with_labels(config: ZetaConfig, manifest: Manifest, *, several: bool) -> ZetaConfig:
+    """Plan labelled samples only, with lists of labels where there are any.
+
+    Args:
+        config: of the run.
+        manifest: the shards.
+        several: whether the objective can learn from several labels an image.
+    """
+    labelled = replace(config.data, require_labels=True)
     if manifest.label_lists == 0:
-        return config
-    if config.objective.kind != "sigmoid":
+        return replace(config, data=labelled)
+    if not several:
         raise ValueError(
             f"objective.kind is {config.objective.kind}, which learns one class an image, but "
             f"{manifest.label_lists} images of the shards have several labels, or an empty list "
             "of them: set objective.kind=sigmoid"
         )
-    return replace(config, data=replace(config.data, max_labels=manifest.most_labels))
+    return replace(config, data=replace(labelled, max_labels=manifest.most_labels))
 
 
 def _classes(config: ZetaConfig, manifest: Manifest) -> int:
@@ -121,7 +140,6 @@ def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataCon
         "patch_size": model_arguments["patch_size"],
         "prefix_tokens": prefix_tokens(model_arguments),
         "cost_dim": model_arguments["dim"],
-        "require_labels": True,
     }
     unset = DataConfig()
     for name, value in decided.items():

@@ -120,13 +120,13 @@ def prepare(request: Request) -> Prepared:
     arguments, info = config["model"], config["info"]
     manifest = Manifest.open(request.shards)
     names, num_classes = info.get("class_names"), arguments["num_classes"]
-    objective = ObjectiveConfig(info.get("objective", "softmax"))
+    targets = "label" if is_image_text else _trained_targets(info)
     if is_image_text:
-        names, objective = manifest.class_names, ObjectiveConfig("softmax")
+        names = manifest.class_names
         num_classes = len(names or ())
     trained = info.get("resolution") or {}
     warning = small_images(manifest, arguments["patch_size"])  # raises if all of them are
-    kind = SigmoidClassification if objective.kind == "sigmoid" else SoftmaxClassification
+    kind = SigmoidClassification if targets == "labels" else SoftmaxClassification
     training = _training(request, manifest)
     classes: Sequence[int] | None
     try:
@@ -136,6 +136,8 @@ def prepare(request: Request) -> Prepared:
                 "classes, and the shards have none; put a classes.json (a list of names) beside "
                 "them and index them again"
             )
+        if targets == "none":
+            raise ValueError(f"{request.export} was not trained on classes: give --knn or --probe")
         classes = class_map(names, num_classes, manifest, whose="the export's")
     except ValueError as error:
         if not training:
@@ -147,13 +149,19 @@ def prepare(request: Request) -> Prepared:
         arguments,
         classes,
         names or [str(index) for index in range(num_classes)],
-        kind(objective, num_classes),
+        kind(ObjectiveConfig(), num_classes),
         is_image_text,
         {name: view_at(name, arguments, trained) for name in request.resolutions},
         {str(budget): view_within(budget, arguments, trained) for budget in request.tokens},
         training,
         warning,
     )
+
+
+def _trained_targets(info: Mapping[str, Any]) -> str:
+    """Return the targets that an export was trained on, see `zeta.objectives.base.TARGETS`."""
+    by_objective = "labels" if info.get("objective") == "sigmoid" else "label"  # older exports
+    return str(info.get("targets", by_objective))
 
 
 def _training(request: Request, manifest: Manifest) -> dict[str, tuple[Manifest, Sequence[int]]]:

@@ -19,7 +19,7 @@ from data_pipeline.shards.masses import Needs, usable_samples
 from data_pipeline.shards.weighted import open_shards
 from launch.config.load import DEFAULT, Setting, ZetaConfig, config_from, read_settings
 from launch.shipped import configs_root
-from zeta.models.config import prefix_tokens
+from zeta.models.config import prefix_tokens, takes_one_size
 from zeta.models.exported import open_export as open_weights
 from zeta.models.exported import read_config
 from zeta.models.presets import PRESETS
@@ -99,7 +99,7 @@ def settings_of_export(export: Export) -> list[Setting]:
     arguments, trained = export.arguments, export.info.get("resolution") or {}
     patch, size = arguments["patch_size"], arguments["image_size"]
     side = int(trained.get("max") or (max(size) if isinstance(size, list) else size))
-    if arguments["arch"] == "megavit":
+    if takes_one_size(arguments):
         resolution: dict[str, Any] = {"kind": "fixed", "fit": trained.get("fit", "crop")}
     else:
         resolution = {

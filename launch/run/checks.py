@@ -28,10 +28,10 @@ from launch.run.lock import sees_claim
 from launch.run.validation_data import HeldOutImages, open_held_out
 from zeta.checkpoint.directory import check_same_model, read_trainer_state
 from zeta.exit_codes import RunError
-from zeta.models.config import prefix_tokens
+from zeta.models.config import prefix_tokens, takes_one_size
 from zeta.models.parameters import parameter_shapes
 from zeta.models.trainable import freeze
-from zeta.objectives.image_text_model import build_for_objective
+from zeta.objectives import build_for_objective
 from zeta.packed import check_world_size
 from zeta.run.directory import RunDir, step_names
 from zeta.train.init_sources import check_initial_weights
@@ -86,7 +86,7 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
         OSError: shards or the run directory cannot be reached at the moment.
     """
     check_world_size(world_size, config.train.packs_per_step)
-    check_optimizer(config.optim, config.train.deepspeed.get("optimizer"))
+    check_optimizer(config.optim)
     run_dir = RunDir(Path(config.run.dir).expanduser())
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
@@ -174,7 +174,7 @@ def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
     """
     model = config.model.resolve()
     budget, prefix = config.data.token_budget, prefix_tokens(model)
-    if model["arch"] == "megavit":
+    if takes_one_size(model):
         pixels = config.data.resolution.max
         tokens = (pixels // model["patch_size"]) ** 2 + prefix
         if tokens > budget:

@@ -24,8 +24,7 @@ from launch.run.checks import Start, check_start
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
 from zeta.models.trainable import freeze
-from zeta.objectives import build_objective
-from zeta.objectives.image_text_model import build_for_objective
+from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import RESERVE_GIB, Accelerator
@@ -36,6 +35,7 @@ from zeta.train.memory_model import (
     set_checkpointing,
     state_memory,
 )
+from zeta.train.optim import state_per_weight
 from zeta.zero.passthrough import offloads_optimizer
 from zeta.zero.start import init_distributed
 
@@ -66,10 +66,11 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     set_checkpointing(model, train.activation_checkpointing)
     activations = activation_memory(model, pack, _any_loss, train.dtype)
+    moments = state_per_weight(start.config.optim)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     _say(f"\nparameters        {sum(sizes):,}{still}")
-    _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen)))
-    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen)
+    _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen, moments)))
+    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen, moments)
     _say(f"\n{_try_pack(start, pack, alone, activations)}")
     return 0
 
@@ -128,12 +129,13 @@ def memory_table(
     activations: ActivationMemory,
     gpu: Accelerator | None,
     frozen: Sequence[int] = (),
+    moments: int = 2,
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
     settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
-    stages = [state_memory(sizes, each, world_size, frozen) for each in settings]
+    stages = [state_memory(sizes, each, world_size, frozen, moments) for each in settings]
     names = [f"ZeRO {stage}{'*' if stage == train.zero_stage else ''}" for stage in range(4)]
     lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
     rows = [

@@ -23,6 +23,7 @@ from data_pipeline.config import (
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.sampling import token_grids
 from data_pipeline.shards.manifest import Manifest, WeightedSource
+from zeta.models.config import takes_one_size
 from zeta.packed import PackedBatch, StepPacks, StepSource
 
 NATIVE = "native"
@@ -52,7 +53,7 @@ def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str,
     Raises:
         ValueError: the name is neither, or no size that the model takes.
     """
-    if model_arguments["arch"] == "megavit":
+    if takes_one_size(model_arguments):
         side = model_arguments["image_size"]
         if name not in (NATIVE, str(side)):
             raise ValueError(
@@ -83,7 +84,7 @@ def view_within(
         ValueError: a MegaVit, whose images have another number of patches.
     """
     patch = model_arguments["patch_size"]
-    if model_arguments["arch"] == "megavit":
+    if takes_one_size(model_arguments):
         only = _only_size(model_arguments, trained)
         if tokens != (only.max // patch) ** 2:
             raise ValueError(

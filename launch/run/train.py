@@ -35,8 +35,7 @@ from zeta.distributed import (
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.export.formats import obstacles
 from zeta.models.attention import varlen_obstacle
-from zeta.objectives import build_objective
-from zeta.objectives.image_text_model import build_for_objective
+from zeta.objectives import build_for_objective, build_objective
 from zeta.run.code_version import note_code
 from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir

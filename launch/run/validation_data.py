@@ -10,7 +10,7 @@ from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from launch.config.load import ZetaConfig
-from launch.config.resolve import with_targets
+from launch.config.resolve import CLASS_TARGETS, with_targets
 from launch.run.evaluation_plan import (
     Relabelled,
     class_map,
@@ -19,6 +19,7 @@ from launch.run.evaluation_plan import (
     view_within,
 )
 from zeta.distributed import RankInfo
+from zeta.objectives import objective_class
 from zeta.packed import StepSource
 from zeta.train.evaluation import HeldOut
 
@@ -32,7 +33,7 @@ class HeldOutImages:
     plans: Sequence[tuple[int | None, Plan]]
     """(token budget of an image, plan); that of the size of training, None, is the first."""
     classes: Sequence[int] | None
-    """Class index of the model for each class index of the shards; None: captions."""
+    """Class index of the model for each class index of the shards; None: they are not read."""
     fingerprint: str
     trained_on: int
     """Shards of them that are trained on as well: there should be none."""
@@ -82,7 +83,7 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
         data = with_targets(config, manifest).data
         names, num_classes = trained_on.class_names, arguments["num_classes"]
         classes = None
-        if not config.objective.image_text:
+        if objective_class(config.objective.kind).targets in CLASS_TARGETS:
             classes = class_map(names, num_classes, manifest, whose="the model's")
         plans = [
             (

@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_grad
 from tests.zeta.models.test_text_tower import ARGUMENTS
 from tests.zeta.training import MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
 from zeta.distributed import close_distributed
-from zeta.models.parameters import decay_group
+from zeta.models.parameters import parameter_rules
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
@@ -64,9 +64,10 @@ def reference(kind, packs_per_step):
     """One process, no DeepSpeed, one matrix of logits over all pairs of a step."""
     model = tiny_model(kind)
     named = dict(model.named_parameters())
+    rules = parameter_rules(model)
     groups = [
         {
-            "params": [p for n, p in named.items() if (decay_group(n, p.shape) == "none") is none],
+            "params": [p for n, p in named.items() if (rules[n].group == "none") is none],
             "weight_decay": 0.0 if none else 0.1,
         }
         for none in (False, True)

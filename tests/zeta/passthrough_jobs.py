@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,11 +19,11 @@ from zeta.zero.start import init_distributed
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 
 
-def _engine(world, stage, settings, **options):
+def _engine(world, stage, settings, optim=OPTIM, **options):
     train = TrainConfig(
         packs_per_step=4, zero_stage=stage, dtype="fp32", deepspeed=settings, **options
     )
-    return TrainEngine(tiny_navit(), objective(), world, train, OPTIM)
+    return TrainEngine(tiny_navit(), objective(), world, train, optim)
 
 
 class _Watched(dict):
@@ -96,9 +97,10 @@ def resume(arguments):
     world = init_distributed()
     report = {}
     folder = Path(world.broadcast(tempfile.mkdtemp(dir=Path(arguments["out"]).parent)))
-    for stage, settings in arguments["cases"]:
-        name = f"{settings} stage={stage}"
-        whole, first, second = (_engine(world, stage, settings) for _ in range(3))
+    for stage, settings, *more in arguments["cases"]:
+        name = f"{settings} {more} stage={stage}"
+        optim = replace(OPTIM, **more[0]) if more else OPTIM
+        whole, first, second = (_engine(world, stage, settings, optim) for _ in range(3))
         for index in range(4):
             step(whole, world, index, 4)
         for index in range(2):

@@ -42,9 +42,8 @@ def load_text_encoder(path: Path | str) -> tuple[TextTower, float, float]:
 
 
 def split_weights(
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor], prefix: str
 ) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
-    """Return the weights of the image encoder, under its own names, and all others."""
-    prefix = "image."
+    """Return the weights of the encoder at `prefix`, under its own names, and all others."""
     image = {n.removeprefix(prefix): w for n, w in tensors.items() if n.startswith(prefix)}
     return image, {n: w for n, w in tensors.items() if not n.startswith(prefix)}

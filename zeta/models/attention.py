@@ -49,6 +49,9 @@ class Segments:
     """No segment is longer. A power of two: compiled code and kernels see few different values."""
     index_T: Tensor
     """[T] int64 number of the segment that each token belongs to."""
+    rotary: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines [T, D/2] of the angles by which a token's place turns its queries and
+    keys, see `rotated`; None: positions are not rotary."""
 
     @property
     def num_tokens(self) -> int:
@@ -70,6 +73,22 @@ class Segments:
         numbers = torch.arange(len(lengths), device=cu_seqlens.device)
         index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
         return cls(cu_seqlens, lengths, 1 << max(0, max(lengths) - 1).bit_length(), index_T)
+
+
+def rotated(x_THD: Tensor, segments: Segments) -> Tensor:
+    """Turn queries or keys [T, H, D] by the angles of their tokens' places (Su et al. 2021).
+
+    Channels i and i + D/2 are the two axes of a plane. Without `segments.rotary`, return `x_THD`.
+    """
+    if segments.rotary is None:
+        return x_THD
+    cosines_TD, sines_TD = (table[:, None].to(x_THD.dtype) for table in segments.rotary)
+    first_THD, second_THD = x_THD.chunk(2, dim=-1)
+    turned = (
+        first_THD * cosines_TD - second_THD * sines_TD,
+        second_THD * cosines_TD + first_THD * sines_TD,
+    )
+    return torch.cat(turned, dim=-1)
 
 
 def attend(

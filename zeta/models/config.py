@@ -159,12 +159,20 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def prefix_tokens(arguments: Mapping[str, Any]) -> int:
-    """Return how many tokens of its own the model puts before each image's patches.
+    """Return the number of tokens of its own that the model puts before each image's patches.
 
     Args:
         arguments: what `ModelConfig.resolve` returned.
     """
-    if arguments["arch"] == "megavit":
-        return int(arguments.get("pool", "cls") == "cls")
-    class_token = arguments.get("pool", "attention") == "cls"
+    default = signature(ARCHITECTURES[arguments["arch"]]).parameters["pool"].default
+    class_token = arguments.get("pool", default) == "cls"
     return int(arguments.get("registers", 0)) + int(class_token)
+
+
+def takes_one_size(arguments: Mapping[str, Any]) -> bool:
+    """Return whether the model takes images of one size only.
+
+    Args:
+        arguments: what `ModelConfig.resolve` returned.
+    """
+    return ARCHITECTURES[arguments["arch"]].one_size

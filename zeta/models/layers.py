@@ -10,13 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zeta.models.attention import Segments, attend
+from zeta.models.attention import Segments, attend, rotated
+from zeta.models.parameters import (
+    INPUT_MATRIX,
+    ZEROS,
+    Rules,
+    constant,
+    matrix,
+    normal,
+)
 
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation -> the `approximate` of torch's GELU."""
@@ -44,6 +53,11 @@ class LayerScale(nn.Module):
         super().__init__()
         self.initial = initial
         self.gamma = nn.Parameter(torch.empty(dim))
+
+    @property
+    def parameter_rules(self) -> Rules:
+        """Rules of the parameters, see `zeta.models.parameters`."""
+        return {"gamma": constant(self.initial)}
 
     def forward(self, x_TC: Tensor) -> Tensor:
         """Scale tokens [T, C]."""
@@ -101,6 +115,8 @@ class BlockShape:
 class Attention(nn.Module):
     """Self-attention within segments, with normalised queries and keys (ViT-22B, section 2)."""
 
+    parameter_rules: ClassVar[Rules] = {"qkv.weight": matrix(stacked=3)}
+
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
@@ -114,7 +130,9 @@ class Attention(nn.Module):
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
         q_THD, k_THD, v_THD = self.qkv(x_TC).view(-1, 3, self.heads, self.dim_head).unbind(1)
-        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        q_THD = rotated(self.q_norm(q_THD), segments)
+        k_THD = rotated(self.k_norm(k_THD), segments)
+        out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
         projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)))
         return projected
 
@@ -172,6 +190,8 @@ class ParallelBlock(nn.Module):
     scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
     """
 
+    parameter_rules: ClassVar[Rules] = {"in_proj.weight": INPUT_MATRIX, "mlp_bias": ZEROS}
+
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
@@ -193,7 +213,9 @@ class ParallelBlock(nn.Module):
         """Map tokens [T, C] to [T, C]."""
         hidden, qkv = torch.split(self.in_proj(self.in_norm(x_TC)), self.split, dim=-1)
         q_THD, k_THD, v_THD = qkv.reshape(-1, 3, self.heads, self.dim_head).unbind(1)
-        out_THD = attend(self.q_norm(q_THD), self.k_norm(k_THD), v_THD, segments, self.backend)
+        q_THD = rotated(self.q_norm(q_THD), segments)
+        k_THD = rotated(self.k_norm(k_THD), segments)
+        out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
         hidden = self.mlp_drop(F.gelu(hidden + self.mlp_bias.to(hidden.dtype)))
         both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
         out_TC: Tensor = x_TC + self.drop_path(self.ls(self.proj_drop(both)), segments)
@@ -214,6 +236,11 @@ def run_blocks(
 
 class AttentionPool(nn.Module):
     """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
+
+    parameter_rules: ClassVar[Rules] = {
+        "latent": normal(lambda shape: shape[-1] ** -0.5),
+        "kv.weight": matrix(stacked=2),
+    }
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
@@ -274,7 +301,10 @@ class LogitScale(nn.Module):
     def __init__(self, scale: float, bias: float | None, limit: float) -> None:
         super().__init__()
         self.limit = limit
-        self.initial = {"log_scale": math.log(scale), "logit_bias": bias or 0.0}
+        self.parameter_rules: Rules = {
+            "log_scale": constant(math.log(scale)),
+            "logit_bias": constant(bias or 0.0),
+        }
         self.log_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = None if bias is None else nn.Parameter(torch.empty(1))
 

@@ -9,6 +9,7 @@ same packed sequences as NaViT, so that it trains in the same loop: `data.resolu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +34,20 @@ from zeta.models.layers import (
     put_prefix,
 )
 from zeta.models.packed_vit import PackedViT
+from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import Images
+from zeta.models.position import GRID_TABLE
 from zeta.packed import PackedBatch
 
 
 class FixedPatchEmbedding(nn.Module):
     """Linear patch embedding plus one learned position for each patch of the grid."""
+
+    parameter_rules: ClassVar[Rules] = {
+        "proj.weight": INPUT_MATRIX,
+        "cls_token": LEARNED_TOKEN,
+        "pos_embed": GRID_TABLE,
+    }
 
     def __init__(
         self, patch_dim: int, dim: int, grid: tuple[int, int], class_token: bool, dropout: float
@@ -96,6 +105,7 @@ class MegaVit(PackedViT):
     embeds: FixedPatchEmbedding
 
     arch = "megavit"
+    one_size = True
 
     def __init__(
         self,

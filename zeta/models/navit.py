@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,13 @@ from zeta.models.layers import (
 )
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import PackedViT
+from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import DropRate, Images
 from zeta.models.position import (
-    COORDINATES,
-    GRIDS,
+    GRID_TABLE,
+    LINE_TABLE,
+    POSITIONS,
     check_absolute,
-    grid_weights,
-    interpolation_weights,
 )
 from zeta.packed import PackedBatch
 
@@ -45,6 +46,15 @@ POOLS = ("attention", "mean", "cls")
 
 class PatchPositionEmbedding(nn.Module):
     """Linear patch embedding plus position embedding (names as in timm's NaFlexVit)."""
+
+    parameter_rules: ClassVar[Rules] = {
+        "proj.weight": INPUT_MATRIX,
+        "cls_token": LEARNED_TOKEN,
+        "reg_token": LEARNED_TOKEN,
+        "pos_embed": GRID_TABLE,
+        "pos_embed_y": LINE_TABLE,
+        "pos_embed_x": LINE_TABLE,
+    }
 
     def __init__(
         self,
@@ -61,11 +71,8 @@ class PatchPositionEmbedding(nn.Module):
         super().__init__()
         self.position, self.grid = position, grid
         self.proj = nn.Linear(patch_dim, dim, bias=bias)
-        if position in GRIDS:
-            self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim))
-        else:
-            self.pos_embed_y = nn.Parameter(torch.empty(1, grid[0], dim))
-            self.pos_embed_x = nn.Parameter(torch.empty(1, grid[1], dim))
+        for name, rows in POSITIONS[position].tables(grid).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(1, *rows, dim)))
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.drop = nn.Dropout(dropout)
@@ -74,12 +81,10 @@ class PatchPositionEmbedding(nn.Module):
         self, patches_TP: Tensor, coords_T2: Tensor, grids_T2: Tensor, prefix_rows: Tensor | None
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
-        if self.position in GRIDS:
-            weights = grid_weights(coords_T2, grids_T2, self.grid, self.position)
-            tables = self.pos_embed.flatten(0, 2)
-        else:
-            weights = interpolation_weights(coords_T2, grids_T2, self.grid, self.position)
-            tables = torch.cat([self.pos_embed_y[0], self.pos_embed_x[0]])
+        kind = POSITIONS[self.position]
+        weights = kind.weights(coords_T2, grids_T2, self.grid)
+        parts = [getattr(self, name).flatten(0, -2) for name in kind.tables(self.grid)]
+        tables = parts[0] if len(parts) == 1 else torch.cat(parts)
         with torch.autocast(patches_TP.device.type, enabled=False):
             position_TC = weights.to(tables.dtype) @ tables
         tokens_TC = self.proj(patches_TP) + position_TC
@@ -173,7 +178,7 @@ class NaViT(PackedViT):
         check_rates(dropout=dropout, emb_dropout=emb_dropout, stochastic_depth=stochastic_depth)
         if token_dropout_prob is not None and not callable(token_dropout_prob):
             check_rates(token_dropout_prob=token_dropout_prob)
-        check_choice("position", position, (*COORDINATES, *GRIDS))
+        check_choice("position", position, POSITIONS)
         check_layer_scale(layer_scale)
         check_choice("pool", pool, POOLS)
         check_choice("activation", activation, ACTIVATIONS)
@@ -186,12 +191,23 @@ class NaViT(PackedViT):
         grid = table_grid(image_size, patch_size)
         patch_dim = patch_size * patch_size * channels
         self.embeds = PatchPositionEmbedding(
-            *(patch_dim, dim, grid, position, emb_dropout, registers),
+            patch_dim,
+            dim,
+            grid,
+            position,
+            emb_dropout,
+            registers,
             class_token=class_token,
             bias=bias,
         )
         shape = BlockShape(
-            *(dim, heads, dim_head, mlp_dim, dropout, layer_scale, qk_norm),
+            dim=dim,
+            heads=heads,
+            dim_head=dim_head,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            layer_scale=layer_scale,
+            qk_norm=qk_norm,
             bias=bias,
             activation=activation,
             backend=attention,

@@ -24,6 +24,7 @@ from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
 from zeta.models.layers import Norm, run_blocks
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
+from zeta.models.parameters import CLASSIFIER, Rules
 from zeta.models.patchify import (
     DTYPES,
     DropRate,
@@ -50,8 +51,11 @@ class PackedViT(nn.Module, ABC):
     prefix tokens), `blocks`, `norm` and `head`, then calls `init_weights`.
     """
 
+    parameter_rules: ClassVar[Rules] = {"head.weight": CLASSIFIER}
     arch: ClassVar[str]
     """Name of the architecture in configs and exports."""
+    one_size: ClassVar[bool] = False
+    """Whether it takes images of `image_size` only."""
     embeds: nn.Module
     blocks: nn.ModuleList
     norm: Norm

@@ -1,44 +1,140 @@
-"""Names, full shapes and weight-decay groups of the parameters of a model, sharded or not."""
+"""The rule of every parameter, at one place: its initial value, its weight decay, its layer.
+
+A module class declares the rules of its parameters in `parameter_rules`, by dotted name from the
+module: {"mask_token": LEARNED_TOKEN, "qkv.weight": matrix(stacked=3)}. A module further out may
+declare another rule for a parameter inside it. Linear layers and layer norms need no declaration.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 GROUPS = ("body", "head", "none")
-"""The weight-decay groups, in the order in which the optimizer has them."""
+"""The weight-decay groups, in the order in which the optimizer has them: matrices, those of a
+classifier's head (Zhai et al. 2022, section 3.1), and parameters that never decay."""
+InitialValue: TypeAlias = Callable[[Sequence[int], torch.Generator], Tensor]
+"""From the full shape and a random generator to the initial value (fp32, CPU)."""
+_BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
+"""Tower and number of the block that a parameter is in."""
 
 
-_TABLES = ("pos_embed", "token_embed", "latent", "cls_token", "reg_token", "register")
+@dataclass(frozen=True)
+class ParameterRule:
+    """Initial value and weight decay of a parameter."""
+
+    initial: InitialValue
+    group: str = "none"
+    """Weight-decay group, one of `GROUPS`."""
 
 
-def decay_group(name: str, shape: Sequence[int]) -> str:
-    """Return the weight-decay group of a parameter.
+Rules: TypeAlias = Mapping[str, ParameterRule]
+"""Rules by dotted name from the module that declares them."""
 
-    Matrices decay, those of the head at a rate of their own (Zhai et al. 2022, section 3.1); norms,
-    biases, position tables, learned tokens and the pooling query do not.
+
+def constant(value: float) -> ParameterRule:
+    """Return the rule of a parameter that begins at one value and never decays."""
+    return ParameterRule(lambda shape, _: torch.full(tuple(shape), value))
+
+
+def normal(
+    deviation: float | Callable[[Sequence[int]], float], group: str = "none"
+) -> ParameterRule:
+    """Return the rule of values from a normal distribution, cut at two deviations.
 
     Args:
-        name: dotted name in the model, in timm's words (`blocks.0.norm1.weight`).
-        shape: full shape, which decides where the name does not.
+        deviation: of the normal, or a function from the full shape to it.
+        group: weight-decay group.
     """
-    parts = name.split(".")
-    if any("norm" in part for part in parts) or any(parts[-1].startswith(t) for t in _TABLES):
-        return "none"
-    if len(shape) < 2:
-        return "none"
-    return "head" if parts[0] == "head" else "body"
+
+    def initial(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        std = deviation(shape) if callable(deviation) else deviation
+        value = torch.empty(tuple(shape))
+        nn.init.trunc_normal_(value, std=std, a=-2 * std, b=2 * std, generator=generator)
+        return value
+
+    return ParameterRule(initial, group)
 
 
-def optimizer_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Return the names of parameters as the optimizer numbers them: group by group.
+def matrix(*, stacked: int = 1) -> ParameterRule:
+    """Return the rule of a matrix drawn for even variance forward and backward.
+
+    Glorot and Bengio 2010; `stacked` projections lie below each other, as in q, k and v.
+    """
+    return normal(lambda shape: math.sqrt(2 / (shape[0] // stacked + shape[1])), "body")
+
+
+MATRIX = matrix()
+INPUT_MATRIX = normal(lambda shape: shape[1] ** -0.5, "body")
+"""A matrix whose outputs have the variance of its inputs, as the patch projection."""
+CLASSIFIER = normal(0.02, "head")
+"""A head for classes, which starts small."""
+EMBEDDING_HEAD = normal(0.02, "body")
+"""A head into a space of embeddings, which starts small."""
+LEARNED_TOKEN = normal(0.02)
+"""A class token or register."""
+ZEROS, ONES = constant(0.0), constant(1.0)
+
+_OF_TYPE: dict[type[nn.Module], Rules] = {
+    nn.Linear: {"weight": MATRIX, "bias": ZEROS},
+    nn.LayerNorm: {"weight": ONES, "bias": ZEROS},
+}
+
+
+def parameter_rules(model: nn.Module) -> dict[str, ParameterRule]:
+    """Return the rule of every parameter by name, in the order of the module.
+
+    Raises:
+        ValueError: a parameter that no module declares, by name.
+    """
+    return {name: _rule(model, name) for name, _ in model.named_parameters()}
+
+
+def _rule(model: nn.Module, name: str) -> ParameterRule:
+    """Return the rule that the outermost module declares for the parameter `name`."""
+    module, rest = model, name
+    while True:
+        declared: Rules | None = getattr(module, "parameter_rules", None)
+        if declared is None:
+            declared = next((r for kind, r in _OF_TYPE.items() if isinstance(module, kind)), {})
+        if rest in declared:
+            return declared[rest]
+        child, dot, rest_below = rest.partition(".")
+        if not dot:
+            raise ValueError(
+                f"parameter {name} has no rule for its initial value and weight decay: declare "
+                f"{rest!r} in parameter_rules of {type(module).__name__}"
+            )
+        module, rest = module.get_submodule(child), rest_below
+
+
+def layers_above(names: Iterable[str]) -> dict[str, int]:
+    """Return the number of layers between each parameter's and the output, by name.
+
+    Norm, pooling and head have none above them, the last block one, and the embedding of patches
+    or tokens one more than the first block. Each encoder of a model counts its own blocks.
 
     Args:
-        shapes: full shape of every trainable parameter, in the order of the module.
+        names: of all parameters of the model.
     """
-    groups = {name: decay_group(name, shape) for name, shape in shapes.items()}
-    return [name for group in GROUPS for name in shapes if groups[name] == group]
+    names = list(names)
+    blocks = {match.groups() for name in names if (match := _BLOCK.match(name))}
+    depth = Counter(tower for tower, _ in blocks)
+    above = {}
+    for name in names:
+        above[name] = 0
+        if match := _BLOCK.match(name):
+            above[name] = depth[match[1]] - int(match[2])
+        elif "embeds" in (parts := name.split(".")):
+            above[name] = depth[".".join(parts[: parts.index("embeds")]) or None] + 1
+    return above
 
 
 def full_shape(parameter: Tensor) -> list[int]:

@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from typing import TypeAlias
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 DropRate: TypeAlias = float | Callable[[int, int], float]
@@ -103,8 +104,7 @@ def patchify(images: list[Tensor], patch_size: int, channels: int) -> Patches:
     for (height, width), numbers in by_size.items():
         h, w = height // patch_size, width // patch_size
         stack = torch.stack([images[number] for number in numbers])
-        cut = stack.view(len(numbers), channels, h, patch_size, w, patch_size)
-        cut = cut.permute(0, 2, 4, 3, 5, 1).reshape(len(numbers), h * w, -1)
+        cut = rearrange(stack, "n c (h p) (w q) -> n (h w) (p q c)", p=patch_size, q=patch_size)
         grid = torch.cartesian_prod(
             torch.arange(h, dtype=torch.int32), torch.arange(w, dtype=torch.int32)
         ).view(-1, 2)

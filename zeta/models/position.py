@@ -16,12 +16,16 @@ of the image as an image would be (antialiased, as torch and timm do it):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from zeta.config_field import check_choice
+from zeta.models.parameters import ParameterRule
 
 COORDINATES = ("fractional", "fractional_aspect", "absolute")
 """Systems of the factorized tables."""
@@ -139,3 +143,43 @@ def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
     mix_KD = torch.randn(len(waves), dim, generator=generator, dtype=torch.float64)
     table_LD = basis_LK @ mix_KD
     return (table_LD / amplitude.square().sum().div(2).sqrt()).float()
+
+
+def _initial_grid(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    rows, columns = (initial_table(n, shape[3], generator) for n in shape[1:3])
+    return (rows[:, None] + columns)[None] / math.sqrt(2)
+
+
+LINE_TABLE = ParameterRule(lambda shape, draw: initial_table(shape[1], shape[2], draw)[None])
+"""Rule of a position table [1, L, C]."""
+GRID_TABLE = ParameterRule(_initial_grid)
+"""Rule of a position table [1, h, w, C]."""
+
+
+@dataclass(frozen=True)
+class PositionTables:
+    """The position tables of a model, and how a token reads its position from them."""
+
+    tables: Callable[[tuple[int, int]], dict[str, tuple[int, ...]]]
+    """From the grid (h, w) that the tables are for to the rows of each, by parameter name."""
+    weights: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+    """From the coordinates and grids [T, 2] of tokens, and the tables' grid, to weights [T, rows]
+    whose product with the stacked tables is the position."""
+
+
+def _line_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {"pos_embed_y": grid[:1], "pos_embed_x": grid[1:]}
+
+
+def _grid_table(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {"pos_embed": grid}
+
+
+POSITIONS: dict[str, PositionTables] = {
+    **{
+        system: PositionTables(_line_tables, partial(interpolation_weights, system=system))
+        for system in COORDINATES
+    },
+    **{kind: PositionTables(_grid_table, partial(grid_weights, kind=kind)) for kind in GRIDS},
+}
+"""Kinds of positions by name (`model.position`)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from zeta.models.arguments import check_rates, check_sizes, head_width
 from zeta.models.attention import Segments
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
+from zeta.models.parameters import EMBEDDING_HEAD, Rules, normal
+from zeta.models.position import LINE_TABLE
 from zeta.packed import PackedBatch
 
 _SHAPES = 16
@@ -24,6 +27,8 @@ _SHAPES = 16
 
 class TokenPositionEmbedding(nn.Module):
     """A learned vector for each token and for each place in a caption."""
+
+    parameter_rules: ClassVar[Rules] = {"token_embed": normal(1.0), "pos_embed_text": LINE_TABLE}
 
     def __init__(self, vocab_size: int, max_tokens: int, dim: int, dropout: float) -> None:
         super().__init__()
@@ -55,6 +60,8 @@ class TextTower(nn.Module):
     Raises:
         ValueError: an argument out of range, by name.
     """
+
+    parameter_rules: ClassVar[Rules] = {"head.weight": EMBEDDING_HEAD}
 
     def __init__(
         self,

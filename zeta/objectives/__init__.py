@@ -1,15 +1,19 @@
-"""Objectives: what the model learns to predict, one file each behind `Objective`.
+"""Objectives: the losses that models are trained on, one file each behind `Objective`.
 
 Imports `zeta.models` and below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from zeta.config_field import check_choice
+from zeta.models.config import ModelConfig
+from zeta.objectives.base import TARGETS, DeclaredObjective
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text import ImageTextObjective
@@ -54,10 +58,16 @@ class Tally(Protocol):
 
 
 class Objective(Protocol):
-    """What every objective can do; it is either a `PackLoss` or a `JointObjective` besides."""
+    """The part of an objective that evaluation uses; training needs a loss besides.
 
-    headline: str
-    """The metric of its tally that tells which step is best; the higher, the better."""
+    See `PackObjective` and `JointObjective`; `zeta.objectives.base` has the rest of a run's
+    questions.
+    """
+
+    @property
+    def headline(self) -> str | None:
+        """The metric of its tally that ranks steps, the higher, the better; None: no metric."""
+        ...
 
     def check(self, batch: PackedBatch) -> None:
         """Raise `RunError`, naming the sample, if a target in `batch` (on the host) is invalid."""
@@ -94,14 +104,62 @@ class JointObjective(Objective, Protocol):
         ...
 
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig, int], PackObjective | JointObjective]] = {
+OBJECTIVES: dict[str, type[DeclaredObjective]] = {
     "softmax": SoftmaxClassification,
     "sigmoid": SigmoidClassification,
     "siglip": ImageTextObjective,
     "clip": ImageTextObjective,
 }
+"""Objectives by `objective.kind`."""
 
 
-def build_objective(config: ObjectiveConfig, num_classes: int) -> PackObjective | JointObjective:
-    """Build the objective that `config.kind` names, for a head of `num_classes` outputs."""
-    return OBJECTIVES[config.kind](config, num_classes)
+def objective_class(kind: str) -> type[DeclaredObjective]:
+    """Return the objective of a name in `OBJECTIVES`, or the class at package.module:Class.
+
+    Raises:
+        ValueError: no such objective; the message lists those that there are.
+    """
+    module, colon, name = kind.partition(":")
+    if not colon:
+        check_choice("objective.kind", kind, OBJECTIVES)
+        return OBJECTIVES[kind]
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"objective.kind is {kind!r}, which cannot be imported ({error}): give "
+            "package.module:Class of a module on the Python path"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, DeclaredObjective)):
+        raise ValueError(
+            f"objective.kind is {kind!r}, which is not a class derived from "
+            "zeta.objectives.base.DeclaredObjective"
+        )
+    check_choice(f"{kind}.targets", found.targets, TARGETS)
+    return found
+
+
+def build_objective(config: ObjectiveConfig, num_outputs: int) -> PackObjective | JointObjective:
+    """Build the objective that `config.kind` names, for a head of `num_outputs` outputs.
+
+    Raises:
+        ValueError: no such objective, or one without the methods of a loss.
+    """
+    objective = objective_class(config.kind)(config, num_outputs)
+    if isinstance(objective, PackObjective | JointObjective):
+        return objective
+    raise ValueError(
+        f"objective.kind is {config.kind!r}, which lacks methods of a loss: see "
+        "zeta.objectives.PackObjective and JointObjective"
+    )
+
+
+def build_for_objective(model: ModelConfig, objective: ObjectiveConfig, seed: int) -> nn.Module:
+    """Build the model that a run trains, as its objective declares it.
+
+    Args:
+        model: the encoder, with the outputs that the objective asks for.
+        objective: resolved with the shards.
+        seed: of the initial weights.
+    """
+    return objective_class(objective.kind).build_model(model, objective, seed)

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zeta.exit_codes import RunError
+from zeta.objectives.base import DeclaredObjective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch
 
 
-class _Classification(ABC):
-    """What both losses share: the label check, the count of correct predictions, the tally."""
+class _Classification(DeclaredObjective, ABC):
+    """Base of both losses: the label check, the count of correct predictions, the tally."""
 
     headline = "top1"
 
     def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
         self.num_classes = num_classes
         self.label_smoothing = config.label_smoothing
 
@@ -92,8 +94,10 @@ def _largest(batch: PackedBatch, row: int) -> int:
 class SoftmaxClassification(_Classification):
     """Cross-entropy of the softmax over classes, with label smoothing (Szegedy et al. 2016)."""
 
+    targets = "label"
+
     def check(self, batch: PackedBatch) -> None:
-        """As for any classification; and raise `RunError` if images have lists of labels."""
+        """Raise `RunError` as any classification does, and for images that have lists of labels."""
         if batch.label_sets is not None:
             raise RunError(
                 "the packs carry lists of labels, and objective.kind=softmax learns one class an "
@@ -112,6 +116,8 @@ class SigmoidClassification(_Classification):
     An image may have any number of labels. Smoothing s gives each of them 1 - s + s/K and every
     other class s/K.
     """
+
+    targets = "labels"
 
     def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from zeta.config_field import check_choice, check_range
-
-CLASSIFICATION = ("softmax", "sigmoid")
-IMAGE_TEXT = ("siglip", "clip")
+from zeta.config_field import check_range
 
 
 @dataclass
 class TextTowerConfig:
-    """A small transformer over packed captions; see `zeta.models.text_tower`."""
+    """Sizes of the small transformer over packed captions; see `zeta.models.text_tower`."""
 
     dim: int = 512
     """Channels of a token."""
@@ -25,7 +22,7 @@ class TextTowerConfig:
     dropout: float = 0.0
     """Dropout rate after the attention projection and in the MLPs."""
     vocab_size: int | None = None
-    """Different tokens; set by `zeta train` from `data.text.tokenizer`."""
+    """Number of different tokens; set by `zeta train` from `data.text.tokenizer`."""
     max_tokens: int | None = None
     """Tokens of the longest caption; set by `zeta train` from `data.text.max_tokens`."""
 
@@ -44,29 +41,19 @@ class TextTowerConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What the model learns to predict."""
+    """The objective that the model is trained on."""
 
     kind: str = "softmax"
     """softmax: one class an image; sigmoid: an independent yes or no for each class; siglip, clip:
-    images and their captions, each against all others of the optimizer step."""
+    images and their captions, each against all others of the optimizer step; or an objective of
+    your own, as package.module:Class (see `zeta.objectives.base`)."""
     label_smoothing: float = 0.0
-    """Of softmax and sigmoid."""
+    """Share of the target that is spread over all classes (softmax, sigmoid)."""
     embed_dim: int = 768
     """Channels of the space in which images and texts are compared (siglip, clip)."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     """The text encoder (siglip, clip)."""
 
     def __post_init__(self) -> None:
-        check_choice("objective.kind", self.kind, (*CLASSIFICATION, *IMAGE_TEXT))
         check_range("objective.embed_dim", self.embed_dim, 1)
         check_range("objective.label_smoothing", self.label_smoothing, 0, 1, open_high=True)
-        if self.kind in IMAGE_TEXT and self.label_smoothing:
-            raise ValueError(
-                f"objective.label_smoothing is {self.label_smoothing:g}, but objective.kind "
-                f"{self.kind} has no labels: leave it out"
-            )
-
-    @property
-    def image_text(self) -> bool:
-        """Whether it learns from captions rather than classes."""
-        return self.kind in IMAGE_TEXT

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zeta.exit_codes import RunError
+from zeta.models.config import ModelConfig, build_model
+from zeta.models.text_tower import TextTower
+from zeta.objectives.base import DeclaredObjective
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.image_text_model import ImageTextModel
 from zeta.objectives.pairs import (
     MAX_SCALE,
     ImageTextOutputs,
@@ -24,7 +29,7 @@ from zeta.packed import PackedBatch
 _LOSSES: dict[str, PairLoss] = {"siglip": siglip_losses, "clip": clip_losses}
 
 
-class ImageTextObjective:
+class ImageTextObjective(DeclaredObjective):
     """Every image of the step against every text of the step, on all ranks and in all packs.
 
     The negatives of a pair are all other pairs of the optimizer step, so neither the number of
@@ -32,10 +37,38 @@ class ImageTextObjective:
     the same image are two pairs.
     """
 
+    targets = "caption"
     headline = "image_to_text_recall1"
+    encoder = "image."
 
-    def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
+    def __init__(self, config: ObjectiveConfig, num_outputs: int) -> None:
+        super().__init__(config, num_outputs)
         self.pair_loss = _LOSSES[config.kind]
+
+    @classmethod
+    def check_config(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError for label smoothing."""
+        if config.label_smoothing:
+            raise ValueError(
+                f"objective.label_smoothing is {config.label_smoothing:g}, but objective.kind "
+                f"{config.kind} has no labels: leave it out"
+            )
+
+    @classmethod
+    def head_outputs(cls, config: ObjectiveConfig) -> int:
+        """Return the channels of the space in which images and texts are compared."""
+        return config.embed_dim
+
+    @classmethod
+    def build_model(cls, model: ModelConfig, config: ObjectiveConfig, seed: int) -> nn.Module:
+        """Build the image encoder with a text encoder beside it, whose vocabulary is known."""
+        text = TextTower(**cls.text_arguments(config))
+        return ImageTextModel(build_model(model, seed), text, config.kind, seed)
+
+    @classmethod
+    def text_arguments(cls, config: ObjectiveConfig) -> dict[str, Any]:
+        """Return the constructor arguments of the text encoder."""
+        return asdict(config.text) | {"embed_dim": config.embed_dim}
 
     def check(self, batch: PackedBatch) -> None:
         """Raise `RunError` if an image to learn from has no caption."""
@@ -136,7 +169,7 @@ def retrieval_recall(
 ) -> dict[str, float]:
     """Return `image_to_text_recall{k}` and `text_to_image_recall{k}` over the pairs of all ranks.
 
-    NOTE: a collective. No more than a few rows of the similarities are held at a time.
+    NOTE: a collective. Only a few rows of the similarities are in memory at a time.
 
     Args:
         images, texts: [n, D] embeddings of this rank's pairs, row by row; ranks may differ in n.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zeta.models.config import ModelConfig, build_model
 from zeta.models.initialization import initialize
 from zeta.models.layers import LogitScale
 from zeta.models.packed_vit import PackedViT
+from zeta.models.parameters import EMBEDDING_HEAD, Rules
 from zeta.models.text_tower import TextTower
-from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.pairs import MAX_SCALE, ImageTextOutputs
 from zeta.packed import PackedBatch
 
@@ -21,7 +19,7 @@ INITIAL_SCALES: dict[str, tuple[float, float | None]] = {
     "siglip": (10.0, -10.0),
     "clip": (1 / 0.07, None),
 }
-"""Scale and bias at the start (Zhai et al. 2023, section 3.2; Radford et al. 2021, section 2.5)."""
+"""Scale and bias of the first step (Zhai et al. 2023, 3.2; Radford et al. 2021, 2.5)."""
 
 
 class ImageTextModel(nn.Module):
@@ -29,10 +27,12 @@ class ImageTextModel(nn.Module):
 
     Args:
         image: encoder whose head has `embed_dim` outputs.
-        text: encoder whose head has as many.
+        text: encoder whose head has the same number.
         kind: siglip (learned scale and bias) or clip (learned scale).
         seed: of the initial weights.
     """
+
+    parameter_rules: ClassVar[Rules] = {"image.head.weight": EMBEDDING_HEAD}
 
     def __init__(self, image: PackedViT, text: TextTower, kind: str, seed: int = 0) -> None:
         super().__init__()
@@ -55,23 +55,3 @@ class ImageTextModel(nn.Module):
 
 def _unit(x_IC: Tensor) -> Tensor:
     return F.normalize(x_IC.float(), dim=-1)
-
-
-def build_for_objective(model: ModelConfig, objective: ObjectiveConfig, seed: int) -> nn.Module:
-    """Build what a run trains: the model itself, or with a text encoder beside it.
-
-    Args:
-        model: of an image-text objective, `num_classes` is its `embed_dim`.
-        objective: with the vocabulary of `text`, if it has captions.
-        seed: of the initial weights.
-    """
-    if not objective.image_text:
-        return build_model(model, seed)
-    image = build_model(model, seed)
-    assert isinstance(image, PackedViT)
-    return ImageTextModel(image, TextTower(**text_arguments(objective)), objective.kind, seed)
-
-
-def text_arguments(objective: ObjectiveConfig) -> dict[str, Any]:
-    """Return the constructor arguments of `TextTower`, whose vocabulary must be known by now."""
-    return asdict(objective.text) | {"embed_dim": objective.embed_dim}

@@ -10,6 +10,7 @@ from zeta.models.attention import BACKENDS
 from zeta.models.trainable import check_trainable
 from zeta.run.ledger import QuarantineConfig
 from zeta.run.watchdog import WatchdogConfig
+from zeta.train.optimizers import check_optimizer_params
 from zeta.zero.config import ZeroConfig
 from zeta.zero.passthrough import check_passthrough
 
@@ -88,7 +89,7 @@ class TrainConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     deepspeed: dict[str, Any] = free(factory=dict)
     """More settings of DeepSpeed, laid out as its config (zero_optimization.offload_optimizer,
-    another torch optimizer, bucket sizes); what zeta itself decides is refused by name."""
+    bucket sizes); settings that zeta itself decides are refused by name."""
     init_from: str | None = None
     """Begin at the weights of a run directory, of a checkpoint in it, of a folder written by
     `zeta export`, or of a ViT of timm or SigLIP (a folder or file of safetensors, see
@@ -140,8 +141,14 @@ class TrainConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    kind: str = "adamw"
+    """Name of the optimizer, see `zeta.train.optimizers`: adamw, adam, adamax, nadam, radam,
+    rmsprop or sgd, the classes of torch.optim."""
+    params: dict[str, Any] = free(factory=dict)
+    """Further arguments of the optimizer: {momentum: 0.9} with kind sgd. Rate, weight decay and
+    clipping have fields of their own."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: str = "cosine"
@@ -173,11 +180,12 @@ class OptimConfig:
     """Factor on the learning rate from each block to the one before it, for fine-tuning: 0.75, say.
     The head has the full rate, and so have the last norm and the pooling."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates of the first and the second moment."""
+    """Decay rates of the two moments of adamw; other optimizers take theirs from `params`."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
 
     def __post_init__(self) -> None:
+        check_optimizer_params(self.kind, self.params)
         check_choice("optim.schedule", self.schedule, ("cosine", "rsqrt", "constant", "wsd"))
         check_choice("optim.schedule_by", self.schedule_by, UNITS)
         check_choice("optim.cooldown_shape", self.cooldown_shape, ("linear", "sqrt"))

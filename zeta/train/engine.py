@@ -86,7 +86,7 @@ class TrainEngine:
         choose_attention(model, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
-        optimizer = build_optimizer(model, optim, train.deepspeed.get("optimizer"))
+        optimizer = build_optimizer(model, optim)
         self.sharded: ShardedEngine = ZeroEngine(model, optimizer, train.zero, world)
         """The model and its optimizer."""
         decay = train.ema_decay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -82,16 +83,18 @@ class Validation:
             for name, value in found.scores.items():
                 metrics[names.val_score(name, held_out.tokens, average=average)] = value
             at = "" if held_out.tokens is None else f"@{held_out.tokens}"
-            label = f"{headline}{at}{' of average' if average else ''}"
-            shown[label] = found.scores[headline]
+            if headline is not None:
+                label = f"{headline}{at}{' of average' if average else ''}"
+                shown[label] = found.scores[headline]
             rejected += found.rejected_here
             if held_out is at_training_size:
                 metrics[names.VAL_IMAGES] = found.images
                 metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
         self._list_rejected(rejected, progress.step)
-        progress.note_evaluation(at_training_size.fingerprint, shown[headline])
+        value = math.nan if headline is None else shown[headline]
+        progress.note_evaluation(at_training_size.fingerprint, value)
         best = ""
-        if progress.best_value is not None:
+        if headline is not None and progress.best_value is not None:
             metrics[names.val_best(headline)] = progress.best_value
             metrics[names.VAL_BEST_STEP] = progress.best_step
             best = f"best {progress.best_value:>7.2%} at step {progress.best_step}"

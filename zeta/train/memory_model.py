@@ -27,7 +27,6 @@ from torch.utils._pytree import tree_leaves
 from zeta.models.packed_vit import PackedViT
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
-from zeta.train.optim import state_per_weight
 from zeta.zero.passthrough import offloads_optimizer
 
 _FP32, _BF16 = 4, 2
@@ -86,7 +85,11 @@ class ActivationMemory:
 
 
 def state_memory(
-    sizes: Sequence[int], train: TrainConfig, world_size: int, frozen: Sequence[int] = ()
+    sizes: Sequence[int],
+    train: TrainConfig,
+    world_size: int,
+    frozen: Sequence[int] = (),
+    moments: int = 2,
 ) -> StateMemory:
     """Return the memory of one of `world_size` ranks besides activations.
 
@@ -96,6 +99,7 @@ def state_memory(
         world_size: W; shards are rounded up.
         frozen: elements of each parameter that does not learn (`train.trainable`), which has
             weights alone.
+        moments: values that the optimizer keeps of each weight, see `state_per_weight`.
     """
     count, stage = sum(sizes), train.zero_stage
     share = -(-count // world_size) if stage else count
@@ -116,7 +120,7 @@ def state_memory(
         weights=_FP32 * (-(-sum(everything) // world_size) if stage == 3 else sum(everything)),
         master=_FP32 * share if stage else 0,
         gradients=_FP32 * (share if stage >= 2 else count),
-        optimizer=state_per_weight(train.deepspeed.get("optimizer")) * _FP32 * share,
+        optimizer=moments * _FP32 * share,
         average=_FP32 * share if train.ema_decay is not None else 0,
         buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
         gathered=gathered,

@@ -1,63 +1,48 @@
-"""AdamW with weight-decay groups, and learning rates that fall towards the first layers."""
+"""The optimizer of a run: its weight-decay groups, and rates that fall towards the first layers."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zeta.models.parameters import GROUPS, decay_group, full_shape
+from zeta.models.parameters import GROUPS, layers_above, parameter_rules
 from zeta.train.config import OptimConfig
-
-_BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
-"""Tower and number of the block that a parameter is in."""
+from zeta.train.optimizers import OPTIMIZERS
 
 
 def layer_scales(names: Iterable[str], decay: float) -> dict[str, float]:
     """Return the factor on the learning rate of each parameter (Clark et al. 2020, "ELECTRA").
 
-    The last norm, pooling and head learn at the full rate, the last block at `decay` times it, each
-    block before at `decay` times that of the next, and the patch embedding as one block more.
+    The last norm, pooling and head learn at the full rate, and each layer before at `decay` times
+    the rate of the next, see `zeta.models.parameters.layers_above`.
 
     Args:
         names: of all parameters of the model.
         decay: 1 is one rate for all.
     """
-    names = list(names)
-    blocks = {match.groups() for name in names if (match := _BLOCK.match(name))}
-    depth = Counter(tower for tower, _ in blocks)
-    scales = {}
-    for name in names:
-        layers_above = 0
-        if match := _BLOCK.match(name):
-            layers_above = depth[match[1]] - int(match[2])
-        elif "embeds" in (parts := name.split(".")):
-            tower = ".".join(parts[: parts.index("embeds")]) or None
-            layers_above = depth[tower] + 1
-        scales[name] = decay**layers_above
-    return scales
+    return {name: decay**layers for name, layers in layers_above(names).items()}
 
 
 def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters of `module` by weight decay, and each part by layer.
 
     Empty groups are left out. A group's `lr_scale` is its factor on the learning rate. The order of
-    the parameters does not depend on `config` (see `optimizer_order`).
+    the parameters does not depend on `config`.
     """
     head = config.head_weight_decay
     body = config.weight_decay
     rates = {"body": body, "head": body if head is None else head, "none": 0.0}
     parameters = dict(module.named_parameters())
+    rules = parameter_rules(module)
     scales = layer_scales(parameters, config.layer_decay)
     of_group: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name, parameter in parameters.items():
         if parameter.requires_grad:
-            of_group[decay_group(name, full_shape(parameter))].append(name)
+            of_group[rules[name].group].append(name)
     return [
         {
             "params": [parameters[name] for name in names],
@@ -69,48 +54,37 @@ def parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, A
     ]
 
 
-def build_optimizer(
-    module: nn.Module, config: OptimConfig, other: Mapping[str, Any] | None = None
-) -> torch.optim.Optimizer:
-    """Build AdamW over `module`; the trainer sets the learning rate before every step.
-
-    Args:
-        module: the model.
-        config: AdamW's options; rate and weight decay are those of any optimizer.
-        other: type (a class of torch.optim) and params of another optimizer instead.
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer `config.kind` over `module`; its rates are set before every step.
 
     Raises:
-        ValueError: `module` has nothing to train, or the other optimizer does not take its params.
+        ValueError: `module` has nothing to train, or the optimizer refuses `config.params`.
     """
     groups = parameter_groups(module, config)
     if not groups:
         raise ValueError("the model has no trainable parameter")
-    if other is not None:
-        build: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, other["type"])
-        try:
-            return build(groups, lr=config.lr, **other.get("params", {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"train.deepspeed.optimizer.params: {error}") from error
     # fused: one pass over memory instead of one per operation of Adam's update.
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    own = {"betas": config.betas, "fused": True} if config.kind == "adamw" else {}
+    try:
+        return OPTIMIZERS[config.kind](groups, lr=config.lr, **own | config.params)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"optim.params is {config.params}, which the optimizer {config.kind} refuses: {error}"
+        ) from error
 
 
-def check_optimizer(config: OptimConfig, other: Mapping[str, Any] | None) -> None:
-    """Raise ValueError, naming the params, unless the optimizer can be built with them."""
+def check_optimizer(config: OptimConfig) -> None:
+    """Raise ValueError, naming the arguments, unless the optimizer can be built with them."""
     with torch.random.fork_rng([]):
-        build_optimizer(nn.Linear(1, 1), config, other)
+        build_optimizer(nn.Linear(1, 1), config)
 
 
-def state_per_weight(other: Mapping[str, Any] | None) -> int:
-    """Return how many values the optimizer keeps of each weight: two in AdamW.
-
-    Args:
-        other: as `build_optimizer` takes it.
-    """
+def state_per_weight(config: OptimConfig) -> int:
+    """Return the number of values that the optimizer keeps for each weight: two in AdamW."""
     with torch.random.fork_rng([]):
         module = nn.Linear(32, 32, bias=False)
     module.weight.grad = torch.ones_like(module.weight)
-    optimizer = build_optimizer(module, OptimConfig(), other)
+    optimizer = build_optimizer(module, config)
     optimizer.step()
     values = (v for v in optimizer.state[module.weight].values() if isinstance(v, Tensor))
     return sum(v.numel() == module.weight.numel() for v in values)

@@ -22,18 +22,24 @@ from zeta.random_state import derive_seed, restore_random_state, seed_everything
 from zeta.run.code_version import code_version
 from zeta.run.console import Console
 from zeta.run.directory import RunDir
-from zeta.train.config import TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.init_from import load_frozen_weights, load_initial_weights
+from zeta.train.optimizers import optimizer_name
 from zeta.train.progress import Progress
-from zeta.zero.passthrough import optimizer_name
 
 
 class RunCheckpoints:
     """The checkpoints of one run; all ranks prepare, resume, begin and finish together."""
 
     def __init__(
-        self, run_dir: RunDir, world: World, console: Console, train: TrainConfig, config_yaml: str
+        self,
+        run_dir: RunDir,
+        world: World,
+        console: Console,
+        train: TrainConfig,
+        optim: OptimConfig,
+        config_yaml: str,
     ) -> None:
         """Open the checkpoints of `run_dir`; nothing is read yet.
 
@@ -42,6 +48,7 @@ class RunCheckpoints:
             world: the ranks.
             console: this rank's log and terminal.
             train: when to save, and how many checkpoints to keep.
+            optim: the optimizer, whose state is in the checkpoints.
             config_yaml: the resolved config, which goes into every checkpoint.
         """
         self.run_dir, self.world, self.console, self.train = run_dir, world, console, train
@@ -58,7 +65,7 @@ class RunCheckpoints:
         self.wandb_run_id: str | None = None
         """W&B id of the run, from the checkpoint that it continues."""
         self._found: tuple[Path, dict[str, Any]] | None = None
-        self._optimizer = optimizer_name(train.deepspeed)
+        self._optimizer = optimizer_name(optim.kind)
         self._last_attempt = time.monotonic()
 
     def asked_by_clock(self) -> bool:
@@ -173,7 +180,7 @@ def check_same_optimizer(saved: str, wanted: str, checkpoint: str) -> None:
     """Raise RunError unless the optimizers, named by their types, are the same."""
     if saved != wanted:
         raise RunError(
-            f"{checkpoint} has the state of {saved}, but train.deepspeed.optimizer asks for "
+            f"{checkpoint} has the state of {saved}, but optim.kind asks for "
             f"{wanted}; continue with {saved}, or begin another run at these weights "
             "(train.init_from)"
         )

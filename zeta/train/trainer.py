@@ -146,7 +146,7 @@ class Trainer:
         self.watchdog = watchdog or Unwatched()
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         self.requests = RequestFiles(run_dir if world.is_main else None)
-        self.checkpoints = RunCheckpoints(run_dir, world, console, train, config_yaml)
+        self.checkpoints = RunCheckpoints(run_dir, world, console, train, optim, config_yaml)
         self.checkpoints.prepare(model)
         self.engine = TrainEngine(model, objective, world, train, optim)
         self.progress = self.checkpoints.resume(self.engine)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
@@ -75,8 +76,7 @@ class PatchEmbeddings(nn.Module):
                 f"{self.image_size[0]} x {self.image_size[1]}: resize it, or make another module"
             )
         h, w = patch_grid(*size, self.seq_len)
-        cut = x.reshape(len(x), self.dim_in, h, size[0] // h, w, size[1] // w)
-        patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        patches = rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", h=h, w=w)
         check_finite(patches.flatten(0, 1), [self.seq_len] * len(x))
         patches = patches.to(self.norm_out.weight.dtype)
         embedded: Tensor = self.norm_out(self.proj(self.norm_in(patches)))

@@ -43,6 +43,7 @@ def deepspeed_config(zero: ZeroConfig, world_size: int) -> dict[str, Any]:
         "gradient_clipping": 0.0,
         "zero_optimization": {"stage": zero.stage},
         "torch_autocast": autocast,
+        "zero_allow_untested_optimizer": True,  # zeta tests those that it knows
         "steps_per_print": None,
     }
     return merged(config, zero.extra)

@@ -24,11 +24,6 @@ _MEAN = "the exact mean over all images of the step"
 _CHECKPOINTS = "zeta's checkpoints, which no longer fit"
 _FINITE = "zeta's finite check and clipping (optim.clip), which need the whole gradient"
 
-OPTIMIZERS = ("Adam", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD")
-"""Types of `optimizer`, all of torch.optim: their state belongs to single weights, so that
-checkpoints carry it to any ranks and stage. (AdamW is zeta's own: `optim.*`; Adagrad fails in
-DeepSpeed 0.19.8 at ZeRO-2.)"""
-
 _SIZES = (
     "reduce_bucket_size",
     "allgather_bucket_size",
@@ -58,7 +53,6 @@ _ALLOWED: dict[str, tuple[str, ...] | None] = {
         "log_trace_cache_warnings",
         "enable_sanity_checks",
     ),
-    "optimizer": ("type", "params"),
     "comms_logger": None,
     "flops_profiler": None,
     "wall_clock_breakdown": None,
@@ -100,8 +94,9 @@ _DECIDED = {
     "checkpoint": "train.checkpoint_every",
     "datastates_ckpt": "train.checkpoint_every",
     "nebula": "train.checkpoint_every",
-    "zero_allow_untested_optimizer": "train.deepspeed.optimizer.type",
-    "zero_force_ds_cpu_optimizer": "train.deepspeed.optimizer.type",
+    "optimizer": "optim.kind and optim.params",
+    "zero_allow_untested_optimizer": "optim.kind",
+    "zero_force_ds_cpu_optimizer": "optim.kind",
     "zero_optimization.stage": "train.zero_stage",
     "zero_optimization.elastic_checkpoint": _CHECKPOINTS,
     "zero_optimization.mics_shard_size": _CHECKPOINTS,
@@ -114,9 +109,6 @@ _DECIDED = {
     "zero_optimization.zenflow": _FINITE,
     "zero_optimization.ignore_unused_parameters": _LOOP,
     "zero_optimization.load_from_fp32_weights": _CHECKPOINTS,
-    "optimizer.params.lr": "optim.lr",
-    "optimizer.params.weight_decay": "optim.weight_decay",
-    "optimizer.params.max_grad_norm": "optim.clip",
     "zero_optimization.offload_optimizer.ratio": _FINITE,
     "zero_optimization.offload_optimizer.super_offload": _FINITE,
     "zero_optimization.offload_optimizer.nvme_path": _CHECKPOINTS,
@@ -166,7 +158,6 @@ def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
             _check_key(f"{key}.{name}", tuple(f"{key}.{known}" for known in inner))
     for name, value in settings.get("zero_optimization", {}).items():
         _check_zero_value(name, value)
-    _check_optimizer(settings.get("optimizer"))
     _check_offload(settings, zero_stage)
 
 
@@ -176,23 +167,12 @@ def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
     return isinstance(offload, Mapping) and offload.get("device") == "cpu"
 
 
-def optimizer_name(settings: Mapping[str, Any]) -> str:
-    """Return the type of the optimizer: AdamW, or another that the settings ask for."""
-    return str(settings.get("optimizer", {}).get("type", "AdamW"))
-
-
 def merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return zeta's DeepSpeed config with the user's settings, which passed the check.
-
-    The optimizer is not among them: zeta builds it, and hands it to DeepSpeed.
-    """
-    passed = {key: value for key, value in settings.items() if key != "optimizer"}
-    zero = {**config["zero_optimization"], **passed.get("zero_optimization", {})}
-    result = deepcopy({**config, **passed, "zero_optimization": zero})
+    """Return zeta's DeepSpeed config with the user's settings, which passed the check."""
+    zero = {**config["zero_optimization"], **settings.get("zero_optimization", {})}
+    result = deepcopy({**config, **settings, "zero_optimization": zero})
     if offloads_optimizer(settings):
         result["zero_force_ds_cpu_optimizer"] = False  # torch's own needs no compiler
-    if "optimizer" in settings:
-        result["zero_allow_untested_optimizer"] = True
     return result
 
 
@@ -214,23 +194,6 @@ def _check_zero_value(name: str, value: Any) -> None:
             raise ValueError(f"{key} is {value:g}; it must be a whole number")
     elif name != "offload_optimizer" and value not in (True, False):
         raise ValueError(f"{key} is {value!r}; it must be true or false")
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if optimizer is None:
-        return
-    if optimizer.get("type") not in OPTIMIZERS:
-        raise ValueError(
-            f"train.deepspeed.optimizer.type is {optimizer.get('type')!r}; choose one of "
-            f"{', '.join(OPTIMIZERS)}, or leave optimizer out for AdamW (optim.*)"
-        )
-    params = optimizer.get("params", {})
-    if not isinstance(params, Mapping):
-        raise ValueError(f"train.deepspeed.optimizer.params is {params!r}; it must be a mapping")
-    for name in params:
-        key = f"optimizer.params.{name}"
-        if key in _DECIDED:
-            _check_key(key, ())
 
 
 def _check_offload(settings: Mapping[str, Any], zero_stage: int) -> None:

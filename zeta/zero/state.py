@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zeta.models.parameters import optimizer_order
 from zeta.zero.protocol import ShardedEngine
 from zeta.zero.requirements import check_library
+from zeta.zero.unnamed_order import unnamed_order
 
 WEIGHTS, AVERAGE = "fp32", "average"
 _COUNTS = ("step", "mu_product")
@@ -137,7 +137,7 @@ class ZeroState:
     def _add_unsharded(self, model: Mapping[str, Any]) -> None:
         for name in self._trained:
             self._of(WEIGHTS, name).append(model["module"][name].flatten())
-        ordered = self._order or optimizer_order(self._trained)
+        ordered = self._order or unnamed_order(self._trained)
         for index, state in model["optimizer"]["state"].items():
             for key, value in self._per_weight(state).items():
                 self._of(key, ordered[index]).append(value.flatten())

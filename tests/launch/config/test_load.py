@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from launch.config.load import ZetaConfig, fixed_changes, load_config, to_yaml
 from launch.shipped import configs_root, recipe_names
@@ -285,6 +286,30 @@ def test_deepspeed_settings_may_be_set_whole_or_one_by_one(tmp_path):
     assert load_config(write(tmp_path, to_yaml(config))) == config
     assert "decided by optim.clip" in refusal("train.deepspeed.gradient_clipping=1.0")
     assert "train.deepspeed is 3" in refusal("train.deepspeed=3")
+
+
+def test_an_optimizer_under_deepspeed_is_read_as_the_optimizer_that_it_was(tmp_path):
+    old = "optimizer: {type: SGD, params: {momentum: 0.9}}"
+    mine = f"include: [demo]\ntrain: {{deepspeed: {{disable_allgather: true, {old}}}}}\n"
+    config = load_config(write(tmp_path, mine), [SHARDS])
+    assert (config.optim.kind, config.optim.params) == ("sgd", {"momentum": 0.9})
+    assert config.train.deepspeed == {"disable_allgather": True}
+    typed = ["train.deepspeed.optimizer.type=Adam", "train.deepspeed.optimizer.params.eps=1e-5"]
+    config = load_config("demo", [SHARDS, *typed])
+    assert (config.optim.kind, config.optim.params) == ("adam", {"eps": 1e-5})
+    assert "optim.kind is 'lamb'; choose one of" in refusal("train.deepspeed.optimizer.type=Lamb")
+    assert "optimizer.typo" in refusal("train.deepspeed.optimizer.typo=Lamb")
+
+
+def test_an_old_run_with_an_optimizer_under_deepspeed_resumes_under_either_spelling():
+    now = load_config("demo", [SHARDS, "optim.kind=sgd", "optim.params={momentum: 0.9}"])
+    tree = yaml.safe_load(to_yaml(now))
+    del tree["optim"]["kind"], tree["optim"]["params"]
+    tree["train"]["deepspeed"] = {"optimizer": {"type": "SGD", "params": {"momentum": 0.9}}}
+    old_yaml = yaml.safe_dump(tree)
+    assert fixed_changes(old_yaml, now) == []
+    adam = load_config("demo", [SHARDS])
+    assert fixed_changes(old_yaml, adam) == [("optim.kind", "sgd", "adamw")]
 
 
 def test_a_run_that_is_older_than_a_field_ran_under_its_default():

@@ -73,8 +73,8 @@ def test_more_ranks_than_packs_are_refused(shards, tmp_path):
 
 
 def test_params_that_the_optimizer_does_not_take_are_refused(shards, tmp_path):
-    other = "train.deepspeed={optimizer: {type: SGD, params: {momentun: 0.9}}}"
-    with pytest.raises(ValueError, match=r"train\.deepspeed\.optimizer\.params: .*'momentun'"):
+    other = "train.deepspeed={optimizer: {type: SGD, params: {momentum: fast}}}"
+    with pytest.raises(ValueError, match=r"optim\.params is .*fast.*, which the optimizer sgd"):
         check_start(_config(shards, tmp_path, other), 1)
 
 

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,8 @@ import torch
 from tests.zeta.models import plain_navit
 from zeta.models import attention, segment_attention
 from zeta.models.attention import Segments, attend
+from zeta.models.initialization import initialize
+from zeta.models.layers import Block, BlockShape, ParallelBlock
 from zeta.models.segment_attention import _by_autograd
 
 LENGTHS = (9, 1, 16, 0, 9, 30, 9)
@@ -167,3 +170,27 @@ def test_a_torch_without_the_kernel_is_named(monkeypatch):
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
     obstacle = attention.varlen_obstacle(torch.device("cuda"), torch.bfloat16, 64)
     assert obstacle == f"torch {torch.__version__} has no torch.nn.attention.varlen"
+
+
+def _rotary(places_T, channels):
+    angles_TD = places_T[:, None] * torch.logspace(0, -1, channels // 2)
+    return angles_TD.cos(), angles_TD.sin()
+
+
+@pytest.mark.parametrize("kind", [Block, ParallelBlock])
+def test_rotary_positions_turn_a_block_by_relative_places_alone(kind):
+    block = kind(BlockShape(dim=16, heads=2, dim_head=8, mlp_dim=24))
+    initialize(block, 0)
+    segments = Segments.from_lengths((5, 3), "cpu", 2)
+    x_TC = torch.randn(10, 16, generator=torch.Generator().manual_seed(0))
+    places_T = torch.arange(10.0)
+
+    def output(places_T):
+        with torch.no_grad():
+            return block(x_TC, replace(segments, rotary=_rotary(places_T, 8)))[:8]
+
+    plain = block(x_TC, segments)[:8].detach()
+    assert torch.equal(output(torch.zeros(10)), plain)
+    turned = output(places_T)
+    assert not torch.allclose(turned, plain, atol=1e-3)
+    torch.testing.assert_close(output(places_T + 7), turned, atol=1e-5, rtol=1e-5)

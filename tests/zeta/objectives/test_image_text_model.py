@@ -7,9 +7,10 @@ import torch
 
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack, tiny_model
 from zeta.models.config import ModelConfig
-from zeta.models.parameters import decay_group
+from zeta.models.parameters import parameter_rules
+from zeta.objectives import build_for_objective
 from zeta.objectives.config import ObjectiveConfig, TextTowerConfig
-from zeta.objectives.image_text_model import ImageTextModel, build_for_objective
+from zeta.objectives.image_text_model import ImageTextModel
 
 
 def _report(ranks, tmp_path, job, world_size, **arguments):
@@ -76,7 +77,7 @@ def test_embeddings_have_length_one_and_the_losses_start_as_published():
 
 
 def test_temperature_bias_and_tables_are_not_decayed():
-    groups = {n: decay_group(n, p.shape) for n, p in tiny_model("siglip").named_parameters()}
+    groups = {n: rule.group for n, rule in parameter_rules(tiny_model("siglip")).items()}
     for name in ("logits.log_scale", "logits.logit_bias"):
         assert groups[name] == "none"
     for name in ("text.embeds.token_embed", "text.embeds.pos_embed_text", "text.attn_pool.latent"):

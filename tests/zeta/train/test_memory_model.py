@@ -14,8 +14,9 @@ from zeta.models import MegaVit
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import ImageTextModel
 from zeta.train import memory_model
-from zeta.train.config import TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.memory_model import activation_memory, state_memory
+from zeta.train.optim import state_per_weight
 
 SIZES = {"image_size": 96, "patch_size": 8, "num_classes": 10, "dim": 192, "depth": 6, "heads": 3}
 SIZES |= {"dim_head": 64, "mlp_dim": 768}
@@ -158,11 +159,15 @@ def test_settings_of_deepspeed_count():
     def memory(stage, **settings):
         return state_memory(sizes, TrainConfig(zero_stage=stage, deepspeed=settings), 4)
 
-    assert memory(0, optimizer={"type": "SGD"}).optimizer == 0
-    momentum = {"type": "SGD", "params": {"momentum": 0.9}}
-    assert memory(1, optimizer=momentum).optimizer == million
-    amsgrad = {"type": "Adam", "params": {"amsgrad": True}}
-    assert memory(1, optimizer=amsgrad).optimizer == 3 * million
+    def moments(kind, **params):
+        return state_per_weight(OptimConfig(kind=kind, params=params))
+
+    assert moments("sgd") == 0
+    assert moments("sgd", momentum=0.9) == 1
+    assert moments("adamw") == 2
+    assert moments("adam", amsgrad=True) == 3
+    kept = state_memory(sizes, TrainConfig(zero_stage=1), 4, moments=3).optimizer
+    assert kept == 3 * million
     assert memory(2, zero_optimization={"reduce_bucket_size": 1e6}).buffers == 4e6
     on_device, offloaded = (
         memory(2, zero_optimization={"offload_optimizer": {"device": device}})

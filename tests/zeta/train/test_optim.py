@@ -6,13 +6,21 @@ from torch import nn
 
 from tests.zeta.training import tiny_navit
 from zeta.models.config import ModelConfig, build_model
-from zeta.models.parameters import decay_group, optimizer_order, parameter_shapes
+from zeta.models.parameters import parameter_rules, parameter_shapes
 from zeta.train.config import OptimConfig
-from zeta.train.optim import build_optimizer, layer_scales, parameter_groups
+from zeta.train.optim import (
+    build_optimizer,
+    check_optimizer,
+    layer_scales,
+    parameter_groups,
+    state_per_weight,
+)
+from zeta.train.optimizers import OPTIMIZERS, optimizer_name
+from zeta.zero.unnamed_order import unnamed_order
 
 
 def _groups(model):
-    return {name: decay_group(name, shape) for name, shape in parameter_shapes(model).items()}
+    return {name: rule.group for name, rule in parameter_rules(model).items()}
 
 
 def test_matrices_are_decayed_and_norms_biases_tables_and_the_latent_are_not():
@@ -51,13 +59,13 @@ def test_every_trainable_parameter_is_in_exactly_one_group_with_its_rate():
     assert [group["weight_decay"] for group in same] == [0.3, 0.3, 0.0]
 
 
-def test_the_order_of_the_optimizer_is_that_of_its_groups():
+def test_the_order_of_old_checkpoints_is_that_of_the_groups():
     model = tiny_navit()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for decay in (1.0, 0.5):  # a checkpoint is read without the config that it was written under
         groups = parameter_groups(model, OptimConfig(layer_decay=decay))
         ordered = [names[id(p)] for group in groups for p in group["params"]]
-        assert optimizer_order(parameter_shapes(model)) == ordered
+        assert unnamed_order(parameter_shapes(model)) == ordered
         assert len(groups) == (3 if decay == 1 else 4 + 1 + 4)
 
 
@@ -88,3 +96,53 @@ def test_a_layer_decay_out_of_range_is_refused_by_name():
 def test_a_model_with_nothing_to_train_is_refused():
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_the_optimizer_of_a_kind_has_the_rate_and_the_params_asked_for(kind):
+    params = {"momentum": 0.9} if kind == "sgd" else {"eps": 1e-5}
+    optimizer = build_optimizer(tiny_navit(), OptimConfig(kind=kind, params=params, lr=0.25))
+    assert type(optimizer) is getattr(torch.optim, optimizer_name(kind))
+    assert type(optimizer).__name__.lower() == kind
+    for group in optimizer.param_groups:
+        assert {name: group[name] for name in (*params, "lr")} == {**params, "lr": 0.25}
+        assert kind != "adamw" or (group["betas"], group["fused"]) == ((0.9, 0.999), True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "message"),
+    [
+        ("lamb", {}, "optim.kind is 'lamb'; choose one of adam, adamax, adamw,"),
+        ("sgd", {"momentun": 1}, "optim.params.momentun: the optimizer sgd does not take it;"),
+        ("sgd", {"lr": 1}, "optim.params.lr is decided by optim.lr: leave it out"),
+        ("adamw", {"betas": [0, 0]}, "optim.params.betas is decided by optim.betas"),
+        ("sgd", {"nesterov": True}, "optim.params is {'nesterov': True}, which the optimizer sgd"),
+    ],
+)
+def test_an_option_that_an_optimizer_does_not_take_is_refused_by_name(kind, params, message):
+    with pytest.raises(ValueError, match="optim") as refused:
+        check_optimizer(OptimConfig(kind=kind, params=params))
+    assert message in str(refused.value)
+
+
+def test_an_optimizer_of_ones_own_trains_once_it_is_in_the_table(monkeypatch):
+    class SignDescent(torch.optim.Optimizer):
+        def __init__(self, groups, lr, power=1.0):
+            super().__init__(groups, {"lr": lr, "power": power})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p -= group["lr"] * p.grad.sign() * group["power"]
+
+    monkeypatch.setitem(OPTIMIZERS, "sign", SignDescent)
+    config = OptimConfig(kind="sign", params={"power": 2.0}, lr=0.5)
+    module = nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+    optimizer = build_optimizer(module, config)
+    module.weight.grad = torch.tensor([[3.0, -0.1]])
+    optimizer.step()
+    assert torch.equal(module.weight.detach(), before - torch.tensor([[1.0, -1.0]]))
+    assert state_per_weight(config) == 0
+    assert optimizer_name("sign") == "SignDescent"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from zeta.train.config import TrainConfig
-from zeta.zero.passthrough import OPTIMIZERS, merged
+from zeta.train.optimizers import OPTIMIZERS
+from zeta.zero.passthrough import merged
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 
@@ -52,8 +53,7 @@ def _refusal(settings):
             {"zero_optimization": {"overlap_comm": "maybe"}},
             "overlap_comm is 'maybe'; it must be true or false",
         ),
-        ({"optimizer": {"type": "Lamb"}}, "optimizer.type is 'Lamb'; choose one of Adam,"),
-        ({"optimizer": {"type": "SGD", "params": {"lr": 1}}}, "params.lr is decided by optim.lr"),
+        ({"optimizer": {"type": "Lamb"}}, "optimizer is decided by optim.kind and optim.params"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             "offload_optimizer is {'device': 'nvme'}; it must be a mapping with device cpu",
@@ -92,7 +92,7 @@ def test_every_key_that_deepspeed_reads_passes_or_is_refused_for_a_reason(ranks,
     read = _report(ranks, tmp_path, "keys_read", 1)
     assert {"zero_optimization", "fp16", "gradient_clipping"} <= set(read)
     for key in read:
-        refusal = _refusal({key: {"type": "SGD"} if key == "optimizer" else {}})
+        refusal = _refusal({key: {}})
         assert refusal is None or f"train.deepspeed.{key} is decided by" in refusal, key
 
 
@@ -133,9 +133,9 @@ def test_runs_under_settings_that_pass_resume_bitwise(ranks, tmp_path):
 
 @pytest.mark.slow
 def test_every_optimizer_that_passes_trains_and_resumes_bitwise_on_any_stage(ranks, tmp_path):
-    params = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.5, "centered": True}}
-    settings = [{"optimizer": {"type": t, "params": params.get(t, {})}} for t in OPTIMIZERS]
-    cases = [[stage, each] for each in settings for stage in (0, 2, 3)]
+    params = {"sgd": {"momentum": 0.9}, "rmsprop": {"momentum": 0.5, "centered": True}}
+    optims = [{"kind": kind, "params": params.get(kind, {})} for kind in OPTIMIZERS]
+    cases = [[stage, {}, each] for each in optims for stage in (0, 2, 3)]
     report = _report(ranks, tmp_path, "resume", 2, cases=cases)
     assert len(report) == 3 * len(OPTIMIZERS)
     assert all(report.values()), report
@@ -147,7 +147,8 @@ def test_a_run_is_not_continued_with_another_optimizer(ranks, tmp_path):
     run = {"run_dir": str(tmp_path / "run"), "train": train}
     job = "tests.zeta.trainer_jobs.train"
     ranks.run(job, 1, run)
-    other = {**train, "max_steps": 2, "deepspeed": {"optimizer": {"type": "SGD"}}}
-    codes, outputs = ranks.start(job, 1, {**run, "train": other})
+    other = {**train, "max_steps": 2}
+    optim = {"lr": 1e-3, "schedule": "constant", "kind": "sgd"}
+    codes, outputs = ranks.start(job, 1, {**run, "train": other, "optim": optim})
     assert codes == [93]
-    assert "has the state of AdamW, but train.deepspeed.optimizer asks for SGD" in outputs[0]
+    assert "has the state of AdamW, but optim.kind asks for SGD" in outputs[0]

@@ -5,8 +5,9 @@ import torch
 
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint.directory import FORMAT, load_full_weights, read_trainer_state
-from zeta.models.parameters import optimizer_order, parameter_shapes
+from zeta.models.parameters import parameter_shapes
 from zeta.zero.state import ZeroState
+from zeta.zero.unnamed_order import unnamed_order
 
 JOB = "tests.zeta.trainer_jobs.train"
 
@@ -66,7 +67,7 @@ def test_a_checkpoint_names_its_format_and_the_order_of_the_optimizer(ranks, tmp
         for stage in range(4)
     ]
     ranks.run(JOB, 2, {"runs": runs})
-    ordered = optimizer_order(parameter_shapes(tiny_navit()))
+    ordered = unnamed_order(parameter_shapes(tiny_navit()))
     for stage in range(4):
         state = read_trainer_state(tmp_path / str(stage) / "checkpoints" / "step_00000001")
         assert state["format"] == FORMAT

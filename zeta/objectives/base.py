@@ -1,0 +1,52 @@
+"""The declaration of an objective: all that a run asks about it before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from zeta.models.config import ModelConfig, build_model
+from zeta.objectives.config import ObjectiveConfig
+
+TARGETS = ("none", "label", "labels", "caption")
+"""What a sample must have to be trained on: nothing but the image, one class, any number of
+classes, or a caption."""
+
+
+class DeclaredObjective:
+    """Base of all objectives, built with the config and the number of outputs of the head.
+
+    The defaults are those of an objective that learns from images alone, on the encoder itself.
+    """
+
+    targets: ClassVar[str] = "none"
+    """One of `TARGETS`; samples without it are not planned."""
+    headline: ClassVar[str | None] = None
+    """The metric of its tally that decides which step is best; the higher, the better. None: steps
+    are not ranked."""
+    encoder: ClassVar[str] = ""
+    """Prefix of the encoder's parameters in the model: `zeta export` writes the encoder alone.
+    Empty: the model is the encoder."""
+
+    def __init__(self, config: ObjectiveConfig, num_outputs: int) -> None:
+        self.num_outputs = num_outputs
+
+    @classmethod
+    def check_config(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError, naming the field, for an option that the objective does not take."""
+
+    @classmethod
+    def head_outputs(cls, config: ObjectiveConfig) -> int | None:
+        """Return the outputs of the encoder's head; None: `model.num_classes`."""
+        return None
+
+    @classmethod
+    def build_model(cls, model: ModelConfig, config: ObjectiveConfig, seed: int) -> nn.Module:
+        """Build the model that is trained, its weights a function of `seed`."""
+        return build_model(model, seed)
+
+    @classmethod
+    def text_arguments(cls, config: ObjectiveConfig) -> dict[str, Any] | None:
+        """Return the arguments of the `TextTower` to export with the encoder; None: no tower."""
+        return None
