@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from zeta.exit_codes import RunError
+from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
 
 _WRITING_S = 10.0
@@ -122,11 +123,10 @@ class RunLock:
         """Let others have the directory, if this process had it."""
         if self._claimed is None:
             return
-        building = self._claimed.with_suffix(".tmp")
+        released = replace(self._owner, released=True)
         # On a full disk the claim stays; the next start finds that this process is gone.
         with contextlib.suppress(OSError):
-            building.write_text(json.dumps(asdict(replace(self._owner, released=True))) + "\n")
-            building.replace(self._claimed)
+            write_whole_text(self._claimed, json.dumps(asdict(released)) + "\n", durable=False)
         self._claimed = None
 
     def _is_gone(self, owner: Owner) -> bool:

@@ -34,6 +34,7 @@ from zeta.distributed import (
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.export.timm.writing import timm_obstacle
+from zeta.files import write_whole_text
 from zeta.models.attention import varlen_obstacle
 from zeta.objectives import build_objective
 from zeta.objectives.image_text_model import build_for_objective
@@ -215,9 +216,7 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     run_dir.finished.unlink(missing_ok=True)  # a run that is continued is not finished
     text = to_yaml(config)
     print(text, flush=True)  # into the log of rank 0
-    building = run_dir.config.with_suffix(".tmp")
-    building.write_text(text)
-    building.replace(run_dir.config)
+    write_whole_text(run_dir.config, text)
     note_code(run_dir.code_diff)
     if manifest.class_names is not None:
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")

@@ -182,7 +182,7 @@ _PHASES = {
     "between files": (zeta.checkpoint.hashed_file.os, "fsync"),
     "written": (CheckpointStore, "finish"),
     "before manifest": (zeta.checkpoint.store, "write_manifest"),
-    "before rename": (zeta.checkpoint.store, "_fsync_directory"),
+    "before rename": (zeta.checkpoint.store, "sync"),
     "before latest": (CheckpointStore, "_point_latest"),
     "before prune": (CheckpointStore, "_prune"),
     "half-deleted": (zeta.checkpoint.store.shutil, "rmtree"),

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from zeta.files import sync
 from zeta.models.pretrained import (
     CARD_FILE,
     CONFIG_FILE,
@@ -63,8 +64,8 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
     try:
         with _locked(partial / _LOCK):
             yield partial
-        for file in partial.iterdir():
-            _sync(file)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
         if out_dir.exists():
             old = partial.with_name(f"{partial.name}{_OLD}")
             shutil.rmtree(old, ignore_errors=True)
@@ -73,7 +74,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.rename(out_dir)
-        _sync(out_dir.parent)
+        sync(out_dir.parent)
         remove_leftovers(out_dir)  # of former exports, now that a new one is whole
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -158,11 +159,3 @@ def _is_only_an_export(directory: Path) -> bool:
     if not isinstance(config, dict):
         return False
     return str(config.get("format")).startswith("zeta-") or "architecture" in config
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
