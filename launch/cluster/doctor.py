@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.shards.remote import is_remote
-from launch.cluster.probe import Partition, SlurmSilentError, chances, partitions, srun_knows
+from launch.cluster.probe import Partition, chances, partitions, srun_knows
 from launch.cluster.slurm import absolute_run_dir, job_for, most_ranks
 from launch.config.cluster import node_range
 from launch.config.load import ZetaConfig, load_config
 from launch.errors import USER_ERRORS, message
 from launch.filesystems import existing_parent, filesystem_kind, only_here, perhaps_only_here
 from launch.run.checks import Start, abstract_model, check_start
+from launch.slurm_queries import SlurmUnavailableError
 from zeta.train.memory_model import state_memory
 
 State = Literal["ok", "warning", "failed"]
@@ -176,7 +177,7 @@ def _slurm(config: ZetaConfig, config_name: str, overrides: Sequence[str]) -> It
             yield Check("failed", "container", fix)
         taken, said = chances(job_for(config, [config_name, *overrides]))
         yield Check("ok" if taken else "failed", "job", said)
-    except SlurmSilentError as error:
+    except SlurmUnavailableError as error:
         yield Check("failed", "Slurm", str(error))
     except ValueError as error:  # nodes or ranks are not said, which has its own line
         yield Check("failed", "job", str(error))

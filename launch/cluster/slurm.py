@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,12 @@ from pathlib import Path
 from launch.config.cluster import ClusterConfig, node_range, seconds_of
 from launch.config.load import ZetaConfig
 from launch.shipped import slurm_root
+from launch.slurm_queries import (
+    SlurmMissingError,
+    SlurmUnavailableError,
+    run_slurm,
+    slurm_messages,
+)
 from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir
 
@@ -181,31 +186,25 @@ def submit(job: Job) -> int:
         RunError: it gave no answer.
     """
     try:
-        done = subprocess.run(
-            job.command,
-            env=submission_environment(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=_SBATCH_TIMEOUT_S,
-        )
-    except FileNotFoundError:
+        environment = submission_environment(os.environ)
+        done = run_slurm(job.command, timeout_s=_SBATCH_TIMEOUT_S, environment=environment)
+    except SlurmMissingError:
         raise NotSubmittedError(
-            "sbatch is not on PATH: submit from a login node of the cluster, or see with --dry-run "
-            "what would be submitted"
+            "sbatch is not on PATH: submit from a login node of the cluster, or type --dry-run to "
+            "see what would be submitted"
         ) from None
-    except subprocess.TimeoutExpired:
+    except SlurmUnavailableError as error:
         raise RunError(
-            f"sbatch gave no answer in {_SBATCH_TIMEOUT_S:g} s; look with squeue whether the job "
-            "is there before you submit it again"
+            f"{error}; check with squeue whether the job was submitted before you submit it again"
         ) from None
-    said = said_by_slurm(done.stderr)
+    messages = slurm_messages(done.stderr)
     # With --clusters or in a federation: "id;cluster".
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode != 0 or not job_id.isdecimal():
-        words = "; ".join(said) or f"it ended with {done.returncode} and said nothing"
+        words = "; ".join(messages) or f"it ended with {done.returncode} and no message"
         kind = NotSubmittedError if done.returncode != 0 else RunError
         raise kind(f"sbatch refused the job: {words}")
-    for line in said:
+    for line in messages:
         print(f"sbatch: {line}", file=sys.stderr)
     return int(job_id)
 
@@ -228,9 +227,3 @@ def submit_chain(job: Job, links: int) -> list[int]:
                 f"{len(ids)} of {links} jobs were submitted ({listed}), then {error}"
             ) from error
     return ids
-
-
-def said_by_slurm(stderr: str) -> list[str]:
-    """Return the lines that a Slurm command wrote, without the marks in front of them."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return [re.sub(r"^(sbatch|sinfo|srun|scontrol): (error: )?", "", line) for line in lines]

@@ -13,13 +13,13 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from zeta.exit_codes import RunError
 from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
@@ -29,7 +29,6 @@ _WRITING_S = 10.0
 _SHORTEST_WATCH_S = 30.0
 _BEATS = 4
 """Heartbeats that an owner has to miss before it is taken to be gone."""
-_SQUEUE_S = 30.0
 _LOOK_S = 0.5
 
 
@@ -257,15 +256,9 @@ def _process_start(pid: int) -> str | None:
 
 
 def _is_in_queue(job: str) -> bool | None:
-    """Whether Slurm has the job, running or waiting to run again; None: it cannot be asked."""
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    """Return whether Slurm has the job, running or waiting to run again; None: it is unknown."""
     try:
-        asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SQUEUE_S, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        states = ask_queue("--format=%T", f"--jobs={job}")
+    except SlurmUnavailableError:
         return None
-    if asked.returncode != 0:
-        return False if "Invalid job id" in asked.stderr else None
-    states = asked.stdout.split()
     return None if "COMPLETING" in states else bool(states)

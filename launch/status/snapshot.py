@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from launch.run.lock import last_owner, lives_here
+from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from launch.status.state import Limits, QueueEntry, Snapshot
 from zeta.run.directory import RunDir
 from zeta.run.heartbeat import read_heartbeats
@@ -175,38 +175,22 @@ def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, QueueEntry | No
 
     The job of a run that has not started is found by the path of its log.
     """
+    options = ["--me", "--Format=JobID:|,State:|,STDOUT:|"]
     if job_id is not None:
-        answer = _squeue("--format=%i|%T|%r", f"--jobs={job_id}")
-        if answer is None:
-            return False, None
+        options = ["--format=%i|%T|%r", f"--jobs={job_id}"]
+    try:
+        answer = ask_queue(*options, timeout_s=_SQUEUE_S)
+    except SlurmUnavailableError:
+        return False, None
+    if job_id is not None:
         fields = [line.split("|", 2) for line in answer if line.count("|") == 2]
         return True, QueueEntry(*fields[-1]) if fields else None
-    answer = _squeue("--me", "--Format=JobID:|,State:|,STDOUT:|")
-    if answer is None:
-        return False, None
     logs = str(files.logs.resolve())
     for line in answer:
         number, state, log = [*line.split("|"), "", ""][:3]
         if log.startswith(f"{logs}/"):
             return True, QueueEntry(number, state)
     return True, None
-
-
-def _squeue(*options: str) -> list[str] | None:
-    """Return the lines that squeue prints; None: it is not installed, or it failed."""
-    try:
-        done = subprocess.run(
-            ["squeue", "--noheader", *options],
-            capture_output=True,
-            text=True,
-            timeout=_SQUEUE_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        return [] if "Invalid job id" in done.stderr else None
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def _tail(path: Path, nbytes: int) -> list[str]:

@@ -179,7 +179,7 @@ _PHASES = {
     "train step": (zeta.train.engine.TrainEngine, "_finish_step"),
     "save begins": (CheckpointStore, "begin"),
     "half copied": (zeta.checkpoint.store, "random_state"),
-    "between files": (zeta.checkpoint.hashed_file.os, "fsync"),
+    "between files": (zeta.checkpoint.hashed_file, "_to_disk"),
     "written": (CheckpointStore, "finish"),
     "before manifest": (zeta.checkpoint.store, "write_manifest"),
     "before rename": (zeta.checkpoint.store, "sync"),
