@@ -35,20 +35,18 @@ from zeta.distributed import (
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.export.timm.writing import timm_obstacle
 from zeta.files import write_whole_text
-from zeta.models.attention import varlen_obstacle
 from zeta.objectives import build_objective
 from zeta.objectives.image_text_model import build_for_objective
 from zeta.run.code_version import note_code
 from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir
 from zeta.run.watchdog import Watchdog
+from zeta.train.attention_check import check_attention
 from zeta.zero.start import init_distributed
 
 _PACK_PICTURES = 3
 """Drawn for W&B."""
 _CLAIM = "zeta/start/claim"
-_ANY_CHANNELS = 8
-"""Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
 
 
 def train(config: ZetaConfig) -> int:
@@ -145,13 +143,7 @@ def _check_device(config: ZetaConfig, info: RankInfo) -> None:
     """Check what is asked of this rank's device, without touching it."""
     train = config.train
     device = choose_device(info, train.device, torch.cuda.device_count())
-    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    obstacle = varlen_obstacle(device, dtype, channels=_ANY_CHANNELS)
-    if train.attention == "varlen" and obstacle is not None:
-        raise ValueError(
-            f"train.attention is varlen, which cannot run here: {obstacle}; set "
-            "train.attention=auto"
-        )
+    check_attention(train, device)
 
 
 def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:

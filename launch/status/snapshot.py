@@ -31,8 +31,6 @@ _ERROR = re.compile(
     r"(?:slurmstepd|srun|sbatch): error:|[\w.]*(?:Error|Exception)\b:?)"
 )
 _ENDINGS = ("zeta: finished", "zeta: stopped as asked", "zeta: error")
-_TRACES = ("checkpoints", "config.yaml", "heartbeat", "logs", "metrics.jsonl", "owners")
-"""Entries of which a run directory has at least one from the beginning."""
 
 
 def take_snapshot(path: Path) -> Snapshot:
@@ -46,7 +44,7 @@ def take_snapshot(path: Path) -> Snapshot:
             f"{path} is not a folder: give the directory of a run (its run.dir), such as runs/demo"
         )
     files = RunDir(path)
-    if not any((path / name).exists() for name in _TRACES):
+    if not files.is_marked():
         raise ValueError(
             f"{path} is not the directory of a run: give its run.dir (runs/NAME by default)"
         )
@@ -59,7 +57,7 @@ def take_snapshot(path: Path) -> Snapshot:
         name=str(_setting(config, "run.name") or path.name),
         rows=tuple(_rows(files.metrics)),
         limits=_limits(config, str(files.config)),
-        beats=tuple(read_heartbeats(files.path / "heartbeat")),
+        beats=tuple(read_heartbeats(files.heartbeats)),
         heartbeat_s=float(_setting(config, "train.watchdog.heartbeat_s") or 5.0),
         finished=_text(files.finished),
         checkpoint_step=step,
