@@ -1,7 +1,7 @@
-"""Submits slurm/pretrain.sbatch: what is asked of Slurm, as words that no shell looks at.
+"""Submit slurm/pretrain.sbatch with arguments that no shell interprets.
 
-The script is submitted as it is shipped. What it runs with is the CONFIG and settings behind it,
-the same for each start of the job; everything else is a flag of sbatch.
+The script is submitted as it is shipped, followed by CONFIG and settings, which are the same for
+each start of the job; everything else is a flag of sbatch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Job:
     command: tuple[str, ...]
     """sbatch and its arguments."""
     run_dir: RunDir
-    """With an absolute path."""
+    """The run directory, with an absolute path."""
 
     def log(self, job_id: int) -> Path:
         """Return the log of one submission, which all starts of the job share."""
@@ -58,14 +58,14 @@ class Job:
 
 
 class NotSubmittedError(RunError):
-    """Slurm has no job of ours: it refused, or could not be asked."""
+    """No job was submitted: Slurm refused it, or could not be reached."""
 
 
 def ranks_per_node(config: ZetaConfig) -> int:
-    """Return how many ranks a node has: one for each GPU, or the tasks asked for on CPUs.
+    """Return the number of ranks of a node: one for each GPU, or the tasks asked for on CPUs.
 
     Raises:
-        ValueError: it is not said, or said in two ways.
+        ValueError: the config does not set it, or sets it in two ways.
     """
     cluster, device = config.cluster, config.train.device
     if device == "cpu":
@@ -92,7 +92,7 @@ def most_ranks(config: ZetaConfig) -> int:
     """Return the largest world size that the job can start with.
 
     Raises:
-        ValueError: nodes or ranks are not said.
+        ValueError: the config sets no nodes or ranks.
     """
     if config.cluster.nodes is None:
         raise ValueError("cluster.nodes is not set; give --nodes N, or --nodes MIN-MAX")
@@ -108,7 +108,8 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
         chained: one of several jobs that run one after another and are never requeued.
 
     Raises:
-        ValueError: nodes or ranks are not said, or Slurm cannot write into such a run directory.
+        ValueError: the config sets no nodes or ranks, or Slurm cannot write into such a run
+            directory.
     """
     cluster, run_dir = config.cluster, absolute_run_dir(config)
     if "\\" in str(run_dir.path):
@@ -143,11 +144,11 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
 
 
 def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
-    """Return what is exported and the flag that have srun start so many tasks on each node.
+    """Return the exports and the flag that make srun start `ranks` tasks on each node.
 
     sbatch never gives more nodes than there are tasks on MIN of them: `--nodes=1-16` with
-    `--ntasks-per-node=8` gets 8 at most. There, the CPUs of the tasks are asked for, and only srun
-    is told how many they are.
+    `--ntasks-per-node=8` gets 8 at most. There, the CPUs of the tasks are asked for, and only
+    srun gets their number.
     """
     least, most = node_range(cluster.nodes or "1")
     if least * ranks >= most:
@@ -157,14 +158,14 @@ def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
 
 
 def absolute_run_dir(config: ZetaConfig) -> RunDir:
-    """Return the run directory as a job finds it, which starts in the folder it is submitted in."""
+    """Return the run directory as a job sees it, which starts in the folder it is submitted in."""
     return RunDir(Path.cwd() / Path(config.run.dir).expanduser())
 
 
 def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that sbatch hands on to the job.
+    """Return the environment that sbatch passes on to the job.
 
-    What tells of another job, in which this process may run, is left out. `zeta` of the running
+    Variables of another job, in which this process may run, are left out. `zeta` of the running
     installation comes first on PATH.
     """
     ours = {
@@ -182,8 +183,8 @@ def submit(job: Job) -> int:
     """Submit a job and return its id.
 
     Raises:
-        NotSubmittedError: there is no sbatch, or Slurm refuses the job; in its own words.
-        RunError: it gave no answer.
+        NotSubmittedError: sbatch is not on PATH, or Slurm refuses the job; with its message.
+        RunError: sbatch did not answer.
     """
     try:
         environment = submission_environment(os.environ)

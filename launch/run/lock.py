@@ -1,4 +1,4 @@
-"""One run at a time in a run directory, whatever became of the one before it.
+"""Let one run at a time train in a run directory, however the one before it ended.
 
 Every start claims the next number, `owners/000001.json` and so on, by creating the file with
 O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never given
@@ -25,33 +25,33 @@ from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
 
 _WRITING_S = 10.0
-"""How long a claim that was just made may be without its content."""
+"""Seconds that a claim may exist without its content, while it is being made."""
 _SHORTEST_WATCH_S = 30.0
 _BEATS = 4
-"""Heartbeats that an owner has to miss before it is taken to be gone."""
+"""Number of heartbeats that an owner has to miss before it is taken to be gone."""
 _LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that trains in a run directory, or did."""
+    """A process that trains, or trained, in a run directory."""
 
     host: str
     machine: str
     """Boot and process namespace in which `pid` means something; empty where neither is known."""
     pid: int
     pid_started: str
-    """When the process began, as its kernel counts; tells it from a later one of the same id."""
+    """When the process began, in its kernel's ticks; tells it from a later one of the same id."""
     time: float
-    """Of the claim, in seconds since 1970."""
+    """Time of the claim, in seconds since 1970."""
     heartbeat_s: float
     """Seconds between two heartbeats of its rank 0."""
     job: str | None = None
     """Slurm job; None outside of Slurm."""
     restarts: int = 0
-    """How often that job had been requeued before."""
+    """Number of times that the job had been requeued before."""
     cluster: str | None = None
-    """Slurm cluster that the job id belongs to, where it is known."""
+    """Slurm cluster that the job id belongs to; None: unknown."""
     released: bool = False
     """The run ended by itself."""
 
@@ -62,7 +62,7 @@ class Owner:
 
 
 def this_owner(environment: Mapping[str, str], heartbeat_s: float) -> Owner:
-    """Describe this process as an owner, with the Slurm job that `environment` tells of."""
+    """Describe this process as an owner, with the Slurm job named in `environment`."""
     return Owner(
         host=socket.gethostname(),
         machine=_machine(),
@@ -80,16 +80,16 @@ class RunLock:
     """The claim of one process on a run directory; rank 0 takes it for all ranks."""
 
     def __init__(self, run_dir: RunDir, owner: Owner) -> None:
-        """Claim nothing yet."""
+        """Prepare a claim; `acquire` makes it."""
         self._run_dir, self._owner = run_dir, owner
         self._claimed: Path | None = None
 
     def acquire(self) -> None:
-        """Claim the directory; made if missing.
+        """Claim the directory, and make it if it is missing.
 
-        Takes no time if there is no owner or one that can be asked for. An owner on another machine
-        of which only heartbeats are known is watched until it shows itself, or for so long that it
-        must be gone: half a minute.
+        This takes no time where no owner is left, or its process or job can be asked for. An owner
+        on another machine that is known by heartbeats only is watched until one comes, or for long
+        enough to know that it is gone: half a minute.
 
         Raises:
             RunError: another run has it.
@@ -113,7 +113,7 @@ class RunLock:
 
     @property
     def proof(self) -> str:
-        """What another machine must see if it has the same directory; empty without a claim."""
+        """Text by which another machine recognises this directory; empty without a claim."""
         if self._claimed is None:
             return ""
         return f"{self._claimed.name}\n{self._claimed.read_text(encoding='utf-8')}"
@@ -129,7 +129,7 @@ class RunLock:
         self._claimed = None
 
     def _is_gone(self, owner: Owner) -> bool:
-        """Whether the owner trains no more."""
+        """Return whether the owner no longer trains."""
         me = self._owner
         same_job = owner.job is not None and (owner.job, owner.cluster) == (me.job, me.cluster)
         if owner.released or (same_job and owner.restarts < me.restarts):
@@ -144,7 +144,7 @@ class RunLock:
         return self._is_silent(owner)
 
     def _is_silent(self, owner: Owner) -> bool:
-        """Whether rank 0 shows no heartbeat for long. Clocks are not compared: they may differ."""
+        """Return whether rank 0 writes no heartbeat; clocks may differ, so none are compared."""
         seconds = max(_SHORTEST_WATCH_S, _BEATS * owner.heartbeat_s)
         print(
             f"zeta: another run was in {self._run_dir.path} ({owner}); watching for up to "
@@ -162,12 +162,12 @@ class RunLock:
 
 
 def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
-    """Whether this machine sees the claim that another one holds; network storage may take a while.
+    """Return whether this machine sees another one's claim; network storage may take a while.
 
     Args:
         run_dir: the directory as it is here.
         proof: `RunLock.proof` there.
-        patience_s: how long to look for it.
+        patience_s: seconds to look for it.
     """
     name, _, content = proof.partition("\n")
     deadline = time.monotonic() + patience_s
@@ -179,7 +179,7 @@ def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
 
 
 def last_owner(run_dir: RunDir) -> Owner | None:
-    """Return who trained in a directory last, or does; None: nobody, or it cannot be read."""
+    """Return who trains in a directory or did last; None: nobody, or it cannot be read."""
     number = _newest(run_dir.owners)
     try:
         return _parse(run_dir.owners / _name(number)) if number else None
@@ -188,7 +188,7 @@ def last_owner(run_dir: RunDir) -> Owner | None:
 
 
 def lives_here(owner: Owner) -> bool | None:
-    """Whether the process of an owner runs; None: it cannot be seen from this machine."""
+    """Return whether the process of an owner runs; None: this machine cannot see it."""
     if not owner.machine or owner.machine != _machine():
         return None
     return _process_start(owner.pid) == owner.pid_started
@@ -199,7 +199,7 @@ def _name(number: int) -> str:
 
 
 def _newest(folder: Path) -> int:
-    """Return the highest number that was claimed; 0: none."""
+    """Return the highest number that was claimed; 0 if none was."""
     return max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=0)
 
 
@@ -215,7 +215,7 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _read(path: Path) -> Owner | None:
-    """Read a claim; None where it never becomes whole: its process was killed as it wrote it."""
+    """Read a claim; None where its process was killed before the claim was whole."""
     deadline = time.monotonic() + _WRITING_S
     while (owner := _parse(path)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -238,7 +238,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _machine() -> str:
-    """Name the boot of this machine and the namespace of its process ids; empty: cannot be told."""
+    """Return this boot of the machine and its namespace of process ids; empty: unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
