@@ -3,8 +3,8 @@
 Every start claims the next number, `owners/000001.json` and so on, by creating the file with
 O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never given
 back, so of two starts that find the same dead owner only one succeeds it. A run that ends marks its
-file. One that could not is found gone by what can be known from here: its process, where this is
-the machine it ran on; else its Slurm job; else whether its heartbeat still moves.
+file. One that could not is found to be gone by what this machine can ask: its process, on the
+machine it ran on; else its Slurm job; else whether its heartbeat still changes.
 """
 
 from __future__ import annotations

@@ -198,9 +198,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             )
         if count := trainer.quarantine.count:
             images = f"{count:,} image{'s' if count > 1 else ''}"
-            console.message(
-                f"{images} could not be used so far: {run_dir.quarantine} lists them with reasons"
-            )
+            console.message(f"{images} could not be used so far: see {run_dir.quarantine}")
         return code
     finally:
         close_distributed()

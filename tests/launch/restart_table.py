@@ -24,7 +24,7 @@ TABLE = [
     Case("Ctrl-C", [(130, True), (0, True)], 1, 130),
     Case("saved", [(85, True), (85, True), (0, True)], 3, 0),
     Case(
-        "stopped by a signal before the ranks were up",
+        "a signal before the ranks were up",
         [(143, False), (138, False), (0, True)],
         3,
         0,
