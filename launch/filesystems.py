@@ -1,4 +1,4 @@
-"""Which filesystem a folder lies on, and whether other nodes can see it."""
+"""Find which filesystem a folder lies on, and whether files can be written there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def filesystem_kind(path: Path, mounts: str | None = None) -> str:
         mounts: text as of /proc/self/mounts; read from there unless given.
 
     Returns:
-        The type as the kernel names it, or "unknown" where it does not tell.
+        The type as the kernel names it, or "unknown" where it does not list it.
     """
     if mounts is None:
         if not _MOUNTS.exists():
@@ -38,12 +38,12 @@ def filesystem_kind(path: Path, mounts: str | None = None) -> str:
 
 
 def only_here(kind: str) -> bool:
-    """Tell whether no other node can see such a filesystem."""
+    """Return whether no other node can see such a filesystem."""
     return kind in _OF_ONE_NODE
 
 
 def perhaps_only_here(kind: str) -> bool:
-    """Tell whether it is a disk of this node, which others see only if this node exports it."""
+    """Return whether it is a disk of this node, which others see only if this node exports it."""
     return kind in _DISKS
 
 

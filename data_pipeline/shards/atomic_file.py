@@ -1,28 +1,22 @@
-"""Files that are whole or absent: written under a hidden name beside, then renamed."""
+"""Write files whose unfinished forms can be told from those of a writer that was killed."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from zeta.files import write_whole
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose content appears under `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # held while somebody is writing
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a stream as `write_whole` does, locked for as long as the block runs."""
+    with write_whole(path) as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is to be made of what the nodes of a job found: which of them are bad, or is the job?
+"""Decide from node reports which nodes to exclude, or that the job itself is at fault.
 
-Pure: reports in, verdict out. What one node finds and others do not is a fault of that node; what
-all of them find is a fault of the job, and no other node would help.
+Pure: reports in, verdict out. A fault that one node finds and others do not is a fault of that
+node; a fault that all of them find is a fault of the job, and no other node would help.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ MOST_CLOCK_SKEW_S = 30.0
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node found; made of what JSON can hold."""
+    """The findings of one node; every field can be written as JSON."""
 
     node: str
     faults: list[str] = field(default_factory=list)
     gpus: list[str] = field(default_factory=list)
     """Names of the GPUs that it sees."""
     fingerprint: str = ""
-    """Of the shards that it sees; empty: it sees none, which is among the faults."""
+    """Fingerprint of the shards that it sees; empty: it sees none, which is among the faults."""
     clock: float | None = None
-    """Seconds since 1970 at the moment that all nodes were told to look; None: it came later."""
+    """Seconds since 1970 when all nodes were asked to read their clocks; None: it came later."""
     sees_run_dir: bool = True
-    """Whether it sees in the run directory what the first node has written there."""
+    """Whether it sees what the first node has written into the run directory."""
     run_dir_kind: str = ""
-    """Kind of the file system that it has there."""
+    """Kind of file system that the run directory has there."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of the job."""
+    """The decision about the job."""
 
     bad: Mapping[str, str] = field(default_factory=dict)
-    """Reason by node: the job may go on without them."""
+    """Reason by bad node: the job may continue without them."""
     refusal: str = ""
-    """Why it must not go on, on any nodes; empty: it may."""
+    """Why it must not continue on any nodes; empty: it may."""
 
 
 def judge(reports: Sequence[NodeReport | None], nodes: Sequence[str], waited_s: float) -> Verdict:
     """Judge the nodes by their reports.
 
     Args:
-        reports: of each node, the first node's first; None: it sent none.
+        reports: one for each node, the first node's first; None: it sent none.
         nodes: their names, in the same order.
-        waited_s: for how long a report was waited for.
+        waited_s: seconds for which reports were waited for.
     """
     faults: dict[str, list[str]] = {node: [] for node in nodes}
     here = [report for report in reports if report is not None]
     for node, report in zip(nodes, reports, strict=True):
         if report is None:
-            faults[node].append(f"no word from it for {waited_s:g} s")
+            faults[node].append(f"no report from it in {waited_s:g} s")
         else:
             faults[node] += report.faults
     first = reports[0]
@@ -78,7 +78,7 @@ def judge(reports: Sequence[NodeReport | None], nodes: Sequence[str], waited_s: 
 
 
 def _odd_ones(report: NodeReport, reports: Sequence[NodeReport]) -> list[str]:
-    """Return what a node sees differently from most of them."""
+    """Return what this node sees differently from most nodes."""
     odd = []
     usual = _most_common(tuple(r.fingerprint for r in reports if r.fingerprint))
     if report.fingerprint and report.fingerprint != usual:
@@ -101,18 +101,18 @@ def silent_nodes(answers: Sequence[str | None], nodes: Sequence[str]) -> dict[st
     """Return the nodes that are to blame for an all-reduce that failed, and why.
 
     Args:
-        answers: of each node, what went wrong there; None: it gave no answer.
+        answers: for each node, what went wrong there; None: it did not answer.
         nodes: their names, in the same order.
     """
     return {
-        node: "no word from it in the all-reduce of the nodes"
+        node: "no answer from it in the all-reduce of the nodes"
         for node, answer in zip(nodes, answers, strict=True)
         if answer is None
     }
 
 
 def grouped(reasons: Mapping[str, str]) -> str:
-    """Say once what several nodes found alike.
+    """Return the reasons as text, each once with all nodes that share it.
 
     Args:
         reasons: by node.

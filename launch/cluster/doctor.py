@@ -1,8 +1,7 @@
-"""`zeta launch doctor`: what can be known of a run on a cluster before anything is submitted.
+"""Check from the login node whether a run can work on a cluster: `zeta launch doctor`.
 
-From the login node, in seconds: nothing is submitted, and nothing written. What only the nodes
-can tell (devices, what they see of the disks, the network between them) is checked by the job
-itself before it trains.
+It takes seconds, submits nothing and writes nothing. What only the nodes know (devices, what they
+see of the disks, the network between them) is checked by the job itself before it trains.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.shards.remote import is_remote
-from launch.cluster.probe import Partition, SlurmSilentError, chances, partitions, srun_knows
+from launch.cluster.probe import Partition, chances, partitions, srun_knows
 from launch.cluster.slurm import absolute_run_dir, job_for, most_ranks
 from launch.config.cluster import node_range
 from launch.config.load import ZetaConfig, load_config
 from launch.errors import USER_ERRORS, message
 from launch.filesystems import existing_parent, filesystem_kind, only_here, perhaps_only_here
 from launch.run.checks import Start, abstract_model, check_start
+from launch.slurm_queries import SlurmUnavailableError
 from zeta.train.memory_model import state_memory
 from zeta.train.optim import state_per_weight
 
@@ -38,13 +38,13 @@ class Check:
     state: State
     subject: str
     finding: str
-    """What was found and, unless it is ok, what to do about it."""
+    """The finding and, unless it is ok, what to do about it."""
 
 
 def examine(config_name: str, overrides: Sequence[str]) -> Iterator[Check]:
     """Yield the checks of a run, each as soon as it is known.
 
-    What needs another that failed is left out.
+    A check that depends on one that failed is left out.
     """
     try:
         config = load_config(config_name, overrides)
@@ -76,7 +76,7 @@ def examine(config_name: str, overrides: Sequence[str]) -> Iterator[Check]:
 
 
 def place(subject: str, path: Path, *, several: bool) -> Check:
-    """Check that all nodes can see a folder, as far as the kind of its filesystem tells."""
+    """Check that all nodes can see a folder, as far as the kind of its filesystem shows."""
     kind = filesystem_kind(path)
     on = f"{path}, on {kind}"
     if several and only_here(kind):
@@ -123,7 +123,7 @@ def partition_check(found: Sequence[Partition], config: ZetaConfig) -> Check:
 
 
 def container(config: ZetaConfig, run_dir: Path) -> Iterator[Check]:
-    """Check image and mounts of the container, as far as this machine can tell."""
+    """Check image and mounts of the container, as far as this machine can see them."""
     asked = config.cluster.container
     if asked.runtime == "none":
         return
@@ -147,7 +147,7 @@ def container(config: ZetaConfig, run_dir: Path) -> Iterator[Check]:
 
 
 def wandb_mode(config: ZetaConfig) -> Check:
-    """Say where metrics will go."""
+    """Return where metrics will go."""
     from zeta.tracking.wandb_mode import resolve_mode
 
     mode = resolve_mode(config.tracker.wandb.mode, os.environ)
@@ -177,9 +177,9 @@ def _slurm(config: ZetaConfig, config_name: str, overrides: Sequence[str]) -> It
             yield Check("failed", "container", fix)
         taken, said = chances(job_for(config, [config_name, *overrides]))
         yield Check("ok" if taken else "failed", "job", said)
-    except SlurmSilentError as error:
+    except SlurmUnavailableError as error:
         yield Check("failed", "Slurm", str(error))
-    except ValueError as error:  # nodes or ranks are not said, which has its own line
+    except ValueError as error:  # no nodes or ranks are set, which has its own line
         yield Check("failed", "job", str(error))
 
 

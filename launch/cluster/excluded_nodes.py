@@ -1,15 +1,14 @@
-"""The nodes that a run has found bad, and whether its job can do without them."""
+"""Note the nodes that a run found bad, and tell whether its job can run without them."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-_SLURM_S = 30.0
+from launch.slurm_queries import SlurmUnavailableError, ask_slurm
 
 
 def note_excluded(path: Path, bad: Mapping[str, str]) -> None:
@@ -34,16 +33,12 @@ def too_few_left(environment: Mapping[str, str], bad: Mapping[str, str]) -> str:
     job, partition = environment.get("SLURM_JOB_ID"), environment.get("SLURM_JOB_PARTITION")
     if job is None or partition is None:
         return ""
-    shown = _ask("scontrol", "--oneliner", "show", "job", job)
-    avoided = re.search(r" ExcNodeList=(\S+)", shown)
-    listed = _ask("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N")
-    least = _least_nodes(job)
-    if least is None or not avoided or not listed:
+    try:
+        least, listed = _least_nodes(job), _nodes_of(partition)
+        left = len(listed - set(bad) - _avoided_nodes(job))
+    except SlurmUnavailableError:
         return ""
-    before = avoided[1] if avoided[1] != "(null)" else ""
-    without = {*bad, *(_ask("scontrol", "show", "hostnames", before).split() if before else ())}
-    left = len(set(listed.split()) - without)
-    if left >= least:
+    if least is None or not listed or left >= least:
         return ""
     return (
         f"without them partition {partition} has {left} node{'' if left == 1 else 's'}, and this "
@@ -57,18 +52,22 @@ def _least_nodes(job: str) -> int | None:
     Of a job that runs, its record tells the nodes that it has; what it asked for is in its TRES.
     """
     try:
-        jobs = json.loads(_ask("squeue", "--json", f"--jobs={job}"))["jobs"]
+        jobs = json.loads(ask_slurm("squeue", "--json", f"--jobs={job}"))["jobs"]
         asked = [entry["tres_req_str"] for entry in jobs if str(entry["job_id"]) == job]
         return int(re.findall(r"\bnode=(\d+)", asked[0])[0])
     except (ValueError, KeyError, IndexError, TypeError):
         return None
 
 
-def _ask(*command: str) -> str:
-    """Return what a Slurm command prints; empty where it cannot be asked."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=_SLURM_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _nodes_of(partition: str) -> set[str]:
+    shown = ask_slurm("sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N")
+    return set(shown.split())
+
+
+def _avoided_nodes(job: str) -> set[str]:
+    """Return the nodes that the job must not get already."""
+    shown = ask_slurm("scontrol", "--oneliner", "show", "job", job)
+    avoided = re.search(r" ExcNodeList=(\S+)", shown)
+    if avoided is None or avoided[1] == "(null)":
+        return set()
+    return set(ask_slurm("scontrol", "show", "hostnames", avoided[1]).split())

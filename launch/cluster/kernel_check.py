@@ -1,4 +1,4 @@
-"""Whether the devices of a machine compute the same every time: matrix products and attention.
+"""Check that the devices of a machine compute the same every time: products and attention.
 
 A device that flips bits trains on garbage long before anything reports it. The CUDA path was never
 run: it was written without a device.
@@ -15,14 +15,14 @@ from torch import Tensor
 from zeta.models.attention import Segments, attend
 
 _LENGTHS = (196, 64, 77, 130)
-"""Tokens of the images of the packed attention."""
+"""Numbers of tokens of the images in the packed attention."""
 _GRADIENT_TOLERANCE = 0.02
-"""Of gradients on CUDA, relative: its kernels add them up in no fixed order. On a CPU they, and the
-products and the attention on every device, have to be equal bit for bit."""
+"""Relative tolerance of gradients on CUDA: its kernels add them up in no fixed order. On a
+CPU they, and the products and the attention on every device, have to be equal bit for bit."""
 
 
 class _Probe:
-    """What is computed on one device, over and over."""
+    """A computation on one device that is repeated."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -68,7 +68,7 @@ class _Probe:
 
 
 def kernel_faults(devices: Sequence[torch.device], seconds: float) -> list[str]:
-    """Compute on all devices for so long; return what went wrong, each with its device."""
+    """Compute on all devices for `seconds`; return what went wrong, each with its device."""
     faults: dict[torch.device, str] = {}
     probes: list[_Probe] = []
     for device in devices:

@@ -1,4 +1,4 @@
-"""A timed all-reduce over the nodes of a job, one process a node; who is missing if it fails."""
+"""Time an all-reduce over the nodes of a job, one process a node, and name those that miss it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ANSWER = "answer/{}"
 
 @dataclass(frozen=True)
 class AllReduce:
-    """What an all-reduce took, on the slowest of so many rounds."""
+    """Time that an all-reduce took in the median round."""
 
     nodes: int
     mib: int
@@ -40,12 +40,12 @@ class AllReduce:
 
 
 class AllReduceError(RuntimeError):
-    """The all-reduce failed; raised on the first process, which has heard the others."""
+    """The all-reduce failed; raised on the first process, with the answers of all."""
 
     def __init__(self, answers: Sequence[str | None]) -> None:
         super().__init__("the all-reduce failed")
         self.answers = answers
-        """Of each process, what went wrong there; empty: nothing did, None: it gave no answer."""
+        """For each process, what went wrong there; empty: nothing did; None: it did not answer."""
 
 
 def answered_all_reduce(
@@ -73,7 +73,7 @@ def answered_all_reduce(
 
 
 def _hear(store: Store, info: RankInfo, deadline: float) -> Iterator[str | None]:
-    """Yield what each other process answers; None where it gives no answer in time."""
+    """Yield the answer of each other process; None where it does not come in time."""
     for rank in range(1, info.world_size):
         key = _ANSWER.format(rank)
         while not store.check([key]) and time.monotonic() < deadline:
@@ -90,7 +90,7 @@ def timed_all_reduce(
         info: one process a node.
         store: where they meet.
         device: cuda: NCCL, on one GPU of each node; else gloo.
-        timeout_s: for which a process waits for the others.
+        timeout_s: seconds that a process waits for the others.
 
     Returns:
         The median round.

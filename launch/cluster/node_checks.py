@@ -1,7 +1,6 @@
-"""What can be wrong with one node, as it sees itself: GPUs, disks, shards, the run directory.
+"""Check one node from inside: GPUs, disks, shards, the run directory.
 
-Every check returns its findings as text, because a node that fails has to be named with all of them
-by somebody else.
+Every check returns its findings as text, because the first node reports them for all.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _GIB = 2**30
 _LEAST_FREE = 1 * _GIB
 _LEAST_INODES = 1000
 _BUSY_SHARE = 0.1
-"""Of a GPU's memory: more than this in use before a run starts is another process."""
+"""Share of a GPU's memory: more than this in use before a run starts is another process."""
 _SMI_S = 60.0
 
 
@@ -32,7 +31,7 @@ def gpu_faults(expected: int | None) -> list[str]:
     """Check the GPUs that this process sees.
 
     Args:
-        expected: how many there should be; None: unknown.
+        expected: number that there should be; None: unknown.
     """
     visible = torch.cuda.device_count()
     if expected is not None and visible < expected:
@@ -54,7 +53,7 @@ def gpu_faults(expected: int | None) -> list[str]:
 
 
 def ecc_faults() -> list[str]:
-    """Return the GPUs with uncorrectable memory errors, as far as nvidia-smi tells."""
+    """Return the GPUs with uncorrectable memory errors, as far as nvidia-smi reports them."""
     fields = "index,ecc.errors.uncorrected.volatile.total"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
@@ -62,7 +61,7 @@ def ecc_faults() -> list[str]:
     except FileNotFoundError:
         return []
     except subprocess.TimeoutExpired:
-        return [f"nvidia-smi gave no answer for {_SMI_S:g} s"]
+        return [f"nvidia-smi did not answer in {_SMI_S:g} s"]
     if asked.returncode != 0:
         return [f"nvidia-smi: {(asked.stdout + asked.stderr).strip() or 'failed'}".splitlines()[0]]
     rows = [row.split(",") for row in asked.stdout.splitlines() if row.count(",") == 1]
@@ -96,7 +95,7 @@ def folder_faults(folder: Path, name: str, least_bytes: int = _LEAST_FREE) -> li
     Args:
         folder: need not exist.
         name: the config field that sets it.
-        least_bytes: that have to be free.
+        least_bytes: bytes that have to be free.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""Preflight: before the ranks of a Slurm job start, one process a node looks for what is wrong.
+"""Check the nodes of a Slurm job before its ranks start, with one process a node.
 
 Each node checks itself (GPUs, disks, shards, run directory, kernels) and reports to the first one,
 which judges: nodes that are bad are named and written into `excluded_nodes` of the run directory.
@@ -44,7 +44,7 @@ from zeta.run.directory import RunDir
 from zeta.train.optim import state_per_weight
 
 BAD_NODES = 86
-"""Exit status where bad nodes were found and the job may go on without them."""
+"""Exit status where bad nodes were found and the job may continue without them."""
 _KERNEL_S = {"cuda": 30.0, "cpu": 1.0}
 _FP32_BYTES = 4
 _LINGER_S = 3.0
@@ -60,17 +60,17 @@ _HEARD = "heard"
 
 
 def preflight(config: ZetaConfig) -> int:
-    """Check this node, as one of those of the job; the first node speaks for all of them.
+    """Check this node as one of the job's; the first node decides and reports for all of them.
 
     It prints the names of bad nodes on standard output, separated by commas, and nothing else;
-    what is for people goes to standard error.
+    messages go to standard error.
 
     Returns:
-        0: all nodes are well, or the run is finished; `BAD_NODES`: the job may go on without those
-        that were printed.
+        0: all nodes are well, or the run is finished; `BAD_NODES`: the job may continue without
+        those that were printed.
 
     Raises:
-        ValueError, RunError: the job cannot go on, on any nodes; raised on the first node, the
+        ValueError, RunError: the job cannot run on any nodes; raised on the first node, the
             others return the same status.
         OSError: the nodes cannot reach each other.
     """
@@ -99,11 +99,11 @@ def preflight(config: ZetaConfig) -> int:
 
 
 def _measure(config: ZetaConfig, info: RankInfo, meeting: Store) -> Mapping[str, str]:
-    """Time an all-reduce over the nodes; return, on the first node, those that gave no answer.
+    """Time an all-reduce over the nodes; return, on the first node, those that did not answer.
 
     Raises:
         RunError: too few nodes would be left without them.
-        ConnectionError: it failed though all nodes answered; says what each one found.
+        ConnectionError: it failed though all nodes answered; names what each one found.
         RuntimeError: it failed, on the other nodes.
     """
     limit_s = min(TIMEOUT_S, config.cluster.preflight_timeout_s)
@@ -120,12 +120,12 @@ def _measure(config: ZetaConfig, info: RankInfo, meeting: Store) -> Mapping[str,
         _exclude(RunDir(Path(config.run.dir).expanduser()), Verdict(bad))
         return bad
     if info.rank == 0:
-        _say(str(measured))
+        _log(str(measured))
     return {}
 
 
 def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]:
-    """Check the first node, hear the others and judge; return the bad nodes and their reasons."""
+    """Check the first node, collect the reports and judge; return the bad nodes with reasons."""
     run_dir, timeout_s = (
         RunDir(Path(config.run.dir).expanduser()),
         config.cluster.preflight_timeout_s,
@@ -135,7 +135,7 @@ def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]
         if not faults:
             start = check_start(config, 1)
             if start.already_finished is not None:
-                return {}  # the ranks will say so
+                return {}  # the ranks will report it
             _check_room(start)
             lock.acquire()
         store.set(_CLAIM, lock.proof)
@@ -152,20 +152,20 @@ def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]
 
 
 def _conclude(run_dir: RunDir, reports: list[NodeReport | None], verdict: Verdict) -> None:
-    """Say and note what was found; raise RunError if the job cannot go on."""
+    """Print and record the verdict; raise RunError if the job cannot continue."""
     _exclude(run_dir, verdict)
     if verdict.bad:
         return
     gpus = sorted({name for report in reports if report is not None for name in report.gpus})
     each = len(reports[0].gpus) if reports[0] is not None else 0
     what = f"{each} GPUs each ({', '.join(gpus)})" if gpus else "no GPUs"
-    _say(f"{len(reports)} node{'' if len(reports) == 1 else 's'} well, {what}")
+    _log(f"{len(reports)} node{'' if len(reports) == 1 else 's'} well, {what}")
 
 
 def _exclude(run_dir: RunDir, verdict: Verdict) -> None:
-    """Say and note which nodes are bad; raise RunError if the job cannot go on without them."""
+    """Print and record which nodes are bad; raise RunError if the job needs them."""
     for node, reason in verdict.bad.items():
-        _say(f"node {node} is bad: {reason}")
+        _log(f"node {node} is bad: {reason}")
     if verdict.refusal:
         raise RunError(f"preflight: {verdict.refusal}")
     if not verdict.bad:
@@ -184,7 +184,7 @@ def _follow(config: ZetaConfig, info: RankInfo, store: Store) -> int:
     store.add(_READY, 1)
     store.wait([_LOOK], limit)
     clock = None if late else time.time()
-    if not store.check([_STATUS]):  # else the first node has decided without us
+    if not store.check([_STATUS]):  # otherwise the first node has decided without us
         report = _report(config, store.get(_CLAIM).decode(), clock)
         store.set(_REPORT.format(info.rank), json.dumps(asdict(report)))
         store.wait([_STATUS], limit)
@@ -222,7 +222,7 @@ def _check_room(start: Start) -> None:
 
 
 def _hear(store: Store, info: RankInfo, timeout_s: float) -> Iterator[NodeReport | None]:
-    """Yield the report of each other node; None where none comes in time."""
+    """Yield the report of each other node; None where none arrives in time."""
     deadline = time.monotonic() + timeout_s
     for rank in range(1, info.world_size):
         key = _REPORT.format(rank)
@@ -232,7 +232,7 @@ def _hear(store: Store, info: RankInfo, timeout_s: float) -> Iterator[NodeReport
 
 
 def _names(store: Store, info: RankInfo) -> Iterator[str]:
-    """Yield the name of each other node, known to Slurm even where it gave no word."""
+    """Yield the name of each other node, known to Slurm even where it did not report."""
     listed = os.environ.get("ZETA_NODES", "").split()
     for rank in range(1, info.world_size):
         key = _NAME.format(rank)
@@ -243,7 +243,7 @@ def _names(store: Store, info: RankInfo) -> Iterator[str]:
 
 
 def _announce(store: Store, info: RankInfo, status: int) -> None:
-    """Tell the other nodes, and let those that are here hear it: the store goes with us."""
+    """Send the status to the other nodes, and wait until it is read: the store ends with us."""
     for key, value in ((_STATUS, str(status)), (_CLAIM, ""), (_LOOK, "")):
         if not store.check([key]):
             store.set(key, value)
@@ -268,13 +268,13 @@ def _node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"zeta: preflight: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _lost_nodes_named() -> Iterator[None]:
-    """Turn what torch says of a connection that broke, pages of C++, into one line."""
+    """Turn torch's report of a broken connection, pages of C++, into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -287,7 +287,7 @@ def _lost_nodes_named() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _output_to_stderr() -> Iterator[IO[str]]:
-    """Keep standard output for the answer; what libraries such as NCCL print there goes beside."""
+    """Keep standard output for the answer; what libraries such as NCCL print goes to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -1,46 +1,40 @@
-"""What a cluster says of itself, and of a job that is not submitted."""
+"""Ask a cluster for its partitions, and whether it would take a job that is not submitted."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.cluster.slurm import Job, said_by_slurm, submission_environment
+from launch.cluster.slurm import Job, submission_environment
+from launch.slurm_queries import ask_slurm, run_slurm, slurm_messages
 
-_TIMEOUT_S = 30.0
 _COLUMNS = "%P|%D|%T|%G"
-"""Partition, nodes, their state, what they have besides cores."""
+"""Columns of sinfo: partition, number of nodes, their state, their generic resources (GPUs)."""
 _TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing", "planned", "reserved"})
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Some nodes of a cluster."""
+    """A partition of a cluster, as sinfo lists it."""
 
     name: str
     is_default: bool
     nodes: int
     usable: int
-    """Nodes that run jobs, or could."""
+    """Nodes that run jobs or are free for one."""
     idle: int
     gpus_per_node: int
-    """Of the nodes with most of them."""
-
-
-class SlurmSilentError(Exception):
-    """A Slurm command is missing, failed or gave no answer; says which and why."""
+    """GPUs of the nodes that have the most."""
 
 
 def partitions() -> list[Partition]:
     """Ask the cluster for its partitions.
 
     Raises:
-        SlurmSilentError: there is no sinfo, or no answer.
+        SlurmUnavailableError: sinfo is missing, failed or did not answer.
     """
-    return parse_partitions(_ask(["sinfo", "--noheader", f"--format={_COLUMNS}"]).stdout)
+    return parse_partitions(_ask("sinfo", "--noheader", f"--format={_COLUMNS}"))
 
 
 def parse_partitions(text: str) -> list[Partition]:
@@ -71,39 +65,25 @@ def chances(job: Job) -> tuple[bool, str]:
     """Ask Slurm whether it would take a job, without submitting it.
 
     Returns:
-        (taken, what Slurm says: when and where it would start, or why not).
+        Whether it would, and Slurm's message: when and where the job would start, or why not.
 
     Raises:
-        SlurmSilentError: there is no sbatch, or no answer.
+        SlurmUnavailableError: sbatch is missing or did not answer.
     """
     sbatch, *words = job.command
-    done = _ask([sbatch, "--test-only", *words], may_fail=True)
-    return done.returncode == 0, "; ".join(said_by_slurm(done.stderr))
+    environment = submission_environment(os.environ)
+    done = run_slurm([sbatch, "--test-only", *words], environment=environment)
+    return done.returncode == 0, "; ".join(slurm_messages(done.stderr))
 
 
 def srun_knows(option: str) -> bool:
-    """Tell whether srun has an option, such as one of a plugin.
+    """Return whether srun has an option, such as one of a plugin.
 
     Raises:
-        SlurmSilentError: there is no srun, or no answer.
+        SlurmUnavailableError: srun is missing, failed or did not answer.
     """
-    return option in _ask(["srun", "--help"]).stdout
+    return option in _ask("srun", "--help")
 
 
-def _ask(command: Sequence[str], *, may_fail: bool = False) -> subprocess.CompletedProcess[str]:
-    try:
-        done = subprocess.run(
-            command,
-            env=submission_environment(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-        )
-    except FileNotFoundError:
-        raise SlurmSilentError(f"{command[0]} is not on PATH") from None
-    except subprocess.TimeoutExpired:
-        raise SlurmSilentError(f"{command[0]} gave no answer in {_TIMEOUT_S:g} s") from None
-    if done.returncode != 0 and not may_fail:
-        words = "; ".join(said_by_slurm(done.stderr)) or f"ended with {done.returncode}"
-        raise SlurmSilentError(f"{command[0]}: {words}")
-    return done
+def _ask(*command: str) -> str:
+    return ask_slurm(*command, environment=submission_environment(os.environ))

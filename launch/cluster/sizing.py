@@ -1,4 +1,4 @@
-"""Which models fit which GPUs: the largest token budget by preset, GPU and ZeRO stage, computed.
+"""Compute which models fit which GPUs: the largest token budget by preset, GPU and ZeRO stage.
 
 The memory is that of `zeta.train.memory_model`, as in a dry run, for packs of images of 16 x 16
 patches. Nothing is allocated, and nothing was measured on a GPU.
@@ -36,12 +36,12 @@ class Sizing:
     """The memory of training one preset.
 
     Raises:
-        ValueError: there is no such preset.
+        ValueError: no preset has this name.
     """
 
     preset: str
     checkpointing: bool = False
-    """train.activation_checkpointing."""
+    """Value of train.activation_checkpointing."""
 
     def __post_init__(self) -> None:
         check_choice("the preset", self.preset, PRESETS)
@@ -53,7 +53,7 @@ class Sizing:
 
     @cached_property
     def _line(self) -> tuple[float, float]:
-        """Bytes of activations of no token, and of each one."""
+        """Bytes of activations of an empty pack, and of each token."""
         (few, at_few), (more, at_more) = (self._measure(images) for images in (_FEW, _MORE))
         each = (at_more - at_few) / (more - few)
         return at_few - each * few, each
@@ -64,7 +64,7 @@ class Sizing:
         return constant + each * budget
 
     def largest_budget(self, gpu: Accelerator, stage: int, world_size: int) -> int | None:
-        """Return the largest of BUDGETS that fits; None: not the smallest."""
+        """Return the largest of BUDGETS that fits; None: not even the smallest."""
         train = TrainConfig(zero_stage=stage, dtype="bf16", packs_per_step=world_size)
         states = state_memory(self.weights, train, world_size).total
         fitting = [each for each in BUDGETS if gpu.fits(states + self.activations(each))]
@@ -118,7 +118,7 @@ def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size
         count = f"{sum(plain.weights) / 1e6:,.0f} M"
         for stage in STAGES:
             cells = [
-                " / ".join(_say(each.largest_budget(gpu, stage, world_size)) for each in pair)
+                " / ".join(_thousands(each.largest_budget(gpu, stage, world_size)) for each in pair)
                 for gpu in gpus
                 for pair in [(plain, sparing)]
             ]
@@ -126,7 +126,7 @@ def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size
     return lines
 
 
-def _say(budget: int | None) -> str:
+def _thousands(budget: int | None) -> str:
     return "-" if budget is None else f"{budget // 1024}k"
 
 

@@ -1,7 +1,7 @@
-"""Submits slurm/pretrain.sbatch: what is asked of Slurm, as words that no shell looks at.
+"""Submit slurm/pretrain.sbatch with arguments that no shell interprets.
 
-The script is submitted as it is shipped. What it runs with is the CONFIG and settings behind it,
-the same for each start of the job; everything else is a flag of sbatch.
+The script is submitted as it is shipped, followed by CONFIG and settings, which are the same for
+each start of the job; everything else is a flag of sbatch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,12 @@ from pathlib import Path
 from launch.config.cluster import ClusterConfig, node_range, seconds_of
 from launch.config.load import ZetaConfig
 from launch.shipped import slurm_root
+from launch.slurm_queries import (
+    SlurmMissingError,
+    SlurmUnavailableError,
+    run_slurm,
+    slurm_messages,
+)
 from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir
 
@@ -45,7 +50,7 @@ class Job:
     command: tuple[str, ...]
     """sbatch and its arguments."""
     run_dir: RunDir
-    """With an absolute path."""
+    """The run directory, with an absolute path."""
 
     def log(self, job_id: int) -> Path:
         """Return the log of one submission, which all starts of the job share."""
@@ -53,14 +58,14 @@ class Job:
 
 
 class NotSubmittedError(RunError):
-    """Slurm has no job of ours: it refused, or could not be asked."""
+    """No job was submitted: Slurm refused it, or could not be reached."""
 
 
 def ranks_per_node(config: ZetaConfig) -> int:
-    """Return how many ranks a node has: one for each GPU, or the tasks asked for on CPUs.
+    """Return the number of ranks of a node: one for each GPU, or the tasks asked for on CPUs.
 
     Raises:
-        ValueError: it is not said, or said in two ways.
+        ValueError: the config does not set it, or sets it in two ways.
     """
     cluster, device = config.cluster, config.train.device
     if device == "cpu":
@@ -87,7 +92,7 @@ def most_ranks(config: ZetaConfig) -> int:
     """Return the largest world size that the job can start with.
 
     Raises:
-        ValueError: nodes or ranks are not said.
+        ValueError: the config sets no nodes or ranks.
     """
     if config.cluster.nodes is None:
         raise ValueError("cluster.nodes is not set; give --nodes N, or --nodes MIN-MAX")
@@ -103,7 +108,8 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
         chained: one of several jobs that run one after another and are never requeued.
 
     Raises:
-        ValueError: nodes or ranks are not said, or Slurm cannot write into such a run directory.
+        ValueError: the config sets no nodes or ranks, or Slurm cannot write into such a run
+            directory.
     """
     cluster, run_dir = config.cluster, absolute_run_dir(config)
     if "\\" in str(run_dir.path):
@@ -138,11 +144,11 @@ def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = Fal
 
 
 def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
-    """Return what is exported and the flag that have srun start so many tasks on each node.
+    """Return the exports and the flag that make srun start `ranks` tasks on each node.
 
     sbatch never gives more nodes than there are tasks on MIN of them: `--nodes=1-16` with
-    `--ntasks-per-node=8` gets 8 at most. There, the CPUs of the tasks are asked for, and only srun
-    is told how many they are.
+    `--ntasks-per-node=8` gets 8 at most. There, the CPUs of the tasks are asked for, and only
+    srun gets their number.
     """
     least, most = node_range(cluster.nodes or "1")
     if least * ranks >= most:
@@ -152,14 +158,14 @@ def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
 
 
 def absolute_run_dir(config: ZetaConfig) -> RunDir:
-    """Return the run directory as a job finds it, which starts in the folder it is submitted in."""
+    """Return the run directory as a job sees it, which starts in the folder it is submitted in."""
     return RunDir(Path.cwd() / Path(config.run.dir).expanduser())
 
 
 def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that sbatch hands on to the job.
+    """Return the environment that sbatch passes on to the job.
 
-    What tells of another job, in which this process may run, is left out. `zeta` of the running
+    Variables of another job, in which this process may run, are left out. `zeta` of the running
     installation comes first on PATH.
     """
     ours = {
@@ -177,35 +183,29 @@ def submit(job: Job) -> int:
     """Submit a job and return its id.
 
     Raises:
-        NotSubmittedError: there is no sbatch, or Slurm refuses the job; in its own words.
-        RunError: it gave no answer.
+        NotSubmittedError: sbatch is not on PATH, or Slurm refuses the job; with its message.
+        RunError: sbatch did not answer.
     """
     try:
-        done = subprocess.run(
-            job.command,
-            env=submission_environment(os.environ),
-            capture_output=True,
-            text=True,
-            timeout=_SBATCH_TIMEOUT_S,
-        )
-    except FileNotFoundError:
+        environment = submission_environment(os.environ)
+        done = run_slurm(job.command, timeout_s=_SBATCH_TIMEOUT_S, environment=environment)
+    except SlurmMissingError:
         raise NotSubmittedError(
-            "sbatch is not on PATH: submit from a login node of the cluster, or see with --dry-run "
-            "what would be submitted"
+            "sbatch is not on PATH: submit from a login node of the cluster, or type --dry-run to "
+            "see what would be submitted"
         ) from None
-    except subprocess.TimeoutExpired:
+    except SlurmUnavailableError as error:
         raise RunError(
-            f"sbatch gave no answer in {_SBATCH_TIMEOUT_S:g} s; look with squeue whether the job "
-            "is there before you submit it again"
+            f"{error}; check with squeue whether the job was submitted before you submit it again"
         ) from None
-    said = said_by_slurm(done.stderr)
+    messages = slurm_messages(done.stderr)
     # With --clusters or in a federation: "id;cluster".
     job_id = done.stdout.strip().split(";")[0]
     if done.returncode != 0 or not job_id.isdecimal():
-        words = "; ".join(said) or f"it ended with {done.returncode} and said nothing"
+        words = "; ".join(messages) or f"it ended with {done.returncode} and no message"
         kind = NotSubmittedError if done.returncode != 0 else RunError
         raise kind(f"sbatch refused the job: {words}")
-    for line in said:
+    for line in messages:
         print(f"sbatch: {line}", file=sys.stderr)
     return int(job_id)
 
@@ -228,9 +228,3 @@ def submit_chain(job: Job, links: int) -> list[int]:
                 f"{len(ids)} of {links} jobs were submitted ({listed}), then {error}"
             ) from error
     return ids
-
-
-def said_by_slurm(stderr: str) -> list[str]:
-    """Return the lines that a Slurm command wrote, without the marks in front of them."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    return [re.sub(r"^(sbatch|sinfo|srun|scontrol): (error: )?", "", line) for line in lines]

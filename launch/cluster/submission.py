@@ -1,4 +1,4 @@
-"""`zeta launch slurm`: what is checked before a run is submitted, and what is said of it then."""
+"""Check a run, submit it to Slurm and print where it is: `zeta launch slurm`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def submit_run(
     Args:
         config_name: a YAML file, or the name of a shipped recipe.
         overrides: `key=value` settings.
-        chain: submit so many jobs that run one after another instead of one that is requeued.
+        chain: number of jobs to submit that run one after another, instead of one that is requeued.
         dry_run: print command and script, and submit and write nothing.
         as_json: print {`job_id`, `run_dir`, `log`} instead; job id and log are null where nothing
             was submitted. A dry run adds `command`: the words that would be run, `chain` times.
 
     Raises:
-        ValueError, RunError: what every rank would refuse; nodes or ranks are not said; there is
-            no sbatch, or it refuses the job.
+        ValueError, RunError: every rank would refuse the run; the config sets no nodes or ranks;
+            sbatch is missing, or refuses the job.
     """
     config = load_config(config_name, overrides)
     ranks = most_ranks(config)
@@ -67,14 +67,14 @@ def submit_run(
 
 @contextlib.contextmanager
 def _prepared(run_dir: RunDir, *, chained: bool) -> Iterator[None]:
-    """Make what Slurm needs before the job starts: it does not create the folder of a log.
+    """Make the folder of the logs, which Slurm does not create.
 
-    Folders that were not there go again if Slurm has no job then.
+    Folders that did not exist are removed if no job was submitted.
     """
     made = [folder for folder in (run_dir.logs, *run_dir.logs.parents) if not folder.exists()]
     run_dir.logs.mkdir(parents=True, exist_ok=True)
     if chained:
-        # The links of a chain take these for news from the link before.
+        # The jobs of a chain would take these for those of the job before.
         run_dir.finished.unlink(missing_ok=True)
         run_dir.slurm_restarts.unlink(missing_ok=True)
     try:

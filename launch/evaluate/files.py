@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.shards.atomic_file import write_atomically
 from launch.filesystems import check_place
+from zeta.files import write_whole
 
 _GROUPS = {
     "by_resolution": "resolution",
@@ -36,7 +36,7 @@ def write_csv(path: Path, result: Mapping[str, Any]) -> None:
     writer.writerow(_COLUMNS)
     for group, name, row in _rows(result):
         writer.writerow([group, name, *(row.get(column, "") for column in _COLUMNS[2:])])
-    with write_atomically(path) as stream:
+    with write_whole(path) as stream:
         stream.write(text.getvalue().encode())
 
 
@@ -78,7 +78,7 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
         axis.set_xlim(0, 100)
         axis.set_title(f"by {title}", loc="left", fontsize=10)
     axes[-1].set_xlabel("top-1 (dark) and top-5 (light), %; images in brackets")
-    with warnings.catch_warnings(), write_atomically(path) as stream:
+    with warnings.catch_warnings(), write_whole(path) as stream:
         # Characters that the font lacks are drawn as boxes; the table has the names.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(stream, format=path.suffix[1:].lower(), dpi=120)

@@ -8,7 +8,6 @@ Everything that comes from files of the run is escaped.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -29,6 +28,7 @@ from launch.report.tables import (
     starts_section,
 )
 from zeta import metric_names as names
+from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -54,9 +54,7 @@ def write_report(
     runs, target = check_report(run_dir, out, compare, axis)
     page = build_page(runs)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(target)
+    write_whole_text(target, page, durable=False)
     return target
 
 

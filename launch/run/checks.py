@@ -37,14 +37,6 @@ from zeta.run.directory import RunDir, step_names
 from zeta.train.init_sources import check_initial_weights
 from zeta.train.optim import check_optimizer
 
-_BEFORE_CONFIG = {
-    "logs", "wandb", "wandb_run_id", "wandb_state.json", "metrics.jsonl", "ledger",
-    "quarantine.jsonl", "quarantine_val.jsonl", "checkpoints", "heartbeat", "slurm_restarts",
-    "demo.json", "shards", "owners", "SAVE_NOW", "STOP",
-    "excluded_nodes", "finetune.json", "finetune.yaml",
-}  # fmt: skip
-"""What a run directory may hold before its first step: launchers, the demo and a start that failed
-leave these."""
 _ENDS = ("max_steps", "max_images", "max_tokens", "max_epochs")
 
 
@@ -110,9 +102,7 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
             the folder holds if it is no run.
     """
     if not run_dir.config.exists():
-        inside = run_dir.path.iterdir() if run_dir.path.is_dir() else iter(())
-        foreign = sorted(path.name for path in inside if path.name not in _BEFORE_CONFIG)
-        if foreign:
+        if foreign := run_dir.foreign_names():
             raise ValueError(
                 f"run.dir is {run_dir.path}, which holds {foreign[0]!r} and no run; choose a new "
                 "or empty folder"

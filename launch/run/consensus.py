@@ -1,8 +1,8 @@
-"""The ranks' common verdict on a start: all of them train, or none does and it is said once.
+"""Let the ranks agree on a start: all of them train, or none does and one reports why.
 
-It goes through the store at which the ranks meet, before a process group exists: no DeepSpeed, no
-device, no collective. Rank 0 checks first, so that what every rank would find is said by rank 0;
-then the others check what they see.
+They agree through the store at which they meet, before a process group exists: no DeepSpeed, no
+device, no collective. Rank 0 checks first, so that rank 0 reports what every rank would find; then
+the others check what they see.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from zeta.distributed import (
     rank_from_environment,
 )
 
-_VERDICT = "zeta/start/verdict"
+_FIRST_ANSWER = "zeta/start/first_answer"
 _HEARD = "zeta/start/heard"
 _PASSED = "zeta/start/passed"
 _FAILED = "zeta/start/failed"
-_COMMON_VERDICT = "zeta/start/common_verdict"
+_ALL_ANSWER = "zeta/start/all_answer"
 _GO = "go"
 _SECONDS_TO_REFUSE = 30.0
-"""How long a rank with a wrong config waits for word from rank 0, which may be loading its own."""
+"""How long a rank with a wrong config waits for rank 0, which may still be loading its own."""
 _SECONDS_TO_HEAR = 3.0
 """How long rank 0 keeps the store open after a refusal, for ranks that are not there yet."""
 
@@ -36,10 +36,10 @@ Checked = TypeVar("Checked")
 
 
 class RefusedError(Exception):
-    """Another rank does not start, and has said why; this rank ends with the same status."""
+    """Another rank refused to start and reported why; this rank ends with the same status."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"another rank does not start (exit status {status})")
+        super().__init__(f"another rank refused to start (exit status {status})")
         self.status = status
 
 
@@ -52,18 +52,18 @@ def check_together(
         What `check` returned here, once it has passed on every rank.
 
     Raises:
-        RefusedError: another rank failed, which says why.
-        ConnectionError: a rank is gone without a verdict, or gave none for `timeout_s`.
+        RefusedError: another rank failed, and reported why.
+        ConnectionError: a rank ended without an answer, or gave none for `timeout_s` seconds.
     """
     if info.rank == 0:
         checked = _first_check(check, store, info)
     else:
-        _hear(_VERDICT, store, info, timeout_s)
+        _hear(_FIRST_ANSWER, store, info, timeout_s)
         checked = _further_check(check, store)
     if store.add(_PASSED, 1) == info.world_size:
-        store.set(_COMMON_VERDICT, _GO)
+        store.set(_ALL_ANSWER, _GO)
     try:
-        _hear(_COMMON_VERDICT, store, info, timeout_s)
+        _hear(_ALL_ANSWER, store, info, timeout_s)
     except RefusedError:
         if info.rank == 0:
             _linger(store, info)
@@ -72,13 +72,13 @@ def check_together(
 
 
 def refuse_together(error: ValueError) -> int:
-    """Refuse what this rank cannot even meet the others with, such as a config with a wrong value.
+    """Refuse to start for an error found before the ranks meet, such as a wrong config value.
 
     Returns:
-        What to exit with, where rank 0 refuses as well, and says it.
+        The exit status, where rank 0 refuses as well and reports it.
 
     Raises:
-        ValueError: `error`; this rank is to say it.
+        ValueError: `error`; this rank is to report it.
     """
     info = rank_from_environment(os.environ)
     if info.world_size == 1:
@@ -97,19 +97,19 @@ def refuse_together(error: ValueError) -> int:
 
 
 def _first_check(check: Callable[[], Checked], store: Store, info: RankInfo) -> Checked:
-    """Check on rank 0, and tell the others."""
+    """Check on rank 0, and send the answer to the others."""
     try:
         checked = check()
     except BaseException as error:  # an interrupt as well: nobody may wait for us
-        store.set(_VERDICT, str(exit_code(error, in_training=True)))
+        store.set(_FIRST_ANSWER, str(exit_code(error, in_training=True)))
         _linger(store, info)
         raise
-    store.set(_VERDICT, _GO)
+    store.set(_FIRST_ANSWER, _GO)
     return checked
 
 
 def _further_check(check: Callable[[], Checked], store: Store) -> Checked:
-    """Check on another rank; of several that fail, such as those of one node, the first says it."""
+    """Check on another rank; of several that fail, as all of one node may, the first reports it."""
     try:
         return check()
     except BaseException as error:
@@ -117,25 +117,27 @@ def _further_check(check: Callable[[], Checked], store: Store) -> Checked:
         store.add(_HEARD, 1)
         if store.add(_FAILED, 1) > 1:
             raise RefusedError(status) from error
-        store.set(_COMMON_VERDICT, str(status))
+        store.set(_ALL_ANSWER, str(status))
         raise
 
 
 def _linger(store: Store, info: RankInfo) -> None:
-    """Let those that are here hear a refusal: the store goes with the process of rank 0."""
+    """Wait until those that are here have read a refusal: the store ends with rank 0."""
     deadline = time.monotonic() + _SECONDS_TO_HEAR
     while store.add(_HEARD, 0) < info.world_size - 1 and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def _hear(key: str, store: Store, info: RankInfo, timeout_s: float) -> None:
-    """Wait for a verdict; raise RefusedError unless it is to go on."""
+    """Wait for an answer; raise RefusedError unless it is to start."""
     try:
         store.wait([key], as_timeout(timeout_s))
-        verdict = store.get(key).decode()
-        if verdict != _GO and info.rank != 0:
+        answer = store.get(key).decode()
+        if answer != _GO and info.rank != 0:
             store.add(_HEARD, 1)
     except RuntimeError as error:
-        raise ConnectionError(f"another rank gave no word about the start: {error}") from error
-    if verdict != _GO:
-        raise RefusedError(int(verdict))
+        raise ConnectionError(
+            f"another rank did not report whether it can start: {error}"
+        ) from error
+    if answer != _GO:
+        raise RefusedError(int(answer))

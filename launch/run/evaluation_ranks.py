@@ -1,4 +1,4 @@
-"""Evaluations on several ranks: the same command again, once a rank."""
+"""Evaluate on several ranks: run the same command once a rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeta.zero.start import init_distributed
 
 
 def has_ranks_to_start(nproc: int) -> bool:
-    """Whether this process is to start ranks, rather than being one of them."""
+    """Return whether this process is to start ranks, rather than being one of them."""
     return nproc > 1 and rank_from_environment(os.environ).world_size == 1
 
 

@@ -1,4 +1,4 @@
-"""`launch_local`: a run on this machine, under the contract that a Slurm job follows."""
+"""Run training on this machine under the exit-code contract that a Slurm job follows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from launch.config.load import load_config
 from launch.run.checks import check_start
 from launch.run.ranks import Outcome, run_ranks
-from launch.run.restarts import MAX_RESTARTS, Starts, as_rank_means, wants_restart
+from launch.run.restarts import MAX_RESTARTS, RestartCount, as_rank_means, wants_restart
 from zeta.exit_codes import ExitCode
 from zeta.run.directory import RunDir
 
@@ -19,23 +19,23 @@ def launch_local(
 ) -> int:
     """Train on `nproc` ranks on this machine, starting them again after a crash, to the end.
 
-    They are not started again once this process was sent a signal, which they get too: it asked
-    the run to stop.
+    A signal to this process asks the run to stop: it is passed on to the ranks, and they are not
+    started again.
 
     Args:
         config: a YAML file, or the name of a shipped recipe.
         overrides: `key=value` settings.
         nproc: number of ranks.
-        max_restarts: most starts after the first; 0: whoever called decides.
+        max_restarts: largest number of starts after the first; 0: the caller decides on restarts.
 
     Returns:
         The exit status of the run: see `combined_exit_code`; `ExitCode.NEVER_RESTART` if it was
         given up because restarts did not help.
 
     Raises:
-        ValueError: what every rank would refuse is said here once, before any rank starts: a wrong
-            config, shards that cannot be read, a run directory of another run, more ranks than
-            packs in a step.
+        ValueError: every rank would refuse to train: a wrong config, shards that cannot be read, a
+            run directory of another run, more ranks than packs in a step. Raised before any rank is
+            started.
     """
     start = check_start(load_config(config, overrides), nproc)
     if start.already_finished is not None:
@@ -49,7 +49,7 @@ def launch_local(
 def _run_until_it_ends(
     command: Sequence[str], nproc: int, run_dir: RunDir, max_restarts: int
 ) -> int:
-    starts = Starts()
+    count = RestartCount()
     while True:
         checkpoint = _newest_checkpoint(run_dir)
         outcome = run_ranks(command, nproc)
@@ -62,20 +62,20 @@ def _run_until_it_ends(
         if outcome.signalled or max_restarts == 0 or not wants_restart(code):
             return code
         reached = _newest_checkpoint(run_dir)
-        starts = starts.ended(new_checkpoint=reached != checkpoint)
-        if obstacle := starts.obstacle(max_restarts):
+        count = count.ended(new_checkpoint=reached != checkpoint)
+        if obstacle := count.obstacle(max_restarts):
             how = f"see {run_dir.logs}, then type the same command again to continue"
             _say(f"giving up after {obstacle}; {how}")
             return ExitCode.NEVER_RESTART
-        starts = starts.again()
-        restart = f"restart {starts.restarts} of at most {max_restarts}"
+        count = count.again()
+        restart = f"restart {count.restarts} of at most {max_restarts}"
         _say(f"the run ended with {code}; {restart}, from {reached or 'the beginning'}")
 
 
 def combined_exit_code(codes: Sequence[int]) -> int:
-    """Return the status of the whole run from those of its ranks, in the order that they matter.
+    """Return the exit status of the whole run: the most important of those of its ranks.
 
-    Never restart (93) before saved (85) before interrupted (130) before a crash; 0 if all are 0.
+    Never restart (93) comes before saved (85), interrupted (130) and a crash; 0 if all are 0.
     A rank that a signal ended counts as 128 + signal, as in a shell, or as saved if the signal
     asked for that.
     """
@@ -87,7 +87,7 @@ def combined_exit_code(codes: Sequence[int]) -> int:
 
 
 def _newest_checkpoint(run_dir: RunDir) -> str | None:
-    """Return the name of the newest checkpoint; None: there is none."""
+    """Return the name of the newest checkpoint; None if the run has none yet."""
     latest = run_dir.checkpoints / "latest"
     return latest.read_text().strip() if latest.exists() else None
 
@@ -97,10 +97,10 @@ def _say(text: str) -> None:
 
 
 def _report_failures(outcome: Outcome, run_dir: RunDir) -> None:
-    """Name the ranks that ended without a word of their own, and their logs."""
-    spoken = {*ExitCode, 1}
+    """Name the ranks that ended without a message of their own, and their logs."""
+    reported = {*ExitCode, 1}
     for rank, code in enumerate(outcome.codes):
-        if code in spoken or rank in outcome.killed:
+        if code in reported or rank in outcome.killed:
             continue
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         _say(f"rank {rank} {how}; see {run_dir.rank_log(rank)}")

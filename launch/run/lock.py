@@ -1,10 +1,10 @@
-"""One run at a time in a run directory, whatever became of the one before it.
+"""Let one run at a time train in a run directory, however the one before it ended.
 
 Every start claims the next number, `owners/000001.json` and so on, by creating the file with
 O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never given
 back, so of two starts that find the same dead owner only one succeeds it. A run that ends marks its
-file. One that could not is found gone by what can be known from here: its process, where this is
-the machine it ran on; else its Slurm job; else whether its heartbeat still moves.
+file. One that could not is found to be gone by what this machine can ask: its process, on the
+machine it ran on; else its Slurm job; else whether its heartbeat still changes.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from zeta.exit_codes import RunError
+from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
 
 _WRITING_S = 10.0
-"""How long a claim that was just made may be without its content."""
+"""Seconds that a claim may exist without its content, while it is being made."""
 _SHORTEST_WATCH_S = 30.0
 _BEATS = 4
-"""Heartbeats that an owner has to miss before it is taken to be gone."""
-_SQUEUE_S = 30.0
+"""Number of heartbeats that an owner has to miss before it is taken to be gone."""
 _LOOK_S = 0.5
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that trains in a run directory, or did."""
+    """A process that trains, or trained, in a run directory."""
 
     host: str
     machine: str
     """Boot and process namespace in which `pid` means something; empty where neither is known."""
     pid: int
     pid_started: str
-    """When the process began, as its kernel counts; tells it from a later one of the same id."""
+    """When the process began, in its kernel's ticks; tells it from a later one of the same id."""
     time: float
-    """Of the claim, in seconds since 1970."""
+    """Time of the claim, in seconds since 1970."""
     heartbeat_s: float
     """Seconds between two heartbeats of its rank 0."""
     job: str | None = None
     """Slurm job; None outside of Slurm."""
     restarts: int = 0
-    """How often that job had been requeued before."""
+    """Number of times that the job had been requeued before."""
     cluster: str | None = None
-    """Slurm cluster that the job id belongs to, where it is known."""
+    """Slurm cluster that the job id belongs to; None: unknown."""
     released: bool = False
     """The run ended by itself."""
 
@@ -62,7 +62,7 @@ class Owner:
 
 
 def this_owner(environment: Mapping[str, str], heartbeat_s: float) -> Owner:
-    """Describe this process as an owner, with the Slurm job that `environment` tells of."""
+    """Describe this process as an owner, with the Slurm job named in `environment`."""
     return Owner(
         host=socket.gethostname(),
         machine=_machine(),
@@ -80,16 +80,16 @@ class RunLock:
     """The claim of one process on a run directory; rank 0 takes it for all ranks."""
 
     def __init__(self, run_dir: RunDir, owner: Owner) -> None:
-        """Claim nothing yet."""
+        """Prepare a claim; `acquire` makes it."""
         self._run_dir, self._owner = run_dir, owner
         self._claimed: Path | None = None
 
     def acquire(self) -> None:
-        """Claim the directory; made if missing.
+        """Claim the directory, and make it if it is missing.
 
-        Takes no time if there is no owner or one that can be asked for. An owner on another machine
-        of which only heartbeats are known is watched until it shows itself, or for so long that it
-        must be gone: half a minute.
+        This takes no time where no owner is left, or its process or job can be asked for. An owner
+        on another machine that is known by heartbeats only is watched until one comes, or for long
+        enough to know that it is gone: half a minute.
 
         Raises:
             RunError: another run has it.
@@ -113,7 +113,7 @@ class RunLock:
 
     @property
     def proof(self) -> str:
-        """What another machine must see if it has the same directory; empty without a claim."""
+        """Text by which another machine recognises this directory; empty without a claim."""
         if self._claimed is None:
             return ""
         return f"{self._claimed.name}\n{self._claimed.read_text(encoding='utf-8')}"
@@ -122,15 +122,14 @@ class RunLock:
         """Let others have the directory, if this process had it."""
         if self._claimed is None:
             return
-        building = self._claimed.with_suffix(".tmp")
+        released = replace(self._owner, released=True)
         # On a full disk the claim stays; the next start finds that this process is gone.
         with contextlib.suppress(OSError):
-            building.write_text(json.dumps(asdict(replace(self._owner, released=True))) + "\n")
-            building.replace(self._claimed)
+            write_whole_text(self._claimed, json.dumps(asdict(released)) + "\n", durable=False)
         self._claimed = None
 
     def _is_gone(self, owner: Owner) -> bool:
-        """Whether the owner trains no more."""
+        """Return whether the owner no longer trains."""
         me = self._owner
         same_job = owner.job is not None and (owner.job, owner.cluster) == (me.job, me.cluster)
         if owner.released or (same_job and owner.restarts < me.restarts):
@@ -145,7 +144,7 @@ class RunLock:
         return self._is_silent(owner)
 
     def _is_silent(self, owner: Owner) -> bool:
-        """Whether rank 0 shows no heartbeat for long. Clocks are not compared: they may differ."""
+        """Return whether rank 0 writes no heartbeat; clocks may differ, so none are compared."""
         seconds = max(_SHORTEST_WATCH_S, _BEATS * owner.heartbeat_s)
         print(
             f"zeta: another run was in {self._run_dir.path} ({owner}); watching for up to "
@@ -163,12 +162,12 @@ class RunLock:
 
 
 def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
-    """Whether this machine sees the claim that another one holds; network storage may take a while.
+    """Return whether this machine sees another one's claim; network storage may take a while.
 
     Args:
         run_dir: the directory as it is here.
         proof: `RunLock.proof` there.
-        patience_s: how long to look for it.
+        patience_s: seconds to look for it.
     """
     name, _, content = proof.partition("\n")
     deadline = time.monotonic() + patience_s
@@ -180,7 +179,7 @@ def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
 
 
 def last_owner(run_dir: RunDir) -> Owner | None:
-    """Return who trained in a directory last, or does; None: nobody, or it cannot be read."""
+    """Return who trains in a directory or did last; None: nobody, or it cannot be read."""
     number = _newest(run_dir.owners)
     try:
         return _parse(run_dir.owners / _name(number)) if number else None
@@ -189,7 +188,7 @@ def last_owner(run_dir: RunDir) -> Owner | None:
 
 
 def lives_here(owner: Owner) -> bool | None:
-    """Whether the process of an owner runs; None: it cannot be seen from this machine."""
+    """Return whether the process of an owner runs; None: this machine cannot see it."""
     if not owner.machine or owner.machine != _machine():
         return None
     return _process_start(owner.pid) == owner.pid_started
@@ -200,7 +199,7 @@ def _name(number: int) -> str:
 
 
 def _newest(folder: Path) -> int:
-    """Return the highest number that was claimed; 0: none."""
+    """Return the highest number that was claimed; 0 if none was."""
     return max((int(path.stem) for path in folder.glob("[0-9]*.json")), default=0)
 
 
@@ -216,7 +215,7 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _read(path: Path) -> Owner | None:
-    """Read a claim; None where it never becomes whole: its process was killed as it wrote it."""
+    """Read a claim; None where its process was killed before the claim was whole."""
     deadline = time.monotonic() + _WRITING_S
     while (owner := _parse(path)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -239,7 +238,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _machine() -> str:
-    """Name the boot of this machine and the namespace of its process ids; empty: cannot be told."""
+    """Return this boot of the machine and its namespace of process ids; empty: unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -257,15 +256,9 @@ def _process_start(pid: int) -> str | None:
 
 
 def _is_in_queue(job: str) -> bool | None:
-    """Whether Slurm has the job, running or waiting to run again; None: it cannot be asked."""
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]
+    """Return whether Slurm has the job, running or waiting to run again; None: it is unknown."""
     try:
-        asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SQUEUE_S, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        states = ask_queue("--format=%T", f"--jobs={job}")
+    except SlurmUnavailableError:
         return None
-    if asked.returncode != 0:
-        return False if "Invalid job id" in asked.stderr else None
-    states = asked.stdout.split()
     return None if "COMPLETING" in states else bool(states)

@@ -1,6 +1,6 @@
-"""A process that ends the ranks when their launcher is gone, whatever ended it.
+"""End the ranks when their launcher is gone, whatever ended it, by a process of its own.
 
-`python guardian.py` reads from standard input, which only the launcher writes to: one process group
+`python orphans.py` reads from standard input, which only the launcher writes to: one process group
 a line, then `done`. At end of file without `done` the launcher was killed, and the guardian kills
 the groups. That reaches stuck ranks and the workers of ranks, and needs nothing of them.
 """
@@ -18,7 +18,7 @@ _DONE = "done"
 
 
 class Guardian:
-    """The launcher's side: starts the process and tells it what to guard."""
+    """The guarding process, as the launcher starts it and names process groups to it."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Starts the processes of a run on this machine and looks after them until all have ended.
+"""Start the processes of a run on this machine and watch them until all have ended.
 
 Each has RANK, WORLD_SIZE, LOCAL_RANK and the address of the first rank in its environment. Signals
 are passed on to every rank; one failing rank ends the others; no rank outlives this process.
@@ -24,7 +24,7 @@ from zeta.run.signals import ONE_PRESS_SECONDS
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SECONDS_AFTER_SAVE = 120.0
-"""How long other ranks may take to end after one that saved; all left the same barrier."""
+"""Seconds that other ranks may take to end after one that saved; all left the same barrier."""
 _POLL_SECONDS = 0.05
 
 
@@ -35,11 +35,11 @@ class Outcome:
     codes: tuple[int, ...]
     """Exit status by rank; negative: minus the signal that ended it."""
     killed: frozenset[int]
-    """Ranks that were ended because another one failed; their status says nothing."""
+    """Ranks that were ended because another one failed; their status means nothing."""
     aborted: bool
     """A second Ctrl-C killed the ranks."""
     signalled: bool
-    """This process was asked to stop, and passed it on."""
+    """This process got a signal to stop, and passed it on to the ranks."""
 
 
 def run_ranks(
@@ -61,7 +61,7 @@ def run_ranks(
 
 
 def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
-    """Return the environment of one rank: what torch.distributed and DeepSpeed read."""
+    """Return the environment of one rank, as torch.distributed and DeepSpeed read it."""
     threads = str(max(1, _cores() // nproc))
     return {
         "OMP_NUM_THREADS": threads,
@@ -94,11 +94,11 @@ class _Ranks:
 
     def __init__(self) -> None:
         self.killed: set[int] = set()
-        """Ranks that were ended because another one failed; their status says nothing."""
+        """Ranks that were ended because another one failed; their status means nothing."""
         self.interrupts = 0
-        """How often Ctrl-C was pressed."""
+        """Number of times that Ctrl-C was pressed."""
         self.signalled = False
-        """Whether any signal came that is passed on."""
+        """Whether a signal was passed on to the ranks."""
         self._interrupted_at = float("-inf")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guardian = Guardian()
@@ -159,7 +159,7 @@ class _Ranks:
         if self.interrupts > 1:
             self._kill(range(len(self._processes)))
             return
-        print("\nzeta: saving and stopping; Ctrl-C again ends at once", file=sys.stderr)
+        print("\nzeta: saving and stopping; press Ctrl-C again to end at once", file=sys.stderr)
         self._send(signal.SIGINT)
 
     def _send(self, number: int) -> None:
@@ -176,7 +176,7 @@ class _Ranks:
 
 
 def _patience(codes: Sequence[int | None], seconds_after_failure: float) -> float:
-    """Return for how many seconds running ranks may go on, given how others ended."""
+    """Return the seconds that running ranks may still take, given how others ended."""
     ended = {code for code in codes if code is not None} - {0}
     if not ended:
         return float("inf")

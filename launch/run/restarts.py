@@ -1,4 +1,4 @@
-"""Whether a run that ended is started again: the rule of `zeta launch local`.
+"""Decide whether a run that ended is started again: the rule of `zeta launch local`.
 
 slurm/pretrain.sbatch follows the same rule in a few lines of its own; the tests hold both against
 one table.
@@ -13,9 +13,9 @@ from zeta.exit_codes import ExitCode
 
 MAX_RESTARTS = 100
 MAX_STALLED = 3
-"""Starts in a row without a new checkpoint: what stops each of them will stop the next."""
+"""Most starts in a row without a new checkpoint: what ended each of them would end the next."""
 
-_TOLD_TOO_EARLY = {128 + n for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
+_STOPPED_BEFORE_READY = {128 + n for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
 _ENDS = {ExitCode.FINISHED, ExitCode.NEVER_RESTART, ExitCode.INTERRUPTED}
 
 
@@ -26,9 +26,9 @@ def as_rank_means(code: int) -> int:
     interpreter is not up yet, and so has nothing to save.
 
     Args:
-        code: as a shell tells it, 128 + signal for a rank that a signal ended.
+        code: exit status as a shell gives it: 128 + signal for a rank that a signal ended.
     """
-    return ExitCode.REQUEUE if code in _TOLD_TOO_EARLY else code
+    return ExitCode.REQUEUE if code in _STOPPED_BEFORE_READY else code
 
 
 def wants_restart(code: int) -> bool:
@@ -41,24 +41,24 @@ def wants_restart(code: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Starts:
-    """The starts of a run so far."""
+class RestartCount:
+    """How often a run was started again, and how often in vain."""
 
     restarts: int = 0
     """Starts after the first, whatever their cause."""
     stalled: int = 0
     """Starts in a row, up to the last, that made no checkpoint."""
 
-    def ended(self, *, new_checkpoint: bool) -> Starts:
-        """Return the account after a start has ended."""
-        return Starts(self.restarts, 0 if new_checkpoint else self.stalled + 1)
+    def ended(self, *, new_checkpoint: bool) -> RestartCount:
+        """Return the count after a start has ended."""
+        return RestartCount(self.restarts, 0 if new_checkpoint else self.stalled + 1)
 
-    def again(self) -> Starts:
-        """Return the account with one more start."""
-        return Starts(self.restarts + 1, self.stalled)
+    def again(self) -> RestartCount:
+        """Return the count with one more restart."""
+        return RestartCount(self.restarts + 1, self.stalled)
 
     def obstacle(self, max_restarts: int = MAX_RESTARTS, max_stalled: int = MAX_STALLED) -> str:
-        """Return why the run is not started again; empty if it is."""
+        """Return why the run is not started again; empty: it may be."""
         if self.stalled >= max_stalled:
             return f"{self.stalled} starts in a row without a new checkpoint"
         if self.restarts >= max_restarts:

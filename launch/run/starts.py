@@ -1,4 +1,4 @@
-"""`starts.jsonl`: when a run was started, from which step, and on how many ranks."""
+"""Record the starts of a run: when, from which step, and on how many ranks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def note_start(path: Path, step: int, world_size: int) -> None:
-    """Append one line about a start.
+    """Append a line about a start of the run.
 
     Args:
         path: starts.jsonl of the run.
-        step: committed steps that it goes on from; 0 for a run that begins.
-        world_size: ranks.
+        step: committed steps that it continues from; 0 for a new run.
+        world_size: number of ranks.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with path.open("a", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""One rank of a training run: composes model, data and trainer from a resolved config."""
+"""Train one rank of a run: compose model, data and trainer from a resolved config."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ from zeta.distributed import (
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.export.formats import obstacles
-from zeta.models.attention import varlen_obstacle
+from zeta.files import write_whole_text
 from zeta.objectives import build_for_objective, build_objective
 from zeta.run.code_version import note_code
 from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir
 from zeta.run.watchdog import Watchdog
+from zeta.train.attention_check import check_attention
 from zeta.zero.start import init_distributed
 
 _PACK_PICTURES = 3
-"""Drawn for W&B."""
+"""Number of packs that are drawn for W&B."""
 _CLAIM = "zeta/start/claim"
-_ANY_CHANNELS = 8
-"""Of a head: a number that no back-end refuses; that of the model is checked when it is built."""
 
 
 def train(config: ZetaConfig) -> int:
@@ -73,7 +72,7 @@ def train(config: ZetaConfig) -> int:
 
 
 def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
-    """Train as `train` does, in a directory that is ours."""
+    """Train a run whose checks passed, in a directory that this run has claimed."""
     if start.already_finished is not None:
         if info.rank == 0:
             print(start.already_finished)
@@ -94,7 +93,7 @@ def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
 
 
 def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console) -> int:
-    """Run under the watchdog; say in one message why it failed, if it does."""
+    """Run under the watchdog; if it fails, report why in one message."""
     run_dir = start.run_dir
     heartbeat, limits = run_dir.rank_heartbeat(info.rank), start.config.train.watchdog
     report_hang = partial(_report_hang, console, info, run_dir)
@@ -118,9 +117,9 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
 
 
 def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> Start:
-    """Check the start as it is on this rank, whose view of the disks is its own.
+    """Check the run as this rank sees it: each has its own view of the disks.
 
-    Rank 0, which is the first, claims the run directory for all.
+    Rank 0 checks first, and claims the run directory for all.
     """
     try:
         _check_device(config, info)
@@ -139,23 +138,17 @@ def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> S
 
 
 def _check_device(config: ZetaConfig, info: RankInfo) -> None:
-    """Check what is asked of this rank's device, without touching it."""
+    """Check that this rank's device can do what the config asks for, without touching it."""
     train = config.train
     device = choose_device(info, train.device, torch.cuda.device_count())
-    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    obstacle = varlen_obstacle(device, dtype, channels=_ANY_CHANNELS)
-    if train.attention == "varlen" and obstacle is not None:
-        raise ValueError(
-            f"train.attention is varlen, which cannot run here: {obstacle}; set "
-            "train.attention=auto"
-        )
+    check_attention(train, device)
 
 
 def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:
     config, run_dir = start.config, start.run_dir
     loader = PackLoader(start.plan, rank=info.rank, world_size=info.world_size)
     world = init_distributed(info, config.train.watchdog.limit("start"), config.train.device, store)
-    # DeepSpeed chooses its accelerator, and says so, when it is imported: not before
+    # DeepSpeed chooses its accelerator and logs it when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
     from zeta.train.trainer import Trainer
     from zeta.zero.build import build_for_training
@@ -191,7 +184,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             note_start(run_dir.starts, trainer.progress.step, world.size)
             if trainer.tracker is not None and trainer.tracker.mode != "disabled":
                 _draw_packs(start, console)
-        world.barrier()  # NOTE: nobody trains in a directory that is not described yet
+        world.barrier()  # NOTE: no rank trains before the directory has its config
         code = trainer.fit()
         if code is ExitCode.FINISHED:
             console.message(f"zeta: finished at step {trainer.progress.step:,}")
@@ -199,11 +192,11 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             at = f"saved at step {step}" if (step := trainer.progress.step) else "before any step"
             first = f"delete {run_dir.stop_request}: " if run_dir.stop_request.exists() else ""
             console.message(
-                f"zeta: stopped as asked, {at}; {first}the same command goes on from there"
+                f"zeta: stopped as asked, {at}; {first}the same command continues from there"
             )
         if count := trainer.quarantine.count:
             images = f"{count:,} image{'s' if count > 1 else ''}"
-            console.message(f"{images} could not be used so far: {run_dir.quarantine} says why")
+            console.message(f"{images} could not be used so far: see {run_dir.quarantine}")
         return code
     finally:
         close_distributed()
@@ -213,9 +206,7 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     run_dir.finished.unlink(missing_ok=True)  # a run that is continued is not finished
     text = to_yaml(config)
     print(text, flush=True)  # into the log of rank 0
-    building = run_dir.config.with_suffix(".tmp")
-    building.write_text(text)
-    building.replace(run_dir.config)
+    write_whole_text(run_dir.config, text)
     note_code(run_dir.code_diff)
     if manifest.class_names is not None:
         run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from launch.run.lock import last_owner, lives_here
+from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from launch.status.state import Limits, QueueEntry, Snapshot
 from zeta.run.directory import RunDir
 from zeta.run.heartbeat import read_heartbeats
@@ -31,8 +31,6 @@ _ERROR = re.compile(
     r"(?:slurmstepd|srun|sbatch): error:|[\w.]*(?:Error|Exception)\b:?)"
 )
 _ENDINGS = ("zeta: finished", "zeta: stopped as asked", "zeta: error")
-_TRACES = ("checkpoints", "config.yaml", "heartbeat", "logs", "metrics.jsonl", "owners")
-"""Entries of which a run directory has at least one from the beginning."""
 
 
 def take_snapshot(path: Path) -> Snapshot:
@@ -46,7 +44,7 @@ def take_snapshot(path: Path) -> Snapshot:
             f"{path} is not a folder: give the directory of a run (its run.dir), such as runs/demo"
         )
     files = RunDir(path)
-    if not any((path / name).exists() for name in _TRACES):
+    if not files.is_marked():
         raise ValueError(
             f"{path} is not the directory of a run: give its run.dir (runs/NAME by default)"
         )
@@ -59,7 +57,7 @@ def take_snapshot(path: Path) -> Snapshot:
         name=str(_setting(config, "run.name") or path.name),
         rows=tuple(_rows(files.metrics)),
         limits=_limits(config, str(files.config)),
-        beats=tuple(read_heartbeats(files.path / "heartbeat")),
+        beats=tuple(read_heartbeats(files.heartbeats)),
         heartbeat_s=float(_setting(config, "train.watchdog.heartbeat_s") or 5.0),
         finished=_text(files.finished),
         checkpoint_step=step,
@@ -175,38 +173,22 @@ def _ask_queue(files: RunDir, job_id: str | None) -> tuple[bool, QueueEntry | No
 
     The job of a run that has not started is found by the path of its log.
     """
+    options = ["--me", "--Format=JobID:|,State:|,STDOUT:|"]
     if job_id is not None:
-        answer = _squeue("--format=%i|%T|%r", f"--jobs={job_id}")
-        if answer is None:
-            return False, None
+        options = ["--format=%i|%T|%r", f"--jobs={job_id}"]
+    try:
+        answer = ask_queue(*options, timeout_s=_SQUEUE_S)
+    except SlurmUnavailableError:
+        return False, None
+    if job_id is not None:
         fields = [line.split("|", 2) for line in answer if line.count("|") == 2]
         return True, QueueEntry(*fields[-1]) if fields else None
-    answer = _squeue("--me", "--Format=JobID:|,State:|,STDOUT:|")
-    if answer is None:
-        return False, None
     logs = str(files.logs.resolve())
     for line in answer:
         number, state, log = [*line.split("|"), "", ""][:3]
         if log.startswith(f"{logs}/"):
             return True, QueueEntry(number, state)
     return True, None
-
-
-def _squeue(*options: str) -> list[str] | None:
-    """Return the lines that squeue prints; None: it is not installed, or it failed."""
-    try:
-        done = subprocess.run(
-            ["squeue", "--noheader", *options],
-            capture_output=True,
-            text=True,
-            timeout=_SQUEUE_S,
-            stdin=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        return [] if "Invalid job id" in done.stderr else None
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
 
 def _tail(path: Path, nbytes: int) -> list[str]:

@@ -23,7 +23,12 @@ TABLE = [
     Case("never restart", [(93, True), (0, True)], 1, 93),
     Case("Ctrl-C", [(130, True), (0, True)], 1, 130),
     Case("saved", [(85, True), (85, True), (0, True)], 3, 0),
-    Case("told to leave before the ranks were up", [(143, False), (138, False), (0, True)], 3, 0),
+    Case(
+        "a signal before the ranks were up",
+        [(143, False), (138, False), (0, True)],
+        3,
+        0,
+    ),
     Case("crashed", [(1, True), (7, True), (0, True)], 3, 0),
     Case("a rank was killed before the first checkpoint", [(137, False), (0, True)], 2, 0),
     Case("crashes that a restart does not help", [(1, False)] * 9, 3, 93),

@@ -38,8 +38,8 @@ def test_the_next_job_goes_on_after_a_save_and_after_a_crash(run_chain):
     )
     ends, logs, starts = run_chain(3, body)
     assert ends == [("FAILED", "85:0"), ("FAILED", "1:0"), ("COMPLETED", "0:0")]
-    assert "saved; the next job of the chain goes on" in logs[0]
-    assert "ended with 1; the next job of the chain goes on" in logs[1]
+    assert "saved; the next job of the chain continues" in logs[0]
+    assert "ended with 1; the next job of the chain continues" in logs[1]
     assert starts == 3
 
 

@@ -40,7 +40,7 @@ def test_a_job_is_requeued_without_the_node_that_is_bad_and_that_counts_as_no_st
     record = jobs.cluster.wait_for_job(job)
     ended = ("JobState", "ExitCode", "Restarts", "ExcNodeList", "NodeList")
     assert [record[key] for key in ended] == ["COMPLETED", "0:0", "1", "n2", "n1"], jobs.log(job)
-    assert "going on without n2" in jobs.log(job)
+    assert "continuing without n2" in jobs.log(job)
     assert jobs.starts() == 1  # no rank was started beside the bad node
 
 

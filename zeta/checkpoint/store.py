@@ -11,7 +11,6 @@ That thread knows nothing of other ranks: once all have written, they agree and 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,9 +30,10 @@ from zeta.checkpoint.directory import (
     read_trainer_state,
     write_manifest,
 )
-from zeta.checkpoint.hashed_file import FileRecord, write_text
+from zeta.checkpoint.hashed_file import FileRecord
 from zeta.checkpoint.memory_files import MemoryFiles
 from zeta.distributed import World
+from zeta.files import sync, write_whole_text
 from zeta.random_state import random_state
 from zeta.run.directory import TRAINER_STATE, step_name, step_names, step_of
 from zeta.zero.protocol import ShardedEngine
@@ -224,9 +224,9 @@ class CheckpointStore:
     def _publish(self, building: Path, name: str, records: list[FileRecord]) -> None:
         write_manifest(building, records)
         for folder in {(building / record.path).parent for record in records}:
-            _fsync_directory(folder)
+            sync(folder)
         building.rename(self.folder / name)
-        _fsync_directory(self.folder)
+        sync(self.folder)
 
     def _tidy(self, building: Path, name: str, *, saved: bool) -> None:
         """After a save, point `latest` to it and delete old ones; else delete what there is."""
@@ -238,10 +238,7 @@ class CheckpointStore:
             self.say(f"{name} is saved, but tidying {self.folder} failed: {error}")
 
     def _point_latest(self, name: str) -> None:
-        pointer = self.folder / f"{_BUILDING}{_LATEST}"
-        write_text(self.folder, pointer, f"{name}\n")
-        pointer.replace(self.folder / _LATEST)
-        _fsync_directory(self.folder)
+        write_whole_text(self.folder / _LATEST, f"{name}\n")
 
     def _prune(self) -> None:
         """Delete all but those to keep; a damaged one does not count as one of the newest."""
@@ -281,11 +278,3 @@ def _set_aside(directory: Path) -> Path:
     while (aside := directory.with_name(f"{directory.name}.bad-{attempt}")).exists():
         attempt += 1
     return directory.rename(aside)
-
-
-def _fsync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

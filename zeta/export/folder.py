@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zeta.export.formats import all_formats
+from zeta.files import sync
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
 
 _UNFINISHED, _OLD = ".tmp-", "-old"
@@ -47,8 +48,8 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
     try:
         with _locked(partial / _LOCK):
             yield partial
-        for file in partial.iterdir():
-            _sync(file)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
         if out_dir.exists():
             old = partial.with_name(f"{partial.name}{_OLD}")
             shutil.rmtree(old, ignore_errors=True)
@@ -57,7 +58,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.rename(out_dir)
-        _sync(out_dir.parent)
+        sync(out_dir.parent)
         remove_leftovers(out_dir)  # of former exports, now that a new one is whole
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,11 +143,3 @@ def _is_only_an_export(directory: Path) -> bool:
         return False
     written = set().union(*(each.files(names, config) for each in all_formats().values()))
     return bool(written) and names <= {*written, CONFIG_FILE, CARD_FILE}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

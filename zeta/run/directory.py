@@ -1,190 +1,145 @@
-"""Names of the files of a run directory."""
+"""Name the files of a run directory, each at one place."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 TRAINER_STATE = "trainer.json"
 _STEP_NAME = re.compile(r"step_(\d{8})")
+_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
+"""Name under which `zeta.files.write_whole` writes; it stays where the writer was killed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of a run directory; `run_dir.entry` is its path."""
+
+    name: str
+    before_config: bool = False
+    """It may lie there before the run has written config.yaml: launchers, recipes, a person or a
+    run that failed early make it."""
+    marks_run: bool = False
+    """A run or its launcher makes it first: a folder with none of these is not a run directory."""
+
+    @overload
+    def __get__(self, run_dir: None, owner: type[RunDir]) -> Entry: ...
+
+    @overload
+    def __get__(self, run_dir: RunDir, owner: type[RunDir]) -> Path: ...
+
+    def __get__(self, run_dir: RunDir | None, owner: type[RunDir]) -> Entry | Path:
+        return self if run_dir is None else run_dir.path / self.name
 
 
 @dataclass(frozen=True)
 class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
-    Layout: ``config.yaml`` (resolved), ``code.diff``, ``classes.json``, ``metrics.jsonl``,
-    ``ledger/``, ``quarantine.jsonl``, ``quarantine_val.jsonl``, ``wandb_run_id``,
-    ``wandb_state.json``, ``wandb/``, ``logs/rank_*.log``, ``heartbeat/``,
-    ``starts.jsonl``,
-    ``owners/`` (who trained here, see `launch.run.lock`), ``checkpoints/{step_XXXXXXXX/, latest}``
-    and ``FINISHED``. A person may add ``SAVE_NOW`` and ``STOP``. Beside what training writes:
-    ``report.html``, ``pack.svg`` and ``sizes.json`` (`zeta report`), ``result.json``,
-    ``eval.json`` and ``demo.json`` (`zeta demo`), ``finetune.yaml`` and ``finetune.json``
-    (`zeta finetune`, with ``shards/`` and ``export/``), and ``slurm_restarts``
-    (slurm/pretrain.sbatch).
+    Every file that zeta writes to or looks for at its top is one `Entry` below.
     """
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved config, as YAML that `zeta train` accepts."""
-        return self.path / "config.yaml"
+    # Written by training.
+    config = Entry("config.yaml", marks_run=True)
+    """The resolved config, as YAML that `zeta train` accepts."""
+    code_diff = Entry("code.diff")
+    """Version, commit and changed lines of the code that each part of the run ran with."""
+    classes = Entry("classes.json")
+    """JSON list of the class names, where the shards have a class map."""
+    tokenizer = Entry("tokenizer.json")
+    """The tokenizer.json of captions, unless they are read as bytes."""
+    metrics = Entry("metrics.jsonl", before_config=True, marks_run=True)
+    """One JSON object a line: `step` and the metrics logged at it."""
+    ledger = Entry("ledger", before_config=True)
+    """Folder of the ranks' accounts of which samples each step trained on."""
+    quarantine = Entry("quarantine.jsonl", before_config=True)
+    """One JSON object a line for every sample that could not be used, with the reason."""
+    val_quarantine = Entry("quarantine_val.jsonl", before_config=True)
+    """The same for validation images; their ids are those of `data.val_shards`."""
+    wandb_run_id = Entry("wandb_run_id", before_config=True)
+    """The W&B run id, made once for the life of the directory."""
+    wandb_state = Entry("wandb_state.json", before_config=True)
+    """JSON object of what W&B has of the run."""
+    wandb_files = Entry("wandb", before_config=True)
+    """W&B's own folder: one folder a session, the pack pictures, and a lock."""
+    logs = Entry("logs", before_config=True, marks_run=True)
+    """Folder of the per-rank logs and of Slurm's."""
+    heartbeats = Entry("heartbeat", before_config=True, marks_run=True)
+    """Folder of the ranks' heartbeats."""
+    checkpoints = Entry("checkpoints", before_config=True, marks_run=True)
+    """Folder of `step_XXXXXXXX/` directories and the `latest` pointer."""
+    owners = Entry("owners", before_config=True, marks_run=True)
+    """Folder of the claims of all starts of the run; the newest has the directory."""
+    starts = Entry("starts.jsonl")
+    """One JSON object a line for each start of the run: `step`, `ranks`, `time`."""
+    finished = Entry("FINISHED")
+    """Exists once the run reached its last step."""
 
-    @property
-    def code_diff(self) -> Path:
-        """Version, commit and changed lines of the code that each part of the run ran with."""
-        return self.path / "code.diff"
+    # Made by a person.
+    save_request = Entry("SAVE_NOW", before_config=True)
+    """Asks for a checkpoint; deleted once it is written."""
+    stop_request = Entry("STOP", before_config=True)
+    """Asks the run to save and end; while it exists, no start of the run trains."""
 
-    @property
-    def classes(self) -> Path:
-        """JSON list of the class names, where the shards have a class map."""
-        return self.path / "classes.json"
+    # Written by launchers.
+    slurm_restarts = Entry("slurm_restarts", before_config=True)
+    """Starts in a row without a new checkpoint, and the checkpoint of the last one."""
+    excluded_nodes = Entry("excluded_nodes", before_config=True)
+    """Nodes that preflight found bad: name, time and reason, one a line."""
 
-    @property
-    def tokenizer(self) -> Path:
-        """The tokenizer.json of captions, unless they are read as bytes."""
-        return self.path / "tokenizer.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: `step` and the metrics logged at it."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        """Per-rank account of which samples each step trained on."""
-        return self.path / "ledger"
-
-    @property
-    def quarantine(self) -> Path:
-        """One JSON object a line for every sample that could not be used, with the reason."""
-        return self.path / "quarantine.jsonl"
-
-    @property
-    def val_quarantine(self) -> Path:
-        """The same for held-out images; their ids are those of `data.val_shards`."""
-        return self.path / "quarantine_val.jsonl"
-
-    @property
-    def wandb_run_id(self) -> Path:
-        """The W&B run id, made once for the life of the directory."""
-        return self.path / "wandb_run_id"
-
-    @property
-    def wandb_state(self) -> Path:
-        """What W&B has of the run."""
-        return self.path / "wandb_state.json"
-
-    @property
-    def wandb_files(self) -> Path:
-        """W&B's own folder: one folder a session, the pack pictures, and a lock."""
-        return self.path / "wandb"
+    # Written by reports and recipes.
+    report = Entry("report.html")
+    """The page about the run."""
+    pack_picture = Entry("pack.svg")
+    """Picture of the first pack, for the report."""
+    sizes = Entry("sizes.json")
+    """JSON object of the sizes and drop rates at which images were shown, for the report."""
+    evaluation = Entry("eval.json")
+    """JSON object as `zeta eval --json` prints it."""
+    result = Entry("result.json")
+    """JSON object of the figures that `zeta demo` ends with."""
+    demo_settings = Entry("demo.json", before_config=True)
+    """JSON object of the settings that `zeta demo` was given."""
+    fine_tuning = Entry("finetune.json", before_config=True)
+    """JSON object of the scores before and after `zeta finetune`, and what it began at."""
+    fine_tuning_config = Entry("finetune.yaml", before_config=True)
+    """The recipe that `zeta finetune` made, as YAML that `zeta train` accepts."""
+    shards = Entry("shards", before_config=True)
+    """Shards of the images that `zeta demo` or `zeta finetune` trains on."""
+    exported = Entry("export")
+    """The model that `zeta finetune` made, as `zeta export` writes it."""
 
     @property
     def wandb_pictures(self) -> Path:
-        """Pictures of packs, which W&B shows."""
+        """Folder of the pictures of packs that W&B shows."""
         return self.wandb_files / "packs"
 
-    @property
-    def logs(self) -> Path:
-        """Folder of the per-rank logs."""
-        return self.path / "logs"
-
     def rank_log(self, rank: int) -> Path:
-        """Everything that one rank and its libraries print."""
+        """Return the log of everything that one rank and its libraries print."""
         return self.logs / f"rank_{rank:05d}.log"
 
     def rank_heartbeat(self, rank: int) -> Path:
-        """JSON object of what one rank is doing, a few seconds old at most while it lives."""
-        return self.path / "heartbeat" / f"rank_{rank:05d}.json"
+        """Return the JSON file of what one rank does, a few seconds old at most while it lives."""
+        return self.heartbeats / f"rank_{rank:05d}.json"
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of `step_XXXXXXXX/` directories and the `latest` pointer."""
-        return self.path / "checkpoints"
+    def is_marked(self) -> bool:
+        """Return whether the folder holds anything that a run or its launcher makes first."""
+        return any((self.path / entry.name).exists() for entry in _ENTRIES if entry.marks_run)
 
-    @property
-    def owners(self) -> Path:
-        """Folder of the claims of all starts of the run; the newest has the directory."""
-        return self.path / "owners"
+    def foreign_names(self) -> list[str]:
+        """Return the names in the folder that no run leaves before it has written its config."""
+        if not self.path.is_dir():
+            return []
+        ours = {entry.name for entry in _ENTRIES if entry.before_config}
+        names = sorted(path.name for path in self.path.iterdir())
+        return [name for name in names if name not in ours and not _UNFINISHED.fullmatch(name)]
 
-    @property
-    def save_request(self) -> Path:
-        """Made by a person who wants a checkpoint; gone once it is written."""
-        return self.path / "SAVE_NOW"
 
-    @property
-    def stop_request(self) -> Path:
-        """Made by a person who wants the run to save and end; while it is there, none trains."""
-        return self.path / "STOP"
-
-    @property
-    def finished(self) -> Path:
-        """Exists once the run reached its last step."""
-        return self.path / "FINISHED"
-
-    @property
-    def slurm_restarts(self) -> Path:
-        """Count of starts without a new checkpoint, and the checkpoint of the last one."""
-        return self.path / "slurm_restarts"
-
-    @property
-    def starts(self) -> Path:
-        """One JSON object a line for each start of the run: `step`, `ranks`, `time`."""
-        return self.path / "starts.jsonl"
-
-    @property
-    def excluded_nodes(self) -> Path:
-        """Nodes that preflight found bad: name, time and reason, one a line."""
-        return self.path / "excluded_nodes"
-
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
-
-    @property
-    def pack_picture(self) -> Path:
-        """Picture of the first pack, which the report shows."""
-        return self.path / "pack.svg"
-
-    @property
-    def sizes(self) -> Path:
-        """JSON object of the sizes and drop rates at which images were shown, for the report."""
-        return self.path / "sizes.json"
-
-    @property
-    def result(self) -> Path:
-        """JSON object of the figures that `zeta demo` ends with."""
-        return self.path / "result.json"
-
-    @property
-    def fine_tuning(self) -> Path:
-        """JSON object of the scores before and after `zeta finetune`, and what it began at."""
-        return self.path / "finetune.json"
-
-    @property
-    def fine_tuning_config(self) -> Path:
-        """The recipe that `zeta finetune` made, as YAML that `zeta train` accepts."""
-        return self.path / "finetune.yaml"
-
-    @property
-    def shards(self) -> Path:
-        """Shards of the images that `zeta finetune` was given."""
-        return self.path / "shards"
-
-    @property
-    def exported(self) -> Path:
-        """The model that `zeta finetune` made, as `zeta export` writes it."""
-        return self.path / "export"
-
-    @property
-    def evaluation(self) -> Path:
-        """JSON object as `zeta eval --json` prints it."""
-        return self.path / "eval.json"
+_ENTRIES = tuple(entry for entry in vars(RunDir).values() if isinstance(entry, Entry))
 
 
 def step_name(step: int) -> str:
@@ -193,7 +148,7 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int:
-    """Return the committed steps that the name of a step directory tells."""
+    """Return the number of committed steps in the name of a step directory."""
     return int(name.removeprefix("step_"))
 
 

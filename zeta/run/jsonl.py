@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zeta.files import write_whole
+
 _BUFFERED_BYTES = 8192
 """Bytes of lines after which they are handed to the operating system."""
 
@@ -72,8 +74,9 @@ def cut_after(path: Path, last_step: int) -> None:
     attempt = 1
     while (aside := path.with_name(f"{path.name}.attempt-{attempt}")).exists():
         attempt += 1
-    _write_whole(aside, cut)
-    _write_whole(path, kept)
+    for file, lines in ((aside, cut), (path, kept)):
+        with write_whole(file) as stream:
+            stream.writelines(lines)
 
 
 def step_of_line(line: bytes) -> int | None:
@@ -85,12 +88,3 @@ def step_of_line(line: bytes) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return step if isinstance(step, int) else None
-
-
-def _write_whole(path: Path, lines: list[bytes]) -> None:
-    building = path.with_name(f".tmp-{path.name}")
-    with building.open("wb") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    building.replace(path)

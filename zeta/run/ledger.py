@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -107,9 +108,15 @@ class Quarantine:
         self._path = path
         self._world = world
         self._known: set[int] = set()
+        self._unwritten = bytearray()
+        """Lines that are not in the file yet, as on a full disk."""
+        self._on_disk = True
         if world.is_main and path.exists():
-            lines = path.read_text().splitlines()
-            self._known = {json.loads(line)["sample_id"] for line in lines if line.endswith("}")}
+            content = path.read_text()
+            whole = [line for line in content.splitlines() if line.endswith("}")]
+            self._known = {json.loads(line)["sample_id"] for line in whole}
+            if content and not content.endswith("\n"):
+                self._unwritten += b"\n"  # after a line that a kill cut off
 
     @property
     def count(self) -> int:
@@ -128,16 +135,31 @@ class Quarantine:
         everything = self._world.gather((in_a_row, [asdict(item) for item in rejected]))
         items = [item for _, of_rank in everything for item in of_rank]
         if self._world.is_main:
-            with self._path.open("a", encoding="utf-8") as file:
-                for item in items:
-                    if item["sample_id"] not in self._known:
-                        self._known.add(item["sample_id"])
-                        file.write(json.dumps({"step": step, **item}) + "\n")
+            for item in items:
+                if item["sample_id"] not in self._known:
+                    self._known.add(item["sample_id"])
+                    self._unwritten += (json.dumps({"step": step, **item}) + "\n").encode()
+                    self._on_disk = False
+            with suppress(OSError):  # a full disk: the lines come later
+                self._append()
         last = items[-1]
         return QuarantineNews(
             max(longest for longest, _ in everything),
             f"{last['key']} in {last['shard']}: {last['reason']}",
         )
+
+    def flush(self) -> None:
+        """Bring every line to the disk, or raise OSError; called before a checkpoint."""
+        if not self._on_disk:
+            self._append(durable=True)
+            self._on_disk = True
+
+    def _append(self, *, durable: bool = False) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            while self._unwritten:
+                del self._unwritten[: file.write(self._unwritten)]
+            if durable:
+                os.fsync(file.fileno())
 
 
 class QuarantineNews(NamedTuple):

@@ -27,6 +27,7 @@ from typing import Protocol
 
 from zeta.config_field import check_range, free
 from zeta.distributed import set_collective_timeout
+from zeta.files import write_whole_text
 from zeta.run.console import log_line
 from zeta.run.heartbeat import Heartbeat
 
@@ -191,10 +192,9 @@ class Watchdog:
         beat = Heartbeat(
             now.phase, now.step, seconds, limit, time.time(), self._rank, self._host, os.getpid()
         )
-        building = self._path.with_suffix(".tmp")
         try:
-            building.write_text(json.dumps(asdict(beat)) + "\n")
-            building.replace(self._path)
+            # It is old in a few seconds: nothing is gained by waiting for the disk.
+            write_whole_text(self._path, json.dumps(asdict(beat)) + "\n", durable=False)
         except OSError as error:  # a full disk: the run goes on, and so does the watch
             log_line(f"the heartbeat could not be written: {error}", self._log)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from zeta.files import write_whole_text
+
 if TYPE_CHECKING:
     from zeta.tracking.config import WandbConfig
 
@@ -62,9 +64,7 @@ def stable_run_id(path: Path, saved: str | None = None) -> str:
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        building = path.with_name(f".tmp-{path.name}")
-        building.write_text((saved or secrets.token_hex(4)) + "\n")
-        building.replace(path)
+        write_whole_text(path, (saved or secrets.token_hex(4)) + "\n")
     return path.read_text().strip()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zeta import metric_names as names
+from zeta.files import write_whole_text
 from zeta.tracking.sinks import last_logged_steps
 
 AXES = (names.IMAGES_SEEN, names.TOKENS_SEEN)
@@ -82,12 +82,7 @@ class WandbState:
 
     def write(self, path: Path) -> None:
         """Replace the file, and wait for the disk."""
-        building = path.with_name(f".tmp-{path.name}")
-        with building.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        building.replace(path)
+        write_whole_text(path, json.dumps(asdict(self)))
 
 
 def read_state(path: Path) -> WandbState | None:

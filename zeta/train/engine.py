@@ -23,11 +23,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
-from zeta.models.attention import varlen_obstacle
 from zeta.models.layers import Attention, AttentionPool, ParallelBlock
 from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
+from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.memory_model import set_checkpointing
 from zeta.train.optim import build_optimizer
@@ -214,15 +214,9 @@ def choose_attention(model: nn.Module, train: TrainConfig, device: torch.device)
     Raises:
         ValueError: varlen was asked for where it cannot run.
     """
-    dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
     kinds = (Attention, AttentionPool, ParallelBlock)
     for layer in (module for module in model.modules() if isinstance(module, kinds)):
-        obstacle = varlen_obstacle(device, dtype, layer.dim_head)
-        if train.attention == "varlen" and obstacle is not None:
-            raise ValueError(
-                f"train.attention is varlen, which cannot run here: {obstacle}; set "
-                "train.attention=auto"
-            )
+        check_attention(train, device, layer.dim_head)
         layer.backend = train.attention
 
 

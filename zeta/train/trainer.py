@@ -414,6 +414,7 @@ class Trainer:
     def _flush_files(self) -> None:
         """Bring ledger and metrics of all committed steps to the disk."""
         self.ledger.flush()
+        self.quarantine.flush()
         self.sink.flush()
 
     def _finish_save(self) -> str | None:

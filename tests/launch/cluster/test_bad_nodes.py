@@ -23,7 +23,7 @@ def test_what_one_node_finds_makes_that_node_bad_whichever_it_is():
 
 
 def test_a_node_without_a_word_is_bad():
-    assert verdict(report("n1"), None).bad == {"n2": "no word from it for 300 s"}
+    assert verdict(report("n1"), None).bad == {"n2": "no report from it in 300 s"}
 
 
 def test_what_all_nodes_find_is_the_fault_of_the_job_and_said_once():
@@ -66,7 +66,7 @@ def test_a_node_that_lacks_the_shared_storage_is_bad():
 def test_who_gave_no_answer_is_to_blame_for_an_all_reduce_that_failed():
     nodes = ["n1", "n2", "n3", "n4"]
     found = silent_nodes(["timed out", None, "", "timed out"], nodes)
-    assert found == {"n2": "no word from it in the all-reduce of the nodes"}
+    assert found == {"n2": "no answer from it in the all-reduce of the nodes"}
     assert silent_nodes(["timed out"] * 4, nodes) == {}
 
 

@@ -142,7 +142,7 @@ def test_an_all_reduce_that_fails_names_who_is_missing_or_else_what_each_node_fo
     blind = begin(there, *both, timeout_s=20, GLOO_SOCKET_IFNAME="none0")
     codes, outputs, said = ended(died)
     assert (codes, outputs) == ([BAD_NODES, -signal.SIGKILL], ["n2\n", ""]), said
-    assert "node n2 is bad: no word from it in the all-reduce" in said
+    assert "node n2 is bad: no answer from it in the all-reduce" in said
     assert RunDir(here).excluded_nodes.read_text().startswith("n2 ")
     codes, outputs, said = ended(blind)
     assert (codes, outputs) == ([1, 1], ["", ""]), said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,18 @@ import pytest
 import torch
 
 from tests.zeta.training import lane_pack
+from zeta.distributed import RankInfo, World
 from zeta.exit_codes import RunError
-from zeta.packed import StepPacks
+from zeta.packed import Rejected, StepPacks
 from zeta.run.directory import RunDir
-from zeta.run.ledger import Ledger, QuarantineConfig, QuarantineNews, Streaks, check_budgets
+from zeta.run.ledger import (
+    Ledger,
+    Quarantine,
+    QuarantineConfig,
+    QuarantineNews,
+    Streaks,
+    check_budgets,
+)
 
 LIMITS = QuarantineConfig(max_share=0.1, probation_images=1000, max_in_a_row=5)
 NEWS = QuarantineNews(1, "key in a.tar: truncated")
@@ -69,3 +78,45 @@ def test_the_lines_of_a_rank_that_is_no_more_are_cut_to_the_checkpoint(tmp_path:
         kept = (run_dir.ledger / f"rank_{rank:05d}.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in kept] == [1, 2, 3, 4]
         assert (run_dir.ledger / f"rank_{rank:05d}.jsonl.attempt-1").exists()
+
+
+@pytest.fixture
+def file_limit():
+    """Bound the size of every file that is written from now on, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(
+        resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1])
+    )
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def quarantined(path: Path) -> list[int]:
+    return [json.loads(line)["sample_id"] for line in path.read_text().splitlines()]
+
+
+def test_a_full_disk_delays_the_quarantine_vetoes_the_checkpoint_and_loses_no_line(
+    tmp_path: Path, file_limit
+):
+    path = tmp_path / "quarantine.jsonl"
+    quarantine = Quarantine(path, World(RankInfo(), torch.device("cpu")))
+    quarantine.add(1, [rejected(3)], 1)
+    file_limit(path.stat().st_size + 10)  # room for a part of the next line
+    assert quarantine.add(2, [rejected(4)], 1).in_a_row == 1
+    with pytest.raises(OSError, match="too large"):
+        quarantine.flush()
+    file_limit(None)
+    quarantine.flush()
+    assert quarantined(path) == [3, 4]
+
+
+def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path: Path):
+    path = tmp_path / "quarantine.jsonl"
+    world = World(RankInfo(), torch.device("cpu"))
+    Quarantine(path, world).add(1, [rejected(3)], 1)
+    path.write_text(path.read_text() + '{"step": 2, "samp')
+    Quarantine(path, world).add(2, [rejected(4)], 1)
+    assert Quarantine(path, world).count == 2
+
+
+def rejected(sample_id: int) -> Rejected:
+    return Rejected(sample_id=sample_id, key=f"k{sample_id}", shard="a.tar", reason="truncated")

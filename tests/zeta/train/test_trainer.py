@@ -82,7 +82,7 @@ KILLS = [
     ("half a file", [1], 1),
     ("half copied", [1], 2),
     ("between files", [1], 3),
-    ("between files", [0, 1], 5),
+    ("between files", [0, 1], 2),
     ("written", [1], 1),
     ("written", [0, 1], 2),
     ("before manifest", [0], 1),
