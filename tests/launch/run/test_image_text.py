@@ -189,7 +189,7 @@ def test_the_space_for_the_text_encoder_is_counted_where_it_is_exported(world, m
     export_run(world / "run", world / "measured")
     image = (world / "measured/model.safetensors").stat().st_size  # its weights, and a header
     assert (world / "measured/text.safetensors").stat().st_size > image / 10
-    nearly_full = shutil.disk_usage(world)._replace(free=image)
+    nearly_full = shutil.disk_usage(world)._replace(free=image * 21 // 20)  # timm has more biases
     monkeypatch.setattr("shutil.disk_usage", lambda folder: nearly_full)
     with pytest.raises(OSError, match="No space left on device for weights of"):
         export_run(world / "run", world / "no_room")
