@@ -105,7 +105,7 @@ def test_every_departure_from_the_plan_is_named(plan):
     stranger = replace(steps[4], rejected=steps[4].rejected | {10})  # never planned
     cases = {
         "step 5: lane 1 should have used": [*steps[:4], wrong, *steps[5:]],
-        "the ledger says nothing": [*steps[:4], absent, *steps[5:]],
+        "the ledger records nothing": [*steps[:4], absent, *steps[5:]],
         "step 5: sample 10 was rejected, but the plan has it": [*steps[:4], stranger, *steps[5:]],
         "step 5 is not in the ledger": [*steps[:4], *steps[5:]],
         "lane 2 is recorded twice": [*steps[:4], replace(steps[4], repeated=[2]), *steps[5:]],
