@@ -120,7 +120,7 @@ def test_every_departure_from_the_plan_is_named(plan):
 def test_a_rejection_without_a_reason_is_a_problem(plan):
     result = audit_ledger(plan, iter(ledger(plan)), {7: "truncated"}, committed=0)
     assert not result.exact
-    assert "quarantine.jsonl does not say why" in result.problems[0]
+    assert "quarantine.jsonl has no reason for it" in result.problems[0]
 
 
 def test_lines_lost_after_the_last_checkpoint_are_told_apart_from_lost_samples(plan):

@@ -84,8 +84,8 @@ def test_lists_of_labels_are_read_from_cls_or_json(members, names, labels):
 @pytest.mark.parametrize(
     ("value", "names", "reason"),
     [
-        (b"dog", None, "'dog' is a name, and there is no classes.json"),
-        (b"cow", ("cat", "dog"), "'cow' is a name, and it is not in classes.json"),
+        (b"dog", None, "'dog' is a name, but there is no classes.json"),
+        (b"cow", ("cat", "dog"), "'cow' is a name that is not in classes.json"),
         (b"2", ("cat", "dog"), "label 2 is above the last class, 1"),
         (b"-1", None, "is a name"),
         (b"", None, "is a name"),
@@ -98,7 +98,7 @@ def test_lists_of_labels_are_read_from_cls_or_json(members, names, labels):
         (b"[[1]]", None, "is a list"),
         (b"[true]", None, "is a bool"),
         (b"1 2 9", ("a", "b", "c"), "label 9 is above the last class, 2"),
-        (b'["cow"]', ("cat", "dog"), "'cow' is a name, and it is not in classes.json"),
+        (b'["cow"]', ("cat", "dog"), "'cow' is a name that is not in classes.json"),
     ],
 )
 def test_a_label_that_means_no_class_is_refused_with_a_reason(value, names, reason):
