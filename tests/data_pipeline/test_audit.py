@@ -27,7 +27,7 @@ def plan() -> Plan:
 
 
 def ledger(plan: Plan, lanes=None, first: int = 0, most: int = 9999) -> list[LedgerStep]:
-    """What a run notes that rejects three samples whenever they come up."""
+    """Return the ledger of a run that rejects three samples whenever they come up."""
     lanes, steps = lanes or [plan.lane(lane) for lane in range(LANES)], []
     while any(lane.has_more() for lane in lanes) and len(steps) < most:
         noted, rejected = {}, set()

@@ -113,7 +113,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     (tmp_path / "dog").chmod(0)
     message = error_as_nobody(tmp_path / "dog", lambda: open_source(tmp_path / "dog"))
     (tmp_path / "dog").chmod(0o755)
-    assert message.startswith(f"cannot read the folder {tmp_path}/dog: Permission denied; allow")
+    assert message.startswith(f"cannot read the folder {tmp_path}/dog: Permission denied; make")
 
 
 def test_a_csv_of_paths_names_and_captions(tmp_path):
