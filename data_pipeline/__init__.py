@@ -1,8 +1,9 @@
-"""From bytes on storage to packed batches: shards, manifest, plan, fetch, decode, loader.
+"""The data pipeline: it turns bytes on storage into packed batches.
 
-May import of `zeta` only packed tensors, config marks and host memory; never `launch`.
+The way of an image: shards, manifest, plan, fetch, decode, loader. The pipeline may import only
+packed tensors, config marks and host memory from `zeta`, and never `launch`.
 
-The names below are the library: index shards, plan, and read packs in a loop of one's own, as
+The names below are the library: index shards, plan, and read packs in your own loop, as
 docs/data.md shows. They are loaded on first use, so that command-line tools start quickly.
 """
 

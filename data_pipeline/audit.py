@@ -1,7 +1,7 @@
-"""The proof from a run's files that every sample was used once an epoch, or says why not.
+"""The audit of a run: proof from its files that every sample was used once in each epoch.
 
-The plan is a pure function of shards, config and seed, so it is made again from the first step, and
-each line of the ledger must be exactly what it says, whatever ranks wrote it and however often
+The plan is a pure function of shards, config and seed. So it is computed again from the first step,
+and each line of the ledger must match it exactly, whatever ranks wrote the line and however often
 they were killed: planned = trained + rejected (by reason), with nothing left.
 """
 
@@ -25,43 +25,45 @@ UNRECORDED = "no reason in quarantine.jsonl"
 
 @dataclass
 class LedgerStep:
-    """What all ranks noted of one step."""
+    """The ledger lines of all ranks for one step."""
 
     step: int
-    """Committed steps, this one included."""
+    """Number of committed steps, this one included."""
     lanes: dict[int, tuple[int, str]]
-    """Images used and digest of their ids, of each lane that used any."""
+    """Number of images used and digest of their ids, by lane; lanes that used none are absent."""
     rejected: set[int]
+    """Sample ids that could not be used."""
     skipped: bool
+    """True if loss or gradient was not finite, so that the step changed no weights."""
     repeated: list[int]
-    """Lanes that more than one line speaks of."""
+    """Lanes that appear in more than one line."""
     max_epochs: int | None = None
-    """Epochs after which the run was to end when it made this step."""
+    """Epoch limit of the run when it made this step."""
 
 
 @dataclass
 class EpochAccount:
-    """What became of the samples of one epoch of one source."""
+    """The account of the samples of one epoch of one source."""
 
     source: str
     epoch: int
     samples: int
-    """All samples of its shards."""
+    """Number of samples in its shards."""
     not_planned: dict[str, int]
-    """Samples that no epoch plans, by reason."""
+    """Number of samples that no epoch plans, by reason."""
     planned: int = 0
     trained: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Number of planned samples that could not be used, by reason."""
 
     @property
     def remainder(self) -> int:
-        """Planned samples that nothing is known of; 0 unless something is wrong."""
+        """Number of planned samples without a record; 0 unless something is wrong."""
         return self.planned - self.trained - sum(self.rejected.values())
 
     @property
     def open(self) -> int:
-        """Samples of this epoch that were not planned yet; 0 once it is closed."""
+        """Number of samples of this epoch that were not planned yet; 0 once it is complete."""
         return self.samples - sum(self.not_planned.values()) - self.planned
 
 
@@ -70,16 +72,16 @@ class Audit:
     """The result of an audit."""
 
     steps: int = 0
-    """Steps whose ledger lines were checked."""
+    """Number of steps whose ledger lines were checked."""
     uncommitted: int = 0
-    """Steps after the last checkpoint that were cut short; a resumed run does them again."""
+    """Number of steps after the last checkpoint that were cut short; a resumed run repeats them."""
     epochs: list[EpochAccount] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What does not agree; empty if the account is exact."""
+    """Differences between ledger and plan; empty if the account is exact."""
 
     @property
     def exact(self) -> bool:
-        """Whether every sample is accounted for."""
+        """True if every sample is accounted for."""
         return not self.problems and all(epoch.remainder == 0 for epoch in self.epochs)
 
 
@@ -95,21 +97,21 @@ def audit_ledger(
     Args:
         plan: the plan of the run.
         ledger: all steps in order.
-        reasons: why each rejected sample could not be used (quarantine.jsonl).
+        reasons: reason of each rejected sample, by sample id (quarantine.jsonl).
         committed: step of the newest checkpoint; later steps may be incomplete.
     """
     audit, accounts = Audit(), dict[tuple[int, int], EpochAccount]()
     lanes: list[LanePacker] = []
     for line in ledger:
         if not lanes or line.max_epochs != plan.max_epochs:
-            # Resumed under another limit: the lanes go on from where they stood.
+            # Resumed under another limit: the lanes continue from their states.
             plan = replace(plan, max_epochs=line.max_epochs)
             states = [lane.state for lane in lanes] or [LaneState()] * plan.num_lanes
             lanes = [plan.lane(lane, state) for lane, state in enumerate(states)]
         packs = _plan_step(lanes)
         problems, wrong = _compare(line, packs, audit.steps + 1)
         if problems and line.step > committed and not wrong:
-            # A kill between two checkpoints may have lost what some ranks had not written yet.
+            # A kill between two checkpoints may have lost lines that some ranks had not written.
             audit.uncommitted = 1 + sum(1 for _ in ledger)
             break
         if problems:
@@ -121,12 +123,13 @@ def audit_ledger(
             _count(plan, pack, line, reasons, accounts)
     if audit.steps < committed and not audit.problems:
         audit.problems.append(
-            f"the ledger ends at step {audit.steps}, but the newest checkpoint is of {committed}"
+            f"the ledger ends at step {audit.steps}, but the newest checkpoint is from step "
+            f"{committed}"
         )
     audit.epochs = [accounts[key] for key in sorted(accounts)]
     audit.problems += [
         f"{account.rejected[UNRECORDED]} samples of epoch {account.epoch} of {account.source} were "
-        "rejected, but quarantine.jsonl does not say why"
+        "rejected, but quarantine.jsonl has no reason for it"
         for account in audit.epochs
         if account.rejected[UNRECORDED]
     ]
@@ -141,15 +144,15 @@ def _plan_step(lanes: list[LanePacker]) -> dict[int, PackPlan]:
 def _compare(
     line: LedgerStep, packs: Mapping[int, PackPlan], expected_step: int
 ) -> tuple[list[str], bool]:
-    """Return what differs from the plan, and whether any of it is more than absent."""
+    """Return the differences from the plan, and whether any is more than a missing entry."""
     if line.step != expected_step:
         return [f"step {expected_step} is not in the ledger"], False
     known = {int(i) for pack in packs.values() for i in pack.sample_ids}
     strangers = sorted(line.rejected - known)
     wrong = bool(line.repeated or strangers)
-    problems = [f"step {line.step}: lane {lane} is noted twice" for lane in line.repeated]
+    problems = [f"step {line.step}: lane {lane} is recorded twice" for lane in line.repeated]
     problems += [
-        f"step {line.step}: sample {sample_id} was rejected, but no lane had it there"
+        f"step {line.step}: sample {sample_id} was rejected, but the plan has it in no lane"
         for sample_id in strangers
     ]
     planned = {}
@@ -160,13 +163,13 @@ def _compare(
     for lane in sorted(planned.keys() | line.lanes.keys()):
         if planned.get(lane) != line.lanes.get(lane):
             wrong |= lane in line.lanes
-            told = [
+            expected, found = (
                 "nothing" if entry is None else f"{entry[0]} images ({entry[1]})"
                 for entry in (planned.get(lane), line.lanes.get(lane))
-            ]
+            )
             problems.append(
-                f"step {line.step}: lane {lane} should have used {told[0]}, the ledger says "
-                f"{told[1]}"
+                f"step {line.step}: lane {lane} should have used {expected}, but the ledger "
+                f"records {found}"
             )
     return problems, wrong
 

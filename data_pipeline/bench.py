@@ -1,4 +1,4 @@
-"""How fast packs are made, and what bounds it: the loader against the bare decode of its images."""
+"""The loader benchmark: its rate of images against the bare decoding of the same images."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _LANES = 4
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `zeta data bench` measures."""
+    """The measurements of `zeta data bench`."""
 
     images_per_s: float
-    """From shards to packs, with `data.workers` processes."""
+    """Images a second from shards to packs, with `data.workers` processes."""
     decode_bound_images_per_s: float
-    """Only decoding and resizing the images of the first packs, from memory, in as many
-    processes."""
+    """Images a second if the same number of processes only decode and resize the images of the
+    first packs, from memory."""
     efficiency: float
-    """Median over rounds of the ratio of the two, measured in turn."""
+    """Ratio of the two rates, measured in turn; median over rounds."""
     cpu_efficiency: float
-    """The same ratio by CPU time, of all processes together: steadier on a busy machine."""
+    """The same ratio by CPU time of all processes, which is steadier on a busy machine."""
     workers: int
     images: int
-    """Images that were timed."""
+    """Number of images timed."""
     stages: dict[str, float]
-    """Milliseconds an image: `plan_ms` and `wait_ms` of the training process, `read_ms`,
+    """Milliseconds per image: `plan_ms` and `wait_ms` of the training process, `read_ms`,
     `decode_ms` and `pack_ms` of an executor; and `queue_occupancy`, the mean share of the prefetch
     queue that is ready when a pack is asked for."""
 
@@ -52,10 +52,10 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
     """Measure the loader on the first packs of a plan.
 
     Args:
-        plan: its config says how many processes decode.
-        packs: packs timed in a round.
-        rounds: the loader and bare decoding take turns so often, so that noise of the machine
-            hits both; medians count.
+        plan: the plan; `data.workers` of its config is the number of decoding processes.
+        packs: number of packs timed in a round.
+        rounds: number of rounds. Loader and bare decoding take turns, so that noise of the machine
+            hits both; the result has medians.
     """
     workers = plan.config.workers
     queue = PREFETCH_PACKS_PER_WORKER * workers
@@ -65,7 +65,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
     runs, bounds = [], []
     for _ in range(rounds):
         bounds.append(decode_loop.run())
-        for _ in range(queue + workers):  # what was made while bare decoding was measured
+        for _ in range(queue + workers):  # packs made while bare decoding was measured
             next(loader)
         runs.append(_Run(loader, packs))
     decode_loop.close()
@@ -94,7 +94,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
 
 
 class _TimedRecipes(Iterator[PackRecipe]):
-    """The recipes of a few lanes in turn, and the time that planning them took."""
+    """The recipes of a few lanes in turn, and the time spent on planning them."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -115,7 +115,7 @@ class _TimedRecipes(Iterator[PackRecipe]):
         return recipe
 
     def first_images(self, count: int) -> list[ImageRecipe]:
-        """Return at least `count` images of the packs that come next, without taking them."""
+        """Return at least `count` images of the next packs, without taking the packs."""
         recipes: list[PackRecipe] = []
         while sum(len(recipe.images) for recipe in recipes) < count:
             recipes.append(next(self))
@@ -126,7 +126,7 @@ class _TimedRecipes(Iterator[PackRecipe]):
 
 
 class _Run:
-    """Some packs taken from the loader as fast as it gives them."""
+    """A number of packs taken from the loader as fast as possible."""
 
     def __init__(self, loader: Iterator[ExecutedPack], packs: int) -> None:
         self.asked, self.waits, self.packs = list[float](), list[float](), list[ExecutedPack]()
@@ -139,13 +139,13 @@ class _Run:
         self.images_per_s = self.images / (time.perf_counter() - start)
         here = (time.process_time() - cpu_start) / self.images
         self.cpu_s = here + (0.0 if self._in_this_process() else self._executor_cpu_s())
-        """CPU seconds an image, of this process and the executors."""
+        """CPU seconds per image, of this process and the executors."""
 
     def _in_this_process(self) -> bool:
         return self.packs[0].times.process == os.getpid()
 
     def _executor_cpu_s(self) -> float:
-        """Return the executors' CPU seconds an image, from their first pack on."""
+        """Return the CPU seconds per image of the executors, from their first pack on."""
         seconds, images = 0.0, 0
         for process in {pack.times.process for pack in self.packs}:
             own = [pack for pack in self.packs if pack.times.process == process]
@@ -164,11 +164,11 @@ class _Run:
 class _Rate(NamedTuple):
     images_per_s: float
     cpu_s: float
-    """CPU seconds an image."""
+    """CPU seconds per image."""
 
 
 class _DecodeLoop:
-    """Processes that hold encoded images in memory and do nothing but decode and resize them."""
+    """A pool of processes that do nothing but decode and resize images from memory."""
 
     def __init__(self, images: Sequence[ImageRecipe], plan: Plan, workers: int) -> None:
         self._arguments = (list(images), plan.patch_size, plan.config.resolution.fit)
@@ -189,7 +189,7 @@ class _DecodeLoop:
 
 
 _samples: dict[int, bytes] = {}
-"""In a process of `_DecodeLoop`: the encoded images that it has read."""
+"""Encoded images that this process of `_DecodeLoop` has read."""
 
 
 def _decode_all(images: list[ImageRecipe], patch_size: int, fit: str) -> _Rate:
@@ -198,7 +198,7 @@ def _decode_all(images: list[ImageRecipe], patch_size: int, fit: str) -> _Rate:
     for image in images:
         if image.sample_id not in _samples:
             _samples[image.sample_id] = read_image(image, deadline_s=60).image
-    # All processes begin at the same moment, so that they share the cores for all of it.
+    # All processes begin at the same moment, so that they share the cores throughout.
     time.sleep(_START_S - time.time() % _START_S)
     start, cpu_start = time.perf_counter(), time.process_time()
     for image in images:

@@ -1,4 +1,4 @@
-"""Config of the data plane (`data.*`)."""
+"""The config of the data pipeline (`data.*`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from zeta.config_field import check_choice, check_range, free
 
 @dataclass
 class ResolutionConfig:
-    """To what size each image is resized, in pixels; see `data_pipeline.plan.sampling`.
+    """The size that each image is resized to, in pixels; see `data_pipeline.plan.sampling`.
 
-    A side s stands for the area s * s: the aspect ratio of the image is kept.
+    A side s means the area s * s; the aspect ratio of the image is kept.
     """
 
     kind: str = "native"
@@ -23,10 +23,10 @@ class ResolutionConfig:
     max: int = 256
     """Largest side, in pixels."""
     fit: str = "keep"
-    """keep the aspect ratio, or make a square: crop the middle, or squash."""
+    """keep (the aspect ratio), or make a square: crop (the middle) or squash."""
     max_upscale: float = 1.0
-    """An image is never enlarged by more than this factor, rounding to whole patches aside; only
-    kind fixed with crop or squash gives max x max whatever the image, for models of one size."""
+    """Largest factor by which an image is enlarged, apart from rounding to whole patches. Kind
+    fixed with crop or squash ignores it: models of one size need max x max for every image."""
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "area", "side", "side_normal", "native")
@@ -44,22 +44,23 @@ class ResolutionConfig:
 
 @dataclass
 class DropScheduleConfig:
-    """How the drop rate changes over the run (NaViT, section 3.3; `data_pipeline.plan.sampling`).
+    """The schedule of the drop rate over the run (NaViT, section 3.3; see `plan.sampling`).
 
     At the n-th image of the run the mean rate is `low` + (`high` - `low`) sigmoid((n - `middle`) /
     `width`).
     """
 
     kind: str = "none"
-    """none (the rate stays) or sigmoid."""
+    """none (the rate is constant) or sigmoid."""
     low: float = 0.2
-    """Mean rate at the low end of the sigmoid."""
+    """Lowest mean rate, in [0, 1)."""
     high: float = 0.8
-    """Mean rate at its high end."""
+    """Highest mean rate, in [0, 1)."""
     middle: float = 0
-    """Images seen at which the rate is half-way."""
+    """Number of images seen when the rate is half-way."""
     width: float = -1e6
-    """Images over which it changes; below 0 the rate falls, which trained best in the paper."""
+    """Number of images over which the rate changes. Below 0 the rate falls, which trained best in
+    the paper."""
 
     def __post_init__(self) -> None:
         check_choice("data.drop.schedule.kind", self.kind, ("none", "sigmoid"))
@@ -71,20 +72,20 @@ class DropScheduleConfig:
 
 @dataclass
 class DropConfig:
-    """Share of an image's patches dropped before packing; see `data_pipeline.plan.sampling`."""
+    """The share of patches dropped before packing; see `data_pipeline.plan.sampling`."""
 
     kind: str = "none"
     """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few
     tokens to max at many)."""
     rate: float = 0.5
-    """Rate of kind constant, mean rate of kind beta."""
+    """Rate of kind constant, and mean rate of kind beta."""
     min: float = 0.1
-    """Lowest rate of kind resolution."""
+    """Lowest mean rate of kind resolution."""
     max: float = 0.9
-    """Highest rate of the kinds beta and resolution."""
+    """Highest mean rate of kind resolution, and highest rate of kind beta."""
     schedule: DropScheduleConfig = field(default_factory=DropScheduleConfig)
-    """Moves the rate over the run: `rate` itself, or of kind resolution the middle of min and max,
-    their distance staying."""
+    """Schedule that moves `rate` over the run; for kind resolution it moves the middle of min and
+    max, at a constant distance."""
 
     def __post_init__(self) -> None:
         check_choice("data.drop.kind", self.kind, ("none", "constant", "beta", "resolution"))
@@ -112,13 +113,13 @@ class DropConfig:
 
 @dataclass
 class AugmentConfig:
-    """Changes to training images besides their size; evaluation makes none."""
+    """Augmentation of training images besides their size; evaluation uses none."""
 
     flip: bool = False
-    """Mirror every second image, left to right."""
+    """Mirror each image left to right with probability 1/2."""
     crop_min_area: float = 1.0
-    """Cut a box of the image's own aspect ratio, of a share of its area drawn from this to 1, at
-    a place drawn at random, and resize that ("random resized crop"); 1 is the whole image."""
+    """Smallest share of the area kept by a random crop ("random resized crop") of the image's own
+    aspect ratio: the share is drawn between this and 1, the place at random. 1 crops nothing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_min_area <= 1:
@@ -130,26 +131,26 @@ class AugmentConfig:
 
 @dataclass
 class DecodeConfig:
-    """How images are decoded."""
+    """The decoding of images."""
 
     scaled: bool = True
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 size where the target allows (training only)."""
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 of their size if the target allows (training only)."""
 
 
 @dataclass
 class TextConfig:
-    """How captions become tokens; see `data_pipeline.loading.targets`."""
+    """The tokens of captions; see `data_pipeline.loading.targets`."""
 
     tokenizer: str = "bytes"
     """bytes (the 256 bytes of UTF-8), or the path of a tokenizer.json of the tokenizers library."""
     max_tokens: int = 64
     """Most tokens of a caption."""
     truncate: bool = False
-    """Cut longer captions to max_tokens, counted as train/truncated; otherwise their pair is
-    rejected, with the reason."""
+    """Cut longer captions to max_tokens, counted as train/truncated; if false, their pairs are
+    rejected with the reason."""
     budget: int | None = None
-    """Tokens of all captions of a pack; unset: max_images_per_pack * max_tokens, which always
-    suffices. A pair whose caption finds no room is rejected, with the reason."""
+    """Tokens of all captions of a pack; unset, it is max_images_per_pack * max_tokens, which always
+    suffices. A pair whose caption has no room is rejected with the reason."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.strip():
@@ -161,53 +162,59 @@ class TextConfig:
 
 @dataclass
 class DataConfig:
-    """Which shards are read and how they become packs."""
+    """The shards to read, and the rules by which they become packs."""
 
     shards: Any = None
     """Training shards: a folder, tar file, glob, brace expansion, or a list of these. A list of
-    {path, weight} mixes sources at rates of their own, each with its own epochs."""
+    {path, weight} mixes sources at their own rates, each with its own epochs."""
     val_shards: Any = free(None)
-    """Held-out shards to evaluate on while training (`train.evaluate`), as `shards` but without
-    weights; every image is scored once."""
+    """Held-out shards to evaluate on while training (`train.evaluate`), given like `shards` but
+    without weights. Every image is scored once."""
     token_budget: int = 4096
-    """C: tokens of a pack."""
+    """Number of tokens of a pack (C)."""
     max_images_per_pack: int = 128
-    """Most images in a pack: it sets the shape of labels and pooled features."""
+    """Most images in a pack; it sets the shapes of labels and pooled features."""
     resolution: ResolutionConfig = field(default_factory=ResolutionConfig)
+    """Sizes of images."""
     drop: DropConfig = field(default_factory=DropConfig)
+    """Dropping of patches."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Crops and mirroring."""
     mix_by: str = "images"
-    """What the weights of sources are rates of: images or tokens."""
+    """Unit of the weights of sources: images or tokens."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Decoding of images."""
     seed: int = 0
     """Seed of order, sizes and dropped patches."""
     window_shards: int = 1
-    """K: shards whose samples a lane shuffles together."""
+    """Number of shards whose samples a lane shuffles together (K)."""
     pack_window: int = 2048
-    """Samples that a lane packs together; at most 4096, so that its saved state stays small."""
+    """Number of samples that a lane packs together; at most 4096, so that its saved state stays
+    small."""
     workers: int = free(2)
-    """Decoding processes a rank; 0 decodes in the training process."""
+    """Number of decoding processes of a rank; 0 decodes in the training process."""
     cache_dir: str | None = free(None)
     """Folder on a local disk where each rank keeps the remote shards that it reads next; unset, it
-    is zeta-cache in the system's folder for temporary files ($TMPDIR)."""
+    is zeta-cache in the folder for temporary files ($TMPDIR)."""
     cache_gb: float = free(100.0)
     """Most gigabytes (1e9 bytes) that one rank keeps there."""
     read_deadline_s: float = free(120.0)
-    """Seconds for which reading a shard is tried again, or may hang, before the run fails."""
+    """Seconds for which a failing or hanging read of a shard is retried before the run fails."""
     require_labels: bool = False
-    """Samples without a class are not planned; set by `zeta train` from the objective."""
+    """Leave samples without a class out of the plan; set by `zeta train` from the objective."""
     max_labels: int | None = free(None)
-    """Most labels of an image, where images have lists of them; set by `zeta train`."""
+    """Most labels of an image, if images have lists of labels; set by `zeta train`."""
     text: TextConfig = field(default_factory=TextConfig)
-    """Captions (siglip, clip)."""
+    """Tokens of captions (siglip, clip)."""
     require_captions: bool = False
-    """Samples without a caption are not planned; set by `zeta train` from the objective."""
+    """Leave samples without a caption out of the plan; set by `zeta train` from the objective."""
     prefix_tokens: int = 0
-    """Tokens the model puts before each image's patches; set by `zeta train` from the model."""
+    """Number of tokens that the model puts before the patches of each image; set by `zeta train`
+    from the model."""
     patch_size: int | None = None
     """Side of a patch in pixels; set by `zeta train` from the model."""
     cost_dim: int | None = None
-    """Width of the model in the cost l(1 + l / 6d) of an image; set by `zeta train`."""
+    """Width d of the model in the cost l (1 + l / 6d) of an image; set by `zeta train`."""
 
     def __post_init__(self) -> None:
         check_range("data.token_budget", self.token_budget, 1)

@@ -1,4 +1,4 @@
-"""Verification of shards: every sample is read and decoded in full, and every bad one named."""
+"""Verification of shards: decode every sample in full and name every bad one."""
 
 from __future__ import annotations
 
@@ -21,39 +21,41 @@ _MAX_SAMPLE_BYTES = 2**32 - 1
 
 
 class BadSample(NamedTuple):
-    """A sample, or a whole shard from some byte on, that cannot be used."""
+    """A sample that cannot be used, or a shard that is damaged from some byte on."""
 
     shard: str
     key: str
-    """"" where the shard itself is damaged."""
+    """Key of the sample; "" if the shard itself is damaged."""
     reason: str
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify_shards` finds."""
+    """The result of `verify_shards`."""
 
     shards: int
+    """Number of shards."""
     samples: int
+    """Number of samples, bad ones included."""
     bad: tuple[BadSample, ...]
-    """In order of shard and sample."""
+    """Bad samples, in order of shard and sample."""
 
 
 def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> VerifyResult:
     """Decode every image in full and read every label and caption of the shards of `spec`.
 
-    No index is needed and none is believed. A damaged shard counts as one bad sample without a
-    key, after the samples before the damage.
+    The index is neither needed nor trusted. A damaged shard counts as one bad sample without a key,
+    after the samples that precede the damage.
 
     Raises:
-        ValueError: the spec names nothing.
+        ValueError: the spec matches no shard.
         OSError: a shard cannot be read at all.
     """
     shards = resolve_shards(spec)
     tasks = list(enumerate(shards))
     found: dict[int, tuple[int, list[BadSample]]] = {}
     with tqdm(total=len(tasks), unit=" shards", desc="verify", disable=not progress) as bar:
-        # Decoding takes long enough that processes always pay.
+        # Decoding takes long enough that processes always pay off.
         for number, samples, bad in run_tasks(_verify_shard, tasks, workers, nbytes=2**62):
             found[number] = samples, bad
             bar.update()
@@ -87,7 +89,7 @@ def _verify_shard(task: tuple[int, str]) -> tuple[int, int, list[BadSample]]:
 def _spans(
     runs: Iterator[tuple[str, list[Member]]], bad: list[BadSample], path: str
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield key, first byte and end of each sample, up to a damage, which goes into `bad`."""
+    """Yield key, first byte and end of each sample; damage ends the shard and goes into `bad`."""
     try:
         for key, members in runs:
             if key:
@@ -103,7 +105,7 @@ def _spans(
 def _faults(
     data: bytes, path: str, offset: int, class_names: Sequence[str] | None
 ) -> Iterator[str]:
-    """Yield what is wrong with the sample in `data`."""
+    """Yield each fault of the sample in `data`."""
     sample = parse_sample(data, shard=path, offset=offset)
     checks: tuple[Callable[[], object], ...] = (
         lambda: _decode(sample),

@@ -1,13 +1,13 @@
-"""From encoded bytes to the pixels of a resized image, and to patches.
+"""Decoding: encoded bytes become the pixels of a resized image, and patches.
 
-Anything that Pillow reads of the formats in `data_pipeline.shards.image_header` becomes RGB: grey
-and palettes are spread out, transparency is laid on white, 16-bit channels keep their high byte,
-CMYK is converted by formula. Colour profiles (ICC) are ignored, as in the ImageNet convention; EXIF
-orientation is applied; of an animation the first frame counts.
+Every format in `data_pipeline.shards.image_header` becomes RGB: grey and palettes are expanded,
+transparency is blended onto white, 16-bit channels keep their high byte, CMYK is converted by
+formula. Colour profiles (ICC) are ignored, as in the ImageNet convention; EXIF orientation is
+applied; an animation is read as its first frame.
 
-JPEGs are decoded by libjpeg-turbo straight into an array, and resized by torch's vectorised kernel
-(equal to Pillow's within 1 level): together 2.5 times as fast as Pillow on photographs. What the
-strict decoder refuses is given to Pillow, which has the last word. Both release the GIL.
+JPEGs are decoded by libjpeg-turbo straight into an array and resized by torch's vectorised kernel
+(equal to Pillow's within 1 level): together 2.5 times as fast as Pillow on photographs. Pillow
+decodes what the strict decoder refuses. Both release the GIL.
 """
 
 from __future__ import annotations
@@ -42,16 +42,18 @@ _PILLOW_NAMES = {
 _FLIPS = {
     1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
 }  # fmt: skip
-"""Steps through rows and columns by EXIF orientation, after the transposition of 5 to 8."""
+"""Steps (1 or -1) through rows and columns, by EXIF orientation; 5 to 8 are transposed before."""
 
 
 class Box(NamedTuple):
-    """A part of an upright image that has its aspect ratio, in shares of the image's sides."""
+    """A part of an upright image with the same aspect ratio, in shares of the image's sides."""
 
     side: float
     """Share of each side that the box keeps."""
     top: float
+    """Distance from the top, as a share of the height."""
     left: float
+    """Distance from the left, as a share of the width."""
 
 
 WHOLE = Box(1, 0, 0)
@@ -68,14 +70,21 @@ def decode_image(
     box: Box = WHOLE,
     flip: bool = False,
 ) -> np.ndarray:
-    """Decode an image and resize it once, antialiased (bicubic), to [height, width, 3] uint8 RGB.
+    """Decode an image and resize it once (bicubic, antialiased); return [height, width, 3] uint8.
 
-    `scale` 1, 2, 4 or 8 decodes a JPEG at 1/scale of its size in the DCT domain (other formats
-    ignore it). `fit` "crop" takes the largest centred box of the target's aspect ratio; "keep"
-    and "squash" use the whole image. `box` is cut out first; `flip` mirrors the result, left to
-    right. `stored_size` is the upright (height, width) of the index.
-    Raises `ImageError` with the reason for whatever cannot be decoded in full: not an image,
-    truncated, too large, or of another size than expected.
+    Args:
+        data: the encoded image.
+        height, width: size of the result in pixels.
+        scale: 1, 2, 4 or 8: decode a JPEG at 1/scale of its size (other formats ignore it).
+        fit: "crop" takes the largest centred box of the target's aspect ratio; "keep" and
+            "squash" use the whole image.
+        stored_size: upright (height, width) in the index, if there is an index.
+        box: part of the upright image to cut out first.
+        flip: mirror the result left to right.
+
+    Raises:
+        ImageError: the data cannot be decoded in full: it is not an image, truncated, too large,
+            or of another size than the index says.
     """
     header = image_size(data)
     if stored_size is not None and (header.height, header.width) != stored_size:
@@ -87,8 +96,8 @@ def decode_image(
     turned = _turned(header)
     stored = (header.width, header.height) if turned else (header.height, header.width)
     target = (width, height) if turned else (height, width)
-    # At 1/scale the last pixel may cover less than `scale` pixels of the image: a fractional
-    # extent keeps the picture where it is.
+    # At 1/scale the last pixel may cover less than `scale` pixels of the image. A fractional
+    # extent keeps the picture from shifting.
     factor = 1 if pixels.shape[:2] == stored else scale
     extent = (stored[0] / factor, stored[1] / factor)
     if fit == "crop" or box != WHOLE:
@@ -104,8 +113,10 @@ def patch_lines(image: np.ndarray, patch_size: int) -> np.ndarray:
     """Return [h * p, w * p, 3] uint8 as [h, w, p] lines: a patch is p lines of p * 3 bytes.
 
     Channels come last inside a patch. A line is one item (`np.void`), so that choosing and copying
-    patches moves whole lines, several times as fast as bytes. The sides must be multiples of
-    p = `patch_size`, else ValueError.
+    patches moves whole lines, which is several times as fast as moving bytes.
+
+    Raises:
+        ValueError: a side is not a multiple of p = `patch_size`.
     """
     height, width, channels = image.shape
     rows, columns = height // patch_size, width // patch_size
@@ -127,13 +138,13 @@ def _pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on malformed bytes
-        # Without the count of a cut file: reasons are counted, and each would be one of its own.
+        # Reasons are counted, so the message leaves out the byte count of a truncated file.
         what = re.sub(r" \(\d+ bytes not processed\)", "", str(error))
         raise ImageError(f"cannot be decoded: {what} ({type(error).__name__})") from error
 
 
 def _jpeg_pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray | None:
-    """Return the pixels of a JPEG without a flaw; None leaves it to Pillow (CMYK, damage)."""
+    """Return the pixels of an intact JPEG; None leaves it to Pillow (CMYK, damage)."""
     sides = (header.height, header.width)
     height, width = (-(-side // scale) for side in (sides[::-1] if _turned(header) else sides))
     try:
@@ -181,11 +192,11 @@ def _resize(pixels: np.ndarray, extent: tuple[float, float], target: tuple[int, 
     whole = extent == pixels.shape[:2]
     if whole and target == pixels.shape[:2]:
         return pixels
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, and so stays
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, before and after
     resized = F.interpolate(
         image,
         size=target if whole else None,
-        # torch rounds the size down: the hair keeps a whole one from being one short.
+        # torch rounds the size down; 1e-4 keeps a whole number from becoming one less.
         scale_factor=None
         if whole
         else ((target[0] + 1e-4) / extent[0], (target[1] + 1e-4) / extent[1]),
@@ -203,7 +214,7 @@ def _crop(
     *,
     centred: bool,
 ) -> np.ndarray:
-    """Resize a part of `extent` to `target`; or of it, the largest centred box of that aspect."""
+    """Resize a part of `extent` to `target`; if `centred`, the largest box of its aspect in it."""
     height, width = part.side * extent[0], part.side * extent[1]
     top, left = part.top * extent[0], part.left * extent[1]
     if centred:
@@ -211,7 +222,7 @@ def _crop(
         top, height = top + (height - inner) / 2, inner
         inner = min(width, height * target[1] / target[0])
         left, width = left + (width - inner) / 2, inner
-    # Rounding may put an edge a hair beyond the pixels, which Pillow refuses.
+    # Rounding may put an edge slightly outside the pixels, which Pillow refuses.
     bottom, right = min(top + height, pixels.shape[0]), min(left + width, pixels.shape[1])
     box = (left, top, right, bottom)
     # Only Pillow takes a box that does not begin at a whole pixel.
@@ -220,7 +231,7 @@ def _crop(
 
 
 def _box_as_stored(box: Box, orientation: int) -> Box:
-    """Return where a box of the upright image lies in the stored one."""
+    """Return the box in the stored image that corresponds to `box` in the upright one."""
     rows, columns = _FLIPS[orientation]
     top = box.top if rows == 1 else 1 - box.side - box.top
     left = box.left if columns == 1 else 1 - box.side - box.left

@@ -1,4 +1,7 @@
-"""From a recipe to a packed batch: read, decode, resize, patchify, drop. No state is kept."""
+"""The executor: it turns a recipe into a packed batch and keeps no state.
+
+The stages are read, decode, resize, patchify and drop.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +29,22 @@ class StageTimes:
     """Seconds that an executor spent on a pack."""
 
     read: float = 0.0
-    """Waiting for bytes."""
+    """Seconds of waiting for bytes."""
     decode: float = 0.0
-    """Decoding and resizing."""
+    """Seconds of decoding and resizing."""
     pack: float = 0.0
-    """All else: labels, kept patches, copying into the pack."""
+    """Seconds of everything else: labels, kept patches, copying into the pack."""
     finished_at: float = 0.0
-    """By the system's monotonic clock."""
+    """Time when the pack was finished, by the monotonic clock of the system."""
     process: int = 0
-    """Number of the process that made it."""
+    """Id of the process that made the pack."""
     cpu_at: float = 0.0
-    """CPU seconds that this process had used by then."""
+    """CPU seconds that this process had used when the pack was finished."""
 
 
 @dataclass(frozen=True)
 class ExecutedPack:
-    """A pack as an executor hands it over."""
+    """The pack that an executor returns."""
 
     batch: PackedBatch
     epoch: int
@@ -49,8 +52,8 @@ class ExecutedPack:
     times: StageTimes
 
     def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
-        # Between processes every tensor would be a shared-memory file of its own, which does not
-        # pay for small ones: they travel as plain arrays (and patches by `PackBuffers`).
+        # Between processes every tensor would become a shared-memory file, too slow for small
+        # ones: they travel as plain arrays (and patches by `PackBuffers`).
         batch = self.batch
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         arrays = {
@@ -77,11 +80,11 @@ def _unpack(
 
 
 class Executor:
-    """Turns recipes into packs, one at a time, and remembers nothing of them.
+    """An executor of recipes, one at a time; it keeps nothing of one pack for the next.
 
     Args:
-        class_names: labels that are names are looked up here.
-        deadline_s: how long reading a sample is tried.
+        class_names: class map for labels that are names.
+        deadline_s: seconds for which a failing read of a sample is retried.
     """
 
     def __init__(self, class_names: Sequence[str] | None, deadline_s: float) -> None:
@@ -91,15 +94,14 @@ class Executor:
     def execute(self, recipe: PackRecipe, patches: NDArray[np.uint8] | None = None) -> ExecutedPack:
         """Read and decode the images of `recipe` into a packed batch.
 
-        `patches` [token budget, p * p * 3] is memory for its patches; None makes some.
+        `patches` [token budget, p * p * 3] uint8 is memory for its patches; None allocates it.
 
-        An image that cannot be decoded keeps its rows, zero and of weight 0, and is returned in
-        `rejected`: its neighbours in the pack, and every other pack, are what they would be
-        without it.
+        An image that cannot be decoded keeps its rows, as zeros of weight 0, and is listed in
+        `rejected`. Its neighbours in the pack, and all other packs, do not change.
 
         Raises:
             OSError: a shard cannot be read (the error names shard and byte).
-            TarError: a shard is not what was indexed.
+            TarError: a shard differs from its index.
         """
         if patches is None:
             side = recipe.patch_size
@@ -144,7 +146,7 @@ def _execute(
             lines = patch_lines(pixels, side)
             into = patches[rows].view(lines.dtype)
             if image.keep == lines.shape[0] * lines.shape[1]:
-                into.reshape(lines.shape)[:] = lines  # straight: without a copy between
+                into.reshape(lines.shape)[:] = lines  # straight, without a copy in between
             else:
                 into[:] = lines[y, x]
             targets.put(index, target)
@@ -173,7 +175,7 @@ def _execute(
 
 
 def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
-    """Return the row-major indices of the patches that stay, ascending: a uniform subset."""
+    """Return the indices of the kept patches, [keep]: row-major, ascending, a uniform subset."""
     total = image.grid[0] * image.grid[1]
     if image.keep == total:
         return np.arange(total)
@@ -185,7 +187,7 @@ def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArr
     """Return the image at its planned size: [rows * p, columns * p, 3] uint8.
 
     Raises:
-        ImageError: an image that cannot be decoded, or not to its stated size.
+        ImageError: the image cannot be decoded, or not at the size in the index.
     """
     return decode_image(
         data,

@@ -1,4 +1,4 @@
-"""Reading the samples of a pack: at once from memory, else ahead of their decoding by threads."""
+"""Reading the samples of a pack: directly from the page cache, or ahead of decoding by threads."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _LARGEST_AT_ONCE = 2**22
 
 
 class SampleReader:
-    """Reads samples in order; latency of storage and decoding overlap.
+    """A reader of samples in order; waiting for storage overlaps with decoding.
 
-    What the system has in memory is taken at once: handing it over from a thread would cost more
-    than to read it. From the first sample that is not there on, a few threads read ahead. A read
-    that fails is tried again; after `deadline_s` it fails for good, and so does one that does not
-    return (a disk that hangs). A mount that hangs when a file is opened is left to the watchdog of
-    training.
+    Samples in the page cache are read directly: passing them between threads would cost more than
+    reading them. From the first sample that is not cached, a few threads read ahead. A read that
+    fails is retried until `deadline_s` seconds are over; then it fails for good, as does a read
+    that does not return (a disk that hangs). A mount that hangs when a file is opened is left to
+    the watchdog of training.
     """
 
     def __init__(self, deadline_s: float) -> None:
@@ -39,11 +39,11 @@ class SampleReader:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
 
     def read(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
-        """Yield the sample of each image in order, and the seconds that were waited for it.
+        """Yield the sample of each image in order, and the seconds spent waiting for it.
 
         Raises:
-            OSError: a shard cannot be read, changed, or does not answer; names shard and byte.
-            TarError: the shard does not hold the sample where the index says.
+            OSError: a shard cannot be read or does not answer; the error names shard and byte.
+            TarError: the shard changed, or does not hold the sample where the index says.
         """
         for index, image in enumerate(images):
             start = time.perf_counter()
@@ -54,8 +54,8 @@ class SampleReader:
             yield sample, time.perf_counter() - start
 
     def _read_ahead(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
-        # A few samples at a time: handing over each one alone would cost as much as reading it.
-        # The first one alone, so that decoding begins at once.
+        # A few samples at a time, for passing one between threads costs as much as reading it; but
+        # the first one alone, so that decoding begins at once.
         starts = [0, *range(1, len(images), _SAMPLES_A_READ), len(images)]
         parts = [images[start:end] for start, end in pairwise(starts) if start < end]
         futures = [self._threads.submit(_read_part, part, self._deadline_s) for part in parts]
@@ -72,7 +72,7 @@ class SampleReader:
                 future.cancel()
 
     def _result(self, future: Future[list[Sample]], first: ImageRecipe) -> list[Sample]:
-        # Readers keep the deadline themselves, unless the system never returns to them.
+        # Readers keep the deadline themselves, unless a system call never returns.
         limit = None if first.cached else 2 * self._deadline_s
         try:
             return future.result(timeout=limit)
@@ -98,14 +98,14 @@ def read_image(image: ImageRecipe, deadline_s: float) -> Sample:
 
 
 def _read_at_once(image: ImageRecipe, buffer: memoryview) -> Sample | None:
-    """Read the sample of one image if no storage has to be waited for; None if it has."""
+    """Return the sample of one image from the page cache, or None if it is not all there."""
     path = image.cached or image.shard
     if is_remote(path) or image.nbytes > len(buffer):
         return None
     try:
         return read_cached_sample(path, image.offset, buffer[: image.nbytes], _stamp(image))
     except (OSError, TarError):
-        return None  # the other way says what it is, and tries again what may pass
+        return None  # `read_image` reports the failure, or retries
 
 
 def _stamp(image: ImageRecipe) -> tuple[int, int] | None:
@@ -124,7 +124,7 @@ def _read_file(image: ImageRecipe, path: str) -> Sample:
 
 
 def _await_download(image: ImageRecipe, path: Path) -> None:
-    """Wait until the cache holds the shard; its download keeps deadlines and says if it fails."""
+    """Wait until the cache holds the shard; a failed download leaves its reason in a file."""
     while not path.exists():
         failure = failure_path(path)
         if failure.exists():

@@ -1,4 +1,4 @@
-"""The step source of a run: lanes of the plan, executed by worker processes, in exact order."""
+"""The step source of a run: worker processes execute the lanes of the plan in exact order."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from zeta.packed import StepPacks, check_world_size, lanes_of_rank
 
 PREFETCH_PACKS_PER_WORKER = 4
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
-"""Seconds to wait before a fork. Older Pythons hang in the child if another thread is just entering
-or leaving Python (python/cpython#112275), which was seen once, right after a collective; it is this
-thread that gives the others work, so they come to rest while it waits."""
+"""Seconds to wait before a fork. In older Pythons the child hangs if another thread is just
+entering or leaving Python (python/cpython#112275); this was seen once, right after a collective.
+The other threads get their work from this one, so they come to rest while it waits."""
 
 
 class _Executors(Dataset["ExecutedPack | Exception"]):
-    """A map-style dataset whose index is the recipe and its buffer: workers hold no state at all.
+    """A map-style dataset indexed by (recipe, buffer slot), so that workers keep no state.
 
-    Errors come back as values, so that they are raised as what they were.
+    Errors come back as values, so that the training process raises them with their own type.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class _Executors(Dataset["ExecutedPack | Exception"]):
 
     def __getitem__(self, index: tuple[PackRecipe, int]) -> ExecutedPack | Exception:
         recipe, slot = index
-        if self._executor is None:  # not before the worker process has begun
+        if self._executor is None:  # in the worker process, not before the fork
             self._executor = Executor(*self._arguments)
         try:
             if self._buffers is None:
@@ -56,18 +56,19 @@ class _Executors(Dataset["ExecutedPack | Exception"]):
 
 
 class PackLoader:
-    """Yields the packs of each optimizer step for one rank (`zeta.packed.StepSource`).
+    """The source of the packs of each optimizer step of one rank (`zeta.packed.StepSource`).
 
-    Lane i belongs to rank i mod W. Every rank yields ceil(P / W) packs a step; where it has no
-    lane, or the lane's stream has ended, the pack is empty. Worker count and prefetch never show:
-    recipes go out and packs come back in the order of the plan.
+    Lane i belongs to rank i mod W. Every rank yields ceil(P / W) packs a step; a pack is empty if
+    there is no lane for it, or if the stream of its lane has ended. The number of workers and the
+    prefetch change nothing: recipes go out and packs come back in the order of the plan.
 
     Args:
         plan: the plan of the run, the same on every rank.
-        rank, world_size: this rank, and W.
+        rank: index of this rank.
+        world_size: W.
 
     Raises:
-        ValueError: more ranks than lanes, or a cache too small for the lanes here.
+        ValueError: there are more ranks than lanes, or the cache is too small for the lanes here.
     """
 
     def __init__(self, plan: Plan, *, rank: int = 0, world_size: int = 1) -> None:
@@ -82,7 +83,7 @@ class PackLoader:
             self._prefetcher = Prefetcher(plan, self._lanes, rank)
 
     def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
-        """Yield the packs of each step, from `state` on (None: from the start of the run).
+        """Yield the packs of each step, from `state` on (None: from the beginning of the run).
 
         Raises:
             ValueError: `state` belongs to other shards or another number of lanes.
@@ -105,12 +106,12 @@ class PackLoader:
         """Yield the packs of `recipes` in their order, made by `data.workers` processes.
 
         Raises:
-            OSError, TarError: of `Executor.execute`.
+            OSError, TarError: see `Executor.execute`.
         """
         config = self._plan.config
         buffers = None
         if config.workers:
-            # Beside those asked for ahead, the one whose patches are being copied out.
+            # One for each pack asked for ahead, and one whose patches are being copied out.
             slots = PREFETCH_PACKS_PER_WORKER * config.workers + 1
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
         turns = range(len(buffers) if buffers else 1)
@@ -174,7 +175,7 @@ class PackLoader:
 
 
 def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
-    """Return the step at which `plan` goes on from a saved state of the data.
+    """Return the step at which `plan` continues from a saved state of the data.
 
     Raises:
         ValueError: `state` belongs to other shards or another number of lanes.
@@ -196,7 +197,7 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
 
 def _begin_worker(_worker: int) -> None:
     keep_freed_memory()
-    # A terminal or Slurm signals the rank and its workers; the rank saves first and then ends us.
+    # A terminal or Slurm signals the rank and its workers; the rank saves, then ends its workers.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where no Slurm is either
@@ -205,10 +206,10 @@ def _begin_worker(_worker: int) -> None:
 
 
 def _end_when_rank_asks(rank: int) -> None:
-    """Wait for SIGTERM from the process `rank` and end this one; from others it is ignored.
+    """Wait for SIGTERM from the process `rank`, then end this one; ignore SIGTERM from others.
 
-    Slurm sends it to all processes of a job that is preempted, but the step that the ranks are in
-    still needs its data.
+    Slurm sends it to all processes of a preempted job, but the current step of the ranks still
+    needs its data.
     """
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank:
         pass

@@ -1,4 +1,4 @@
-"""Shared memory in which executor processes hand their patches over."""
+"""Shared memory through which executor processes return patches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from data_pipeline.loading.executor import ExecutedPack
 class PackBuffers:
     """Slots for the patches of the packs in flight, used in turn for the whole run.
 
-    A pack that came in memory of its own would cost a file, a mapping and a fault for each of its
-    pages, in the executor and again here. The memory has no name: only processes forked from this
-    one share it, and it needs no room in /dev/shm.
+    Separate memory for each pack would cost a file, a mapping and a fault for each page, in the
+    executor and again here. This memory has no name: only processes forked from this one share it,
+    and it needs no room in /dev/shm.
     """
 
     def __init__(self, slots: int, token_budget: int, patch_bytes: int) -> None:
-        """Make room for `slots` times [token_budget, patch_bytes] uint8."""
+        """Allocate `slots` arrays of [token_budget, patch_bytes] uint8."""
         memory = mmap.mmap(-1, slots * token_budget * patch_bytes)
         flat = np.frombuffer(memory, dtype=np.uint8)
         self._slots = flat.reshape(slots, token_budget, patch_bytes)
@@ -30,16 +30,16 @@ class PackBuffers:
         return len(self._slots)
 
     def __getitem__(self, slot: int) -> NDArray[np.uint8]:
-        """Return a slot, [token_budget, patch_bytes], for an executor to write to."""
+        """Return a slot, [token_budget, patch_bytes] uint8, for an executor to write to."""
         array: NDArray[np.uint8] = self._slots[slot]
         return array
 
     @staticmethod
     def strip(pack: ExecutedPack) -> ExecutedPack:
-        """Return a pack whose patches stay behind in their slot."""
+        """Return the pack without its patches, which stay in their slot."""
         return replace(pack, batch=replace(pack.batch, patches=pack.batch.patches[:0]))
 
     def join(self, slot: int, pack: ExecutedPack) -> ExecutedPack:
-        """Return a stripped pack with a copy of its patches: the slot is free again."""
+        """Return a stripped pack with a copy of its patches; the slot may then be reused."""
         patches = torch.from_numpy(self._slots[slot].copy())
         return replace(pack, batch=replace(pack.batch, patches=patches))

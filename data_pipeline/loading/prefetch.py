@@ -1,4 +1,4 @@
-"""Which remote shards a rank reads next, and the cache that is kept filled with them."""
+"""Prefetching: it fills the cache with the remote shards that a rank reads next."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Shard
 from data_pipeline.shards.remote import is_remote
 
-_WINDOWS_AHEAD = 2
+_GROUPS_AHEAD = 2
 
 
 class Prefetcher:
-    """Keeps the cache of one rank filled by the plan of its lanes.
+    """The prefetcher of one rank: it fills the cache by the plan of its lanes.
 
     Args:
         plan: the plan of the run.
         lanes: the lanes of this rank.
-        rank: its number; every rank has a folder of its own in the cache.
+        rank: index of this rank, which has its own folder in the cache.
 
     Raises:
         ValueError: the cache cannot hold what the lanes read at the same time.
@@ -56,20 +56,20 @@ class Prefetcher:
             self._cache.close()
 
     def look_ahead(self, lanes: Mapping[int, LanePacker]) -> None:
-        """Fetch what the packs that come next are read from, in order of need."""
+        """Fetch the shards that the next packs are read from, in order of need."""
         assert self._cache is not None, "used as a context"
         places = tuple((packer.state.origin, packer.cursors) for packer in lanes.values())
         if places == self._known:
             return
         self._known = places
         upcoming = [
-            windows
+            groups
             for lane, packer in lanes.items()
-            for windows in self._upcoming(self._streams[lane], packer)
+            for groups in self._upcoming(self._streams[lane], packer)
         ]
-        # First the window that each lane stands in, then the one after it, and so on.
+        # First the current shuffle group of each lane, then the one after it, and so on.
         by_need = itertools.chain.from_iterable(itertools.zip_longest(*upcoming, fillvalue=()))
-        ids = np.array([sample for window in by_need for sample in window], dtype=np.int64)
+        ids = np.array([sample for group in by_need for sample in group], dtype=np.int64)
         indices = dict.fromkeys(self._plan.manifest.shard_of(ids).tolist())
         wanted = (self._shards[index] for index in indices)
         self._cache.want(shard for shard in wanted if is_remote(shard.path))
@@ -77,48 +77,48 @@ class Prefetcher:
     def _upcoming(
         self, streams: Sequence[LaneStream], packer: LanePacker
     ) -> Iterator[list[Sequence[int]]]:
-        """Yield, for each source, the windows from the oldest sample not yet packed on."""
+        """Yield for each source its shuffle groups, from the oldest sample not yet packed on."""
         fresh = (Cursor(),) * len(streams)
         for stream, first, last in zip(
             streams, packer.state.origin or fresh, packer.cursors or fresh, strict=True
         ):
-            windows = _windows(stream, first, self._plan.config.window_shards)
+            groups = _groups(stream, first, self._plan.config.window_shards)
             found = []
-            for place, window in windows:
-                found.append(window)
+            for place, group in groups:
+                found.append(group)
                 if place >= last[:2]:
                     break
-            found += [window for _, window in itertools.islice(windows, _WINDOWS_AHEAD)]
+            found += [group for _, group in itertools.islice(groups, _GROUPS_AHEAD)]
             yield found
 
     def locate(self, shard: Shard) -> str | None:
-        """Return the cached file of a remote shard; None for one that is read where it is."""
+        """Return the cached file of a remote shard; None if the shard is read in place."""
         if self._cache is None or not is_remote(shard.path):
             return None
         path = self._cache.locate(shard)
         return None if path is None else str(path)
 
     def sent(self, cached: Sequence[str]) -> None:
-        """Keep the files of a pack that goes out to the executors until it is back."""
+        """Keep the files of a pack that was sent to the executors until it comes back."""
         assert self._cache is not None, "used as a context"
         paths = [Path(path) for path in cached]
         self._cache.pin(paths)
         self._in_flight.append(paths)
 
     def received(self) -> None:
-        """Take note that the pack sent first is back."""
+        """Release the files of the pack sent first: it came back."""
         assert self._cache is not None, "used as a context"
         self._cache.unpin(self._in_flight.popleft())
 
 
-def _windows(
-    stream: LaneStream, cursor: Cursor, window_shards: int
+def _groups(
+    stream: LaneStream, cursor: Cursor, group_shards: int
 ) -> Iterator[tuple[tuple[int, int], Sequence[int]]]:
-    """Yield (epoch, window) and the first sample of each of its shards, from `cursor` on."""
-    epoch, first = cursor.epoch, cursor.window
+    """Yield (epoch, group) and the first sample of each shard of the group, from `cursor` on."""
+    epoch, first = cursor.epoch, cursor.group
     while stream.max_epochs is None or epoch < stream.max_epochs:
         starts = [segment.start for segment in stream.deal.segments(epoch, stream.lane)]
-        count = -(-len(starts) // window_shards)
+        count = -(-len(starts) // group_shards)
         for number in range(first, count):
-            yield (epoch, number), starts[number * window_shards : (number + 1) * window_shards]
+            yield (epoch, number), starts[number * group_shards : (number + 1) * group_shards]
         epoch, first = epoch + 1, 0

@@ -1,4 +1,4 @@
-"""The recipe of a pack: all a stateless executor needs to turn bytes on storage into patches."""
+"""The recipe of a pack: everything a stateless executor needs to make it from stored bytes."""
 
 from __future__ import annotations
 
@@ -18,35 +18,38 @@ from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """One image: where its bytes are, what size it becomes, and which patches stay."""
+    """The recipe of one image: the place of its bytes, its size, and its kept patches."""
 
     sample_id: int
     shard: str
-    """Path or URL."""
+    """Path or URL of the shard."""
     offset: int
+    """First byte of the sample in the shard."""
     nbytes: int
+    """Number of bytes of the sample, tar headers included."""
     stamp: tuple[int, int]
     """(bytes, mtime in ns) of the shard when it was indexed."""
     stored_size: tuple[int, int]
-    """(height, width) that the manifest says; other sizes mean that the shard changed."""
+    """(height, width) in the manifest; another size means that the shard changed."""
     grid: tuple[int, int]
     """(rows, columns) of patches to resize to."""
     keep: int
+    """Number of patches to keep."""
     keep_key: int
-    """Key of the draw of which patches are kept."""
+    """Key of the draw that chooses them."""
     scale: int
     """JPEG reduction to decode at: 1, 2, 4 or 8."""
     box: Box = WHOLE
-    """Part of the image that is used."""
+    """Part of the image to use."""
     flip: bool = False
-    """Mirror it, left to right."""
+    """Mirror the image left to right."""
     cached: str | None = None
-    """Where the cache holds a remote shard, or soon will; None reads `shard` itself."""
+    """File in the cache that has the remote shard, or soon will; None reads `shard` itself."""
 
 
 @dataclass(frozen=True)
 class PackRecipe:
-    """One pack; with no images, the empty pack of a finished or missing lane."""
+    """The recipe of one pack; without images, the empty pack of a finished or missing lane."""
 
     images: tuple[ImageRecipe, ...]
     token_budget: int
@@ -58,19 +61,26 @@ class PackRecipe:
     epoch: int
     """Lowest epoch of its samples."""
     max_labels: int | None = None
-    """Most labels of an image, where images have lists of them."""
+    """Most labels of an image, if images have lists of labels."""
     text: TextConfig | None = None
-    """How captions become tokens, where they are needed."""
+    """Tokens of captions, if they are needed."""
 
 
 Locate = Callable[[Shard], str | None]
-"""Tells where the cache holds a shard; None for one that is read where it is."""
+"""Function that returns the cached file of a shard, or None if the shard is read in place."""
 
 
 def pack_recipe(
     plan: Plan, pack: PackPlan | None, epoch: int, locate: Locate | None = None
 ) -> PackRecipe:
-    """Return the recipe of a planned pack (None: an empty one, in `epoch`)."""
+    """Return the recipe of a planned pack; None gives an empty one.
+
+    Args:
+        plan: the plan of the run.
+        pack: the pack, or None.
+        epoch: lowest epoch of the samples in the pack.
+        locate: the cache of remote shards, if there is one.
+    """
     config = plan.config
     return PackRecipe(
         images=() if pack is None else _image_recipes(plan, plan.manifest, pack, locate),
@@ -122,7 +132,7 @@ def _image_recipes(
 
 
 def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
-    """Return the box that each image is cropped to, and whether it is mirrored."""
+    """Return the crop box of each image, and whether it is mirrored."""
 
     def draw(purpose: Draw) -> NDArray[np.float64]:
         return sample_uniforms(purpose, plan.config.seed, pack.epochs, pack.sample_ids)
@@ -142,7 +152,7 @@ def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
 
 
 def _stream_keys(key: np.uint64, *parts: NDArray[np.int64]) -> list[int]:
-    """Return what `stream_key` returns for the parts of each image, all at once."""
+    """Return `stream_key` of the parts of each image, all at once."""
     keys = np.full(len(parts[0]), key)
     for part in parts:
         keys = mix64(keys ^ part.astype(np.uint64))

@@ -1,8 +1,8 @@
 """A bounded local cache of whole remote shards, filled ahead in the order of the plan.
 
-The plan knows which shards a rank reads next, so nothing is guessed: what is wanted soonest is
-fetched first, and what is wanted last, or never again, makes room. Downloads run in processes of
-their own; executors wait for the file to appear under its name.
+The plan knows which shards a rank reads next, so nothing is guessed: the shard that is needed
+soonest is fetched first, and shards needed last, or never again, make room. Downloads run in
+separate processes; executors wait for the file to appear under its name.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ _FETCHERS = 2
 
 
 def failure_path(path: Path) -> Path:
-    """Return the file that says why the download to `path` failed."""
+    """Return the file with the reason why the download to `path` failed."""
     return path.with_suffix(".failed")
 
 
-def check_cache_size(shards: Sequence[Shard], lanes: int, window_shards: int, gb: float) -> None:
-    """Refuse a cache that cannot hold what `lanes` read at the same time.
+def check_cache_size(shards: Sequence[Shard], lanes: int, group_shards: int, gb: float) -> None:
+    """Check that a cache of `gb` (1e9 bytes) holds the shards that `lanes` read at the same time.
 
-    Each lane shuffles the samples of `window_shards` shards together, so all of them must be there.
+    Each lane shuffles the samples of `group_shards` shards together, so the cache must hold all of
+    them.
 
     Raises:
-        ValueError: with the size that is needed and the size that there is.
+        ValueError: the cache is too small; names the size needed and the size given.
     """
     sizes = sorted((shard.nbytes for shard in shards), reverse=True)
-    needed = sum(sizes) if lanes * window_shards >= len(sizes) else lanes * window_shards * sizes[0]
+    needed = sum(sizes) if lanes * group_shards >= len(sizes) else lanes * group_shards * sizes[0]
     if needed > gb * 1e9:
         raise ValueError(
-            f"data.cache_gb is {gb:g}, but {lanes} lanes here x {window_shards} shards (data."
+            f"data.cache_gb is {gb:g}, but {lanes} lanes here x {group_shards} shards (data."
             f"window_shards) x {sizes[0] / 1e9:.3g} GB need {needed / 1e9:.3g} GB: raise "
             "data.cache_gb, start more ranks, or make smaller shards"
         )
@@ -52,10 +53,10 @@ class ShardCache:
     """The cache of one rank.
 
     Args:
-        folder: where the files lie; whole shards of an earlier start are used again. While
-            another process has it (an evaluation beside a run), a folder with a number is taken.
-        limit_bytes: the files never take more, downloads in progress included.
-        deadline_s: how long a download may go without progress.
+        folder: folder of the files. Whole shards of an earlier process are used again. While
+            another process uses it (an evaluation beside a run), a numbered folder is taken.
+        limit_bytes: most bytes of the files, downloads in progress included.
+        deadline_s: seconds that a download may last without progress.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, deadline_s: float) -> None:
@@ -66,16 +67,16 @@ class ShardCache:
         for path in folder.glob("*.failed"):
             path.unlink(missing_ok=True)
         self._sizes = {path: path.stat().st_size for path in folder.glob("*.tar")}
-        """Bytes of every file that is there or on its way."""
+        """Bytes of every file, complete or in progress."""
         self._downloads: dict[Path, Future[None]] = {}
         self._pins: Counter[Path] = Counter()
         self._pool = SpawnPool(_FETCHERS)
         self._evict(keep=frozenset(), room=0)
 
     def want(self, shards: Iterable[Shard]) -> None:
-        """Fetch shards, the one that is read soonest first, as far as the limit allows.
+        """Fetch shards in order, as far as the limit allows; the first is the one read soonest.
 
-        Whatever is neither in the list nor pinned may make room.
+        Files that are neither in the list nor pinned may be deleted to make room.
         """
         ordered = {self.path(shard): shard for shard in shards}
         ahead: set[Path] = set()
@@ -84,7 +85,7 @@ class ShardCache:
             if path in self._sizes:
                 continue
             if not self._evict(keep=ahead, room=shard.nbytes):
-                return  # what comes later must not take the room of what comes first
+                return  # later shards must not take the room of earlier ones
             self._sizes[path] = shard.nbytes
             failure_path(path).unlink(missing_ok=True)
             future = self._pool.submit(download, shard.path, path, shard.nbytes, self._deadline_s)
@@ -92,30 +93,30 @@ class ShardCache:
             future.add_done_callback(partial(_note_failure, path))
 
     def locate(self, shard: Shard) -> Path | None:
-        """Return where a shard is, or will appear; None if there was no room for it."""
+        """Return the file of a shard, complete or in progress; None if there was no room for it."""
         path = self.path(shard)
         return path if path in self._sizes else None
 
     def path(self, shard: Shard) -> Path:
-        """Return the file of a shard: other contents of the same URL have another one."""
+        """Return the file name for a shard; other contents of the same URL have another name."""
         facts = f"{shard.path} {shard.nbytes} {shard.mtime_ns}"
         return self._folder / f"{hashlib.sha256(facts.encode()).hexdigest()[:32]}.tar"
 
     def pin(self, paths: Iterable[Path]) -> None:
-        """Keep files until `unpin`: a pack that reads them is on its way."""
+        """Keep files until `unpin`, for a pack in progress that reads them."""
         self._pins.update(paths)
 
     def unpin(self, paths: Iterable[Path]) -> None:
-        """Take back one `pin`."""
+        """Undo one `pin`."""
         self._pins.subtract(paths)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the files, downloads in progress counted as whole."""
+        """Bytes of the files; downloads in progress count as whole files."""
         return sum(self._sizes.values())
 
     def close(self) -> None:
-        """Stop the downloads; whole files stay for the next start."""
+        """Stop the downloads; whole files stay for the next process."""
         self._pool.end()
         self._lock.close()
 
@@ -124,8 +125,8 @@ class ShardCache:
         for path in list(self._sizes):
             if self.nbytes + room <= self._limit:
                 break
-            on_its_way = path in self._downloads and not self._downloads[path].done()
-            if path in keep or self._pins[path] > 0 or on_its_way:
+            in_progress = path in self._downloads and not self._downloads[path].done()
+            if path in keep or self._pins[path] > 0 or in_progress:
                 continue
             path.unlink(missing_ok=True)
             failure_path(path).unlink(missing_ok=True)
@@ -135,7 +136,7 @@ class ShardCache:
 
 
 def _claim(folder: Path) -> tuple[Path, BinaryIO]:
-    """Return the first of ``folder``, ``folder-1``, ... that no other process uses, locked."""
+    """Lock and return the first of ``folder``, ``folder-1``, ... that no other process uses."""
     for number in itertools.count():
         candidate = folder if number == 0 else folder.with_name(f"{folder.name}-{number}")
         candidate.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,7 @@ def _claim(folder: Path) -> tuple[Path, BinaryIO]:
 
 
 def _note_failure(path: Path, done: Future[None]) -> None:
-    """Tell the executors that wait for a file that it will not come."""
+    """Write why a download failed, for the executors that wait for its file."""
     if done.cancelled() or (error := done.exception()) is None:
         return
     with write_atomically(failure_path(path)) as stream:

@@ -1,4 +1,4 @@
-"""What the images of a pack are to teach: their labels, and their captions laid end to end."""
+"""The training targets of a pack: labels, and captions packed end to end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from data_pipeline.shards.sample import Sample, SampleError
 
 @dataclass(frozen=True)
 class Target:
-    """What one sample teaches."""
+    """The targets of one sample."""
 
     labels: tuple[int, ...]
+    """Class indices."""
     tokens: list[int]
+    """Token ids of the caption, before it is cut."""
 
 
 class PackTargets:
-    """The targets of one pack, read and laid down image by image, in order."""
+    """The targets of one pack, read and written image by image, in order."""
 
     def __init__(self, recipe: PackRecipe) -> None:
         self._recipe = recipe
@@ -41,7 +43,7 @@ class PackTargets:
         """Return the targets of a sample.
 
         Raises:
-            SampleError: one that the objective needs is missing, or cannot be used.
+            SampleError: a target that the objective needs is missing, or cannot be used.
         """
         if self._captions is not None:
             return Target((), self._captions.tokens(sample))
@@ -50,13 +52,13 @@ class PackTargets:
             raise SampleError("no label: the objective needs .cls, or label in .json")
         labels = labels or ()
         if recipe.max_labels is None and recipe.require_labels and len(labels) != 1:
-            raise SampleError(f"{len(labels)} labels, where the objective needs one")
+            raise SampleError(f"{len(labels)} labels, but the objective needs exactly one")
         if recipe.max_labels is not None and len(labels) > recipe.max_labels:
             raise SampleError(f"{len(labels)} labels, above data.max_labels = {recipe.max_labels}")
         return Target(labels, [])
 
     def put(self, index: int, target: Target) -> None:
-        """Lay down the targets of image `index`."""
+        """Write the targets of image `index`."""
         labels = target.labels
         if labels:
             self._labels[index] = labels[0]
@@ -86,7 +88,7 @@ class _PackedCaptions:
         self._used = 0
 
     def tokens(self, sample: Sample) -> list[int]:
-        """Return the token ids of a sample's caption, as many as there are."""
+        """Return all token ids of a sample's caption."""
         caption, limit = sample.caption, self._config.max_tokens
         if caption is None:
             raise SampleError("no caption: the objective needs .txt, or caption in .json")

@@ -1,4 +1,4 @@
-"""Tokenizers: captions to token ids and back."""
+"""Tokenizers: they convert captions to token ids and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ BYTES = "bytes"
 
 
 class Tokenizer(Protocol):
-    """Turns text into token ids and back."""
+    """A converter of text to token ids and back."""
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Largest id plus one."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, none left out."""
+        """Return all token ids of `text`."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -28,7 +28,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """The bytes of UTF-8 as tokens: any text, no file, no vocabulary to choose."""
+    """A tokenizer whose tokens are UTF-8 bytes: it takes any text and needs no file."""
 
     vocab_size = 256
 
@@ -45,11 +45,11 @@ class FileTokenizer:
     """A tokenizer.json of the tokenizers library: the vocabularies of T5, Gemma, CLIP and others.
 
     Args:
-        path: the file. Truncation and padding that it asks for are left out: what is cut is
-            decided, and counted, by the data config.
+        path: the file. Its truncation and padding are turned off: `data.text` decides what is
+            cut, and cuts are counted.
 
     Raises:
-        ValueError: the library is not installed, or the file is no tokenizer.
+        ValueError: the library is not installed, or the file is not a tokenizer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class FileTokenizer:
             from tokenizers import Tokenizer as Library
         except ImportError:
             raise ValueError(
-                f"data.text.tokenizer is {path}, and the library that reads it is not installed: "
+                f"data.text.tokenizer is {path}, but the library that reads it is not installed: "
                 "pip install 'zeta[text]', or set data.text.tokenizer=bytes"
             ) from None
         try:
@@ -67,13 +67,15 @@ class FileTokenizer:
         try:
             self._library = Library.from_str(content)
         except Exception as error:  # the library has no type of its own for a bad file
-            raise ValueError(f"data.text.tokenizer {path} is no tokenizer.json: {error}") from error
+            raise ValueError(
+                f"data.text.tokenizer {path} is not a tokenizer.json: {error}"
+            ) from error
         self._library.no_truncation()
         self._library.no_padding()
         self.vocab_size: int = max(self._library.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, the special tokens that the file adds included."""
+        """Return the token ids of `text`, including the special tokens that the file adds."""
         ids: list[int] = self._library.encode(text).ids
         return ids
 
@@ -88,6 +90,6 @@ def open_tokenizer(name: str) -> Tokenizer:
     """Return the tokenizer that `data.text.tokenizer` names.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the tokenizer cannot be read.
     """
     return ByteTokenizer() if name == BYTES else FileTokenizer(Path(name).expanduser())

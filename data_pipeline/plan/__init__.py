@@ -1,4 +1,4 @@
-"""The plan, pure: which images, at which size, in which pack of which lane.
+"""The plan, a pure function: it decides image sizes, order, and the packs of each lane.
 
 Imports `data_pipeline.shards` (the manifest) and the config.
 """

@@ -1,4 +1,4 @@
-"""Types of the arrays that the plan computes with."""
+"""The array types of the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The packs of one lane, window by window, and the small state from which it goes on anywhere."""
+"""The packs of one lane, one pack window at a time, and the small state it resumes from.
+
+A *window* is the run of samples that a lane packs together, `data.pack_window` of them at most.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,40 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.plan.arrays import Ints
+from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.lanes import Cursor
 from data_pipeline.plan.mixing import Dealt, LaneMix
 from data_pipeline.plan.packing import PackLimits, image_costs, num_full_packs, pack_window
 
 _UNEVEN_PACKS = range(12, 48)
-"""So many packs in a window are too few to have all costs, and enough to care for."""
+"""With 12-47 packs a window holds too few cost quantiles; merge two epochs. (With fewer, each epoch
+of a tiny set is better kept to itself.)"""
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The images of one pack (or window); arrays of [n] in order."""
+    """The images of one pack (or of a whole window), as arrays of [n] in order."""
 
     sample_ids: Ints
     epochs: Ints
     seen: Ints
-    """Images dealt before each one, over all lanes: the n of schedules."""
+    """Number of images dealt before each one, over all lanes: the n of schedules."""
     rows: Ints
     columns: Ints
-    """Grid of patches that the image is resized to, before dropping."""
+    """Columns (and `rows`) of the patch grid that the image is resized to, before dropping."""
     keep: Ints
-    """Patches kept of rows * columns."""
+    """Number of patches kept, of rows * columns."""
     lengths: Ints
-    """Tokens of the budget used: kept patches and prefix tokens."""
-    crops: NDArray[np.float64]
-    """Share of each side of the image that its crop keeps; 1 is the whole image."""
-    shrunk: NDArray[np.bool_]
-    """Whether the image was made smaller than drawn, to fit into the budget."""
+    """Tokens that the image takes of the budget: kept patches and prefix tokens."""
+    crops: Floats
+    """Share of each side that the crop keeps, in (0, 1]; 1 keeps the whole image."""
+    shrunk: Bools
+    """True for an image that was made smaller than drawn, to fit into the budget."""
 
     def select(self, index: Ints | slice) -> PackPlan:
-        """Return some of the images."""
+        """Return the images at `index`, in that order."""
         return PackPlan(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @staticmethod
@@ -54,30 +57,31 @@ class PackPlan:
 
 @dataclass(frozen=True)
 class LaneState:
-    """Where a lane stands: the start of its pack window, and the packs taken from that window.
+    """The position of a lane: where its window begins, and the packs taken from that window.
 
-    What a window leaves over is placed first in the next one, so leftovers always stem from the
-    window dealt last: where that window began, and which of its samples were left, says it all.
+    Leftovers of a window are placed first in the next one, so they always come from the window
+    dealt last. The beginning of that window and the indices of its leftovers are therefore enough.
     """
 
     origin: tuple[Cursor, ...] = ()
-    """Per source, where the window dealt last began; () is the start of the run."""
+    """Cursor of each source where the window dealt last began; () is the beginning of the run."""
     dealt: int = 0
-    """Samples dealt from `origin` up to where the next window begins."""
+    """Number of samples dealt between `origin` and the next window."""
     carry: tuple[int, ...] = ()
-    """Which of those were left over, by position."""
+    """Positions of the leftovers among those samples."""
     step: int = 0
-    """Packs that this lane gave before the next window."""
+    """Number of packs that this lane returned before the next window."""
     packs_taken: int = 0
-    """Packs taken from the next window."""
+    """Number of packs taken from the next window."""
     max_epochs: int | None = None
-    """Where the run was to end when those packs were made: how a last window is packed depends on
-    it, so a run that goes on under another limit first finishes this window as it was."""
+    """Epoch limit under which those packs were made. The packing of a last window depends on it, so
+    a run that continues under another limit first finishes this window under the old one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as plain lists, ints and text.
 
-        It is below 1 KB with up to 4 sources whatever is left over, and with dozens as it goes.
+        With up to 4 sources it stays below 1 KB, whatever is left over; each further source adds
+        one cursor.
         """
         marks = np.zeros(self.dealt, dtype=np.bool_)
         marks[list(self.carry)] = True
@@ -93,7 +97,7 @@ class LaneState:
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> LaneState:
-        """Read what `to_json` wrote."""
+        """Return the state that `to_json` wrote."""
         packed = base64.b85decode(state["carry"])
         marks = np.frombuffer(zlib.decompress(packed) if packed else b"", dtype=np.uint8)
         return cls(
@@ -108,39 +112,41 @@ class LaneState:
 
 @dataclass(frozen=True)
 class WindowRules:
-    """How the lanes of a plan fill their packs."""
+    """The rules by which the lanes of a plan fill their packs."""
 
     size: Callable[[Dealt], PackPlan]
-    """Draws the size of each dealt sample."""
+    """Function that draws the size of each dealt sample."""
     limits: PackLimits
     cost_dim: int
+    """Width d of the model in the cost of an image."""
     pack_window: int
+    """Most samples of a window."""
 
 
 class LanePacker:
-    """Iterates over the packs of one lane; `state` may be saved after any pack.
+    """An iterator over the packs of one lane; `state` may be saved after any pack.
 
     Args:
         mix: the lane's stream of samples.
-        rules: how they become packs.
-        state: where to go on; None is the start of the run.
+        rules: the rules by which samples become packs.
+        state: the position to continue from; None is the beginning of the run.
     """
 
     def __init__(self, mix: LaneMix, rules: WindowRules, state: LaneState | None = None) -> None:
         self._mix, self._rules = mix, rules
-        self._start = state or LaneState()
-        """State at the start of the current window."""
-        self._cursors, self._carry = self._replay(self._start)
+        self._window = state or LaneState()
+        """State at the beginning of the current window."""
+        self._cursors, self._carry = self._replay(self._window)
         self._packs: list[PackPlan] = []
         self._taken = 0
-        self._next = (self._start, self._cursors, self._carry)
-        """State, cursors and leftovers at the start of the next window."""
+        self._next = (self._window, self._cursors, self._carry)
+        """State, cursors and leftovers at the beginning of the next window."""
         self.epoch = min((cursor.epoch for cursor in self._cursors), default=0)
         self._window_epochs = mix.max_epochs
-        """Epochs of the run when the waiting packs were made."""
-        if self._start.packs_taken:
-            taken, self._start = self._start.packs_taken, self._at_window(self._start)
-            self._window_epochs = (state or self._start).max_epochs
+        """Epoch limit of the run when the waiting packs were made."""
+        if self._window.packs_taken:
+            taken, self._window = self._window.packs_taken, self._at_window(self._window)
+            self._window_epochs = (state or self._window).max_epochs
             self._mix = mix.until(self._window_epochs)
             self._next_window()
             self._mix, self._taken = mix, taken
@@ -152,18 +158,20 @@ class LanePacker:
     @property
     def state(self) -> LaneState:
         """State after the packs returned so far; a lane restored from it returns the next one."""
-        start = self._start
+        window = self._window
         epochs = self._window_epochs if self._taken else None
-        return LaneState(start.origin, start.dealt, start.carry, start.step, self._taken, epochs)
+        return LaneState(
+            window.origin, window.dealt, window.carry, window.step, self._taken, epochs
+        )
 
     @property
     def cursors(self) -> tuple[Cursor, ...]:
-        """Per source, where the window of the next pack begins, or began."""
+        """Cursor of each source where the window of the next pack begins."""
         return self._cursors
 
     @property
     def carry(self) -> PackPlan | None:
-        """What the window before left over."""
+        """The leftovers of the previous window, or None."""
         return self._carry
 
     def next_pack(self) -> PackPlan | None:
@@ -173,8 +181,8 @@ class LanePacker:
         pack = self._packs[self._taken]
         self._taken += 1
         self.epoch = int(pack.epochs.min())
-        if self._taken == len(self._packs):  # a finished window is named by where the next starts
-            (self._start, self._cursors, self._carry), self._packs, self._taken = self._next, [], 0
+        if self._taken == len(self._packs):  # a finished window: from here on, the next one
+            (self._window, self._cursors, self._carry), self._packs, self._taken = self._next, [], 0
             self._window_epochs = self._mix.max_epochs
         return pack
 
@@ -188,27 +196,27 @@ class LanePacker:
             if self._mix.ended(self._cursors) and self._carry is None:
                 return False
             self._next_window()
-            if not self._packs:  # not one full pack in a whole window: deal on
-                self._start, self._cursors, self._carry = self._next
+            if not self._packs:  # a whole window without one full pack: deal another
+                self._window, self._cursors, self._carry = self._next
         return True
 
     def _next_window(self) -> None:
-        """Deal and pack the window that `_start` stands before; set `_packs` and `_next`."""
+        """Deal and pack the window that begins at `_window`; set `_packs` and `_next`."""
         rules, cursors = self._rules, self._cursors
         parts = [] if self._carry is None else [self._carry]
-        carried, dealt = len(self._start.carry), 0
+        carried, dealt = len(self._window.carry), 0
         while not self._mix.ended(cursors) and dealt < rules.pack_window:
             samples, cursors = self._mix.deal(cursors, rules.pack_window - dealt)
             parts.append(rules.size(samples))
             dealt += len(samples.sample_ids)
-            # The end of an epoch ends the window, unless two epochs make packs more even, or one
-            # does not fill a pack. Of tiny sets, each epoch is better kept to itself.
+            # The end of an epoch ends the window, unless one epoch does not fill a pack, or has a
+            # number of packs that two epochs together balance better.
             full = num_full_packs(np.concatenate([p.lengths for p in parts]), rules.limits)
             epochs = len(parts) - bool(carried)
             if full and not (epochs == 1 and full in _UNEVEN_PACKS):
                 break
-        if carried + dealt == 0:  # the run ended, and none of its last samples was usable
-            self._packs, self._next = [], (self._start, cursors, None)
+        if carried + dealt == 0:  # the run ended and none of its last samples was usable
+            self._packs, self._next = [], (self._window, cursors, None)
             return
         images = PackPlan.concatenate(parts)
         costs = image_costs(images.lengths, rules.cost_dim)
@@ -219,20 +227,20 @@ class LanePacker:
             num_first=carried,
             flush=self._mix.ended(cursors),
         )
-        order = step_order([float(costs[pack].sum()) for pack in packs], self._start.step)
+        order = step_order([float(costs[pack].sum()) for pack in packs], self._window.step)
         self._packs, self._taken = [images.select(packs[i]) for i in order], 0
-        step = self._start.step + len(packs)
+        step = self._window.step + len(packs)
         if len(leftovers) == 0:
             self._next = (LaneState(cursors, 0, (), step), cursors, None)
             return
-        assert leftovers[0] >= carried, "what was left over before is placed first"
+        assert leftovers[0] >= carried, "leftovers of the previous window are placed first"
         carry = tuple((leftovers - carried).tolist())
         after = LaneState(self._cursors, dealt, carry, step)
         self._next = (after, cursors, images.select(leftovers))
 
     def _replay(self, state: LaneState) -> tuple[tuple[Cursor, ...], PackPlan | None]:
-        """Deal the window before `state` again; return the cursors after it and its leftovers."""
-        cursors = state.origin or self._mix.start()
+        """Deal the window before `state` again; return the cursors after it, and its leftovers."""
+        cursors = state.origin or self._mix.first_cursors()
         parts, dealt = list[Dealt](), 0
         while dealt < state.dealt:
             limit = min(state.dealt, self._rules.pack_window) - dealt
@@ -251,12 +259,19 @@ class LanePacker:
 
 
 def step_order(costs: list[float], first_step: int) -> list[int]:
-    """Return the order in which a lane gives the packs of a window, from `first_step` on.
+    """Return the order in which a lane returns the packs of a window, from `first_step` on.
 
-    Packs that hold one very large image cost more than others whatever is packed with them. So
-    each step asks all lanes for the pack at one quantile of their windows' costs: ranks then wait
-    little for each other, wherever the windows of their lanes begin. The quantiles of successive
-    steps are multiples of the golden ratio, which are spread evenly over any range of steps.
+    A pack with one very large image costs more than others, whatever is packed with it. So each
+    step takes from all lanes the pack at the same quantile of cost in their windows: ranks then
+    wait little for each other, wherever the windows of their lanes begin. The quantiles of
+    successive steps are multiples of the golden ratio, spread evenly over any range of steps.
+
+    Args:
+        costs: [packs] cost of each pack.
+        first_step: step of the first pack returned.
+
+    Returns:
+        Indices into `costs`, in order of the steps.
     """
     steps = np.arange(first_step, first_step + len(costs), dtype=np.uint64)
     rank_of_step = np.argsort(np.argsort(steps * np.uint64(_GOLDEN)))

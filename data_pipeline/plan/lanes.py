@@ -1,8 +1,10 @@
-"""Which samples each lane reads, in which order: the deal of an epoch, and the stream of a lane.
+"""The samples of each lane in order: the deal of an epoch, and the stream of a lane.
 
-A lane is one of the P packs of a step. Each epoch the shuffled shards are laid on a circle by
-expected token mass and cut at P equal runs from a start of its own, one run a lane; a shard that
-is cut is read by two lanes. Ranks never enter: lane i goes to rank i mod W, whatever W is.
+A lane is one of the P packs of a step; to *deal* is to assign samples to lanes. In each epoch the
+shuffled shards are laid on a circle, each as long as its expected token mass, and the circle is
+cut into P equal runs from a random offset: one run for each lane. A shard that is cut is read by
+two lanes. Within its run, a lane shuffles the samples of K shards together: a shuffle *group*.
+Ranks do not matter here: lane i goes to rank i mod W, whatever W is.
 """
 
 from __future__ import annotations
@@ -13,25 +15,24 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.plan.arrays import Bools, Ints
+from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.random_draws import Draw, hashes, stream_key, uniforms
 from data_pipeline.plan.shuffle import permute
 
 
 class Cursor(NamedTuple):
-    """Position of a lane in its endless stream of one source: the next sample to deal."""
+    """The position of a lane in its stream of one source: the next sample to deal."""
 
     epoch: int = 0
-    window: int = 0
-    """Index of the window of K shards within the lane's run of this epoch."""
+    group: int = 0
+    """Index of the shuffle group (K shards) within the lane's run of this epoch."""
     offset: int = 0
-    """Samples of this window already dealt, unusable ones included."""
+    """Number of samples of this group already dealt, unusable ones included."""
     images: int = 0
-    """Usable samples dealt to this lane since the start of the run."""
+    """Number of usable samples dealt to this lane since the run began."""
     tokens: int = 0
-    """Their tokens; counted only where sources are mixed by tokens."""
+    """Tokens of those samples; counted only if sources are mixed by tokens."""
 
 
 class Segment(NamedTuple):
@@ -43,32 +44,32 @@ class Segment(NamedTuple):
 
 @dataclass
 class LaneDeal:
-    """Deals the samples of every epoch to the lanes; pure, and the same on every rank.
+    """The deal of the samples of every epoch to the lanes: pure, and the same on every rank.
 
     Args:
         firsts: [S] sample id of the first sample of each shard.
         counts: [S] samples of each shard.
         masses: [S] expected tokens of each shard.
         num_lanes: P.
-        window_shards: K, shards whose samples are shuffled together.
+        group_shards: K, the number of shards whose samples are shuffled together.
         seed: `data.seed`.
-        source: index of the source, so that sources have orders of their own.
+        source: index of the source, so that each source has its own order.
     """
 
     firsts: Ints
     counts: Ints
-    masses: NDArray[np.float64]
+    masses: Floats
     num_lanes: int
-    window_shards: int
+    group_shards: int
     seed: int
     source: int = 0
 
     def __post_init__(self) -> None:
-        # One epoch's cuts are kept at a time: all lanes of a rank move through epochs together.
+        # A few epochs are enough: all lanes of a rank move through epochs together.
         self._epoch_cuts = lru_cache(maxsize=4)(self._cut_epoch)
 
     def segments(self, epoch: int, lane: int) -> list[Segment]:
-        """Return the samples of `lane` in `epoch`, in shard order, without the empty runs."""
+        """Return the samples of `lane` in `epoch`, in shard order, without empty segments."""
         order, cuts, turn = self._epoch_cuts(epoch)
         run = (lane + turn) % self.num_lanes
         pieces = [(cuts[run], cuts[run + 1])]
@@ -77,7 +78,7 @@ class LaneDeal:
         return [segment for piece in pieces for segment in self._between(order, *piece)]
 
     def _between(self, order: Ints, begin: tuple[int, int], end: tuple[int, int]) -> list[Segment]:
-        """Return the samples between two cuts, each a (position in order, sample of the shard)."""
+        """Return the samples between two cuts, each (position in `order`, sample of that shard)."""
         result = []
         for position in range(begin[0], end[0] + 1):
             shard = order[position]
@@ -94,10 +95,10 @@ class LaneDeal:
         order = np.argsort(hashes(key, np.arange(len(self.counts))), kind="stable")
         masses, counts = np.maximum(self.masses[order], 1e-9), self.counts[order]
         ends = np.cumsum(masses)
-        # A start and a turn of its own, so that a single shard is not dealt alike every epoch.
-        key = np.uint64(stream_key(Draw.RUN_START, self.seed, epoch, self.source))
-        start, turn = uniforms(key, np.arange(2)) * self.num_lanes
-        runs = np.arange(self.num_lanes + 1) + start % 1
+        # Each epoch has its own offset and turn, so that one shard is not cut alike every time.
+        key = np.uint64(stream_key(Draw.RUN_OFFSET, self.seed, epoch, self.source))
+        offset, turn = uniforms(key, np.arange(2)) * self.num_lanes
+        runs = np.arange(self.num_lanes + 1) + offset % 1
         targets = np.minimum(runs / self.num_lanes, 1) * ends[-1]
         shards = np.minimum(np.searchsorted(ends, targets, side="right"), len(order) - 1)
         share = (targets - (ends - masses)[shards]) / masses[shards]
@@ -107,13 +108,13 @@ class LaneDeal:
 
 @dataclass
 class LaneStream:
-    """The endless sample stream of one lane from one source, read forwards from any cursor.
+    """The sample stream of one lane from one source, read forwards from any cursor.
 
     Args:
         deal: the deal of the source.
-        lane: which lane.
-        usable: tells which of some sample ids may be planned; the others are passed over.
-        max_epochs: end the stream after so many epochs (None: endless).
+        lane: index of the lane.
+        usable: returns for sample ids [n] which may be planned, [n]; the others are skipped.
+        max_epochs: number of epochs after which the stream ends (None: it never ends).
     """
 
     deal: LaneDeal
@@ -122,48 +123,48 @@ class LaneStream:
     max_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        self._windows = lru_cache(maxsize=2)(self._cut_windows)
+        self._groups = lru_cache(maxsize=2)(self._cut_groups)
 
     def take(self, cursor: Cursor, limit: int) -> tuple[Ints, Cursor]:
         """Return up to `limit` usable sample ids of one epoch from `cursor`, and the cursor after.
 
-        Fewer are returned only where the epoch of this lane ends: the cursor after is then the
-        start of the next epoch.
+        Fewer are returned only if the epoch of this lane ends; the cursor after is then at the
+        beginning of the next epoch.
         """
         taken: list[Ints] = []
-        epoch, window, offset, images, tokens = cursor
-        windows = self._windows(epoch)
-        while limit > 0 and window < len(windows):
-            segments = windows[window]
+        epoch, group, offset, images, tokens = cursor
+        groups = self._groups(epoch)
+        while limit > 0 and group < len(groups):
+            segments = groups[group]
             size = sum(segment.stop - segment.start for segment in segments)
             count = min(limit, size - offset)
-            ids = self._shuffled(segments, size, epoch, window, offset, count)
+            ids = self._shuffled(segments, size, epoch, group, offset, count)
             if self.usable is not None:
                 ids = ids[self.usable(ids)]
             taken.append(ids)
             limit, offset, images = limit - len(ids), offset + count, images + len(ids)
             if offset == size:
-                window, offset = window + 1, 0
-        if window == len(windows):
-            epoch, window, offset = epoch + 1, 0, 0
+                group, offset = group + 1, 0
+        if group == len(groups):
+            epoch, group, offset = epoch + 1, 0, 0
         ids = np.concatenate(taken) if taken else np.empty(0, dtype=np.int64)
-        return ids, Cursor(epoch, window, offset, images, tokens)
+        return ids, Cursor(epoch, group, offset, images, tokens)
 
     def ended(self, cursor: Cursor) -> bool:
-        """Return whether the run has no samples for this lane from `cursor` on."""
+        """Return whether the stream has no samples from `cursor` on."""
         return self.max_epochs is not None and cursor.epoch >= self.max_epochs
 
-    def _cut_windows(self, epoch: int) -> list[list[Segment]]:
+    def _cut_groups(self, epoch: int) -> list[list[Segment]]:
         segments = self.deal.segments(epoch, self.lane)
-        step = self.deal.window_shards
+        step = self.deal.group_shards
         return [segments[i : i + step] for i in range(0, len(segments), step)]
 
     def _shuffled(
-        self, segments: list[Segment], size: int, epoch: int, window: int, offset: int, count: int
+        self, segments: list[Segment], size: int, epoch: int, group: int, offset: int, count: int
     ) -> Ints:
-        """Return `count` samples of a window in its shuffled order, from `offset` on."""
+        """Return `count` samples of a group in its shuffled order, from `offset` on."""
         deal = self.deal
-        key = stream_key(Draw.SAMPLE_ORDER, deal.seed, epoch, deal.source, self.lane, window)
+        key = stream_key(Draw.SAMPLE_ORDER, deal.seed, epoch, deal.source, self.lane, group)
         positions = permute(np.arange(offset, offset + count), size, key)
         lengths = np.array([segment.stop - segment.start for segment in segments])
         ends = np.cumsum(lengths)

@@ -1,8 +1,8 @@
-"""Several weighted sources in one stream: each with an order and an epoch counter of its own.
+"""Mixing of several weighted sources into one stream; each keeps its own order and epochs.
 
-Every source has a clock that runs by the images (or tokens) it has dealt, divided by its weight,
-and the next sample comes from the source whose clock is behind ("stride scheduling", Waldspurger
-and Weihl 1995). So at every point of a lane the shares are exact to one image; nothing is drawn.
+Each source has a clock: the images (or tokens) it has dealt, divided by its weight. The next
+sample comes from the source whose clock is furthest behind ("stride scheduling", Waldspurger and
+Weihl 1995). So the shares are exact to one image at every point of a lane, without random draws.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.plan.arrays import Ints
+from data_pipeline.plan.arrays import Floats, Ints
 from data_pipeline.plan.lanes import Cursor, LaneStream
 
 CountTokens = Callable[[Ints, Ints, Ints], Ints]
-"""(sample ids, epochs, images seen) -> tokens of each; [n] each."""
+"""Function (sample ids, epochs, images seen) -> tokens; all [n]."""
 
 
 class Dealt(NamedTuple):
@@ -28,7 +27,7 @@ class Dealt(NamedTuple):
     epochs: Ints
     """Epoch of each sample in its own source."""
     seen: Ints
-    """n of each sample: P x the samples this lane had dealt before it."""
+    """n of each sample: P times the number of samples dealt to this lane before it."""
 
 
 @dataclass
@@ -39,9 +38,9 @@ class LaneMix:
         streams: the lane's stream of each source.
         weights: sampling rate of each source.
         num_lanes: P.
-        count_tokens: given where the weights are rates of tokens, not of images.
-        longest: most samples of several sources to deal at once: about what is left when the
-            fastest source has made one pass, so that packs do not mix many epochs of a small one.
+        count_tokens: given if the weights are rates of tokens, not of images.
+        longest: most samples to deal at once from several sources: about one pass of the fastest
+            source, so that packs do not mix many epochs of a small one.
     """
 
     streams: Sequence[LaneStream]
@@ -50,27 +49,27 @@ class LaneMix:
     count_tokens: CountTokens | None = None
     longest: int | None = None
 
-    def start(self) -> tuple[Cursor, ...]:
-        """Return the cursors before the first sample of the run."""
+    def first_cursors(self) -> tuple[Cursor, ...]:
+        """Return the cursor of each source before the first sample of the run."""
         return (Cursor(),) * len(self.streams)
 
     @property
     def max_epochs(self) -> int | None:
-        """Epochs after which the stream ends; None: it is endless."""
+        """Number of epochs after which the stream ends; None if it never ends."""
         return self.streams[0].max_epochs
 
     def until(self, max_epochs: int | None) -> LaneMix:
-        """Return the same stream, but with another end."""
+        """Return the same stream, but with another limit of epochs."""
         return replace(self, streams=[replace(s, max_epochs=max_epochs) for s in self.streams])
 
     def ended(self, cursors: Sequence[Cursor]) -> bool:
-        """Return whether the run has no samples left for this lane."""
+        """Return whether the stream has no samples left from `cursors` on."""
         return any(s.ended(cursor) for s, cursor in zip(self.streams, cursors, strict=True))
 
     def deal(self, cursors: Sequence[Cursor], limit: int) -> tuple[Dealt, tuple[Cursor, ...]]:
         """Return the next samples, at most `limit`, and the cursors after them.
 
-        Of a single source fewer are returned where its epoch ends, of several after `longest`.
+        Fewer are returned at the end of an epoch (one source) or after `longest` (several).
         """
         before = sum(cursor.images for cursor in cursors)
         if len(self.streams) == 1:
@@ -95,25 +94,24 @@ class LaneMix:
     def _seen(self, before: int, count: int) -> Ints:
         return self.num_lanes * np.arange(before, before + count)
 
-    def _image_clock(self, dealt: int, limit: int) -> NDArray[np.float64]:
+    def _image_clock(self, dealt: int, limit: int) -> Floats:
         return np.arange(dealt, dealt + limit, dtype=np.float64) + 0.5
 
-    def _token_clock(
-        self, source: int, cursor: Cursor, limit: int, before: int
-    ) -> NDArray[np.float64]:
+    def _token_clock(self, source: int, cursor: Cursor, limit: int, before: int) -> Floats:
         """Return the middle of each of the next samples on the token clock of a source.
 
-        Its tokens are counted as if it came first: how many images came before decides the drop
-        rate a little. The clock itself goes on by what was really dealt, so no error adds up.
+        Tokens are counted as if this source came first, although the number of images before it
+        changes the drop rate a little. The clock itself advances by the tokens really dealt, so no
+        error adds up.
         """
         assert self.count_tokens is not None
         ids, epochs, _ = self._take(source, cursor, limit)
         tokens = self.count_tokens(ids, epochs, np.full(limit, self.num_lanes * before))
-        middles: NDArray[np.float64] = cursor.tokens + np.cumsum(tokens) - 0.5 * tokens
+        middles: Floats = cursor.tokens + np.cumsum(tokens) - 0.5 * tokens
         return middles
 
-    def _merge(self, clocks: Sequence[NDArray[np.float64]], limit: int) -> Ints:
-        """Return the source of each of the next `limit` samples, by the time on their clocks."""
+    def _merge(self, clocks: Sequence[Floats], limit: int) -> Ints:
+        """Return the source of each of the next `limit` samples, in order of their clocks."""
         times = np.concatenate([c / w for c, w in zip(clocks, self.weights, strict=True)])
         source_of = np.repeat(np.arange(len(clocks)), limit)
         return source_of[np.argsort(times, kind="stable")[:limit]]

@@ -1,11 +1,11 @@
-"""Fill packs of one token budget with images of known length and cost.
+"""Packing: fill packs of one token budget with images of known length and cost.
 
 All packs of a step must be full and cost the same, so that no rank waits for another. The cost
 l (1 + l / 6d) is tokens plus a part that grows with l squared, and only that part can differ
-between full packs. So images are dealt longest first (LPT, Graham 1969), each onto the pack that
-would end cheapest if the rest of its room were filled with average images of those still to come;
-the shortest images, which cost about the same wherever they go, then fill the gaps, each in the
-pack where it fits tightest. Where that leaves more than a little unused, packs exchange images.
+between full packs. So images are placed longest first (LPT, Graham 1969), each in the pack that
+would end cheapest if the rest of its room were filled with the average of the images to come. The
+shortest images, which cost about the same anywhere, then fill the gaps, each in the pack where it
+fits tightest. If more than a little stays unused, packs exchange images.
 """
 
 from __future__ import annotations
@@ -14,42 +14,45 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data_pipeline.plan.arrays import Floats, Ints
+from data_pipeline.plan.arrays import Bools, Floats, Ints
 
 _TAIL_SHARES = (0.12, 0.2, 0.3)
-"""Share of all tokens, in the shortest images, that is kept back to fill gaps; the later ones are
-tried where the gaps stay larger than this share of the budget:"""
+"""Shares of all tokens, in the shortest images, that are kept back to fill gaps. A later share is
+tried only if the one before leaves gaps above `_FULL_ENOUGH`."""
 _FULL_ENOUGH = 0.002
+"""Share of the budget that may stay unused."""
 _WORTH_A_SEARCH = 0.002
-"""Share of the budget that a pack may have left without a search for images that fill it."""
+"""Share of the budget that a pack may leave unused without a search for images to fill it."""
 _SEARCHES = 2
-"""Searches of a pack at most."""
+"""Most searches for one pack."""
 _EXCHANGE_WITH = 32
-"""Packs that one pack exchanges images with: those with the most room."""
+"""Number of packs that one pack may exchange images with: those with the most room."""
 _ROUNDS_PER_PACK = 8
-"""Images are dealt in rounds of 1 / 8 of the packs: nearly as even as one by one, and fast."""
+"""Images are placed in rounds of 1 / 8 of the packs: fast, and nearly as even as one by one."""
 
 
 @dataclass(frozen=True)
 class PackLimits:
-    """What every pack of a run may hold."""
+    """The limits of every pack of a run."""
 
     token_budget: int
+    """Most tokens."""
     max_images: int
+    """Most images."""
 
 
 def image_costs(lengths: Ints, dim: int) -> Floats:
-    """Return the relative training cost l (1 + l / 6d) of images of `lengths` tokens at width d.
+    """Return the relative training cost l (1 + l / 6d) of images of `lengths` tokens: [n] each.
 
-    A transformer block does 24 l d^2 FLOPs in its linear layers and 4 l^2 d in attention.
+    A transformer block of width d = `dim` does 24 l d^2 FLOPs in its linear layers and 4 l^2 d in
+    attention.
     """
     return lengths * (1 + lengths / (6 * dim))
 
 
 def num_full_packs(lengths: Ints, limits: PackLimits) -> int:
-    """Return how many packs these images can fill, by tokens or by count of images."""
+    """Return the number of packs that images of `lengths` [n] fill, by tokens or by count."""
     return max(int(lengths.sum()) // limits.token_budget, len(lengths) // limits.max_images)
 
 
@@ -62,12 +65,13 @@ def pack_window(
         lengths: [n] tokens of each image, none above the budget.
         costs: [n] cost of each image.
         limits: token budget and image limit of a pack.
-        num_first: the first so many images were left over before: they are placed before all
-            others, in packs of their own if need be, so that no image is left over twice.
-        flush: the stream ends here: leave nothing over, even if the last packs are not full.
+        num_first: number of images, at the front, that the previous window left over. They are
+            placed before all others, in packs of their own if need be, so that no image is left
+            over twice.
+        flush: leave nothing over, even if the last packs are not full: the stream ends here.
 
     Returns:
-        packs (each a non-empty array of indices) and the leftovers, ascending.
+        The packs, each a non-empty array of indices, and the leftovers, ascending.
     """
     num_packs = num_full_packs(lengths, limits)
     if flush or num_first:
@@ -83,7 +87,7 @@ def pack_window(
 def _place(
     order: Ints, lengths: Ints, costs: Floats, limits: PackLimits, num_packs: int, num_first: int
 ) -> tuple[list[Ints], Ints]:
-    """Place the images, in `order`, onto `num_packs` packs; return packs and what had no room."""
+    """Place the images in `num_packs` packs, in `order`; return packs, and images without room."""
     if num_packs == 0:
         return [], order
     best = np.empty(0, dtype=np.int64), order
@@ -91,12 +95,12 @@ def _place(
     by_tokens = int(lengths[order].sum()) >= num_packs * limits.token_budget
     for tail_share in _TAIL_SHARES if by_tokens else _TAIL_SHARES[:1]:
         packs = _OpenPacks(limits, num_packs)
-        num_dealt = len(dealt := packs.deal(lengths[order], costs[order], tail_share))
-        # In the gaps, what was left over before comes first.
-        tail = order[num_dealt:]
+        placed = packs.place_longest(lengths[order], costs[order], tail_share)
+        # Leftovers of the previous window fill the gaps first.
+        tail = order[len(placed) :]
         tail = tail[np.argsort(tail >= num_first, kind="stable")]
-        tried = np.concatenate([order[:num_dealt], tail])
-        home = np.concatenate([dealt, packs.fill_gaps(lengths[tail].tolist())])
+        tried = np.concatenate([order[: len(placed)], tail])
+        home = np.concatenate([placed, packs.fill_gaps(lengths[tail].tolist())])
         packs.make_room(home, lengths[tried], first=tried < num_first)
         if packs.room < best_room:
             best, best_room = (home, tried), packs.room
@@ -111,7 +115,7 @@ def _place(
 
 
 class _OpenPacks:
-    """Packs that are being filled; a home of -1 means that an image found no room."""
+    """Packs that are being filled. The home of an image is its pack, or -1 if it found no room."""
 
     def __init__(self, limits: PackLimits, num_packs: int) -> None:
         self._limits = limits
@@ -121,15 +125,15 @@ class _OpenPacks:
 
     @property
     def room(self) -> int:
-        """Tokens for which there is room, in all packs."""
+        """Free tokens of all packs together."""
         return int(self._room.sum())
 
-    def deal(self, lengths: Ints, costs: Floats, tail_share: float) -> Ints:
-        """Place images in order, all but the tail; return the pack of each placed so far."""
+    def place_longest(self, lengths: Ints, costs: Floats, tail_share: float) -> Ints:
+        """Place images in order, except for the tail; return the home of each one placed."""
         num_packs, budget = len(self._room), self._limits.token_budget
         tokens_left = np.cumsum(lengths[::-1])[::-1]
         costs_left = np.cumsum(costs[::-1])[::-1]
-        # Where the limit of images binds, packs end below their budget.
+        # If the image limit binds, packs end below their budget.
         unused = max(0.0, budget - tokens_left[0] / num_packs)
         tail = tail_share * min(int(tokens_left[0]), num_packs * budget)
         surplus = max(0, int(tokens_left[0]) - num_packs * budget)
@@ -158,7 +162,7 @@ class _OpenPacks:
         return home[:start]
 
     def fill_gaps(self, lengths: list[int]) -> Ints:
-        """Place each image where it leaves the least room; return the pack of each, or -1."""
+        """Place each image where it leaves the least room; return the home of each."""
         shortest, max_images = min(lengths, default=0), self._limits.max_images
         images = self._images.tolist()
         rooms = sorted(
@@ -181,12 +185,13 @@ class _OpenPacks:
         self._images = np.array(images, dtype=np.int64)
         return np.array(home, dtype=np.int64)
 
-    def make_room(self, home: Ints, lengths: Ints, first: NDArray[np.bool_]) -> None:
-        """Exchange images between packs so that others, which found no room, fit tightly.
+    def make_room(self, home: Ints, lengths: Ints, first: Bools) -> None:
+        """Exchange images between packs so that images without room fit tightly.
 
-        Where lengths are few or coarse (photographs of a few cameras) the shortest images do not
-        fill the gaps: a pack gives an image to one that is not full either, takes a shorter one
-        for it, and has room for one that waits. `home` is changed in place; `first` wait first.
+        If there are few distinct lengths (photographs of a few cameras), the shortest images do not
+        fill the gaps. Then a pack gives an image to another pack with room, takes a shorter one in
+        return, and gains room for an image that waits. `home` is changed in place; images marked
+        in `first` come before others.
         """
         least = self._limits.token_budget * _WORTH_A_SEARCH
         for _ in range(_SEARCHES):
@@ -207,13 +212,13 @@ class _OpenPacks:
     ) -> Ints:
         """Put one image of `waiting` into a pack, by the exchange that leaves the least unused.
 
-        `waiting` is in order of length; returned is what goes on waiting.
+        `waiting` is in order of length. Return the images that still wait.
         """
         room = int(self._room[pack])
-        asked = np.zeros(len(self._room) + 1, dtype=np.bool_)  # the last is home -1
-        asked[others] = True
+        is_partner = np.zeros(len(self._room) + 1, dtype=np.bool_)  # the last is home -1
+        is_partner[others] = True
         given = _one_of_each(lengths, np.flatnonzero(home == pack))
-        taken = _one_of_each(lengths, np.flatnonzero(asked[home]))
+        taken = _one_of_each(lengths, np.flatnonzero(is_partner[home]))
         freed = lengths[given, None] - lengths[taken]
         freed = np.where((freed > 0) & (freed <= self._room[home[taken]]), freed, 0)
         found = np.searchsorted(lengths[waiting], room + freed, side="right") - 1
@@ -231,5 +236,5 @@ class _OpenPacks:
 
 
 def _one_of_each(lengths: Ints, images: Ints) -> Ints:
-    """Return the first image of each length, by length."""
+    """Return the first image of each distinct length, in order of length."""
     return images[np.unique(lengths[images], return_index=True)[1]]

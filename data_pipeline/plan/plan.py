@@ -1,4 +1,4 @@
-"""The plan: which images, at which size and keep count, form each pack of each lane.
+"""The plan: the images of each pack of each lane, with their sizes and keep counts.
 
 Token lengths are known from the manifest before any byte of an image is read, so order, sizes,
 dropping and packing are a pure function of (manifest, config, seed). Ranks and workers only
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.config import DataConfig
-from data_pipeline.plan.arrays import Ints
+from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.lane_packer import LanePacker, WindowRules
 from data_pipeline.plan.lane_packer import LaneState as LaneState
 from data_pipeline.plan.lane_packer import PackPlan as PackPlan
@@ -31,20 +31,20 @@ _ROWS_BETWEEN_RELEASES = 1 << 17
 
 @dataclass
 class Plan:
-    """The deal of samples to lanes and the rules by which images get their size.
+    """The deal of samples to lanes, and the rules by which images get their sizes.
 
     Args:
         manifest: the indexed shards.
         config: `data.*`, with patch_size and cost_dim set from the model.
-        num_lanes: P, packs a step.
-        max_epochs: end every lane's stream after so many epochs (None: endless).
-        max_patches: larger images are made smaller, to at most so many patches (None: to what a
-            pack holds).
-        lanes_may_be_empty: allow fewer samples than lanes, as in a pass over a few held-out ones.
+        num_lanes: P, the number of packs in a step.
+        max_epochs: number of epochs after which the stream of every lane ends (None: never).
+        max_patches: most patches of an image; larger ones are made smaller (None: as many as a pack
+            holds).
+        lanes_may_be_empty: allow fewer samples than lanes, as in a pass over a few held-out images.
 
     Raises:
-        ValueError: fewer samples than lanes, a budget that cannot hold a single patch, or epochs
-            to count where several sources have epochs of their own.
+        ValueError: there are fewer samples than lanes, the budget cannot hold a single patch, or
+            `max_epochs` is given for several sources (each has its own epochs).
     """
 
     manifest: Manifest
@@ -76,7 +76,7 @@ class Plan:
         if self.max_epochs is not None and len(self.sources) > 1:
             raise ValueError(
                 "train.max_epochs counts passes over the shards, but each weighted source of "
-                "data.shards has passes of its own: set train.max_steps instead"
+                "data.shards has its own passes: set train.max_steps instead"
             )
         self._needs = Needs(
             label=config.require_labels and config.max_labels is None,
@@ -96,15 +96,15 @@ class Plan:
 
     @property
     def num_images(self) -> int:
-        """Images that can be used: each is dealt once in an epoch of its source."""
+        """Number of usable images; each is dealt once in every epoch of its source."""
         return int(self.masses.usable.sum())
 
     def lane(self, lane: int, state: LaneState | None = None) -> LanePacker:
-        """Return the packs of one lane, from `state` on."""
+        """Return the packs of one lane, from `state` on (None: from the beginning)."""
         return LanePacker(self.lane_mix(lane), self._rules, state)
 
     def lane_mix(self, lane: int) -> LaneMix:
-        """Return the samples of one lane, in the order in which they are dealt."""
+        """Return the stream of samples of one lane, in the order in which they are dealt."""
         return LaneMix(
             [LaneStream(deal, lane, self._usable, self.max_epochs) for deal in self._deals],
             [source.weight for source in self.sources],
@@ -114,7 +114,7 @@ class Plan:
         )
 
     def _one_pass(self) -> int:
-        """Return how many images a lane is dealt until the fastest source has made one pass."""
+        """Return the number of images dealt to a lane in one pass of the fastest source."""
         rates = sum(source.weight for source in self.sources)
         passes = (
             self.masses.usable[source.first_shard : source.stop_shard].sum() * rates / source.weight
@@ -123,19 +123,19 @@ class Plan:
         return max(1, int(min(passes) / self.num_lanes))
 
     def source_of(self, sample_ids: Ints) -> Ints:
-        """Return the index in `sources` of each sample."""
+        """Return the index in `sources` of each sample, [n]."""
         stops = np.array([source.stop_shard for source in self.sources])
         return np.searchsorted(stops, self.manifest.shard_of(sample_ids), side="right")
 
     def size_images(self, sample_ids: Ints, epochs: Ints, seen: Ints | None = None) -> PackPlan:
-        """Draw grid and keep count of each sample, in its epoch, as image n of the run; [n] each.
+        """Draw the grid and keep count of each sample in its epoch; all arrays are [n].
 
-        `seen` is n of schedules; None is 0 for all.
+        `seen` is the number of images dealt before each one, for schedules (None: 0).
         """
         self._release(len(sample_ids))
         config, samples = self.config, self.manifest.samples[sample_ids]
 
-        def draw(purpose: Draw) -> NDArray[np.float64]:
+        def draw(purpose: Draw) -> Floats:
             return sample_uniforms(purpose, config.seed, epochs, sample_ids)
 
         seen = np.zeros_like(sample_ids) if seen is None else seen
@@ -170,10 +170,10 @@ class Plan:
     def _count_tokens(self, sample_ids: Ints, epochs: Ints, seen: Ints) -> Ints:
         return self.size_images(sample_ids, epochs, seen).lengths
 
-    def _usable(self, sample_ids: Ints) -> NDArray[np.bool_]:
+    def _usable(self, sample_ids: Ints) -> Bools:
         return usable_samples(self.manifest.samples[sample_ids], self._needs)
 
-    def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, NDArray[np.bool_]]:
+    def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, Bools]:
         rows, columns, shrunk = token_grids(
             self.config.resolution,
             samples["height"].astype(np.int64),
@@ -190,18 +190,18 @@ class Plan:
         usable = int(self.masses.usable[own].sum())
         unlabelled = int(self.masses.unlabelled[own].sum())
         if usable == 0 and unlabelled:
-            what, where = "class label", ".cls members, or label in .json"
+            what, fix = "class label", ".cls members, or label in .json"
             if self.config.require_captions:
-                what, where = "caption", ".txt members, or caption in .json"
+                what, fix = "caption", ".txt members, or caption in .json"
             raise ValueError(
                 f"none of the {unlabelled} images of {source.name} has the {what} that the "
-                f"objective needs: write {where}, and index the shards again"
+                f"objective needs: write {fix}, and index the shards again"
             )
         if usable < (1 if self.lanes_may_be_empty else self.num_lanes):
             where = "the shards hold" if len(self.sources) == 1 else f"{source.name} holds"
             raise ValueError(
                 f"train.packs_per_step is {self.num_lanes} but {where} only {usable} usable "
-                "images: every pack of a step reads images of its own, so set "
+                "images: every pack of a step reads its own images, so set "
                 f"train.packs_per_step to at most {max(usable, 1)}"
             )
         return LaneDeal(
@@ -209,13 +209,13 @@ class Plan:
             counts=np.array([shard.count for shard in shards], dtype=np.int64),
             masses=self.masses.tokens[own],
             num_lanes=self.num_lanes,
-            window_shards=self.config.window_shards,
+            group_shards=self.config.window_shards,
             seed=self.config.seed,
             source=index,
         )
 
     def _release(self, rows: int) -> None:
-        """Give back the pages of a mapped manifest now and then, so that memory stays level."""
+        """Release the pages of a mapped manifest from time to time, so that memory stays level."""
         self._rows_read += rows
         if self._rows_read >= _ROWS_BETWEEN_RELEASES:
             release_pages(self.manifest.samples)

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: every draw is a pure function of what it is for.
+"""Counter-based random numbers: every draw is a pure function of its purpose.
 
-No generator has a state, so a draw does not depend on which rank or worker makes it, nor on what
-was drawn before; that is what lets a run resume anywhere and change its world size exactly.
+No generator has a state, so a draw depends neither on the rank or worker that makes it nor on
+earlier draws; therefore a run can resume anywhere and change its world size exactly.
 The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, OOPSLA 2014), written on
 arrays because numpy's own counter-based generators cannot take a key per element.
 """
@@ -20,14 +20,14 @@ _MASK = (1 << 64) - 1
 
 
 class Draw(IntEnum):
-    """What a draw is for: each purpose has a stream of its own."""
+    """The purpose of a draw; each purpose has its own stream."""
 
     SHARD_ORDER = 0
     SAMPLE_ORDER = 1
     RESOLUTION = 2
     DROP_RATE = 3
     KEPT_PATCHES = 4
-    RUN_START = 5
+    RUN_OFFSET = 5
     CROP_AREA = 6
     CROP_TOP = 7
     CROP_LEFT = 8
@@ -51,19 +51,19 @@ def stream_key(draw: Draw, *parts: int) -> int:
 
 
 def hashes(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> UInt64s:
-    """Return one 64-bit word for each (key, counter); `keys` broadcasts against `counters`."""
+    """Return one 64-bit word for each (key, counter): [n], `keys` broadcast to `counters` [n]."""
     return mix64(mix64(keys ^ counters.astype(np.uint64)))
 
 
 def uniforms(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return one float in (0, 1) for each (key, counter); never 0 or 1 exactly."""
+    """Return one float in (0, 1) for each (key, counter), [n]; never 0 or 1 exactly."""
     return ((hashes(keys, counters) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def sample_uniforms(
     draw: Draw, seed: int, epochs: NDArray[np.integer], sample_ids: NDArray[np.integer]
 ) -> NDArray[np.float64]:
-    """Return the float in (0, 1) that each sample draws for one purpose in its epoch."""
+    """Return the float in (0, 1) that each sample draws for one purpose in its epoch: [n]."""
     epoch_values = np.unique(epochs)
     keys = np.array([stream_key(draw, seed, int(e)) for e in epoch_values], dtype=np.uint64)
     return uniforms(keys[np.searchsorted(epoch_values, epochs)], sample_ids)

@@ -1,17 +1,16 @@
-"""From an image's size to its token grid and its number of kept patches, before any decode.
+"""Sampling of the token grid and the number of kept patches of an image, before any decode.
 
 The distributions are NaViT's (Dehghani et al. 2023, arXiv 2307.06304, sections 2.1 and 3.2-3.4,
-appendix B). Everything here is a pure function on arrays: one element an image.
+appendix B). Everything here is a pure function on arrays with one element for each image.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv, expit, ndtr, ndtri
 
 from data_pipeline.config import AugmentConfig, DropConfig, ResolutionConfig
-from data_pipeline.plan.arrays import Floats, Ints
+from data_pipeline.plan.arrays import Bools, Floats, Ints
 
 BETA_VARIANCE_SHARE = 0.3
 """sigma^2 = 0.3 mu (1 - mu) of the beta-distributed drop rate (NaViT, section 3.3)."""
@@ -22,11 +21,11 @@ RESOLUTION_DROP_SIGMA = 0.02
 def sample_sides(
     config: ResolutionConfig, heights: Ints | Floats, widths: Ints | Floats, u: Floats
 ) -> Floats:
-    """Return the side s of each image in pixels, s * s being the area it is resized to.
+    """Return the side s of each image in pixels, [n]; it is resized to the area s * s.
 
     Args:
-        config: distribution of s.
-        heights, widths: [n] pixels of the images, or of their crops.
+        config: the distribution of s.
+        heights, widths: [n] sizes of the images, or of their crops, in pixels.
         u: [n] uniform draws in (0, 1).
     """
     low, high = float(config.min), float(config.max)
@@ -52,11 +51,11 @@ def token_grids(
     *,
     patch_size: int,
     max_tokens: int,
-) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+) -> tuple[Ints, Ints, Bools]:
     """Return the grid (rows, columns) of patches each image is resized to.
 
-    Both sides are rounded to whole patches (so the aspect ratio moves by at most half a patch a
-    side), each at least one. A grid above `max_tokens` is scaled down to fit, never truncated.
+    Both sides are rounded to whole patches, at least one, so each moves by at most half a patch. A
+    grid above `max_tokens` is scaled down to fit, never truncated.
 
     Returns:
         rows [n], columns [n], and whether the image was scaled down to fit [n].
@@ -68,7 +67,7 @@ def token_grids(
         rows = np.maximum(1, np.rint(heights * scales / patch_size)).astype(np.int64)
         columns = np.maximum(1, np.rint(widths * scales / patch_size)).astype(np.int64)
     else:
-        if config.kind != "fixed":  # a model of one size needs it whatever the image
+        if config.kind != "fixed":  # a model of one size needs that size for every image
             sides = np.minimum(sides, config.max_upscale * np.minimum(heights, widths))
         rows = np.maximum(1, np.rint(sides / patch_size)).astype(np.int64)
         columns = rows.copy()
@@ -77,7 +76,7 @@ def token_grids(
         factor = np.sqrt(max_tokens / (rows[shrunk] * columns[shrunk]))
         small_rows = np.maximum(1, (rows[shrunk] * factor).astype(np.int64))
         small_columns = np.maximum(1, (columns[shrunk] * factor).astype(np.int64))
-        # A side of one patch could not shrink: the other one gives way.
+        # A side of one patch cannot shrink, so the other one does.
         rows[shrunk] = np.minimum(small_rows, max_tokens // np.minimum(small_columns, max_tokens))
         columns[shrunk] = np.minimum(small_columns, max_tokens // rows[shrunk])
     return rows, columns, shrunk
@@ -92,17 +91,17 @@ def keep_counts(
     patch_size: int,
     seen: Ints | None = None,
 ) -> Ints:
-    """Return how many patches of each image are kept: at least one, at most all.
+    """Return the number of patches of each image that are kept, [n]: at least one, at most all.
 
-    The rate is drawn once and becomes an integer here; packing and dropping both use this integer.
+    The rate becomes an integer here, once; packing and dropping both use this integer.
 
     Args:
-        config: distribution of the drop rate.
-        resolution: bounds of the side, which give the token range of kind `resolution`.
-        tokens: [n] patches of the images.
+        config: the distribution of the drop rate.
+        resolution: the bounds of the side, which give the token range of kind `resolution`.
+        tokens: [n] number of patches of each image.
         u: [n] uniform draws in (0, 1).
         patch_size: side of a patch in pixels.
-        seen: [n] images dealt before each one, for a schedule (None: 0).
+        seen: [n] number of images dealt before each one, for a schedule (None: 0).
     """
     if config.kind == "none":
         return tokens.copy()
@@ -119,7 +118,10 @@ def drop_rates(
     patch_size: int,
     seen: Ints | None = None,
 ) -> Floats:
-    """Return the share of patches to drop for each image, in [0, 1) (NaViT, section 3.3)."""
+    """Return the share of patches to drop of each image, [n] in [0, 1) (NaViT, section 3.3).
+
+    The arguments are those of `keep_counts`.
+    """
     mean_rates = scheduled_rates(config, np.zeros_like(tokens) if seen is None else seen)
     if config.kind == "constant":
         return mean_rates
@@ -138,7 +140,7 @@ def drop_rates(
 def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
     """Return the mean drop rate at the n-th image of the run, n = `seen` ([n] each).
 
-    Without a schedule that is `rate`, and of kind resolution the middle of `min` and `max`.
+    Without a schedule it is `rate`; for kind resolution it is the middle of `min` and `max`.
     """
     schedule = config.schedule
     if schedule.kind == "none":
@@ -149,17 +151,25 @@ def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
 
 
 def crop_sides(config: AugmentConfig, u: Floats) -> Floats:
-    """Return the share of each side that a crop keeps; its area is uniform in [min area, 1]."""
+    """Return the share of each side that a crop keeps, [n]; its area is uniform in [min area, 1].
+
+    `u` [n] are uniform draws in (0, 1).
+    """
     return np.sqrt(config.crop_min_area + u * (1 - config.crop_min_area))
 
 
 def decode_scales(
     heights: Ints | Floats, widths: Ints | Floats, rows: Ints, columns: Ints, patch_size: int
 ) -> Ints:
-    """Return 1, 2, 4 or 8: the largest JPEG reduction that still covers the target on both sides.
+    """Return the largest JPEG reduction (1, 2, 4, 8) that covers the target on both sides, [n].
 
-    libjpeg can decode at 1/2, 1/4 and 1/8 of the size, which is cheaper than decoding in full; it
-    is part of the plan so that all code paths see the same pixels.
+    libjpeg can decode at 1/2, 1/4 and 1/8 of the size, which is cheaper than decoding in full. The
+    plan decides it, so that all code paths see the same pixels.
+
+    Args:
+        heights, widths: [n] sizes of the images, or of their crops, in pixels.
+        rows, columns: [n] grids of patches to resize to.
+        patch_size: side of a patch in pixels.
     """
     ratio = np.minimum(heights / (rows * patch_size), widths / (columns * patch_size))
     return np.select([ratio >= 8, ratio >= 4, ratio >= 2], [8, 4, 2], default=1).astype(np.int64)

@@ -1,8 +1,8 @@
-"""A shuffle in O(1) memory: a cipher on indices instead of a permuted array.
+"""A shuffle in O(1) memory: a cipher on indices takes the place of a permuted array.
 
 A Feistel network permutes the power-of-four domain above n; indices that land at n or above are
 sent through again until they land inside ("cycle walking", Black and Rogaway 2002). google/grain
-shuffles by a cipher too.
+also shuffles with a cipher.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _ROUNDS = 6
 
 
 def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
-    """Return where a keyed permutation of range(size) sends each of `indices`.
+    """Return the images [n] of `indices` under a keyed permutation of range(size).
 
     Args:
         indices: [n] values in [0, size).
-        size: number of items that are permuted.
-        key: 64-bit key; another key gives an unrelated permutation.
+        size: number of items to permute.
+        key: 64-bit key; every key gives an unrelated permutation.
     """
     if size <= 1:
         return indices.copy()

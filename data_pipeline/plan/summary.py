@@ -1,61 +1,61 @@
-"""What an epoch of a plan looks like in numbers: the fill, the balance, how many steps."""
+"""The summary of an epoch of a plan in numbers: its steps, fill and balance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
+from data_pipeline.plan.arrays import Floats
 from data_pipeline.plan.lane_packer import LanePacker, PackPlan
 from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.plan import Plan
 from zeta.packed import packs_per_rank
 
 EXACT_UP_TO = 20_000_000
-"""Images up to which a whole epoch is planned; above, some windows of every lane."""
+"""Number of images up to which a whole epoch is planned; above it, some windows of every lane."""
 _SAMPLED_WINDOWS = 2
 
 
 @dataclass(frozen=True)
 class SourceSummary:
-    """One weighted source."""
+    """The summary of one weighted source."""
 
     name: str
     images: int
     weight: float
     epochs: float
-    """Passes over this source in the time of one epoch of all images."""
+    """Number of passes over this source while as many images are dealt as all sources hold."""
 
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """An epoch of a plan on W ranks: as many images as the shards hold."""
+    """The summary of an epoch on W ranks: as many images as the shards hold."""
 
     images: int
-    """Usable images of the shards."""
+    """Number of usable images."""
     tokens: int
     """Tokens of those images in the first epoch, after dropping."""
     packs: int
-    """Packs that an epoch fills, empty ones of missing lanes not counted."""
+    """Number of packs that an epoch fills, without the empty packs of missing lanes."""
     steps_per_epoch: int
     fill: float
-    """Tokens of images / budget, over the packs of all ranks: every padded token counts."""
+    """Tokens of images / budget, over the packs of all ranks, empty packs included."""
     images_per_pack: float
     drop_mean: float
-    """Mean over images of the share of patches dropped."""
+    """Mean share of patches dropped, over images."""
     straggler_ratio: float
-    """Mean over steps of the largest cost of a rank / the mean cost of the ranks."""
+    """Largest cost of a rank / mean cost of the ranks, as a mean over steps."""
     approximate: bool
-    """Whether these numbers were estimated from some windows of every lane."""
+    """True if these numbers were estimated from some windows of every lane."""
     shrunk: int
-    """Images that are made smaller than drawn because they have more tokens than a pack."""
+    """Number of images made smaller than drawn because a pack cannot hold them."""
     rejected: dict[str, int]
-    """Samples that are not planned, by reason."""
+    """Number of samples that are not planned, by reason."""
     short_lanes: int
-    """Lanes whose epoch holds fewer tokens than one pack: their packs mix epochs."""
+    """Number of lanes whose epoch is smaller than one pack, so that their packs mix epochs."""
     sources: tuple[SourceSummary, ...]
-    """The weighted sources, if there are any."""
+    """The weighted sources; empty without weights."""
 
 
 @dataclass
@@ -69,9 +69,9 @@ class _Totals:
     packs: int = 0
     packed_tokens: int = 0
     costs: list[list[float]] = field(default_factory=list)
-    """Cost of each pack of each lane."""
+    """Costs of the packs, by lane."""
     lane_tokens: list[int] = field(default_factory=list)
-    """Tokens that each lane was dealt."""
+    """Tokens dealt to each lane."""
     by_source: dict[int, int] = field(default_factory=dict)
 
     def add_dealt(self, plan: Plan, images: PackPlan) -> None:
@@ -94,7 +94,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     """Plan the first epoch of every lane and summarise it for `world_size` ranks.
 
     Raises:
-        ValueError: more ranks than lanes.
+        ValueError: there are more ranks than lanes.
     """
     if world_size > plan.num_lanes:
         raise ValueError(f"world size {world_size} is above packs per step = {plan.num_lanes}")
@@ -108,7 +108,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     lane_fill = totals.packed_tokens / (totals.packs * budget)
     slots = packs_per_rank(plan.num_lanes, world_size) * world_size
     packs = tokens / (lane_fill * budget)
-    # Lanes have equal shares of the tokens, so a lane dealt few of them has a short epoch.
+    # Lanes have equal shares of the tokens, so a lane with few tokens has a short epoch.
     lane_tokens = np.array(totals.lane_tokens) * (scale if approximate else 1)
     return PlanSummary(
         images=images,
@@ -128,7 +128,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
 
 
 def rejected_by_reason(plan: Plan, shards: slice = slice(None)) -> dict[str, int]:
-    """Return how many samples of some shards are never planned, by reason."""
+    """Return the number of samples of some shards that are never planned, by reason."""
     missing = "no caption" if plan.config.require_captions else "no label"
     counts = {
         "unusable, see manifest_rejected.jsonl": plan.masses.bad[shards].sum(),
@@ -138,7 +138,7 @@ def rejected_by_reason(plan: Plan, shards: slice = slice(None)) -> dict[str, int
 
 
 def _plan_lane(plan: Plan, lane: LanePacker, totals: _Totals, approximate: bool) -> None:
-    """Plan the lane's share of an epoch; where `approximate`, only its first windows."""
+    """Plan the lane's share of an epoch; if `approximate`, only its first windows."""
     totals.costs.append([])
     before = totals.tokens
     share = -(-plan.num_images // plan.num_lanes)
@@ -173,9 +173,9 @@ def _sources(plan: Plan, totals: _Totals) -> tuple[SourceSummary, ...]:
 
 
 def _straggler_ratio(costs: list[list[float]], world_size: int) -> float:
-    """Return mean over steps of max / mean of the ranks' costs; lane i is on rank i mod W."""
+    """Return max / mean of the ranks' costs, averaged over steps; lane i is on rank i mod W."""
     steps = max(1, min(map(len, costs)))
-    grid: NDArray[np.float64] = np.zeros((steps, len(costs)))
+    grid: Floats = np.zeros((steps, len(costs)))
     for index, lane_costs in enumerate(costs):
         grid[: len(lane_costs), index] = lane_costs[:steps]
     ranks = np.stack([grid[:, rank::world_size].sum(axis=1) for rank in range(world_size)], axis=1)

@@ -1,7 +1,7 @@
-"""Building shards: a source, cut into tar files that are the same on every run.
+"""Building shards: cut a source into tar files whose bytes are the same on every run.
 
-The order and the cuts are decided before anything is written, so shards are written in parallel,
-each whole or absent, and an interrupted build goes on with the shards that are missing.
+The order and the cuts are decided before anything is written. So shards are written in parallel,
+each is whole or absent, and an interrupted build continues with the missing ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RECORD = 20 * _BLOCK
 
 
 class OtherSourceError(ValueError):
-    """A folder holds the shards of another source than the one to build from."""
+    """The error for a folder that holds the shards of another source."""
 
 
 def build_shards(
@@ -52,16 +52,16 @@ def build_shards(
     """Write `source` as shards ``shard-000000.tar``, ... into the folder `out`, and index them.
 
     Args:
-        source: what `open_source` takes, or an iterable of (key, content by suffix) in memory.
-        out: folder to write; what an interrupted build of the same source left there is kept.
-        max_size_mb: a shard is closed before it would exceed this many 1e6 bytes.
-        max_count: a shard holds at most this many samples.
-        seed: order of the samples, shuffled because class folders would otherwise give one class
-            a shard; None keeps the order of the source.
-        labels: whether the folders of an image folder are classes.
+        source: a source for `open_source`, or an iterable of (key, content by suffix) in memory.
+        out: folder to write. Shards that an interrupted build of the same source left are kept.
+        max_size_mb: most bytes of a shard, in units of 1e6 bytes.
+        max_count: most samples of a shard.
+        seed: seed of the order, shuffled because class folders would otherwise give shards of one
+            class; None keeps the order of the source.
+        labels: treat the subfolders of an image folder as classes.
         class_names: class map of an in-memory source.
-        workers: processes that write and index.
-        progress: whether to show bars and the counts of skipped files on stderr.
+        workers: number of processes that write and index.
+        progress: print progress bars and the counts of skipped files to stderr.
 
     Returns:
         The opened manifest; `out` also holds ``classes.json`` where classes have names. Equal
@@ -69,6 +69,7 @@ def build_shards(
 
     Raises:
         ValueError: the source holds no images, or `out` holds something else.
+        OtherSourceError: `out` holds the shards of another source.
     """
     opened = _open(source, labels, class_names)
     if progress:
@@ -92,19 +93,19 @@ def build_split(
 ) -> dict[str, Manifest]:
     """Write `source` as two sets of shards, `out`/train and `out`/val, and index them.
 
-    A sample is held out by a hash of its key alone: another order, or more images in the source,
-    move none from one set to the other. At least one image is in each set.
+    A hash of its key alone decides whether a sample is held out: another order, or more images in
+    the source, move no sample between the sets. Each set has at least one image.
 
     Args:
-        source, out, max_size_mb, max_count, seed, labels, class_names, workers, progress: as of
+        source, out, max_size_mb, max_count, seed, labels, class_names, workers, progress: see
             `build_shards`.
         val_share: share of the samples that is held out, above 0 and below 1.
 
     Returns:
-        The manifests of `train` and `val`, which have the same class map.
+        The manifests of `train` and `val`, which share one class map.
 
     Raises:
-        ValueError: as of `build_shards`; or there are too few samples to hold one out.
+        ValueError: see `build_shards`; or there are too few samples to hold one out.
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share:g}; it must be above 0 and below 1, as in 0.05")
@@ -129,7 +130,7 @@ def build_split(
 def _split(source: Source, val_share: float) -> dict[str, Source]:
     """Return the samples to train on and those to hold out, by a hash of their keys."""
     if len(source.samples) < 2:
-        raise ValueError("the source holds one image, so that none can be held out: add some")
+        raise ValueError("the source holds one image, so none can be held out: add more images")
     share_of = {sample.key: _hash_share(sample.key) for sample in source.samples}
     low, high = min(share_of, key=share_of.__getitem__), max(share_of, key=share_of.__getitem__)
     val = {key for key, share in share_of.items() if share < val_share} - {high} | {low}
@@ -205,7 +206,7 @@ def _report(skipped: Counter[str]) -> None:
 
 
 def _shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
-    """Return the samples in the order of a keyed hash, the same on every machine and version."""
+    """Return the samples in the order of a keyed hash: the same on every machine and version."""
     key = str(seed).encode()
     return sorted(
         samples,
@@ -214,7 +215,7 @@ def _shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
 
 
 def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[list[SourceSample]]:
-    """Cut the list into shards, each within both limits unless one sample alone is larger."""
+    """Cut the list into shards within both limits; a sample larger than a shard stands alone."""
     shards: list[list[SourceSample]] = [[]]
     size = 0
     for sample in samples:
@@ -228,7 +229,7 @@ def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[
 
 
 def _file_bytes(nbytes: int) -> int:
-    """Return the size of a tar file around samples of `nbytes`: whole records."""
+    """Return the bytes of a tar file, in whole records, around samples of `nbytes`."""
     return -(-(nbytes + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
@@ -263,7 +264,7 @@ def _digest(shards: list[list[SourceSample]], class_names: tuple[str, ...] | Non
 
 
 def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
-    """Mark the folder as the build of this source; ValueError if it is something else's."""
+    """Mark the folder as the build of this source; ValueError if it holds something else."""
     record = folder / BUILD_NAME
     if record.exists():
         if json.loads(record.read_text("utf-8")).get("source") != digest:
@@ -275,10 +276,10 @@ def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
     if (folder / "train" / BUILD_NAME).exists():
         raise ValueError(
             f"{folder} holds shards in train/ and val/, built with a held-out share (--val-share): "
-            "give one again to go on with them, or choose another folder"
+            "pass it again to continue with them, or choose another folder"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no shard build; choose a new or empty folder")
+        raise ValueError(f"{folder} exists and is not a shard build; choose a new or empty folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(record) as stream:
@@ -304,7 +305,7 @@ def _write_shard(task: _Task) -> int:
         def give_stream(_: str) -> BinaryIO:
             return stream
 
-        # All that varies between runs and machines is fixed; cuts were made before.
+        # Everything that varies between runs and machines is fixed; cuts were made before.
         with ShardWriter(
             "%d",
             maxcount=len(task.samples) + 1,
@@ -324,23 +325,23 @@ def _write_shard(task: _Task) -> int:
 
 @contextmanager
 def _signals_deferred() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the block is through.
+    """Delay Ctrl-C and SIGTERM until the block ends.
 
-    An exception that is raised while torch's C++ code runs a Python import aborts the process.
+    An exception raised while torch's C++ code runs a Python import aborts the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are handled in the main thread
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for held in handlers:
-        signal.signal(held, lambda number, frame: came.append(number))
+    for deferred in handlers:
+        signal.signal(deferred, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        for held, handler in handlers.items():
-            signal.signal(held, handler)
-    for number in came:
+        for deferred, handler in handlers.items():
+            signal.signal(deferred, handler)
+    for number in received:
         signal.raise_signal(number)
 
 
@@ -353,9 +354,9 @@ def _content(part: FilePart | bytes) -> bytes:
             data = stream.read(part.nbytes)
     except OSError as error:
         raise ValueError(
-            f"cannot read {part.path}: {error.strerror}; allow reading it, or take it out of the "
-            "source and build into a new folder"
+            f"cannot read {part.path}: {error.strerror}; make it readable, or remove it from "
+            "the source and build into a new folder"
         ) from error
     if len(data) != part.nbytes:
-        raise ValueError(f"{part.path} became shorter while shards were built; build again")
+        raise ValueError(f"{part.path} became shorter while shards were built; run the build again")
     return data

@@ -1,4 +1,4 @@
-"""Where shards are: specs of folders, globs, braces and URLs, and the folders they lead to."""
+"""Shard specs (folders, globs, braces, URLs) and the folders that they resolve to."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _STAT_THREADS = 16
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """A local folder or the directory part of URLs, where shards lie side by side."""
+    """A local folder, or the directory part of URLs, that holds shards."""
 
     location: str
-    """Path, or URL without its last slash."""
+    """Path, or URL without a trailing slash."""
 
     @property
     def remote(self) -> bool:
-        """Whether the shards are behind a URL."""
+        """True if the shards are behind a URL."""
         return remote.is_remote(self.location)
 
     @property
@@ -42,11 +42,11 @@ class ShardFolder:
         return index_root() / protocol / quote(rest, safe="/")
 
     def shard(self, name: str) -> str:
-        """Return path or URL of a shard of this folder."""
+        """Return the path or URL of a shard of this folder."""
         return f"{self.location}/{name}" if self.remote else str(Path(self.location) / name)
 
     def stat(self, names: Sequence[str]) -> Sequence[tuple[int, int]]:
-        """Return (bytes, mtime in ns or stamp of the ETag) of shards; OSError if one is missing."""
+        """Return (bytes, mtime in ns or stamp of the ETag) of each shard; OSError without one."""
         if not self.remote:
             found = [(Path(self.location) / name).stat() for name in names]
             return [(status.st_size, status.st_mtime_ns) for status in found]
@@ -71,7 +71,7 @@ def index_root() -> Path:
 
 
 def folder_of(shard: str) -> tuple[ShardFolder, str]:
-    """Return folder and file name of a shard given by path or URL."""
+    """Return the folder and the file name of a shard, given by path or URL."""
     if remote.is_remote(shard):
         location, _, name = shard.rpartition("/")
         return ShardFolder(location), name
@@ -79,7 +79,7 @@ def folder_of(shard: str) -> tuple[ShardFolder, str]:
 
 
 def by_folder(shards: Sequence[str]) -> dict[ShardFolder, list[str]]:
-    """Return the file names of shards by their folder, both in order of first appearance."""
+    """Return the file names of shards by folder, both in order of first appearance."""
     groups: dict[ShardFolder, list[str]] = {}
     for shard in shards:
         folder, name = folder_of(shard)
@@ -88,10 +88,12 @@ def by_folder(shards: Sequence[str]) -> dict[ShardFolder, list[str]]:
 
 
 def resolve_shards(spec: ShardSpec) -> list[str]:
-    """Return paths and URLs of the tar files that a spec names, each once.
+    """Return the paths and URLs of the tar files that a spec names, each once.
 
-    They are sorted within a folder or a glob. Raises ValueError naming the part of the spec that
-    matches nothing.
+    They are sorted within a folder or a glob.
+
+    Raises:
+        ValueError: a part of the spec, named in the error, matches nothing or cannot be read.
     """
     found: dict[str, None] = {}
     for text in spec_parts(spec):
@@ -99,24 +101,26 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
             resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
         except PermissionError as error:
             raise ValueError(
-                f"{error.filename or text} cannot be read: {error.strerror}; allow reading it"
+                f"{error.filename or text} cannot be read: {error.strerror}; make it readable"
             ) from error
         found.update(dict.fromkeys(resolved))
     return list(found)
 
 
 def spec_parts(spec: ShardSpec) -> list[str]:
-    """Return the parts of a spec as text, a leading ~ replaced; ValueError if it is none."""
+    """Return the parts of a spec as text, with ~ expanded; ValueError if it is not a spec."""
     if not isinstance(spec, str | Path | Sequence):
         raise ValueError(f"shards are {spec!r}; give a folder, tar file, glob, braces or a list")
     texts = []
     for part in [spec] if isinstance(spec, str | Path) else spec:
         if not isinstance(part, str | Path):
-            raise ValueError(f"shards hold {part!r}; each must be a path, glob or brace expansion")
+            raise ValueError(
+                f"the list of shards has {part!r}; each must be a path, glob or brace expansion"
+            )
         text = str(part)
         texts.append(text if remote.is_remote(text) else str(Path(text).expanduser()))
     if not texts:
-        raise ValueError("the list of shards is empty")
+        raise ValueError("the list of shards is empty; give at least one folder or tar file")
     return texts
 
 
@@ -137,12 +141,12 @@ def _resolve_remote(text: str) -> list[str]:
 
 def _resolve_local(text: str) -> list[str]:
     if Path(text).is_dir():
-        # Not a glob: one gives nothing for a folder that may not be read.
+        # Not a glob, which returns nothing for an unreadable folder.
         found = sorted(path for path in Path(text).iterdir() if path.suffix == ".tar")
         shards = [path for path in found if not path.name.startswith(".")]
         if not shards and Path(text, "train").is_dir():
             raise ValueError(
-                f"{text} holds no .tar shards itself; name {text}/train, or what else is in it"
+                f"{text} holds no .tar shards itself; give {text}/train, or another folder in it"
             )
         if not shards:
             raise ValueError(
@@ -156,7 +160,7 @@ def _resolve_local(text: str) -> list[str]:
         matches = [path] if path.is_file() else sorted(Path(path.anchor).glob(relative))
         if not matches:
             if path.parent.is_dir():
-                any(path.parent.iterdir())  # raises where it is the folder that may not be read
+                any(path.parent.iterdir())  # raises if the folder is unreadable
             raise ValueError(f"no shard matches {pattern}")
         paths += matches
     for path in paths:

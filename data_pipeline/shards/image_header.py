@@ -1,8 +1,8 @@
-"""Format, size and EXIF orientation of an image from its header alone.
+"""The format, size and EXIF orientation of an image, read from its header alone.
 
-The pixels are never decoded, and of a JPEG, PNG, WebP or GIF only the few hundred bytes are read
-that hold the answer, so that shards are indexed at the speed of their tar headers. The decoder
-uses the same functions: what the index promised is what it decodes.
+Pixels are never decoded, and only the few hundred bytes that matter are read of a JPEG, PNG, WebP
+or GIF, so that shards are indexed at the speed of their tar headers. The decoder uses the same
+functions, so it always agrees with the index.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import NamedTuple
 
 from PIL import Image
 
-# Pillow warns of every odd tag of a malformed file; such a file has its reason in the index.
+# Pillow warns about every odd tag of a malformed file; the index has the reason already.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ReadAt = Callable[[int, int], bytes]
-"""read_at(offset, nbytes) -> bytes, fewer than nbytes only at the end of the data."""
+"""Function (offset, nbytes) -> bytes, fewer than nbytes only at the end of the data."""
 
 MAX_PIXELS = 2**28 // 3
-"""Images of more pixels are refused: 256 MiB as RGB, the size at which Pillow warns of a bomb."""
+"""Most pixels of an image: 256 MiB as RGB, where Pillow warns of a decompression bomb."""
 MAX_SIDE = 2**16 - 1
-"""Longest side that the index can hold."""
+"""Longest side that fits into the index."""
 
 _HEAD_BYTES = 4096
 _MAX_OTHER_BYTES = 2**28
-_MAX_STEPS = 4096  # segments, chunks or blocks walked before a header counts as malformed
+_MAX_STEPS = 4096  # segments, chunks or blocks read before a header counts as malformed
 _OTHER_FORMATS = ("BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
 
 class ImageFormat(IntEnum):
-    """Format as told by the first bytes of the file, whatever its extension says."""
+    """The format of an image by the first bytes of the file, whatever its extension."""
 
     OTHER = 0
     """Any other format that Pillow reads: BMP, TIFF, AVIF, JPEG 2000, PPM."""
@@ -44,19 +44,19 @@ class ImageFormat(IntEnum):
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message is the reason, without the image's name."""
+    """The error for an unusable image; the message is the reason, without the image's name."""
 
 
 class ImageHeader(NamedTuple):
-    """What a header tells about an image."""
+    """The facts in the header of an image."""
 
     format: ImageFormat
     height: int
-    """Pixels, after `orientation` is applied."""
+    """Height in pixels, after `orientation` is applied."""
     width: int
-    """Pixels, after `orientation` is applied."""
+    """Width in pixels, after `orientation` is applied."""
     orientation: int = 1
-    """EXIF orientation, 1 to 8; from 5 on, stored rows are columns of the upright image."""
+    """EXIF orientation, 1 to 8; from 5 on, stored rows are the columns of the upright image."""
 
 
 def image_size(data: bytes) -> ImageHeader:
@@ -65,10 +65,15 @@ def image_size(data: bytes) -> ImageHeader:
 
 
 def read_header(read_at: ReadAt, nbytes: int) -> ImageHeader:
-    """Return format, upright size and orientation of the image of `nbytes` behind `read_at`.
+    """Return the format, upright size and orientation of the image behind `read_at`.
 
-    Raises `ImageError` with the reason if the header is malformed or cut, or if the image is
-    larger than `MAX_PIXELS` or `MAX_SIDE` (a header bomb).
+    Args:
+        read_at: function that reads the encoded image.
+        nbytes: bytes of the encoded image.
+
+    Raises:
+        ImageError: the header is malformed or truncated, or the image is larger than `MAX_PIXELS`
+            or `MAX_SIDE` (a decompression bomb).
     """
     if nbytes == 0:
         raise ImageError("empty file")
@@ -107,7 +112,8 @@ def check_size(height: int, width: int) -> None:
 def open_other(data: bytes) -> tuple[Image.Image, int]:
     """Open an image of format OTHER with Pillow, undecoded; return it and its orientation.
 
-    Raises `ImageError` for what is no image of an allowed format.
+    Raises:
+        ImageError: the data is not an image of an allowed format.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
@@ -123,7 +129,7 @@ def open_other(data: bytes) -> tuple[Image.Image, int]:
 
 def _other(read_at: ReadAt, nbytes: int) -> ImageHeader:
     if nbytes > _MAX_OTHER_BYTES:
-        raise ImageError(f"unknown format, and too large to look closer: {nbytes} bytes")
+        raise ImageError(f"unknown format, and too large to examine: {nbytes} bytes")
     image, orientation = open_other(read_at(0, nbytes))
     with image:
         return _upright(ImageFormat.OTHER, image.height, image.width, orientation)
@@ -235,7 +241,7 @@ def _gif(read: ReadAt) -> ImageHeader:
     for _ in range(_MAX_STEPS):
         block = read(offset, 10)
         if block[:1] == b"\x2c" and len(block) == 10:
-            # A first frame that reaches beyond the screen enlarges it, as in Pillow.
+            # A first frame larger than the screen enlarges it, as in Pillow.
             left, top, across, down = (
                 int.from_bytes(block[i : i + 2], "little") for i in (1, 3, 5, 7)
             )
@@ -258,7 +264,7 @@ def _skip_gif_blocks(read: ReadAt, offset: int) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Return the orientation in the first directory of an EXIF block (1 if absent or invalid)."""
+    """Return the orientation in the first directory of an EXIF block; 1 if absent or invalid."""
     order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
     if order is None:
         return 1

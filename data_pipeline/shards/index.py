@@ -1,7 +1,7 @@
 """Indexing shards: one pass over the tar headers and image headers of each, in parallel.
 
-Every finished shard leaves a part file at once, so an interrupted run goes on where it stopped,
-and shards that did not change are never read again. The format of the result belongs to
+Every finished shard leaves a part file at once. So an interrupted run continues where it stopped,
+and unchanged shards are never read again. The format of the result belongs to
 `data_pipeline.shards.manifest`.
 """
 
@@ -63,22 +63,25 @@ _UNSIZED = ImageHeader(ImageFormat.OTHER, 0, 0)
 
 @dataclass
 class ShardIndex:
-    """What the index pass finds in one shard."""
+    """The result of the index pass over one shard."""
 
     rows: bytearray = field(default_factory=bytearray)
-    """Rows of SAMPLE_DTYPE, as bytes."""
+    """Rows of `SAMPLE_DTYPE`, as bytes."""
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
     """(row, key, reason) of each bad sample."""
     highest_label: int = -1
+    """Largest class index; -1 without labels."""
     label_lists: int = 0
+    """Number of samples with several labels, or with an empty list."""
     most_labels: int = 1
+    """Largest number of labels of a sample."""
     ignored: Counter[str] = field(default_factory=Counter)
-    """Tar entries that belong to no sample, by kind."""
+    """Number of tar entries that belong to no sample, by kind."""
 
 
 @dataclass
 class _Targets:
-    """What a sample has to learn from."""
+    """The training targets of a sample."""
 
     labels: tuple[int, ...] | None = None
     captioned: bool = False
@@ -92,13 +95,19 @@ class _Targets:
 def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
     """Index the shards that `spec` names, write the manifests beside them, and open the result.
 
-    `spec` is what `Manifest.open` takes; the index of remote shards is written to
-    `data_pipeline.shards.folder.index_root`. Shards whose size, mtime or ETag, and class map are
-    unchanged keep their rows; other indexed shards of the same folders stay in the index while
-    they exist.
-    A sample whose image, header or label is unusable is flagged, with its reason in
-    ``manifest_rejected.jsonl``. Raises ValueError (`TarError`) naming shard and byte if a shard
-    is damaged or cut, and ValueError if nothing usable is found.
+    Shards whose size, mtime (or ETag) and class map are unchanged keep their rows; other indexed
+    shards of the same folders stay in the index while they exist. A sample whose image, header or
+    label is unusable is flagged, with its reason in ``manifest_rejected.jsonl``.
+
+    Args:
+        spec: shards as `Manifest.open` takes them. The index of remote shards is written to
+            `data_pipeline.shards.folder.index_root`.
+        workers: number of processes.
+        progress: print a progress bar to stderr.
+
+    Raises:
+        TarError: a shard is damaged or cut; names shard and byte.
+        ValueError: no usable image was found, or the index cannot be written.
     """
     folders = by_folder(resolve_shards(spec))
     tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
@@ -115,7 +124,7 @@ def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -
 def index_shard(
     read_at: ReadAt, nbytes: int, shard: str, class_names: tuple[str, ...] | None
 ) -> ShardIndex:
-    """Index one archive of `nbytes` behind `read_at`; `shard` names it in errors (`TarError`)."""
+    """Index one archive of `nbytes` behind `read_at`; `TarError` names it `shard`."""
     index = ShardIndex()
     for key, members in iter_samples(read_at, nbytes, shard):
         if not key:
@@ -151,7 +160,7 @@ def _kind_ignored(member: Member) -> str:
 def _examine(
     read_at: ReadAt, members: list[Member], class_names: tuple[str, ...] | None
 ) -> tuple[ImageHeader, _Targets]:
-    """Return image header and targets of a sample; raises ImageError or SampleError."""
+    """Return the image header and targets of a sample; else ImageError or SampleError."""
     by_suffix: dict[str, Member] = {}
     for member in members:
         suffix = suffix_of(member.name)
@@ -175,7 +184,7 @@ def _examine(
 
 
 def _is_captioned(content: bytes) -> bool:
-    """Whether JSON holds a usable caption; a bad one is no reason against a labelled image."""
+    """Return whether JSON holds a usable caption; a bad one does not reject the image."""
     try:
         return caption_in_json(content) is not None
     except SampleError:
@@ -208,7 +217,7 @@ class _Task:
 
 
 def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
-    """Return the shards of a folder that neither its index nor a part file covers."""
+    """Return tasks for the shards of a folder that neither its index nor a part file covers."""
     if folder.remote:
         folder.index.mkdir(parents=True, exist_ok=True)
         _copy_class_names(folder)
@@ -231,13 +240,13 @@ def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
         except OSError as error:
             raise ValueError(
                 f"cannot write the index beside the shards ({error}); "
-                "link them into a folder of your own and index that"
+                "link them into a folder that you can write to, and index that"
             ) from error
     return tasks
 
 
 def _copy_class_names(folder: ShardFolder) -> None:
-    """Bring the class map that lies beside remote shards, if there is one, to their index."""
+    """Copy the class map beside remote shards, if it exists, to their index."""
     url, copy = folder.shard(CLASSES_NAME), folder.index / CLASSES_NAME
     try:
         content = read_range(url, 0, stat(url).nbytes)
@@ -285,7 +294,7 @@ def _part_path(folder: ShardFolder, name: str) -> Path:
 def _read_part(
     folder: ShardFolder, name: str
 ) -> tuple[ShardEntry, list[RejectedLine], np.ndarray] | None:
-    """Return entry, rejected lines and rows of a shard's part file; None if there is none."""
+    """Return the entry, rejected lines and rows of a part file, or None if it does not exist."""
     try:
         head, _, rows = _part_path(folder, name).read_bytes().partition(b"\n")
     except FileNotFoundError:
@@ -297,7 +306,7 @@ def _read_part(
 
 
 def _merge(folder: ShardFolder, names: list[str]) -> None:
-    """Join the part files and the still valid rows of the old index into the folder's index."""
+    """Join part files and the valid rows of the old index into the index of a folder."""
     index = folder.index
     indexed = read_entries(index)
     entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()

@@ -1,7 +1,7 @@
-"""The manifest: where every sample of a set of shards lies and how large its image is.
+"""The manifest: the place of every sample of a set of shards, and the size of its image.
 
-24 bytes a sample, memory-mapped, so that order, sizes and packs are planned before any image is
-read. `data_pipeline.shards.index` writes it beside the shards; `Manifest.open` checks it against
+It has 24 bytes a sample, memory-mapped, so that order, sizes and packs are planned before any image
+is read. `data_pipeline.shards.index` writes it beside the shards; `Manifest.open` checks it against
 them.
 """
 
@@ -48,31 +48,34 @@ from data_pipeline.shards.sample_rows import SampleRows, join_rows
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file and its run of samples in the manifest."""
+    """One tar file, and its run of samples in the manifest."""
 
     path: str
     """Path or URL."""
     nbytes: int
     mtime_ns: int
-    """For a remote shard, a hash of its ETag in place of the time."""
+    """Time of the last change in ns; for a remote shard, a hash of its ETag instead."""
     first: int
-    """Sample id of its first sample."""
+    """Id of its first sample."""
     count: int
+    """Number of samples."""
 
 
 @dataclass(frozen=True)
 class WeightedSource:
-    """A run of shards that is sampled at a rate of its own, with its own epochs."""
+    """A run of shards that is sampled at its own rate and has its own epochs."""
 
     name: str
     first_shard: int
+    """Index of its first shard."""
     stop_shard: int
+    """Index of its last shard, plus one."""
     weight: float
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a sample is flagged as bad."""
+    """A sample that is flagged as bad, with the reason."""
 
     sample_id: int
     shard: str
@@ -82,35 +85,38 @@ class Rejection:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """The samples of the shards that a spec names; a sample's id is its row.
+    """The samples of the shards that a spec names; the id of a sample is its row.
 
-    Ids depend on the spec and its order, and are the same wherever it is opened.
+    Ids depend on the spec and its order, and are the same wherever the spec is opened.
     """
 
     shards: tuple[Shard, ...]
-    """Those that hold samples."""
+    """Shards that hold samples."""
     samples: np.ndarray | SampleRows
-    """[N] of SAMPLE_DTYPE, memory-mapped where the shards of each folder are one run."""
+    """Rows [N] of `SAMPLE_DTYPE`, memory-mapped if the shards of each folder are one run."""
     class_names: tuple[str, ...] | None
     fingerprint: str
-    """Sha256 over names, sizes, mtimes, counts and row digests of the shards, and the classes."""
+    """SHA-256 of names, sizes, mtimes, counts and row digests of the shards, and of the classes."""
     highest_label: int = -1
-    """Largest class index of any sample, -1 without labels."""
+    """Largest class index of any sample; -1 without labels."""
     label_lists: int = 0
-    """Samples with several labels, or with an empty list of them."""
+    """Number of samples with several labels, or with an empty list."""
     most_labels: int = 1
-    """Labels of the sample that has most."""
+    """Largest number of labels of a sample."""
     old_index: str | None = None
-    """A folder indexed before captions in ``.json`` and lists of labels were read, if any is."""
+    """A folder whose index is older than the support for ``.json`` captions and lists of labels."""
     sources: tuple[WeightedSource, ...] = ()
-    """Where the spec gives weights: its sources, in order of their shards."""
+    """Sources in order of their shards, if the spec gives weights."""
 
     @staticmethod
     def open(spec: ShardSpec) -> Manifest:
         """Open the index of the shards that `spec` names, and check it against them.
 
-        A shard named twice counts once. Raises ValueError, with the command to type, if shards
-        are missing, were never indexed, changed since, or hold no usable image.
+        A shard named twice counts once.
+
+        Raises:
+            ValueError: shards are missing, were never indexed, changed since, or hold no usable
+                image; the message has the command to type.
         """
         folders = [
             _open_folder(folder, names) for folder, names in by_folder(resolve_shards(spec)).items()
@@ -148,18 +154,18 @@ class Manifest:
 
 @dataclass(frozen=True)
 class _Folder:
-    """What a spec selects of one folder."""
+    """The part of one folder that a spec selects."""
 
     path: ShardFolder
     entries: list[ShardEntry]
     samples: np.ndarray
     class_names: tuple[str, ...] | None
     missing: list[str]
-    """Shards that are in the index and no longer in the folder."""
+    """Shards that are in the index but no longer in the folder."""
 
     @property
     def is_old(self) -> bool:
-        """Whether a shard was indexed by a former reader."""
+        """True if a shard was indexed by an earlier reader."""
         return any(entry.reader < READER for entry in self.entries)
 
 
@@ -209,7 +215,7 @@ def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> 
 
 
 def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:
-    """Raise ValueError if the spec also names a shard that is indexed but no longer there."""
+    """Raise ValueError if the spec covers a shard that is indexed but missing."""
     for text in spec_parts(spec):
         pattern = remote_pattern(text) if is_remote(text) else text
         whole_folder = Path(text).is_dir() and text == folder.path.location
@@ -217,7 +223,7 @@ def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:
             if whole_folder or fnmatchcase(folder.path.shard(name), pattern):
                 raise ValueError(
                     f"shard {folder.path.shard(name)} is indexed but missing; bring it back, or "
-                    f"type `zeta shards index {folder.path}` to go on without it"
+                    f"type `zeta shards index {folder.path}` to continue without it"
                 )
 
 
@@ -256,7 +262,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
 
 
 def _spelled(spec: ShardSpec) -> str:
-    """Return the spec as it is typed; of a list of tar files in one folder, the folder."""
+    """Return the spec as one types it; for tar files of one folder, the folder."""
     parts = spec_parts(spec)
     folders = {part.rpartition("/")[0] for part in parts if part.endswith(".tar")}
     if len(parts) > 1 and len(folders) == 1 and all(part.endswith(".tar") for part in parts):
@@ -265,12 +271,12 @@ def _spelled(spec: ShardSpec) -> str:
 
 
 def _why_unusable(manifest: Manifest, first: ShardFolder) -> str:
-    """Return the reasons of a manifest without one usable image, and what to do."""
+    """Return why a manifest has no usable image, and what to do."""
     counts = Counter(rejection.reason for rejection in manifest.rejections())
     if not counts:
-        return "they are empty; write some that hold images: `zeta shards build IMAGES OUT`"
+        return "they are empty; write shards that hold images: `zeta shards build IMAGES OUT`"
     reasons = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3))
     return (
-        f"{reasons}; each is named in {first.index / REJECTED_NAME}: put the images right, then "
+        f"{reasons}; each is named in {first.index / REJECTED_NAME}: repair the images, then "
         "build the shards again in a new folder"
     )

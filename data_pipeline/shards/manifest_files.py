@@ -2,7 +2,7 @@
 
 ``manifest.json`` lists the shards with their sizes, mtimes and digests, and names the array of
 their samples, ``manifest-DIGEST.npy``, by its content: replacing the JSON replaces both at once.
-``manifest_rejected.jsonl`` has a line for each sample that cannot be trained on;
+``manifest_rejected.jsonl`` has one line for each sample that cannot be trained on.
 ``classes.json`` is the class map, a JSON list of names, written by the builder or by the user.
 """
 
@@ -23,7 +23,8 @@ REJECTED_NAME = "manifest_rejected.jsonl"
 CLASSES_NAME = "classes.json"
 VERSION = 1
 READER = 2
-"""Reader 1 took lists of labels for errors, and saw captions in ``.txt`` only."""
+"""Version of the code that reads samples. Reader 1 took lists of labels for errors, and read
+captions in ``.txt`` only."""
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -31,7 +32,7 @@ SAMPLE_DTYPE = np.dtype(
         ("nbytes", "<u4"),  # of all its members, headers and padding included
         ("height", "<u2"),  # pixels, after EXIF orientation
         ("width", "<u2"),  # pixels, after EXIF orientation
-        ("label", "<i4"),  # class index, -1 where there is none
+        ("label", "<i4"),  # class index, -1 without one
         ("format", "u1"),  # data_pipeline.shards.image_header.ImageFormat
         ("flags", "u1"),  # SampleFlag
         ("reserved", "<u2"),
@@ -40,58 +41,62 @@ SAMPLE_DTYPE = np.dtype(
 
 
 class SampleFlag(IntFlag):
-    """Bits of the ``flags`` column."""
+    """The bits of the ``flags`` column."""
 
     BAD = 1
-    """Cannot be trained on: never planned, counted as rejected, its reason in the rejected list."""
+    """The sample cannot be trained on; its reason is in the rejected list."""
     LABELLED = 2
-    """Has a class label, or a list of them, which may be empty."""
+    """The sample has a class label, or a list of labels, which may be empty."""
     CAPTIONED = 4
-    """Has a caption: a ``.txt`` member that is not empty, or ``caption`` in ``.json``."""
+    """The sample has a caption: a ``.txt`` that is not empty, or ``caption`` in ``.json``."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as ``manifest.json`` lists it; its rows lie in the order of the list."""
+    """The entry of a shard in ``manifest.json``; rows are in the order of the entries."""
 
     name: str
     nbytes: int
     mtime_ns: int
     count: int
+    """Number of samples."""
     bad: int
-    """Samples flagged as bad."""
+    """Number of samples flagged as bad."""
     highest_label: int
-    """-1 without labels."""
+    """Largest class index; -1 without labels."""
     digest: str
-    """Sha256 of its rows."""
+    """SHA-256 of its rows."""
     classes: str
-    """Digest of the class map that its labels were read with."""
+    """Digest of the class map used to read its labels."""
     ignored: dict[str, int]
-    """Tar entries that belong to no sample, counted by kind."""
+    """Number of tar entries that belong to no sample, by kind."""
     label_lists: int = 0
-    """Samples with several labels, or with an empty list of them."""
+    """Number of samples with several labels, or with an empty list."""
     most_labels: int = 1
-    """Labels of the sample that has most."""
+    """Largest number of labels of a sample."""
     reader: int = 1
-    """What read the samples; see `READER`."""
+    """Version of the reader of its samples; see `READER`."""
 
 
 @dataclass(frozen=True)
 class RejectedLine:
-    """A line of the rejected list."""
+    """One line of the rejected list."""
 
     shard: str
     """File name of the shard."""
     row: int
-    """Number of the sample in its shard."""
+    """Index of the sample in its shard."""
     key: str
     reason: str
 
 
 def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
-    """Return the indexed shards of a folder and all their rows (memory-mapped).
+    """Return the indexed shards of a folder, and all their rows (memory-mapped).
 
-    None if there is no index, or one of another version. Raises ValueError if it is damaged.
+    Return None without an index, or for an index of another version.
+
+    Raises:
+        ValueError: the index is damaged.
     """
     try:
         text = (folder / MANIFEST_NAME).read_text("utf-8")
@@ -116,7 +121,7 @@ def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
 def write_entries(
     folder: Path, entries: list[ShardEntry], samples: np.ndarray, rejected: list[RejectedLine]
 ) -> None:
-    """Replace the index of a folder in one step; a reader sees the old or the new one."""
+    """Replace the index of a folder in one step: a reader sees the old one or the new one."""
     name = f"manifest-{sha256(''.join(entry.digest for entry in entries))[:16]}.npy"
     with write_atomically(folder / name) as stream:
         np.save(stream, samples)
@@ -132,7 +137,7 @@ def write_entries(
 
 
 def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
-    """Return the lines of a folder's rejected list by name of shard."""
+    """Return the lines of the rejected list of a folder, by name of shard."""
     lines: dict[str, list[RejectedLine]] = {}
     try:
         text = (folder / REJECTED_NAME).read_text("utf-8")
@@ -145,13 +150,15 @@ def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
 
 
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
-    """Return the class map of a folder, None without one; ValueError if it cannot be read."""
+    """Return the class map of a folder, or None without one; ValueError if it is malformed."""
     try:
         names = json.loads((folder / CLASSES_NAME).read_text("utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ValueError(f"{folder / CLASSES_NAME} is not JSON: {error}") from error
+        raise ValueError(
+            f"{folder / CLASSES_NAME} is not JSON ({error}); write a list of class names"
+        ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder / CLASSES_NAME} must be a JSON list of class names")
     if len(set(names)) != len(names) or not names:
@@ -160,13 +167,13 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def write_class_names(folder: Path, class_names: tuple[str, ...]) -> None:
-    """Write the class map of a folder, one name a line."""
+    """Write the class map of a folder, one name per line."""
     with write_atomically(folder / CLASSES_NAME) as stream:
         stream.write(json.dumps(class_names, ensure_ascii=False, indent=0).encode())
 
 
 def classes_digest(class_names: tuple[str, ...] | None) -> str:
-    """Return a digest of a class map, "" without one."""
+    """Return the digest of a class map; "" for None."""
     return "" if class_names is None else sha256(json.dumps(class_names))
 
 

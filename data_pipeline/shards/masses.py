@@ -1,4 +1,4 @@
-"""What each shard holds, counted in one pass over the manifest and cached by its fingerprint."""
+"""The masses of shards: counts of one pass over the manifest, cached by its fingerprint."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ from data_pipeline.shards.sample_rows import release_pages
 
 _CHUNK = 1 << 19
 _CACHED_FROM = 2_000_000
-"""Samples from which counting takes long enough to be worth a file."""
+"""Number of samples above which counting takes long enough to be worth a cache file."""
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class ShardMasses:
-    """Per shard, [S] each."""
+    """The counts of every shard; arrays of [S]."""
 
     tokens: NDArray[np.float64]
-    """Patches of its usable images at the median draw, before dropping."""
+    """Number of patches of usable images at the median draw, before dropping."""
     usable: NDArray[np.float64]
+    """Number of usable images."""
     bad: NDArray[np.float64]
-    """Samples that the index flagged."""
+    """Number of samples that the index flagged as bad."""
     unlabelled: NDArray[np.float64]
-    """Samples without the class, or caption, that the objective needs; bad ones not again."""
+    """Number of other samples without the class or caption that the objective needs."""
     shrunk: NDArray[np.float64]
-    """Usable images with more tokens than a pack holds, at the median draw."""
+    """Number of usable images that exceed a pack at the median draw."""
 
 
 class Needs(NamedTuple):
-    """What a sample must have to be planned."""
+    """The targets that a sample must have to be planned."""
 
     label: bool = False
-    """One class."""
+    """Exactly one class."""
     label_list: bool = False
-    """Any number of classes, also none, as long as it is known."""
+    """A list of classes, which may be empty."""
     caption: bool = False
+    """A caption."""
 
 
 def usable_samples(samples: NDArray[np.void], needs: Needs) -> NDArray[np.bool_]:
-    """Return which rows of the manifest may be planned: [n]."""
+    """Return which of the manifest rows `samples` [n] may be planned, [n]."""
     usable = (samples["flags"] & SampleFlag.BAD) == 0
     if needs.label:
         usable &= samples["label"] >= 0
@@ -70,13 +72,14 @@ def shard_masses(
     rules: Mapping[str, object],
     cache: Path | None = None,
 ) -> ShardMasses:
-    """Return the masses of a manifest's shards, from the cache where it has them.
+    """Return the masses of the shards of a manifest, from the cache if it has them.
 
     Args:
-        manifest: read in chunks, so that memory does not grow with it.
-        count_patches: gives the patches of some rows, and which were shrunk to fit.
-        needs: samples without these cannot be used.
-        rules: all that `count_patches` depends on; part of the name in the cache.
+        manifest: the manifest, which is read in chunks so that memory does not grow with it.
+        count_patches: function of rows [n] that returns their number of patches [n], and which
+            images were shrunk to fit [n].
+        needs: targets without which a sample is not usable.
+        rules: everything that `count_patches` depends on; part of the name in the cache.
         cache: folder of the cache; None is `$XDG_CACHE_HOME/zeta` or `~/.cache/zeta`, used for
             large manifests only.
     """
@@ -136,4 +139,4 @@ def _write(path: Path, sums: NDArray[np.float64]) -> None:
         with write_atomically(path) as stream:
             np.save(stream, sums)
     except OSError:
-        return  # a cache that cannot be written costs the next start a pass over the manifest
+        return  # without the cache, the next run counts again

@@ -1,4 +1,4 @@
-"""Independent tasks over worker processes that end with their parent, whatever ends it."""
+"""Independent tasks in worker processes that end with their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TypeVar
 
 SMALL_BYTES = 2**26
+"""Bytes of data below which worker processes do not pay off."""
 _WATCH_S = 0.2
 
 Task = TypeVar("Task")
@@ -21,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class SpawnPool(ProcessPoolExecutor):
-    """Worker processes that leave Ctrl-C to this process and end with it."""
+    """A pool of worker processes that leave Ctrl-C to this process and end with it."""
 
     def __init__(self, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -31,7 +32,7 @@ class SpawnPool(ProcessPoolExecutor):
         )
 
     def end(self) -> None:
-        """Drop what has not begun and end the workers, whatever they do."""
+        """Drop tasks that have not begun, and end the workers at once."""
         self.shutdown(wait=False, cancel_futures=True)
         for _ in range(self._count):
             self._end.release()
@@ -43,8 +44,8 @@ def run_tasks(
     """Yield ``function(task)`` for all tasks, in the order in which they finish.
 
     With `workers` below 2, one task, or less than `SMALL_BYTES` of data over all tasks (`nbytes`),
-    everything runs in this process: a worker takes a second to start. If a task raises, or
-    the consumer stops (Ctrl-C), tasks not yet begun are dropped and the workers are ended.
+    everything runs in this process, because a worker takes a second to start. If a task raises or
+    the consumer stops (Ctrl-C), tasks that have not begun are dropped and the workers end.
     """
     if workers < 2 or len(tasks) < 2 or nbytes < SMALL_BYTES:
         yield from map(function, tasks)
@@ -64,7 +65,7 @@ def run_tasks(
 def _run(function: Callable[[Task], Result], task: Task) -> Result:
     try:
         return function(task)
-    except SystemExit as error:  # SIGTERM: the executor would go on with the next task
+    except SystemExit as error:  # SIGTERM: the executor would continue with the next task
         status = error.code if isinstance(error.code, int) else 1
     os._exit(status)  # only now are all frames of the task closed
 
@@ -76,7 +77,7 @@ def _begin_worker(end: Semaphore) -> None:
 
 
 def _watch(end: Semaphore) -> None:
-    """End this process with its parent, or in good order when told."""
+    """End this process when its parent ends, or in good order when `end` is released."""
     parent = multiprocessing.parent_process()
     while not end.acquire(timeout=_WATCH_S):
         if parent is not None and not parent.is_alive():
@@ -85,7 +86,7 @@ def _watch(end: Semaphore) -> None:
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:
-    # An executor that finds one worker gone sends the others SIGTERM as well: again, perhaps, and
-    # in the midst of removing a file.
+    # An executor that misses one worker also sends SIGTERM to the others: perhaps again, and while
+    # they remove a file.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signum)  # an exception, so that temporary files are removed

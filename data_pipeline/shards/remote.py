@@ -1,7 +1,7 @@
 """Remote shards through fsspec (s3://, gs://, http:// ...): stat, ranges, whole-shard download.
 
-Every call is retried with backoff on what may pass (429, 5xx, resets, short answers, timeouts) and
-fails at once on what will not (404, 403). Errors name the URL and the byte.
+Transient failures (429, 5xx, resets, short answers, timeouts) are retried with backoff; permanent
+ones (404, 403) fail at once. Errors name the URL and the byte.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 CHUNK = 2**24
 """Bytes that one request of a download asks for."""
 DEADLINE_S = 120.0
+"""Seconds after which retries of a failing call end."""
 _STALL_S = 30.0
 _PASSING = frozenset({408, 425, 429})
 _STAMPS = (
@@ -39,7 +40,7 @@ _STAMPS = (
 
 
 class RemoteError(OSError):
-    """A remote read that failed; it may pass."""
+    """The error of a remote read that may succeed when it is retried."""
 
     def __init__(self, number: int, what: str, url: str, retry_after_s: float = 0.0) -> None:
         super().__init__(number, what, url)
@@ -47,40 +48,39 @@ class RemoteError(OSError):
 
 
 class RemoteStat(NamedTuple):
-    """What a store says of an object."""
+    """The size and stamp of an object in a store."""
 
     nbytes: int
     stamp: int
-    """60 bits of a hash of its ETag (or checksum, or date of change)."""
+    """Number of 60 bits: a hash of its ETag (or checksum, or date of change)."""
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL."""
+    """Return whether a path is a URL."""
     return "://" in path
 
 
 def stat(url: str, deadline_s: float = DEADLINE_S) -> RemoteStat:
-    """Return size and stamp of an object.
+    """Return the size and stamp of an object.
 
     Raises:
-        OSError: it is not there, or the store does not answer within the deadline.
+        OSError: the object does not exist, or the store does not answer within the deadline.
     """
     info = with_retries(lambda: _call(url, 0, lambda store: store.info(url)), deadline_s)
     nbytes = info.get("size")
     if not isinstance(nbytes, int):
-        raise PermanentError(errno.EINVAL, "the server does not tell its size", url)
+        raise PermanentError(errno.EINVAL, "the server does not report its size", url)
     mark = next((str(info[name]) for name in _STAMPS if info.get(name)), "")
     return RemoteStat(nbytes, int(hashlib.sha256(mark.encode()).hexdigest()[:15], 16))
 
 
 def expand_glob(url: str, deadline_s: float = DEADLINE_S) -> list[str]:
-    """Return the sorted URLs that a pattern matches, where the store can list."""
-
+    """Return the sorted URLs that a pattern matches; the store must be able to list."""
     folder, _, _ = url.rpartition("/")
     named = "*" not in folder and "[" not in folder
 
     def find(store: AbstractFileSystem) -> list[str]:
-        # Where the folder is given, its spelling is kept: it leads to the index.
+        # The spelling of a given folder is kept, because it leads to the index.
         return sorted(
             f"{folder}/{name.rpartition('/')[2]}" if named else str(store.unstrip_protocol(name))
             for name in store.glob(url)
@@ -90,10 +90,10 @@ def expand_glob(url: str, deadline_s: float = DEADLINE_S) -> list[str]:
 
 
 def read_range(url: str, offset: int, nbytes: int, deadline_s: float = DEADLINE_S) -> bytes:
-    """Return exactly `nbytes` at `offset`.
+    """Return exactly `nbytes` bytes at `offset`.
 
     Raises:
-        OSError: the bytes did not come within the deadline; names URL and byte.
+        OSError: the bytes did not arrive within the deadline; names URL and byte.
     """
     return with_retries(lambda: _read_once(url, offset, nbytes), deadline_s)
 
@@ -101,8 +101,11 @@ def read_range(url: str, offset: int, nbytes: int, deadline_s: float = DEADLINE_
 def download(url: str, path: Path, nbytes: int, deadline_s: float = DEADLINE_S) -> None:
     """Fetch a whole object of `nbytes` to `path`, which appears when it is complete.
 
-    What has arrived is kept when a request fails: only the rest is asked for again. The deadline
-    counts from the last progress.
+    When a request fails, the bytes that have arrived are kept and only the rest is requested again.
+    The deadline counts from the last progress.
+
+    Raises:
+        OSError: no bytes arrived within the deadline; names URL and byte.
     """
     with write_atomically(path) as stream:
         for piece in _pieces(url, nbytes, deadline_s):
@@ -115,7 +118,7 @@ def _pieces(url: str, nbytes: int, deadline_s: float) -> Iterator[bytes]:
 
 
 class RemoteShard:
-    """A remote shard, read forwards in large blocks: what an index pass needs."""
+    """A remote shard that is read forwards in large blocks, for an index pass."""
 
     def __init__(self, url: str, deadline_s: float = DEADLINE_S) -> None:
         self._url, self._deadline_s = url, deadline_s
@@ -152,30 +155,30 @@ def _read_once(url: str, offset: int, nbytes: int) -> bytes:
         return bytes(store.cat_file(url, start=offset, end=offset + nbytes))
 
     data = _call(url, offset, read)
-    if len(data) > nbytes:  # a server that knows no ranges sends everything
+    if len(data) > nbytes:  # a server without support for ranges sends everything
         data = data[offset : offset + nbytes]
     if len(data) < nbytes:
-        what = f"{len(data)} of {nbytes} bytes came, reading at byte {offset}"
+        what = f"{len(data)} of {nbytes} bytes arrived, reading at byte {offset}"
         raise RemoteError(errno.EIO, what, url)
     return data
 
 
 def _call(url: str, offset: int, function: Callable[[AbstractFileSystem], Result]) -> Result:
-    """Call `function` on the file system of `url`; whatever it raises becomes an `OSError`."""
+    """Call `function` on the file system of `url`; its errors become `OSError`s."""
     store = _file_system(url)
     at = f", reading at byte {offset}"
     try:
         return function(store)
     except (MemoryError, ImportError):
         raise
-    except Exception as error:  # every store's client has errors of its own
+    except Exception as error:  # the client of every store has its own errors
         raise _translated(error, url, at) from error
 
 
 def _translated(error: BaseException, url: str, at: str) -> OSError:
-    """Return the error as a `RemoteError`, or a `PermanentError` if it will not pass."""
+    """Return the error as a `RemoteError`, or as a `PermanentError` if a retry cannot help."""
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # fsspec's `info` over HTTP says so of every failure
+        error = error.__cause__  # fsspec's `info` over HTTP raises it for every failure
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(error, FileNotFoundError) or status == 404:
         return PermanentError(errno.ENOENT, f"no such object{at}", url)
@@ -195,7 +198,7 @@ def _retry_after(error: BaseException) -> float:
 
 
 def _file_system(url: str) -> AbstractFileSystem:
-    """Return the file system of a URL; fsspec keeps one a process and protocol."""
+    """Return the file system of a URL; fsspec keeps one per process and protocol."""
     protocol = url.partition("://")[0]
     try:
         import fsspec
@@ -214,6 +217,6 @@ def _options(protocol: str) -> dict[str, Any]:
         return {}
     from aiohttp import ClientTimeout
 
-    # A stalled connection counts as broken; a slow one that still moves does not.
+    # A stalled connection counts as broken; a slow one that still progresses does not.
     timeout = ClientTimeout(total=None, sock_connect=_STALL_S, sock_read=_STALL_S)
     return {"client_kwargs": {"timeout": timeout}}

@@ -1,4 +1,4 @@
-"""Trying again: transient failures of storage, with growing pauses and a deadline."""
+"""Retries of transient storage failures, with growing pauses and a deadline."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ _LONGEST_PAUSE_S = 15.0
 
 
 class PermanentError(OSError):
-    """A failure that trying again cannot mend."""
+    """The error for a failure that a retry cannot fix."""
 
 
 def with_retries(function: Callable[[], Result], deadline_s: float) -> Result:
-    """Return ``function()``, tried again after each `OSError` until `deadline_s` seconds are over.
+    """Return ``function()``; retry after each `OSError` until `deadline_s` seconds are over.
 
-    The pause doubles from 0.1 s to 15 s, each time with a random half (so that a thousand workers
-    do not come back at once), or is what the error's `retry_after_s` asks for. `PermanentError` is
-    raised at once. The last error is raised as it is.
+    The pause doubles from 0.1 s to 15 s; half of it is random, so that a thousand workers do not
+    come back at once. It is at least the `retry_after_s` of the error.
+
+    Raises:
+        PermanentError: raised by `function`, never retried.
+        OSError: the last error of `function`, after the deadline.
     """
     end = time.monotonic() + deadline_s
     pause = _FIRST_PAUSE_S

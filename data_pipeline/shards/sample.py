@@ -1,4 +1,4 @@
-"""A sample of a WebDataset shard: the members that share a key, and what they mean.
+"""A sample of a WebDataset shard: the members that share a key, and their meaning.
 
 Member names split as in webdataset: ``dir/key.some.ext`` has the key ``dir/key`` and the suffix
 ``some.ext``, everything after the first dot of the base name, in lower case. A name is a label
@@ -26,7 +26,7 @@ _MAX_LABEL = 2**31 - 1
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used; the message is the reason, without the sample's name."""
+    """The error for an unusable sample; the message is the reason, without the sample's name."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,16 @@ class Sample:
 
     @property
     def image(self) -> bytes:
-        """The encoded image; `SampleError` if the sample has none."""
+        """The encoded image; `SampleError` without one."""
         return self.members[pick_image(self.members)]
 
     def labels(self, class_names: Sequence[str] | None) -> tuple[int, ...] | None:
         """Return the class indices from ``.cls``, or from ``label`` or ``labels`` in ``.json``.
 
-        None if there is neither. A class is an integer, or a name if `class_names` is given.
-        `SampleError` if the labels cannot be understood.
+        Return None if there is neither. A class is an integer, or a name in `class_names`.
+
+        Raises:
+            SampleError: the labels are malformed.
         """
         if "cls" in self.members:
             return parse_labels(self.members["cls"], class_names)
@@ -56,9 +58,10 @@ class Sample:
 
     @property
     def caption(self) -> str | None:
-        """Text of ``.txt``, or of ``caption`` in ``.json``; None if there is none but space.
+        """Text of ``.txt``, or of ``caption`` in ``.json``; None if it is absent or blank.
 
-        `SampleError` unless it is UTF-8.
+        Raises:
+            SampleError: the text is not UTF-8.
         """
         if "txt" in self.members:
             try:
@@ -70,7 +73,7 @@ class Sample:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Return (key, suffix) of a member name; None for names that webdataset passes over."""
+    """Return (key, suffix) of a member name; None for names that webdataset skips."""
     match = _NAME.fullmatch(name)
     if match is None or ("__" in name and _META.match(name)):
         return None
@@ -83,9 +86,10 @@ def suffix_of(name: str) -> str:
 
 
 def pick_image(suffixes: Iterable[str]) -> str:
-    """Return which suffix is the image: a plain one (``jpg``) before a longer (``left.jpg``).
+    """Return the suffix of the image; a plain one (``jpg``) comes before ``left.jpg``.
 
-    `SampleError` if there is none.
+    Raises:
+        SampleError: no suffix is that of an image.
     """
     candidates = [suffix for suffix in suffixes if suffix.rpartition(".")[2] in _RANK]
     if not candidates:
@@ -99,10 +103,13 @@ _RANK = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
 
 
 def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...]:
-    """Return the class indices of a ``.cls`` member, without repeats; else `SampleError`.
+    """Return the class indices of a ``.cls`` member, without repeats.
 
-    One integer or name; several integers, apart by spaces or commas; or a JSON list of integers
-    and names, which may be empty: an image of none of the classes.
+    The member is one integer or name; several integers, separated by spaces or commas; or a JSON
+    list of integers and names. An empty list is an image of none of the classes.
+
+    Raises:
+        SampleError: the member is malformed, or names a class that does not exist.
     """
     try:
         text = content.decode("utf-8").strip()
@@ -114,7 +121,7 @@ def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int
         except (ValueError, RecursionError) as error:
             if isinstance(error, SampleError):
                 raise
-            raise SampleError(f"label {text[:80]!r} is no JSON list") from None
+            raise SampleError(f"label {text[:80]!r} is not a JSON list") from None
     if _INTEGERS.fullmatch(text):
         return _label_set(_SEPARATOR.split(text), class_names)
     return (parse_label(text, class_names),)
@@ -123,7 +130,7 @@ def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int
 def parse_label(value: str | int, class_names: Sequence[str] | None) -> int:
     """Return the class index of an integer, or of a name in `class_names`; else `SampleError`.
 
-    Digits are always an index, even where classes are named by numbers.
+    Digits are always an index, even if the names of classes are numbers.
     """
     text = str(value).strip()
     if _INTEGER.fullmatch(text):
@@ -133,17 +140,17 @@ def parse_label(value: str | int, class_names: Sequence[str] | None) -> int:
             raise SampleError(f"label {label} is above the last class, {limit}")
         return label
     if class_names is None:
-        raise SampleError(f"label {text[:80]!r} is a name, and there is no classes.json")
+        raise SampleError(f"label {text[:80]!r} is a name, but there is no classes.json")
     if text not in class_names:
-        raise SampleError(f"label {text[:80]!r} is a name, and it is not in classes.json")
+        raise SampleError(f"label {text[:80]!r} is a name that is not in classes.json")
     return class_names.index(text)
 
 
 def labels_in_json(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...] | None:
     """Return the class indices under ``label`` or ``labels`` in a JSON object.
 
-    `label` may be an integer, a name, or a list of them; `labels`, which is also said of other
-    things, counts if it is a list of such that can be understood. None if there is neither.
+    `label` may be an integer, a name, or a list of these. `labels`, a key with other uses too,
+    counts only if it is a list of valid labels. Return None if there is neither.
     """
     if b'"label' not in content:
         return None
@@ -159,9 +166,10 @@ def labels_in_json(content: bytes, class_names: Sequence[str] | None) -> tuple[i
 
 
 def caption_in_json(content: bytes) -> str | None:
-    """Return the text under ``caption`` in a JSON object; None if there is none but space.
+    """Return the text under ``caption`` in a JSON object; None if it is absent or blank.
 
-    `SampleError` if it is no valid Unicode: JSON can spell half of a surrogate pair.
+    Raises:
+        SampleError: the text is not valid Unicode (JSON can spell half of a surrogate pair).
     """
     if b'"caption"' not in content:
         return None

@@ -1,4 +1,4 @@
-"""Rows of several mapped arrays as one: a manifest over many folders stays on the disk."""
+"""Rows of several mapped arrays as one, so that a manifest of many folders stays on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Rows = NDArray[np.void]
 
 
 class SampleRows:
-    """Arrays of one dtype laid end to end; read like an array, without copying them together."""
+    """Arrays of one dtype end to end, read like one array without being copied."""
 
     def __init__(self, parts: Sequence[Rows | SampleRows]) -> None:
         flat = [p.parts if isinstance(p, SampleRows) else (p,) for p in parts]
@@ -45,12 +45,12 @@ class SampleRows:
 
 
 def join_rows(parts: Sequence[Rows | SampleRows]) -> Rows | SampleRows:
-    """Return the rows of all parts in order; a single part is returned as it is."""
+    """Return the rows of all parts in order; a single part is returned unchanged."""
     return parts[0] if len(parts) == 1 else SampleRows(parts)
 
 
 def release_pages(samples: Rows | SampleRows) -> None:
-    """Let the system take back the memory through which mapped rows were read."""
+    """Release the memory through which mapped rows were read."""
     for part in samples.parts if isinstance(samples, SampleRows) else (samples,):
         base: object = part
         while isinstance(base, np.ndarray):

@@ -1,7 +1,7 @@
-"""Where shards are built from: an image folder, a table of paths, existing shards, or memory.
+"""Sources of shards: an image folder, a table of paths, existing shards, or memory.
 
-Every source becomes one list of `SourceSample` in a fixed order, with the class map and a count
-of what was passed over and why. No image is opened here; the index judges them.
+Every source becomes one list of `SourceSample` in a fixed order, with the class map, and with the
+counts of skipped files by reason. No image is opened here; the index checks them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_pipeline.shards.tar_reader import ShardFile, iter_samples
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Bytes that lie in a file."""
+    """A range of bytes in a file."""
 
     path: str
     offset: int
@@ -40,18 +40,17 @@ class SourceSample:
 
 @dataclass(frozen=True)
 class Source:
-    """All samples of a source."""
+    """A source: all its samples, in a fixed order."""
 
     samples: list[SourceSample]
     class_names: tuple[str, ...] | None
-    """Names of the classes that the ``.cls`` members index; None if labels are plain integers
-    or absent."""
+    """Names of the classes in ``.cls`` members; None if labels are plain integers or absent."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """What was passed over: number of files or rows by reason."""
+    """Number of skipped files or rows, by reason."""
 
 
 def open_source(source: ShardSpec, *, labels: bool = True) -> Source:
-    """List the samples of a source.
+    """List the samples of a source. A source is
 
     - a folder of images: the class of an image is the name of the folder directly below `source`
       that holds it, however deep; a folder without subfolders gives no labels;
@@ -59,9 +58,10 @@ def open_source(source: ShardSpec, *, labels: bool = True) -> Source:
       ``label`` and/or ``caption``; labels that are all integers are class indices, others names;
     - shards (a folder of ``.tar``, tar files, globs, braces): their samples as they are.
 
-    With ``labels=False`` folders are no classes, and the labels of a table are left out.
+    With ``labels=False`` folders are not classes, and the labels of a table are ignored.
 
-    Raises ValueError saying what to do if nothing can be read or no image is found.
+    Raises:
+        ValueError: nothing can be read, or no image is found; the message has what to do.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -88,7 +88,9 @@ def from_memory(
     """Return a source of (key, content by suffix) pairs; ``.cls`` members index `class_names`."""
     listed = [SourceSample(_clean_key(key), dict(members)) for key, members in samples]
     if not listed:
-        raise ValueError("there are no samples to write")
+        raise ValueError(
+            "there are no samples to write; give at least one (key, {suffix: content}) pair"
+        )
     names = None if class_names is None else tuple(class_names)
     return _with_unique_keys(Source(listed, names))
 
@@ -116,7 +118,7 @@ def _from_folder(folder: Path, labels: bool) -> Source:
 
 
 def _holds_only_shards(folder: Path) -> bool:
-    """Whether a folder has tar files in it, and neither images nor folders beside them."""
+    """Return whether a folder holds tar files, and neither images nor folders beside them."""
     try:
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
@@ -129,12 +131,12 @@ def _holds_only_shards(folder: Path) -> bool:
 def _unreadable(error: OSError) -> ValueError:
     return ValueError(
         f"cannot read the folder {error.filename}: {error.strerror}; "
-        "allow reading it, or move it out of the source"
+        "make it readable, or move it out of the source"
     )
 
 
 def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Yield the image files under a folder, sorted; links are followed, each folder once."""
+    """Yield the image files under a folder, sorted; follow links, but visit a folder once."""
 
     def refuse(error: OSError) -> None:
         raise _unreadable(error) from error
@@ -157,7 +159,7 @@ def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
             elif path.suffix.lower()[1:] not in IMAGE_SUFFIXES:
                 skipped[f"not an image by its name ({path.suffix or 'no extension'})"] += 1
             elif not path.is_file():
-                skipped["link to nothing, or no plain file"] += 1
+                skipped["broken link, or not a regular file"] += 1
             else:
                 yield path
 
@@ -197,7 +199,10 @@ def _from_shards(spec: ShardSpec) -> Source:
     paths, skipped = [Path(shard) for shard in resolve_shards(spec)], Counter[str]()
     class_maps = {read_class_names(path.parent) for path in paths}
     if len(class_maps) > 1:
-        raise ValueError("the shards come from folders with different classes.json")
+        raise ValueError(
+            "the shards come from folders with different classes.json; build from one folder at "
+            "a time"
+        )
     samples = []
     for path in paths:
         with ShardFile(str(path)) as shard:
@@ -220,7 +225,7 @@ def _from_shards(spec: ShardSpec) -> Source:
 
 
 def _with_unique_keys(source: Source) -> Source:
-    """Number the later ones of samples that share a key (a.jpg and a.png, or two tables' rows)."""
+    """Number the later samples of those that share a key (a.jpg and a.png, or two rows)."""
     taken = {sample.key for sample in source.samples}
     seen: set[str] = set()
     samples = []
@@ -235,16 +240,16 @@ def _with_unique_keys(source: Source) -> Source:
 
 
 def _key_of(path: PurePath) -> str:
-    """Return the key of a relative path: its parts, without the extension."""
+    """Return the key of a relative path: its parts without the extension."""
     parts = [part for part in path.with_suffix("").parts if part not in ("..", path.anchor)]
     return _clean_key("/".join(parts))
 
 
 def _clean_key(key: str) -> str:
-    """Return a key that tar and webdataset keep whole: UTF-8, no dot in its last part."""
+    """Return a key that tar and webdataset keep intact: UTF-8, no dot in its last part."""
     key = "".join(c if c.isprintable() else "_" for c in _utf8(key)).strip("/")
     if key.startswith("__"):
-        key = key.lstrip("_")  # webdataset passes over names like __meta__
+        key = key.lstrip("_")  # webdataset skips names like __meta__
     folder, slash, name = key.rpartition("/")
     return folder + slash + (name.replace(".", "_").strip() or "_")
 

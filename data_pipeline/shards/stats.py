@@ -1,4 +1,4 @@
-"""Statistics of indexed shards, from the manifest alone: counts, sizes, histograms."""
+"""Statistics of indexed shards from the manifest alone: counts, sizes, histograms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKEN_EDGES = (0, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 16384
 
 @dataclass(frozen=True)
 class Histogram:
-    """Images by a quantity; bin i holds values of [edges[i], edges[i + 1])."""
+    """Counts of images by a quantity; bin i has the values in [edges[i], edges[i + 1])."""
 
     name: str
     edges: tuple[float, ...]
@@ -27,36 +27,42 @@ class Histogram:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """What the shards of a spec hold."""
+    """The statistics of the shards of a spec."""
 
     shards: int
     nbytes: int
     images: int
-    """Usable ones."""
+    """Number of usable images."""
     rejected: int
     rejected_reasons: dict[str, int]
-    """The most frequent reasons."""
+    """Number of samples by reason, for the most frequent reasons."""
     labelled: int
+    """Number of usable images with a label, or with a list of labels."""
     captioned: int
+    """Number of usable images with a caption."""
     classes: int | None
+    """Number of named classes; None without a class map."""
     formats: dict[str, int]
+    """Number of usable images by format."""
     sample_bytes: dict[str, float]
     """Quantiles (min, p05, median, p95, max) and mean of the bytes of a sample."""
     height: dict[str, float]
+    """The same of the height in pixels."""
     width: dict[str, float]
+    """The same of the width in pixels."""
     tokens: dict[str, float]
-    """Of whole images of native size, in patches of `patch_size`."""
+    """The same of the tokens of whole images at native size, in patches of `patch_size`."""
     patch_size: int
     histograms: tuple[Histogram, ...]
-    """Side (square root of the area), aspect ratio (width / height) and tokens."""
+    """Histograms of side (square root of the area), aspect ratio (width / height) and tokens."""
 
 
 def shard_stats(manifest: Manifest, patch_size: int = 16) -> ShardStats:
-    """Count what a manifest holds; its images are not read.
+    """Return the statistics of a manifest; images are not read.
 
     Args:
-        manifest: of one or more images that can be used.
-        patch_size: side of the patches that tokens are counted in, in pixels.
+        manifest: a manifest with at least one usable image.
+        patch_size: side in pixels of the patches that are counted as tokens.
     """
     columns = _columns(manifest, patch_size)
     flags = columns["flags"]
@@ -89,7 +95,7 @@ def shard_stats(manifest: Manifest, patch_size: int = 16) -> ShardStats:
 
 
 def _columns(manifest: Manifest, patch_size: int) -> dict[str, NDArray[np.int64]]:
-    """Return the columns that are needed, read in chunks from the mapped file."""
+    """Return the needed columns, read from the mapped file in chunks."""
     names = ("nbytes", "height", "width", "format", "flags")
     parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in (*names, "tokens")}
     for start in range(0, len(manifest.samples), _CHUNK):

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 
 
 class TableRow(NamedTuple):
-    """One image; "" is what the table does not say."""
+    """The row of one image; an absent value is ""."""
 
     path: str
     label: str
@@ -29,15 +29,15 @@ def read_rows(table: Path) -> list[TableRow]:
     """Return the rows of a ``.csv`` (with a header) or ``.jsonl`` table, UTF-8.
 
     Raises:
-        ValueError: it cannot be read, or has no column path, or neither label nor caption.
+        ValueError: the table cannot be read, or has no column path, or neither label nor caption.
     """
     rows = list(_read_csv(table) if table.suffix.lower() == ".csv" else _read_jsonl(table))
     for number, row in enumerate(rows, 1):
         for name, value in zip(_COLUMNS, row, strict=True):
             if not _is_unicode(value):
                 raise ValueError(
-                    f"{table}: the {name} of row {number} is no Unicode text: it holds half of a "
-                    "surrogate pair; write it anew"
+                    f"{table}: the {name} of row {number} is not Unicode text: it holds half of "
+                    "a surrogate pair; write it again"
                 )
     return rows
 
@@ -45,10 +45,10 @@ def read_rows(table: Path) -> list[TableRow]:
 def class_indices(
     labels: Iterable[str], where: Path
 ) -> tuple[tuple[str, ...] | None, Mapping[str, int]]:
-    """Return the class names (None where all labels are integers) and the index of each label.
+    """Return the class names (None if all labels are integers) and the index of each label.
 
     Raises:
-        ValueError: labels that are numbers, but no class indices; `where` names the table.
+        ValueError: labels are numbers but not class indices; `where` names the table.
     """
     names = sorted(set(labels))
     if all(_INTEGER.fullmatch(name) for name in names):
@@ -80,7 +80,7 @@ def _read_csv(table: Path) -> Iterator[TableRow]:
 
 
 def _find_columns(header: Sequence[str], table: Path) -> list[int | None]:
-    """Return where path, label and caption stand in the header, None for one that is absent."""
+    """Return the columns of path, label and caption in the header; None for an absent one."""
     found = [name.strip().lower() for name in header]
     columns = [found.index(name) if name in found else None for name in _COLUMNS]
     if columns[0] is None or columns[1:] == [None, None]:
@@ -97,7 +97,7 @@ def _read_jsonl(table: Path) -> Iterator[TableRow]:
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{table} cannot be read as UTF-8 text: {error}") from error
     described = False
-    # Not splitlines(): a caption may hold other characters that it takes for ends of lines.
+    # Not splitlines(): it also splits at other characters that a caption may hold.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, line in lines:
         try:
@@ -109,7 +109,7 @@ def _read_jsonl(table: Path) -> Iterator[TableRow]:
         described |= "label" in row or "caption" in row
         yield TableRow(row["path"], *(_value(row.get(k), k, table, number) for k in _COLUMNS[1:]))
     if lines and not described:
-        raise ValueError(f"no line of {table} has a label or a caption")
+        raise ValueError(f"no line of {table} has a label or a caption; add one of them")
 
 
 def _value(value: object, name: str, table: Path, number: int) -> str:

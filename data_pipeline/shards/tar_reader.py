@@ -1,8 +1,8 @@
 """Reading tar shards by their 512-byte headers: members, samples, and one sample by offset.
 
-Own code, not `tarfile`, because an index pass over 100 kB images is bound by header parsing, and
-because every malformed archive must end in one error that names the shard and the byte. Reads
-ustar, PAX (path, size) and GNU (long names, base-256 sizes) archives; formats as in POSIX.1-2017
+This is not `tarfile`, because an index pass over 100 kB images is bound by header parsing, and
+because every malformed archive must end in one error that names the shard and the byte. It reads
+ustar, PAX (path, size) and GNU (long names, base-256 sizes) archives, as specified in POSIX.1-2017
 pax and the GNU tar manual.
 """
 
@@ -25,7 +25,7 @@ _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
 class TarError(ValueError):
-    """A shard that is not a whole, readable tar archive; names the shard and the byte."""
+    """The error for a shard that is not a whole tar archive; it names shard and byte."""
 
     def __init__(self, shard: str, offset: int, what: str) -> None:
         super().__init__(f"{shard}: {what} (at byte {offset})")
@@ -40,21 +40,22 @@ class Member(NamedTuple):
 
     name: str
     offset: int
-    """Of its first header, extended headers included."""
+    """Byte of its first header, extended headers included."""
     data_offset: int
+    """First byte of its content."""
     nbytes: int
-    """Of its content, without padding."""
+    """Bytes of its content, without padding."""
     regular: bool
-    """Whether it is a plain file: not a folder, link, device or sparse file."""
+    """True for a regular file: not a folder, link, device or sparse file."""
 
     @property
     def end(self) -> int:
-        """Offset of whatever follows, padding skipped."""
+        """Byte after the content and its padding."""
         return self.data_offset + -(-self.nbytes // BLOCK) * BLOCK
 
 
 class ShardFile:
-    """A local shard, read by position; safe to share between threads."""
+    """A local shard that is read by position; threads may share it."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,10 +73,10 @@ class ShardFile:
         return data
 
     def read_cached_into(self, buffer: memoryview, offset: int) -> bool:
-        """Fill `buffer` with the bytes at `offset` if the system has them all in memory.
+        """Fill `buffer` from `offset` on; return whether all bytes were in the page cache.
 
         Raises:
-            OSError: it has none of them, or the file system cannot tell.
+            OSError: no byte is cached, or the file system does not support the question.
         """
         return os.preadv(self._descriptor, [buffer], offset, _NOWAIT) == len(buffer)
 
@@ -96,10 +97,11 @@ Stamp = tuple[int, int]
 
 
 def read_sample(path: str, offset: int, nbytes: int, stamp: Stamp | None = None) -> Sample:
-    """Read the sample that the manifest places at `offset`, spanning `nbytes`.
+    """Return the sample that the manifest has at `offset`, of `nbytes` bytes.
 
-    Raises `TarError` if the shard does not hold it there, or no longer has its `stamp`; `OSError`
-    if it cannot be read. Both name shard and byte.
+    Raises:
+        TarError: the shard does not have the sample there, or no longer has its `stamp`.
+        OSError: the shard cannot be read. Both errors name shard and byte.
     """
     try:
         with ShardFile(path) as shard:
@@ -115,9 +117,9 @@ def read_sample(path: str, offset: int, nbytes: int, stamp: Stamp | None = None)
 def read_cached_sample(
     path: str, offset: int, buffer: memoryview, stamp: Stamp | None = None
 ) -> Sample | None:
-    """Read as `read_sample`, by way of `buffer`, but only what the system has in memory.
+    """Return the sample like `read_sample`, through `buffer`, if the page cache has all of it.
 
-    Returns None, or raises `OSError`, where storage would have to be waited for.
+    Otherwise return None, or raise `OSError`; never wait for storage.
     """
     if not _NOWAIT:
         return None
@@ -134,7 +136,7 @@ def _check_stamp(shard: ShardFile, path: str, offset: int, stamp: Stamp | None) 
 
 
 def parse_sample(data: bytes | memoryview, *, shard: str, offset: int) -> Sample:
-    """Return the sample in `data`, all its tar entries as they lie at `offset` of the shard."""
+    """Return the sample in `data`: all its tar entries, read at `offset` of the shard."""
     key, members = "", {}
     try:
         for member in _walk(lambda at, count: bytes(data[at : at + count]), len(data), shard):
@@ -151,8 +153,11 @@ def parse_sample(data: bytes | memoryview, *, shard: str, offset: int) -> Sample
 def iter_samples(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[tuple[str, list[Member]]]:
     """Yield (key, members) of each run of consecutive members that share a key.
 
-    Entries that belong to no sample (folders, links, names without an extension) come alone,
-    under the key "". Raises `TarError` as `iter_members`.
+    Each entry that belongs to no sample (a folder, a link, a name without an extension) comes alone
+    under the key "".
+
+    Raises:
+        TarError: see `iter_members`.
     """
     key, members = "", list[Member]()
     for member in iter_members(read_at, nbytes, shard):
@@ -172,8 +177,9 @@ def iter_samples(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[tuple[str
 def iter_members(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
     """Yield the entries of a whole archive of `nbytes`, reading only its headers.
 
-    Raises `TarError` if the archive is malformed, cut short (even between two entries: without
-    the end-of-archive marker nobody knows what is missing) or followed by other data.
+    Raises:
+        TarError: the archive is malformed, truncated (even between two entries: without the
+            end-of-archive marker nobody knows what is missing) or followed by other data.
     """
     start = read_at(0, 6)
     if start[:2] == b"\x1f\x8b" or start == b"\xfd7zXZ\0" or start[:3] == b"BZh":
@@ -185,7 +191,7 @@ def iter_members(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
     if read_at(end, BLOCK) != _ZEROS:
         what = "the shard is cut: there is no end-of-archive marker"
         if nbytes == 0:
-            what = "empty file; copy or write the shard again, or take it away"
+            what = "empty file; copy or write the shard again, or remove it"
         raise TarError(shard, end, what)
     for offset in range(end, nbytes, _CHUNK):
         if read_at(offset, min(_CHUNK, nbytes - offset)).strip(b"\0"):
@@ -203,7 +209,7 @@ def _walk(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
         if len(header) < BLOCK:
             raise TarError(shard, offset, "the shard is cut inside a tar header")
         if not _checksum_holds(header):
-            raise TarError(shard, offset, "this is no tar header")
+            raise TarError(shard, offset, "this is not a tar header")
         kind, size = header[156:157], _number(header[124:136])
         if "size" in extended:
             size = (
@@ -238,7 +244,7 @@ _EXTENDED = frozenset({b"x", b"X", b"g", b"L", b"K"})
 
 
 def _extend(extended: dict[str, str], kind: bytes, content: bytes, shard: str, offset: int) -> None:
-    """Note what an extended header says about the next entry."""
+    """Store the facts of an extended header about the next entry in `extended`."""
     if kind == b"L":
         extended["path"] = _text(content)
     elif kind == b"K":
@@ -252,7 +258,7 @@ def _extend(extended: dict[str, str], kind: bytes, content: bytes, shard: str, o
 
 
 def _pax_records(content: bytes, shard: str, offset: int) -> dict[str, str]:
-    """Parse "LENGTH KEY=VALUE\\n" records; keep path and size, and note sparse files."""
+    """Parse "LENGTH KEY=VALUE\\n" records; keep path and size, and mark sparse files."""
     records, position = dict[str, str](), 0
     while position < len(content) and content[position] != 0:
         space = content.find(b" ", position, position + 10)
@@ -271,8 +277,8 @@ def _pax_records(content: bytes, shard: str, offset: int) -> dict[str, str]:
 
 def _checksum_holds(header: bytes) -> bool:
     stored = _number(header[148:156])
-    # The low half of an Adler-32 is one more than the sum of the bytes, modulo 65521: the sum of
-    # 512 bytes at 50 times the speed of adding them here.
+    # The low half of an Adler-32 is one more than the sum of the bytes, modulo 65521: 50 times as
+    # fast as adding 512 bytes in Python.
     rest = header[:148] + b"        " + header[156:]
     if (stored + 1) % 65521 == zlib.adler32(rest) & 0xFFFF and 0 <= stored <= 512 * 255:
         return True
@@ -281,7 +287,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(field: bytes) -> int:
-    """Return an octal or base-256 number; -1 if it is neither, or negative."""
+    """Return an octal or base-256 number; -1 if it is neither or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0")

@@ -1,4 +1,4 @@
-"""Shards as a config names them: one spec, or several weighted ones that are mixed."""
+"""Shards as a config names them: one spec, or several weighted specs that are mixed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from data_pipeline.shards.sample_rows import join_rows
 
 
 def open_shards(spec: ShardSpec | Sequence[Mapping[str, object]]) -> Manifest:
-    """Open `data.shards`: what `Manifest.open` takes, or a list of `{path, weight}`.
+    """Open `data.shards`: a spec as `Manifest.open` takes it, or a list of `{path, weight}`.
 
     Raises:
-        ValueError: an entry without a path, a weight that is not positive, entries with and
-            without weights, or what `Manifest.open` raises.
+        ValueError: an entry has no path or no positive weight, entries with and without weights
+            are mixed, or `Manifest.open` raises.
     """
     if isinstance(spec, str) or not isinstance(spec, Sequence):
         return Manifest.open(spec)
@@ -43,7 +43,7 @@ def _entry(entry: Mapping[str, object]) -> tuple[ShardSpec, float]:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(
             f"data.shards: the weight of {path} is {weight!r}; it must be a number above 0 "
-            "(leave the source out to not sample it)"
+            "(to sample nothing of it, leave the source out)"
         )
     if not isinstance(path, str | Sequence):
         raise ValueError(f"data.shards: path is {path!r}; give a path, a glob or a list of them")
@@ -51,7 +51,7 @@ def _entry(entry: Mapping[str, object]) -> tuple[ShardSpec, float]:
 
 
 def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
-    """Lay the manifests end to end; a shard that two sources name is a shard of each."""
+    """Join the manifests end to end; a shard that two sources name is a shard of each."""
     shards, sources, first = list[Shard](), list[WeightedSource](), 0
     class_names = parts[0][2].class_names
     for spec, weight, manifest in parts:

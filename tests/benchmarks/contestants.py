@@ -115,7 +115,7 @@ def padded_vit(work: Workload) -> Contestant:
 
 
 def peers(work: Workload) -> dict[str, Callable[[], Contestant]]:
-    """What zeta is measured against on images of many sizes, by name."""
+    """Return the models that zeta is measured against on images of many sizes, by name."""
     longest = max(work.lengths)
     groups = sorted({longest, *(size for size in (512, 1024, 2048) if size >= longest)})
     return {

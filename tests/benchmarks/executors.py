@@ -1,4 +1,4 @@
-"""How much executors slow the training process: one decoding thread against one process.
+"""Measure how much executors slow training: one decoding thread against one process.
 
     python -m tests.benchmarks.executors SHARDS [--rounds 7]
 

@@ -25,7 +25,7 @@ from tests.benchmarks.loader import write_photos
 
 LEAST_SHARE, MOST_WAIT = 0.90, 0.01
 _IMAGES, _WARM_UP = 2000, 4
-"""As many images as the steps show once: the last pack of an epoch is not full."""
+"""Number of images, at most one epoch of all steps: the last pack of an epoch is not full."""
 
 
 def main() -> int:

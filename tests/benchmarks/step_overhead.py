@@ -1,4 +1,4 @@
-"""What a training step of `navit_s16` costs besides its work, and how long a checkpoint blocks.
+"""Measure the overhead of a training step of `navit_s16`, and how long a checkpoint blocks.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.step_overhead [--steps N] [--images N] [--saves N]
 

@@ -27,7 +27,7 @@ def plan() -> Plan:
 
 
 def ledger(plan: Plan, lanes=None, first: int = 0, most: int = 9999) -> list[LedgerStep]:
-    """What a run notes that rejects three samples whenever they come up."""
+    """Return the ledger of a run that rejects three samples whenever they come up."""
     lanes, steps = lanes or [plan.lane(lane) for lane in range(LANES)], []
     while any(lane.has_more() for lane in lanes) and len(steps) < most:
         noted, rejected = {}, set()
@@ -105,11 +105,11 @@ def test_every_departure_from_the_plan_is_named(plan):
     stranger = replace(steps[4], rejected=steps[4].rejected | {10})  # never planned
     cases = {
         "step 5: lane 1 should have used": [*steps[:4], wrong, *steps[5:]],
-        "the ledger says nothing": [*steps[:4], absent, *steps[5:]],
-        "step 5: sample 10 was rejected, but no lane had it": [*steps[:4], stranger, *steps[5:]],
+        "the ledger records nothing": [*steps[:4], absent, *steps[5:]],
+        "step 5: sample 10 was rejected, but the plan has it": [*steps[:4], stranger, *steps[5:]],
         "step 5 is not in the ledger": [*steps[:4], *steps[5:]],
-        "lane 2 is noted twice": [*steps[:4], replace(steps[4], repeated=[2]), *steps[5:]],
-        "but the newest checkpoint is of": steps[:-1],
+        "lane 2 is recorded twice": [*steps[:4], replace(steps[4], repeated=[2]), *steps[5:]],
+        "but the newest checkpoint is from": steps[:-1],
     }
     for message, broken in cases.items():
         result = audit(plan, broken, committed=len(steps))
@@ -120,7 +120,7 @@ def test_every_departure_from_the_plan_is_named(plan):
 def test_a_rejection_without_a_reason_is_a_problem(plan):
     result = audit_ledger(plan, iter(ledger(plan)), {7: "truncated"}, committed=0)
     assert not result.exact
-    assert "quarantine.jsonl does not say why" in result.problems[0]
+    assert "quarantine.jsonl has no reason for it" in result.problems[0]
 
 
 def test_lines_lost_after_the_last_checkpoint_are_told_apart_from_lost_samples(plan):

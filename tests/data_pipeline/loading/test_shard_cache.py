@@ -106,10 +106,10 @@ def test_a_download_that_fails_says_so_where_its_readers_wait(server, tmp_path):
 
 def test_a_cache_too_small_for_the_lanes_is_refused_with_both_numbers():
     shards = [Shard(f"s3://b/{n}.tar", 2 * 10**9, 0, n, 1) for n in range(100)]
-    check_cache_size(shards, lanes=8, window_shards=2, gb=32)
+    check_cache_size(shards, lanes=8, group_shards=2, gb=32)
     with pytest.raises(ValueError, match=r"data\.cache_gb is 31, but 8 lanes .* need 32 GB"):
-        check_cache_size(shards, lanes=8, window_shards=2, gb=31)
-    check_cache_size(shards, lanes=800, window_shards=2, gb=200)  # all of them fit
+        check_cache_size(shards, lanes=8, group_shards=2, gb=31)
+    check_cache_size(shards, lanes=800, group_shards=2, gb=200)  # all of them fit
 
 
 LANES = 3

@@ -168,8 +168,8 @@ def test_an_objective_of_one_class_rejects_lists_with_a_reason(tmp_path):
     manifest = labelled_lists(tmp_path / "s")
     steps = list(one_epoch(manifest, config(require_labels=True)))
     reasons = sorted(r.reason for step in steps for r in step.rejected)
-    assert reasons == ["2 labels, where the objective needs one"] * 2 + [
-        "3 labels, where the objective needs one"
+    assert reasons == ["2 labels, but the objective needs exactly one"] * 2 + [
+        "3 labels, but the objective needs exactly one"
     ]
     assert sum(step.num_images for step in steps) == 1
 

@@ -68,5 +68,5 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         open_tokenizer(str(path))
     path.write_text('{"a": 1}')
-    with pytest.raises(ValueError, match=r"bad.json is no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"bad.json is not a tokenizer.json"):
         open_tokenizer(str(path))

@@ -51,7 +51,7 @@ def test_no_image_is_left_over_twice_even_where_none_fits_beside_another():
     order, dealt = [], Plan(manifest, data, num_lanes=1, max_epochs=1).lane_mix(0)
     for pack in lane:
         order += pack.sample_ids.tolist()
-    samples, _ = dealt.deal(dealt.start(), 4096)
+    samples, _ = dealt.deal(dealt.first_cursors(), 4096)
     place = {int(sample): index for index, sample in enumerate(samples.sample_ids)}
     windows = [place[sample] // 200 for sample in order]
     assert sorted(order) == list(range(3000))

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from data_pipeline.plan.lanes import Cursor, LaneDeal, LaneStream
 
 
-def make_deal(counts: list[int], lanes: int, window_shards: int = 1, seed: int = 0) -> LaneDeal:
+def make_deal(counts: list[int], lanes: int, group_shards: int = 1, seed: int = 0) -> LaneDeal:
     values = np.array(counts)
     firsts = np.cumsum([0, *counts])[:-1]
-    return LaneDeal(firsts, values, values * 10.0, lanes, window_shards, seed)
+    return LaneDeal(firsts, values, values * 10.0, lanes, group_shards, seed)
 
 
 def read_epoch(deal: LaneDeal, lane: int, chunk: int, epoch: int = 0) -> list[int]:
@@ -27,14 +27,14 @@ def read_epoch(deal: LaneDeal, lane: int, chunk: int, epoch: int = 0) -> list[in
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     lanes=st.integers(1, 12),
-    window_shards=st.integers(1, 4),
+    group_shards=st.integers(1, 4),
     chunk=st.integers(1, 50),
     epoch=st.integers(0, 3),
 )
-def test_the_lanes_of_an_epoch_hold_every_sample_once(counts, lanes, window_shards, chunk, epoch):
+def test_the_lanes_of_an_epoch_hold_every_sample_once(counts, lanes, group_shards, chunk, epoch):
     if sum(counts) < lanes:
         return
-    deal = make_deal(counts, lanes, window_shards)
+    deal = make_deal(counts, lanes, group_shards)
     dealt = [i for lane in range(lanes) for i in read_epoch(deal, lane, chunk, epoch)]
     assert sorted(dealt) == list(range(sum(counts)))
 

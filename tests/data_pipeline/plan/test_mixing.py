@@ -38,7 +38,7 @@ def mixed(weights=WEIGHTS) -> Manifest:
 
 def deal(mix: LaneMix, count: int) -> tuple[Dealt, tuple[Cursor, ...]]:
     """Deal exactly `count` samples from the start."""
-    parts, cursors = list[Dealt](), mix.start()
+    parts, cursors = list[Dealt](), mix.first_cursors()
     while (left := count - sum(len(part.sample_ids) for part in parts)) > 0:
         part, cursors = mix.deal(cursors, left)
         parts.append(part)
@@ -68,7 +68,7 @@ def test_at_every_point_each_source_has_its_share_to_one_image():
 def test_the_order_does_not_depend_on_how_much_is_dealt_at_a_time():
     mix = Plan(mixed(), config(), LANES).lane_mix(0)
     whole, _ = deal(mix, 300)
-    cursors, ids = mix.start(), list[int]()
+    cursors, ids = mix.first_cursors(), list[int]()
     while len(ids) < 300:
         part, cursors = mix.deal(cursors, 7)
         ids += part.sample_ids.tolist()

@@ -198,7 +198,7 @@ def test_the_state_of_a_lane_stays_below_one_kilobyte_at_any_number_of_leftovers
 def test_a_single_shard_is_dealt_anew_each_epoch():
     plan = Plan(synthetic_manifest([400]), config(), num_lanes=4)
     mix = plan.lane_mix(0)
-    epochs, cursors = [], mix.start()
+    epochs, cursors = [], mix.first_cursors()
     for _ in range(3):
         dealt, cursors = mix.deal(cursors, 4096)
         epochs.append(set(dealt.sample_ids.tolist()))

@@ -178,7 +178,7 @@ def test_shards_of_something_else_are_not_mixed_in(images, tmp_path, change):
 def test_a_folder_with_other_files_is_left_alone(images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").touch()
-    with pytest.raises(ValueError, match="exists and is no shard build; choose a new or empty"):
+    with pytest.raises(ValueError, match="exists and is not a shard build; choose a new or empty"):
         build_shards(images, tmp_path / "out")
     with pytest.raises(ValueError, match="cannot write to"):
         build_shards(images, tmp_path / "out/thesis.tex/below")
@@ -228,7 +228,7 @@ def test_a_build_without_one_usable_image_names_the_folder_and_what_to_do(tmp_pa
     with pytest.raises(ValueError, match="no usable image") as caught:
         build_shards(tmp_path / "src", tmp_path / "out", max_count=2)
     assert str(caught.value).startswith(f"no usable image in the shards {tmp_path}/out: 4 x ")
-    assert f"{tmp_path}/out/manifest_rejected.jsonl: put the images right" in str(caught.value)
+    assert f"{tmp_path}/out/manifest_rejected.jsonl: repair the images" in str(caught.value)
 
 
 def test_an_image_that_may_not_be_read_is_named(images, tmp_path):
@@ -237,7 +237,7 @@ def test_an_image_that_may_not_be_read_is_named(images, tmp_path):
     for path in (tmp_path, tmp_path / "out"):
         path.chmod(0o777)
     message = error_as_nobody(tmp_path, lambda: build_shards(images, tmp_path / "out"))
-    assert message.startswith(f"cannot read {images}/a/0.jpg: Permission denied; allow reading")
+    assert message.startswith(f"cannot read {images}/a/0.jpg: Permission denied; make it readable")
 
 
 def test_files_that_are_no_images_inside_are_rejected_not_lost(images, tmp_path):
@@ -328,5 +328,5 @@ def test_a_split_that_cannot_be_is_refused(tmp_path):
         build_split(in_memory(30), tmp_path / "split", 0.2)
     with pytest.raises(ValueError, match=r"train/ and val/, built with a held-out share \(--val"):
         build_shards(in_memory(30), tmp_path / "split")
-    with pytest.raises(ValueError, match="split/train, or what else is in it"):
+    with pytest.raises(ValueError, match="split/train, or another folder in it"):
         Manifest.open(str(tmp_path / "split"))

@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written_says_what_to_do(tmp_path):
     tmp_path.chmod(0o555)
     message = error_as_nobody(tmp_path, lambda: index_shards(tmp_path))
     assert message.startswith("cannot write the index beside the shards ([Errno 13]")
-    assert message.endswith("link them into a folder of your own and index that")
+    assert message.endswith("link them into a folder that you can write to, and index that")
 
 
 def test_indexing_part_of_a_folder_keeps_the_rest(tmp_path):

@@ -101,7 +101,7 @@ def test_a_folder_of_shards_that_may_not_be_read_is_named(tmp_path, part):
     folder.chmod(0)
     message = error_as_nobody(tmp_path, lambda: Manifest.open(f"{folder}{part}"))
     folder.chmod(0o755)
-    assert message == f"{folder}{part} cannot be read: Permission denied; allow reading it"
+    assert message == f"{folder}{part} cannot be read: Permission denied; make it readable"
 
 
 def test_shards_without_an_index_are_refused_with_the_command(tmp_path):

@@ -1,4 +1,4 @@
-"""What shards hold is counted right, cached by all it depends on, and in level memory."""
+"""Shard masses are counted right, cached by everything they depend on, in level memory."""
 
 from __future__ import annotations
 

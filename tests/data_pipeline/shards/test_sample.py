@@ -84,21 +84,21 @@ def test_lists_of_labels_are_read_from_cls_or_json(members, names, labels):
 @pytest.mark.parametrize(
     ("value", "names", "reason"),
     [
-        (b"dog", None, "'dog' is a name, and there is no classes.json"),
-        (b"cow", ("cat", "dog"), "'cow' is a name, and it is not in classes.json"),
+        (b"dog", None, "'dog' is a name, but there is no classes.json"),
+        (b"cow", ("cat", "dog"), "'cow' is a name that is not in classes.json"),
         (b"2", ("cat", "dog"), "label 2 is above the last class, 1"),
         (b"-1", None, "is a name"),
         (b"", None, "is a name"),
         (b"99999999999999", None, "is a name"),
         (b"4294967296", None, "above the last class"),
         (b"\xff", None, "not UTF-8"),
-        (b"[1, 2", None, "is no JSON list"),
-        (b"[" * 100_000, None, "is no JSON list"),
+        (b"[1, 2", None, "is not a JSON list"),
+        (b"[" * 100_000, None, "is not a JSON list"),
         (b"[1, 2.5]", None, "is a float"),
         (b"[[1]]", None, "is a list"),
         (b"[true]", None, "is a bool"),
         (b"1 2 9", ("a", "b", "c"), "label 9 is above the last class, 2"),
-        (b'["cow"]', ("cat", "dog"), "'cow' is a name, and it is not in classes.json"),
+        (b'["cow"]', ("cat", "dog"), "'cow' is a name that is not in classes.json"),
     ],
 )
 def test_a_label_that_means_no_class_is_refused_with_a_reason(value, names, reason):

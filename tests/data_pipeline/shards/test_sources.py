@@ -56,7 +56,7 @@ def test_what_is_passed_over_is_counted_with_its_reason(tmp_path):
         "not an image by its name (no extension)": 1,
         "hidden folder": 1,
         "image beside the class folders, so without a class": 1,
-        "link to nothing, or no plain file": 1,
+        "broken link, or not a regular file": 1,
         "folder linked twice": 1,
     }
 
@@ -92,7 +92,7 @@ def test_linked_class_folders_are_followed(tmp_path):
         ),
         (
             lambda p: put(p / "a.jsonl", b'{"path": "x", "caption": "\\ud83d"}'),
-            "caption of row 1 is no Unicode text",
+            "caption of row 1 is not Unicode text",
         ),
         (lambda p: put(p / "a.jsonl", b"\n[1]"), "line 2 is not an object with a path"),
     ],
@@ -113,7 +113,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
     (tmp_path / "dog").chmod(0)
     message = error_as_nobody(tmp_path / "dog", lambda: open_source(tmp_path / "dog"))
     (tmp_path / "dog").chmod(0o755)
-    assert message.startswith(f"cannot read the folder {tmp_path}/dog: Permission denied; allow")
+    assert message.startswith(f"cannot read the folder {tmp_path}/dog: Permission denied; make")
 
 
 def test_a_csv_of_paths_names_and_captions(tmp_path):

@@ -142,7 +142,7 @@ def test_a_shard_cut_anywhere_is_an_error_that_names_shard_and_byte():
         (b"", "empty file"),
         (gzip.compress(tar_bytes(labelled(1))), "compressed"),
         (tar_bytes(labelled(1)) + tar_bytes(labelled(1)), "after the end-of-archive"),
-        (b"<html>404 not found</html>".ljust(2048), "no tar header"),
+        (b"<html>404 not found</html>".ljust(2048), "not a tar header"),
         (tar_bytes([entry("a.jpg", b"S")]), "sparse"),
     ],
 )
@@ -235,7 +235,7 @@ def test_reading_a_sample_past_the_end_or_off_by_a_block_names_shard_and_byte(tm
     shard = write_shard(tmp_path / "a.tar", labelled(2))
     with pytest.raises(TarError, match=r"a\.tar: the shard ends inside a sample"):
         read_sample(str(shard), shard.stat().st_size - 512, 4096)
-    with pytest.raises(TarError, match=r"a\.tar: this is no tar header \(at byte 512\)"):
+    with pytest.raises(TarError, match=r"a\.tar: this is not a tar header \(at byte 512\)"):
         read_sample(str(shard), 512, 1024)
 
 
