@@ -199,7 +199,7 @@ def test_sections_that_contradict_each_other_are_refused():
         "optim.schedule=cosine", *endless
     )
     cooldown = ("optim.schedule=constant", "optim.cooldown_steps=5", *endless)
-    assert "optim.cooldown_steps needs to know" in refusal(*cooldown)
+    assert "optim.cooldown_steps needs the end of the run" in refusal(*cooldown)
     load_config("demo", [SHARDS, "optim.schedule=constant", *endless])
     assert "optim.warmup_steps" in refusal("optim.schedule=rsqrt", "optim.warmup_steps=0")
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
