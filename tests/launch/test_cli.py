@@ -42,6 +42,7 @@ def commands() -> list[tuple[str, ...]]:
 def test_the_commands_of_today_are_there():
     assert set(commands()) == {
         ("demo",),
+        ("config",),
         ("shards", "build"),
         ("shards", "index"),
         ("shards", "verify"),

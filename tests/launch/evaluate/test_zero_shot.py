@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zero_shot")
     config = ModelConfig(**MODEL, num_classes=12)
     model = ImageTextModel(build_model(config), TextTower(**TEXT), "siglip", seed=3)
-    image, text = split_weights(model.state_dict())
+    image, text = split_weights(model.state_dict(), "image.")
     export = TextExport(TEXT | {"kind": "siglip"}, in_memory(text), None)
     facts = {"class_names": None}
     save_pretrained(folder / "export", image, config.resolve(), facts, text=export)
