@@ -131,7 +131,8 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_losses_it_would_have_had(bef
     assert "continuing from step_00000006" in continue_run(before, name, *how)
     wanted = expected("continued")[case]
     assert losses(before / "run_dirs" / name, after=6) == pytest.approx(wanted, rel=1e-5)
-    assert "10 steps were planned again" in (said := zeta(before, "data", "audit", f"run_dirs/{name}"))
+    said = zeta(before, "data", "audit", f"run_dirs/{name}")
+    assert "10 steps were planned again" in said
     assert "exact: every planned sample was trained on or rejected, once" in said
 
 
