@@ -202,3 +202,10 @@ def test_zeta_works_from_the_installed_wheel_away_from_the_repository(wheel, tmp
     assert result.returncode == 0, result.stderr
     assert result.stdout == "over there\n"
     assert (site / "bin" / "zeta").exists()
+
+
+def test_the_picture_of_the_architecture_has_every_room():
+    picture = (ROOT / "docs" / "architecture.svg").read_text()
+    rooms = {init.parent.name for name in PACKAGES for init in (ROOT / name).glob("*/__init__.py")}
+    assert {"zero", "plan", "recipes"} <= rooms
+    assert not [room for room in rooms if f">{room}</text>" not in picture]
