@@ -43,7 +43,7 @@ def check_range(
 ) -> None:
     """Raise ValueError naming the field and its range unless it is a number in [low, high].
 
-    With `open_high`, value must be below high, or finite where there is no bound.
+    With `open_high`, the value must be below `high`, and finite if `high` is infinite.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} is {value!r}; it must be a number")

@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a rank's exit status asks of whoever started it."""
+    """The exit status of a rank: the request to the launcher that started it."""
 
     FINISHED = 0
     """The run is complete: do nothing."""
@@ -13,15 +13,15 @@ class ExitCode(IntEnum):
     NEVER_RESTART = 93
     """A restart would fail the same way (config error, NaN limit, quarantine budget)."""
     INTERRUPTED = 130
-    """Ctrl-C: state is saved, the same command continues when the person wants."""
+    """Ctrl-C: state is saved; the same command continues the run later."""
 
 
 class RunError(Exception):
-    """A failure that a restart would repeat, raised on every rank alike; says what to change."""
+    """A failure that a restart would repeat, raised on every rank; its text names the remedy."""
 
 
 class UnsavedError(Exception):
-    """The run ended but its last steps could not be saved, on every rank alike.
+    """The run ended without saving its last steps; raised on every rank.
 
     It counts as a crash: a restart repeats those steps from the last good checkpoint.
     """

@@ -289,7 +289,7 @@ def test_a_run_that_loses_a_node_goes_on_with_the_other(runs, name, before, afte
 @of("one rank hangs")
 def test_a_hang_ends_in_stacks_and_a_requeue(runs):
     run = recovered(runs, "one rank hangs")
-    assert "taken for a hang" in run.log
+    assert "so the rank is taken to hang" in run.log
     assert "all stacks" in run.files.rank_log(0).read_text()
 
 

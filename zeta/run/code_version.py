@@ -1,4 +1,4 @@
-"""Which code a run was made by: package version, git commit of the source tree, and its changes."""
+"""Record the code that made a run: package version, git commit and uncommitted changes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 _TIMEOUT_S = 20
 _LARGEST_DIFF = 1_000_000
-"""Characters; nobody reads more."""
+"""Longest diff to record, in characters."""
 
 
 def code_version(package: Path | None = None) -> dict[str, Any]:
-    """Return {`package`, `commit`, `dirty`}; what cannot be known is None.
+    """Return {`package`, `commit`, `dirty`}; a value that cannot be determined is None.
 
-    `commit` is of the work tree that the running source is tracked in, so None for an installed
-    copy, wherever it lies; `dirty` tells whether tracked files differ from that commit.
+    `commit` is the commit of the work tree that tracks the running source; it is None for an
+    installed copy, wherever that is. `dirty` is whether tracked files differ from the commit.
 
     Args:
         package: folder of a package of the source tree; that of `zeta` unless given.
@@ -35,10 +35,10 @@ def code_version(package: Path | None = None) -> dict[str, Any]:
 
 
 def note_code(path: Path, package: Path | None = None) -> None:
-    """Write which code goes on with a run to the end of `path`, unless it stands there already.
+    """Append the version of the code that continues a run to `path`, unless it ends with it.
 
-    A line with the version, then the diff to its commit: of tracked files only, because what is
-    untracked may be anything, secrets too.
+    The entry is a line with the version, then the diff against its commit. The diff covers tracked
+    files only, because untracked files may contain anything, even secrets.
 
     Args:
         path: `code.diff` of a run.
@@ -61,7 +61,7 @@ def note_code(path: Path, package: Path | None = None) -> None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git, no repository or no answer."""
+    """Return git's output, or None if git or a repository is missing, or git fails."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(

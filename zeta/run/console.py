@@ -1,7 +1,7 @@
-"""The terminal and the rank's log: only rank 0 speaks, everything else goes to the log.
+"""The terminal and the rank's log: only rank 0 writes to the terminal, the rest goes to the log.
 
-File descriptors 1 and 2 of the process are redirected, not `sys.stdout`: what C libraries and
-child processes print lands in `logs/rank_XXXXX.log` as well.
+File descriptors 1 and 2 of the process are redirected, not `sys.stdout`, so that the output of C
+libraries and child processes reaches `logs/rank_XXXXX.log` as well.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _SHOWN = (
     ("fill", names.FILL, "{:.1%}"),
 )
 _UNKNOWN_COLUMNS = 120
-"""Width that is taken for that of a pseudo-terminal without a size."""
+"""Assumed width of a pseudo-terminal that reports no size."""
 _BAR_COLUMNS = 42
-"""Columns of the bar at its shortest, its times and its rate, without the counts of steps."""
+"""Columns of the shortest bar with its times and its rate, without the step counts."""
 _REFRESH_S = 0.2
-"""Seconds between two pictures of an evaluation's progress."""
+"""Seconds between two updates of an evaluation's progress."""
 
 
 def log_line(text: str, stream: IO[str], end: str = "\n") -> None:
-    """Write a line to a log; a full disk delays or costs it, and is no reason to end the run."""
+    """Write a line to a log; on a full disk the line is late or lost, and the run continues."""
     with suppress(OSError):
         print(text, file=stream, end=end, flush=True)
 
 
 class Console:
-    """What a person sees of a run, from one rank."""
+    """The terminal output and the log of one rank."""
 
     def __init__(self, log_path: Path, rank: int) -> None:
         """Send this process's output to `log_path` (appended), keeping the terminal aside."""
@@ -62,15 +62,15 @@ class Console:
         self._said_fatal = False
         self._shown_at = 0.0
         self._postfix = ""
-        """What stands beside the bar while no evaluation goes on."""
+        """Text beside the bar while no evaluation is running."""
 
     def start(self, first_step: int, max_steps: int | None, share: float | None) -> None:
         """Begin to show progress.
 
         Args:
             first_step: committed steps so far.
-            max_steps: steps at which the run ends, if it is known.
-            share: of the run that is done, in [0, 1]; None: not known.
+            max_steps: number of steps at which the run ends; None: unknown.
+            share: completed share of the run, in [0, 1]; None: unknown.
         """
         self._total = max_steps
         self._share = share
@@ -88,7 +88,7 @@ class Console:
             )
 
     def step(self, step: int, share: float | None) -> None:
-        """Move the bar to `step` committed steps, `share` of the run."""
+        """Move the bar to `step` committed steps; `share` of the run is complete, in [0, 1]."""
         self._share = share
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
@@ -100,7 +100,7 @@ class Console:
         eta = self._eta()
         shown = [(key, form.format(values[name])) for key, name, form in _SHOWN if name in values]
         if self._bar is not None:
-            # Where the run does not end by steps, the bar itself cannot tell when it will.
+            # Without a number of steps to reach, the bar cannot estimate the end itself.
             first = [f"eta {eta}"] if self._total is None and eta != "-" else []
             self._postfix = self._fitting([*first, *(f"{key} {text}" for key, text in shown)])
             self._bar.set_postfix_str(self._postfix)
@@ -109,22 +109,22 @@ class Console:
         self._print(f"{self._step(step)}  eta {eta:>8}  {columns}")
 
     def evaluating(self, done: int, images: int) -> None:
-        """Show beside the bar how far an evaluation is: `done` of `images`.
+        """Show the progress of an evaluation beside the bar: `done` of `images`.
 
-        It stands in the place of the metrics, which together with it are wider than a terminal.
+        It replaces the metrics: both together are wider than a terminal.
         """
         if self._bar is not None and time.monotonic() - self._shown_at > _REFRESH_S:
             self._shown_at = time.monotonic()
             self._bar.set_postfix_str(f"evaluating {done / max(images, 1):4.0%}")
 
     def evaluation(self, step: int, loss: float, scores: Mapping[str, float], best: str) -> None:
-        """Show an evaluation as one aligned line, above the bar if there is one.
+        """Show the result of an evaluation as one aligned line, above the bar if there is one.
 
         Args:
             step: committed steps.
-            loss: on the held-out images.
-            scores: shares of them in [0, 1], by what to call them.
-            best: what to say of the best step so far.
+            loss: loss on the held-out images.
+            scores: shares of the held-out images in [0, 1], by display name.
+            best: text about the best step so far.
         """
         if self.rank != 0:
             return
@@ -134,13 +134,13 @@ class Console:
         self._print("  ".join([f"{self._step(step)}  val loss {loss:>9.4f}", *columns, best]))
 
     def message(self, text: str) -> None:
-        """Show one line, from rank 0 only; it is in the log as well."""
+        """Log one line, and show it in the terminal on rank 0."""
         log_line(text, sys.stdout)
         if self.rank == 0:
             self._print(self._folded(text))
 
     def fatal(self, text: str) -> None:
-        """Show why the run ends, once, whichever rank it is on."""
+        """Log why the run ends, and show it in the terminal once, from any rank."""
         log_line(text, sys.stderr)
         if not self._said_fatal:
             self._said_fatal = True
@@ -149,7 +149,7 @@ class Console:
                 terminal.write(text + "\n")
 
     def close(self) -> None:
-        """End the bar and give the process its terminal back."""
+        """Close the bar and connect the process to its terminal again."""
         self._close_bar()
         log_line("", sys.stdout, end="")
         log_line("", sys.stderr, end="")
@@ -168,20 +168,20 @@ class Console:
                 self.terminal.flush()
 
     def _columns(self) -> int | None:
-        """Return the width of the terminal; None where it has none or this is no terminal."""
+        """Return the width of the terminal; None if it has no width or is not a terminal."""
         if not self.terminal.isatty():
             return None
         return os.get_terminal_size(self.terminal.fileno()).columns or None
 
     def _fitting(self, metrics: list[str]) -> str:
-        """Return as many of the metrics, from the first on, as fit beside the bar."""
+        """Return the first metrics that fit beside the bar, at least one."""
         room = (self._columns() or _UNKNOWN_COLUMNS) - _BAR_COLUMNS - 2 * len(str(self._total))
         while len(metrics) > 1 and len(" ".join(metrics)) > room:
             metrics = metrics[:-1]
         return " ".join(metrics)
 
     def _folded(self, text: str) -> str:
-        """Break a line between words where it is wider than the terminal; a path stays whole."""
+        """Break a line that is wider than the terminal between words; paths are not broken."""
         columns = self._columns()
         if columns is None or len(text) <= columns:
             return text

@@ -1,4 +1,4 @@
-"""Name the files of a run directory, each at one place."""
+"""Name every file of a run directory, each in one place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import overload
 TRAINER_STATE = "trainer.json"
 _STEP_NAME = re.compile(r"step_(\d{8})")
 _UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
-"""Name under which `zeta.files.write_whole` writes; it stays where the writer was killed."""
+"""Temporary name of `zeta.files.write_whole`; such a file is left behind by a killed writer."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,11 @@ class Entry:
 
     name: str
     before_config: bool = False
-    """It may lie there before the run has written config.yaml: launchers, recipes, a person or a
-    run that failed early make it."""
+    """Whether it may exist before the run has written config.yaml: launchers, recipes, a person or
+    a run that failed early create it."""
     marks_run: bool = False
-    """A run or its launcher makes it first: a folder with none of these is not a run directory."""
+    """Whether a run or its launcher creates it early: a folder without any of these entries is not
+    a run directory."""
 
     @overload
     def __get__(self, run_dir: None, owner: type[RunDir]) -> Entry: ...
@@ -38,7 +39,7 @@ class Entry:
 class RunDir:
     """The directory of one run (`run.dir`), shared by all its ranks and restarts.
 
-    Every file that zeta writes to or looks for at its top is one `Entry` below.
+    Each file that zeta writes or reads at the top of the directory is one `Entry` below.
     """
 
     path: Path
@@ -47,7 +48,7 @@ class RunDir:
     config = Entry("config.yaml", marks_run=True)
     """The resolved config, as YAML that `zeta train` accepts."""
     code_diff = Entry("code.diff")
-    """Version, commit and changed lines of the code that each part of the run ran with."""
+    """Version, commit and uncommitted changes of the code of each part of the run."""
     classes = Entry("classes.json")
     """JSON list of the class names, where the shards have a class map."""
     tokenizer = Entry("tokenizer.json")
@@ -55,15 +56,15 @@ class RunDir:
     metrics = Entry("metrics.jsonl", before_config=True, marks_run=True)
     """One JSON object a line: `step` and the metrics logged at it."""
     ledger = Entry("ledger", before_config=True)
-    """Folder of the ranks' accounts of which samples each step trained on."""
+    """Folder of the ranks' records of the samples that each step trained on."""
     quarantine = Entry("quarantine.jsonl", before_config=True)
     """One JSON object a line for every sample that could not be used, with the reason."""
     val_quarantine = Entry("quarantine_val.jsonl", before_config=True)
-    """The same for validation images; their ids are those of `data.val_shards`."""
+    """Quarantine of the validation images; their ids are those of `data.val_shards`."""
     wandb_run_id = Entry("wandb_run_id", before_config=True)
     """The W&B run id, made once for the life of the directory."""
     wandb_state = Entry("wandb_state.json", before_config=True)
-    """JSON object of what W&B has of the run."""
+    """JSON object of the part of the run that W&B has received."""
     wandb_files = Entry("wandb", before_config=True)
     """W&B's own folder: one folder a session, the pack pictures, and a lock."""
     logs = Entry("logs", before_config=True, marks_run=True)
@@ -73,7 +74,7 @@ class RunDir:
     checkpoints = Entry("checkpoints", before_config=True, marks_run=True)
     """Folder of `step_XXXXXXXX/` directories and the `latest` pointer."""
     owners = Entry("owners", before_config=True, marks_run=True)
-    """Folder of the claims of all starts of the run; the newest has the directory."""
+    """Folder of the claims of all starts of the run; the newest claim owns the directory."""
     starts = Entry("starts.jsonl")
     """One JSON object a line for each start of the run: `step`, `ranks`, `time`."""
     finished = Entry("FINISHED")
@@ -81,33 +82,33 @@ class RunDir:
 
     # Made by a person.
     save_request = Entry("SAVE_NOW", before_config=True)
-    """Asks for a checkpoint; deleted once it is written."""
+    """Request for a checkpoint; deleted once the checkpoint is written."""
     stop_request = Entry("STOP", before_config=True)
-    """Asks the run to save and end; while it exists, no start of the run trains."""
+    """Request to save and end; while it exists, no start of the run trains."""
 
     # Written by launchers.
     slurm_restarts = Entry("slurm_restarts", before_config=True)
-    """Starts in a row without a new checkpoint, and the checkpoint of the last one."""
+    """Number of starts in a row without a new checkpoint, and the checkpoint of the last start."""
     excluded_nodes = Entry("excluded_nodes", before_config=True)
     """Nodes that preflight found bad: name, time and reason, one a line."""
 
     # Written by reports and recipes.
     report = Entry("report.html")
-    """The page about the run."""
+    """Report page of the run."""
     pack_picture = Entry("pack.svg")
     """Picture of the first pack, for the report."""
     sizes = Entry("sizes.json")
-    """JSON object of the sizes and drop rates at which images were shown, for the report."""
+    """JSON object of the sizes and drop rates of the training images, for the report."""
     evaluation = Entry("eval.json")
-    """JSON object as `zeta eval --json` prints it."""
+    """JSON object that `zeta eval --json` prints."""
     result = Entry("result.json")
-    """JSON object of the figures that `zeta demo` ends with."""
+    """JSON object of the results of `zeta demo`."""
     demo_settings = Entry("demo.json", before_config=True)
-    """JSON object of the settings that `zeta demo` was given."""
+    """JSON object of the settings of `zeta demo`."""
     fine_tuning = Entry("finetune.json", before_config=True)
-    """JSON object of the scores before and after `zeta finetune`, and what it began at."""
+    """JSON object of the scores before and after `zeta finetune`, and its initial model."""
     fine_tuning_config = Entry("finetune.yaml", before_config=True)
-    """The recipe that `zeta finetune` made, as YAML that `zeta train` accepts."""
+    """The config of `zeta finetune`, as YAML that `zeta train` accepts."""
     shards = Entry("shards", before_config=True)
     """Shards of the images that `zeta demo` or `zeta finetune` trains on."""
     exported = Entry("export")
@@ -115,7 +116,7 @@ class RunDir:
 
     @property
     def wandb_pictures(self) -> Path:
-        """Folder of the pictures of packs that W&B shows."""
+        """Folder of the pack pictures that W&B displays."""
         return self.wandb_files / "packs"
 
     def rank_log(self, rank: int) -> Path:
@@ -123,15 +124,15 @@ class RunDir:
         return self.logs / f"rank_{rank:05d}.log"
 
     def rank_heartbeat(self, rank: int) -> Path:
-        """Return the JSON file of what one rank does, a few seconds old at most while it lives."""
+        """Return the heartbeat file of one rank (JSON), rewritten every few seconds."""
         return self.heartbeats / f"rank_{rank:05d}.json"
 
     def is_marked(self) -> bool:
-        """Return whether the folder holds anything that a run or its launcher makes first."""
+        """Return whether the folder contains an entry that marks a run directory."""
         return any((self.path / entry.name).exists() for entry in _ENTRIES if entry.marks_run)
 
     def foreign_names(self) -> list[str]:
-        """Return the names in the folder that no run leaves before it has written its config."""
+        """Return the names in the folder that cannot come from a run without a config yet."""
         if not self.path.is_dir():
             return []
         ours = {entry.name for entry in _ENTRIES if entry.before_config}

@@ -1,4 +1,4 @@
-"""What each rank is doing, as a small file that its watchdog keeps fresh."""
+"""Heartbeats: a small file for each rank with its current phase, rewritten by its watchdog."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a heartbeat file holds."""
+    """Content of a heartbeat file."""
 
     phase: str
     step: int
     phase_s: float
-    """How long the rank has been in the phase."""
+    """Seconds since the rank entered the phase."""
     limit_s: float | None
-    """Limit of the phase; null: none."""
+    """Time limit of the phase, in seconds; null: no limit."""
     time: float
-    """When this was written, in seconds since 1970."""
+    """Time of writing, in seconds since 1970."""
     rank: int
     host: str
     pid: int
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:
-    """Return the heartbeats of all ranks that left a whole one, by rank."""
+    """Return the readable heartbeats of all ranks, ordered by rank."""
     beats = []
     for path in sorted(folder.glob("rank_*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             beats.append(Heartbeat(**{item.name: record[item.name] for item in fields(Heartbeat)}))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # replaced just now, or of another version: the next look sees it
+            continue  # just being replaced, or from another version: read it next time
     return beats

@@ -12,17 +12,17 @@ from typing import Any
 from zeta.files import write_whole
 
 _BUFFERED_BYTES = 8192
-"""Bytes of lines after which they are handed to the operating system."""
+"""Number of buffered bytes at which the lines are passed to the operating system."""
 
 
 class JsonlFile:
     """An append-only file of JSON objects, each with a `step`, that a resume can cut.
 
-    What a full disk does not take is kept, and written once there is room.
+    Lines that a full disk does not accept stay in memory, and are written once there is room.
     """
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        """Open `path` to go on after `resume_step`; what lies beyond is kept as `.attempt-N`."""
+        """Open `path` to continue after `resume_step`; later lines are moved to `.attempt-N`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_after(path, resume_step)
         self._file = path.open("ab", buffering=0)
@@ -32,14 +32,14 @@ class JsonlFile:
         """Append one object."""
         self._unwritten += (json.dumps(record) + "\n").encode()
         if len(self._unwritten) >= _BUFFERED_BYTES:
-            with suppress(OSError):  # `flush` tells of it, before anything depends on the lines
+            with suppress(OSError):  # `flush` raises it, before anything depends on the lines
                 self._hand_over()
 
     def flush(self) -> None:
-        """Hand the lines to the operating system and wait for the disk.
+        """Pass the lines to the operating system and wait until they are on the disk.
 
         Raises:
-            OSError: it did not take all of them; the others are kept.
+            OSError: not all lines were written; the others stay in memory.
         """
         self._hand_over()
         os.fsync(self._file.fileno())
@@ -59,8 +59,8 @@ class JsonlFile:
 def cut_after(path: Path, last_step: int) -> None:
     """Keep only the lines of `path` up to `last_step`; move the rest to `path.attempt-N`.
 
-    A line torn by a crash counts as beyond. The file is replaced, never truncated in place: a
-    crash in here loses nothing.
+    A line torn by a crash is moved as well. The file is replaced, never truncated in place, so that
+    a crash during the cut loses nothing.
     """
     if not path.exists():
         return
@@ -80,7 +80,7 @@ def cut_after(path: Path, last_step: int) -> None:
 
 
 def step_of_line(line: bytes) -> int | None:
-    """Return the `step` of a line; None: the line is cut off, or is no such object."""
+    """Return the `step` of a line; None if the line is torn or has no integer `step`."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The account of samples: what each step trained on, and what could not be used."""
+"""The record of samples: those that each step trained on, and those that could not be used."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from zeta.run.jsonl import JsonlFile, cut_after
 
 @dataclass
 class QuarantineConfig:
-    """How many images may be unusable before the run ends, with exit code 93."""
+    """Limits on unusable images, beyond which the run ends with exit code 93."""
 
     max_share: float = free(0.05)
-    """Largest share of all images seen, once `probation_images` were seen."""
+    """Largest share of unusable images, checked once `probation_images` were seen."""
     probation_images: int = free(10_000)
-    """Images before which the share is not judged."""
+    """Number of images before the share is checked."""
     max_in_a_row: int = free(100)
-    """Most unusable images in a row in one lane; this many at once is a fault of the storage, or
-    shards of another kind, rather than bad images."""
+    """Largest number of unusable images in a row in one lane; more of them point to faulty storage
+    or to shards of another kind, not to bad images."""
 
     def __post_init__(self) -> None:
         check_range("train.quarantine.max_share", self.max_share, 0, 1)
@@ -37,12 +37,12 @@ class QuarantineConfig:
 
 
 class Ledger:
-    """`ledger/rank_XXXXX.jsonl`: one line a step of the samples that this rank trained on.
+    """The file `ledger/rank_XXXXX.jsonl`: one line a step with the samples of this rank.
 
     A line has `step` (committed steps, this one included), `epoch`, `images`, `tokens`, `lanes`
     (lane: [images, digest of their ids in order]) and `rejected` ids. A step that was skipped
     because its loss or gradient was not finite also lists all its `sample_ids`. `max_epochs` is
-    there where the run had one: how the last packs are closed depends on it.
+    present if the run had one, because the last packs depend on it.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Ledger:
         world_size: int | None = None,
         max_epochs: int | None = None,
     ) -> None:
-        """Open this rank's file to go on after `resume_step`.
+        """Open this rank's file to continue after `resume_step`.
 
-        Rank 0 also cuts the files of ranks that are no more, where `world_size` is given.
+        If `world_size` is given, rank 0 also cuts the files of ranks that no longer exist.
         """
         self._limit = {} if max_epochs is None else {"max_epochs": max_epochs}
         if rank == 0 and world_size is not None:
@@ -65,12 +65,12 @@ class Ledger:
         self._file = JsonlFile(run_dir.ledger / f"rank_{rank:05d}.jsonl", resume_step)
 
     def write(self, step: int, packs: StepPacks, skipped: bool) -> None:
-        """Note the samples of one step.
+        """Record the samples of one step.
 
         Args:
-            step: committed steps, with this one.
+            step: committed steps, this one included.
             packs: this rank's packs.
-            skipped: the step changed nothing.
+            skipped: whether the step was skipped, and so changed nothing.
         """
         ids = [used_sample_ids(pack) for pack in packs.packs]
         line: dict[str, object] = {
@@ -88,7 +88,7 @@ class Ledger:
             line |= {"skipped": True, "sample_ids": [i for pack_ids in ids for i in pack_ids]}
         self._file.write(line)
         if skipped:
-            with suppress(OSError):  # a full disk: the line comes later
+            with suppress(OSError):  # a full disk: the line is written later
                 self._file.flush()
 
     def flush(self) -> None:
@@ -97,19 +97,19 @@ class Ledger:
 
     def close(self) -> None:
         """Flush and close."""
-        with suppress(OSError):  # what is not on the disk is of steps that no checkpoint has
+        with suppress(OSError):  # the lines lost here are of steps after the last checkpoint
             self._file.close()
 
 
 class Quarantine:
-    """`quarantine.jsonl`: one line for every sample that could not be used, with the reason."""
+    """The file `quarantine.jsonl`: one line for every unusable sample, with the reason."""
 
     def __init__(self, path: Path, world: World) -> None:
         self._path = path
         self._world = world
         self._known: set[int] = set()
         self._unwritten = bytearray()
-        """Lines that are not in the file yet, as on a full disk."""
+        """Lines that are not in the file yet, for example on a full disk."""
         self._on_disk = True
         if world.is_main and path.exists():
             content = path.read_text()
@@ -120,17 +120,17 @@ class Quarantine:
 
     @property
     def count(self) -> int:
-        """Different samples quarantined so far (known to rank 0 only)."""
+        """Number of different samples quarantined so far (known to rank 0 only)."""
         return len(self._known)
 
     def add(self, step: int, rejected: Sequence[Rejected], in_a_row: int) -> QuarantineNews:
         """Add the samples that this rank rejected; called by all ranks, written by rank 0.
 
-        A sample is listed once, however often it comes up (each epoch, each replay). `in_a_row` is
-        the longest run of rejected images in a lane of this rank.
+        A sample is listed once, even if it is rejected again in another epoch or a replay.
+        `in_a_row` is the largest number of rejected images in a row in a lane of this rank.
 
         Returns:
-            What happened on all ranks, the same on each.
+            A summary over all ranks, the same on each.
         """
         everything = self._world.gather((in_a_row, [asdict(item) for item in rejected]))
         items = [item for _, of_rank in everything for item in of_rank]
@@ -140,7 +140,7 @@ class Quarantine:
                     self._known.add(item["sample_id"])
                     self._unwritten += (json.dumps({"step": step, **item}) + "\n").encode()
                     self._on_disk = False
-            with suppress(OSError):  # a full disk: the lines come later
+            with suppress(OSError):  # a full disk: the lines are written later
                 self._append()
         last = items[-1]
         return QuarantineNews(

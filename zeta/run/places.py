@@ -1,4 +1,4 @@
-"""Where in a run a path leads that was given in the place of another: for messages that help."""
+"""Recognise a path into a run that was given where an export is expected, for error messages."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ class RunPlace:
     run: Path
     """The run directory."""
     what: str
-    """What the path is, in words."""
+    """Description of the path, for messages."""
     step: int | None = None
-    """Of a checkpoint: its step."""
+    """Checkpoint step; None if the path is not a checkpoint."""
 
     @property
     def export_command(self) -> str:
-        """What to type to have an export of it."""
+        """The command that exports it."""
         step = "" if self.step is None else f" --step {self.step}"
         return f"zeta export {shlex.quote(str(self.run))} OUT{step}"
 
 
 def find_run(path: Path) -> RunPlace | None:
-    """Return the run that a path leads into: itself, its checkpoints, or one of them; None: none.
+    """Return the run to which a path belongs, or None.
+
+    The path may be a run directory, its folder of checkpoints, or a checkpoint.
 
     Raises:
-        OSError: the folder may not be read.
+        OSError: the folder cannot be read.
     """
     if not path.is_dir():
         return None
@@ -57,5 +59,5 @@ def _step(path: Path) -> int | None:
 
 
 def _above(path: Path) -> Path:
-    """Return the folder that holds a path, as the user would write it where that is possible."""
+    """Return the parent folder of a path, written as the user wrote it if possible."""
     return path.parent if path.name not in ("", "..") else path.resolve().parent

@@ -1,4 +1,4 @@
-"""What a person asks of a run by `touch RUN_DIR/SAVE_NOW` or `touch RUN_DIR/STOP`."""
+"""Requests that a person makes of a run with `touch RUN_DIR/SAVE_NOW` or `touch RUN_DIR/STOP`."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ _LOOK_S = 1.0
 
 
 class RequestFiles:
-    """A look at the requests, at most once a second however often it is asked; rank 0 takes it.
+    """The request files of a run, read by rank 0, at most once a second.
 
-    SAVE_NOW is deleted once the checkpoint is written. STOP stays: while it is there no start of
-    the run trains, so that neither a requeue nor the next job of a chain goes on.
+    SAVE_NOW is deleted once the checkpoint is written. STOP stays: while it exists no start of the
+    run trains, so that neither a requeue nor the next job of a chain continues the run.
     """
 
     def __init__(self, run_dir: RunDir | None, *, look_s: float = _LOOK_S) -> None:
-        """Look into `run_dir` (None: into none), not more often than every `look_s` seconds."""
+        """Read the files of `run_dir` (None: no files), at most every `look_s` seconds."""
         self._run_dir, self._look_s = run_dir, look_s
         self._looked_at = float("-inf")
         self._save_asked: int | None = None
         self._taken: int | None = None
-        """Time of change, in ns, of a SAVE_NOW that is seen and of the last one that was taken."""
+        """Modification times, in ns, of a waiting SAVE_NOW and of the one served last."""
         self._stop_asked = False
 
     def save_asked(self) -> bool:
-        """Whether a checkpoint is asked for."""
+        """Return whether a checkpoint is requested."""
         self._look()
         return self._save_asked is not None
 
     def stop_asked(self) -> ExitCode | None:
-        """Return what to exit with if the run is asked to save and end; None: go on."""
+        """Return the exit code if the run is asked to save and end; None: continue."""
         self._look()
         return ExitCode.INTERRUPTED if self._stop_asked else None
 
     def taken(self) -> None:
-        """A checkpoint is begun, which is what was asked for until now."""
+        """Mark the request as served by the checkpoint that begins now."""
         if self._save_asked is not None:
             self._taken, self._save_asked = self._save_asked, None
 
     def saved(self) -> None:
-        """Delete the SAVE_NOW that was taken, unless it was touched again: it has been done."""
+        """Delete the SAVE_NOW that was served, unless it was touched again since."""
         if self._run_dir is not None and self._taken is not None:
             path = self._run_dir.save_request
-            # Where it cannot be deleted, or NFS shows it for a while, it stays taken.
+            # If it cannot be deleted, or NFS still lists it for a while, it stays served.
             with contextlib.suppress(OSError):
                 if _changed(path) == self._taken:
                     path.unlink()
@@ -60,12 +60,12 @@ class RequestFiles:
         changed = _changed(self._run_dir.save_request)
         if changed != self._taken:
             self._save_asked = changed
-        # Once seen it holds, even if it is deleted before all ranks have agreed on it.
+        # A STOP once seen stays valid, even if it is deleted before all ranks agree on it.
         self._stop_asked = self._stop_asked or _changed(self._run_dir.stop_request) is not None
 
 
 def _changed(path: Path) -> int | None:
-    """Return when a file was changed; None: it is not there, or storage fails for a moment."""
+    """Return the modification time of a file in ns; None if it is missing or unreadable now."""
     try:
         return path.stat().st_mtime_ns
     except OSError:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and end, as a flag that is read at the step boundary."""
+"""Signals that ask a run to save and end, kept as a flag that is read between steps."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from zeta.exit_codes import ExitCode
 
 _REQUEUE = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 ONE_PRESS_SECONDS = 0.2
-"""SIGINT again so soon is the same Ctrl-C: `timeout`, `uv run` and others pass on what the terminal
-sends to the whole group anyway."""
+"""Seconds within which a second SIGINT is the same Ctrl-C: the terminal sends it to the whole
+process group, and `timeout`, `uv run` and others forward it again."""
 
 
 class StopSignals:
     """While entered: USR1, USR2 and TERM ask to save and requeue, INT to save and end.
 
-    A second INT ends the process at once. The handlers do nothing but note the signal. One that is
-    entered while another is begins with what that one has noted.
+    A second INT ends the process at once. The handlers only record the signal. An instance that is
+    entered inside another one takes over the signal which that one has recorded.
 
     Args:
-        also: asked besides, whenever `requested` is read; what it returns must not go back to None.
-        interrupts: note INT too; else it stays what it was.
+        also: called whenever `requested` is read, as another source of requests; once it has
+            returned an exit code it must not return None again.
+        interrupts: whether to handle INT too; if not, its handler is left as it is.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class StopSignals:
 
     @property
     def requested(self) -> ExitCode | None:
-        """The exit code that was asked for; None while nobody asked."""
+        """The requested exit code; None if there is no request."""
         return self._noted if self._noted is ExitCode.INTERRUPTED else self._also() or self._noted
 
     def __enter__(self) -> StopSignals:
@@ -70,18 +71,18 @@ class StopSignals:
 
 
 def stop_votes(requested: ExitCode | None) -> list[bool]:
-    """Return what a rank adds to a sum over ranks, so that all agree to stop: two numbers."""
+    """Return the two numbers that a rank adds to a sum over ranks, so that all agree to stop."""
     return [requested is ExitCode.INTERRUPTED, requested is ExitCode.REQUEUE]
 
 
 def agreed_stop(votes: Sequence[float]) -> ExitCode | None:
-    """Return what all ranks exit with, from the summed `stop_votes`; None: go on."""
+    """Return the exit code of all ranks from the summed `stop_votes`; None: continue."""
     interrupts, requeues = votes
     return ExitCode.INTERRUPTED if interrupts else ExitCode.REQUEUE if requeues else None
 
 
 def _reset_in_child(owner: int) -> None:
-    """Loader workers are forked from us: what is meant for the rank must not stop them early."""
+    """Reset the handlers in a forked loader worker: signals to the rank must not stop it early."""
     if os.getppid() == owner:
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells of the weights of single steps: scores on held-out images."""
+"""Read the scores on held-out images of single steps from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOSS = "loss"
 
 @dataclass(frozen=True)
 class Ranked:
-    """A step and the score that it is judged by."""
+    """A step and the score by which it is ranked."""
 
     step: int
     metric: str
@@ -30,7 +30,7 @@ class Ranked:
 def read_scores(metrics: Path) -> dict[int, Scores]:
     """Return the `val/` metrics of every step that was evaluated, by step.
 
-    A line that a kill or a run still going has torn is left out.
+    A torn line, left by a kill or by a run that is still writing, is skipped.
     """
     found: dict[int, Scores] = {}
     if not metrics.is_file():
@@ -52,13 +52,13 @@ def best_first(
 ) -> list[Ranked]:
     """Order `steps` from the best to the worst; those that were not evaluated are left out.
 
-    They are judged by the objective's headline score (higher is better); where none was logged, by
-    the loss. The later of two equals comes first.
+    The order is by the objective's headline score (higher is better), or by the loss if no headline
+    score was logged. Of two equal steps the later comes first.
 
     Args:
-        scores: as `read_scores` returns them.
-        steps: those to choose from.
-        average: judge the moving average of the weights, where it was evaluated.
+        scores: result of `read_scores`.
+        steps: the candidates.
+        average: whether to rank the moving average of the weights, if it was evaluated.
     """
     there = {step: scores[step] for step in steps if step in scores}
     names = {name for values in there.values() for name in values}

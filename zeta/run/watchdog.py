@@ -1,11 +1,11 @@
-"""The hang watchdog: what a rank is doing is on disk, and a phase without an end ends the rank.
+"""The hang watchdog: it writes the current phase of a rank to disk and ends a rank that hangs.
 
-A thread writes `heartbeat/rank_XXXXX.json` every few seconds and looks at the clock. Past the limit
-of the current phase it writes the stacks of all threads (and of forked loader workers) into the
-rank's log and ends the process as a crash; so do the other ranks, whose own phase lasts as long
-while they wait. It does not need the main thread, which may be stuck in a collective or a kernel.
-A thread needs Python's lock, though: for a main thread that hangs while it holds that lock, the
-alarm of `faulthandler` (a C thread, set anew at every look at the clock) is the second line.
+A thread writes `heartbeat/rank_XXXXX.json` every few seconds and checks the clock. Once the current
+phase exceeds its limit, it writes the stacks of all threads (and of forked loader workers) to the
+rank's log and ends the process as a crash. The other ranks do the same, because their own phase
+lasts as long while they wait. The main thread is not needed: it may be stuck in a collective or a
+kernel. The thread does need Python's global lock, though. If the main thread hangs while it has
+that lock, the alarm of `faulthandler` (a C thread, reset at every check) ends the process instead.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from zeta.run.heartbeat import Heartbeat
 
 CRASH = 1
 _LONGEST_LIMIT_S = 1e8
-"""Three years; beyond some more, alarms of the operating system overflow."""
+"""Largest limit: three years. The operating system's alarms overflow a little beyond that."""
 _LOOK_S = 1.0
 _GRACE_S = 5.0
-"""By how much later than the thread the alarm goes off: looks at the clock, and writing stacks."""
+"""Delay of the alarm after the thread's deadline: time to check the clock and write stacks."""
 _PEERS_GRACE_S = 60.0
-"""By how much longer than a phase a collective may take: each rank's watchdog reports first."""
+"""Extra time of a collective beyond its phase, so that each rank's watchdog reports first."""
 
 
 @dataclass
 class WatchdogConfig:
-    """Seconds that a phase may last before its rank is taken to hang, and ended; 0: no limit."""
+    """Time limits of the phases, in seconds; a rank beyond them is taken to hang. 0: no limit."""
 
     start_s: float = free(1800.0)
-    """From the start of a rank to the end of its first step."""
+    """Limit from the start of a rank to the end of its first step."""
     data_s: float = free(900.0)
-    """Until the packs of a step are there."""
+    """Limit on waiting for the packs of a step."""
     train_s: float = free(900.0)
-    """A step, waiting for the other ranks and their data included: at least `data_s`."""
+    """Limit on a step, including the wait for the other ranks and their data: at least `data_s`."""
     save_s: float = free(1800.0)
-    """What training waits for a checkpoint: copying it, and publishing it once it is written."""
+    """Limit on the wait for a checkpoint: copying it, and publishing it once it is written."""
     evaluate_s: float = free(1800.0)
-    """A part of an evaluation."""
+    """Limit on one part of an evaluation."""
     heartbeat_s: float = free(5.0)
     """Seconds between two heartbeats on disk."""
 
@@ -77,23 +77,23 @@ class WatchdogConfig:
 
 
 class PhaseWatch(Protocol):
-    """What the trainer tells of where it is."""
+    """The interface by which the trainer reports its current phase."""
 
     def enter(self, phase: str, step: int) -> None:
-        """Begin a phase (start, data, train, save, evaluate), or begin it anew: time starts over.
+        """Enter a phase (start, data, train, save, evaluate); its time counts from zero.
 
         Args:
-            phase: what begins.
+            phase: name of the phase.
             step: committed steps.
         """
         ...
 
 
 class Unwatched:
-    """No watchdog."""
+    """A `PhaseWatch` that does nothing."""
 
     def enter(self, phase: str, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class Watchdog:
         Args:
             path: heartbeat file of this rank.
             rank: this rank.
-            limits: how long phases may last.
-            report: called with why the process is about to end.
+            limits: time limits of the phases.
+            report: called with the reason just before the process ends.
         """
         self._path, self._rank, self._limits, self._report = path, rank, limits, report
         self._host = socket.gethostname()
@@ -137,7 +137,7 @@ class Watchdog:
         self._thread.start()
 
     def enter(self, phase: str, step: int) -> None:
-        """Begin a phase; see `PhaseWatch`. Cheap enough for every step: it sets one variable."""
+        """Enter a phase, see `PhaseWatch`. Cheap enough for every step: it sets one variable."""
         if self._first_step is None and phase != "start":
             self._first_step = step
         limit = self._limits.limit(phase)
@@ -154,7 +154,7 @@ class Watchdog:
             self._collective_limit = widest
 
     def close(self) -> None:
-        """Stop watching; the heartbeat file says that the rank has ended."""
+        """Stop watching, and write a last heartbeat with the phase `ended`."""
         self._stop.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
@@ -177,7 +177,7 @@ class Watchdog:
             self._stop.wait(_LOOK_S)
 
     def _set_alarm(self) -> None:
-        """Set faulthandler's alarm past every deadline that can come without this thread's help."""
+        """Set faulthandler's alarm after all deadlines that may pass while this thread is stuck."""
         now = self._now
         left = max(now.since + now.limit - time.monotonic(), self._steady) + _GRACE_S
         with self._lock:
@@ -193,9 +193,9 @@ class Watchdog:
             now.phase, now.step, seconds, limit, time.time(), self._rank, self._host, os.getpid()
         )
         try:
-            # It is old in a few seconds: nothing is gained by waiting for the disk.
+            # A heartbeat is outdated in seconds: do not wait for the disk.
             write_whole_text(self._path, json.dumps(asdict(beat)) + "\n", durable=False)
-        except OSError as error:  # a full disk: the run goes on, and so does the watch
+        except OSError as error:  # a full disk: run and watchdog continue
             log_line(f"the heartbeat could not be written: {error}", self._log)
 
     def _end(self, now: _Now) -> None:
@@ -205,7 +205,7 @@ class Watchdog:
         self._write()
         self._report(
             f"phase {now.phase} of step {now.step} has lasted more than {now.limit:g} s on "
-            f"{self._host} (train.watchdog.{now.phase}_s): taken for a hang"
+            f"{self._host} (train.watchdog.{now.phase}_s), so the rank is taken to hang"
         )
         for worker in multiprocessing.active_children():
             if worker.pid is not None:
