@@ -38,7 +38,7 @@ class BenchResult:
     efficiency: float
     """Ratio of the two rates, measured in turn; median over rounds."""
     cpu_efficiency: float
-    """The same ratio by CPU time of all processes, which is steadier on a busy machine."""
+    """Ratio of the two rates by CPU time of all processes, which is steadier on a busy machine."""
     workers: int
     images: int
     """Number of images timed."""

@@ -19,7 +19,7 @@ def add_command(
     summary: str,
     example: str,
 ) -> argparse.ArgumentParser:
-    """Declare a command: `run` does it, `summary` and `example` are its help."""
+    """Declare a command: `run` executes it, `summary` and `example` are its help."""
     parser = subparsers.add_parser(
         name,
         help=summary,
@@ -35,7 +35,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare CONFIG and its `key=value` overrides."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file or name of a shipped recipe")
     parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that win over the file"
+        "overrides", metavar="key=value", nargs="*", help="settings that override the file"
     )
 
 

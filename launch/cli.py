@@ -1,8 +1,8 @@
 """The `zeta` command line.
 
 Each command is a module of `launch.commands` with `add_parser(subparsers)`, which declares its
-arguments and sets `run`, and `run(args) -> int`, which imports what it needs: `zeta --help` answers
-at once because no command loads torch before it runs.
+arguments and sets `run`, and `run(args) -> int`, which imports what it needs: `zeta --help` is fast
+because no command loads torch before it runs.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ COMMANDS = (
 def entry_point(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; user errors are one message on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words  # wherever it stands, before or after the command
+    debug = "--debug" in words  # before or after the command
     args = parse_arguments([word for word in words if word != "--debug"])
     run: Run = args.run
     try:
         return run(args)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.FAILED
     except (KeyboardInterrupt, *errors.USER_ERRORS) as error:
@@ -85,13 +85,13 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments; `key=value` settings may stand before or after options.
+    """Parse the arguments; `key=value` settings may come before or after options.
 
-    Wrong usage exits with 2, as argparse does it.
+    Wrong usage exits with status 2, as in argparse.
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
-    # argparse takes `CONFIG` and no settings as soon as an option follows CONFIG.
+    # If an option follows CONFIG, argparse accepts no settings after it.
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

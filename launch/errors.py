@@ -21,7 +21,7 @@ def message(error: BaseException) -> str:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         hint = "; free some space and type the same command again" if full else ""
         return f"{error.strerror}{where}{hint}"
-    if isinstance(error, UnicodeEncodeError):  # for users: a file name
+    if isinstance(error, UnicodeEncodeError):  # in practice a file name
         near = ascii(error.object[max(0, error.start - 60) : error.end + 20])
         return f"a name is not valid UTF-8 and cannot be written: {near}; rename the file or folder"
     return str(error) or type(error).__name__
@@ -30,7 +30,7 @@ def message(error: BaseException) -> str:
 def exit_code(error: BaseException, *, in_training: bool) -> int:
     """Return the exit status for an error.
 
-    A wrong setting in training is never restarted; an operating-system error may be gone at the
+    In training, a wrong setting is never restarted. An operating-system error may be gone at the
     next start, so it counts as a crash there.
     """
     if isinstance(error, KeyboardInterrupt):

@@ -50,7 +50,7 @@ class Exported:
     folder: Path
     checkpoint: Path
     why: str
-    """How the checkpoint was chosen, in words."""
+    """Reason for the choice of the checkpoint, in words."""
 
 
 def export_run(

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 _OF_ONE_NODE = frozenset({"tmpfs", "ramfs", "devtmpfs", "rootfs", "overlay", "aufs"})
-"""In memory, or the upper layer of a container."""
+"""Filesystems in memory, or the upper layer of a container."""
 _DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "vfat", "apfs"})
 _MOUNTS = Path("/proc/self/mounts")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 _TIMEOUT_S = 30.0
 _UNKNOWN_JOB = "Invalid job id"
-"""What squeue prints for a job that it has forgotten, minutes after its end."""
+"""Error of squeue for a job that it has forgotten, minutes after the job's end."""
 _MARK = re.compile(r"^(sbatch|sinfo|squeue|srun|scontrol): (error: )?")
 
 

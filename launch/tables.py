@@ -11,7 +11,7 @@ from zeta.packed import packs_per_rank
 
 _NEARLY_FULL = 0.98
 _COUNT_BINDS = 0.95
-"""Above this share of data.max_images_per_pack, it is the limit of images that ends packs."""
+"""Share of data.max_images_per_pack above which that limit, not the token budget, ends packs."""
 
 
 def plan_table(summary: PlanSummary, world_size: int) -> list[str]:

@@ -47,11 +47,11 @@ class ShardStats:
     sample_bytes: dict[str, float]
     """Quantiles (min, p05, median, p95, max) and mean of the bytes of a sample."""
     height: dict[str, float]
-    """The same of the height in pixels."""
+    """Quantiles and mean of the height in pixels."""
     width: dict[str, float]
-    """The same of the width in pixels."""
+    """Quantiles and mean of the width in pixels."""
     tokens: dict[str, float]
-    """The same of the tokens of whole images at native size, in patches of `patch_size`."""
+    """Quantiles and mean of the tokens of whole images at native size (patches of `patch_size`)."""
     patch_size: int
     histograms: tuple[Histogram, ...]
     """Histograms of side (square root of the area), aspect ratio (width / height) and tokens."""

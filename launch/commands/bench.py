@@ -1,4 +1,4 @@
-"""`zeta data bench`: images a second from shards to packs, and which stage bounds them."""
+"""`zeta data bench`: images a second from shards to packs, and the stage that limits them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "bench",
         run,
-        "measure images a second from shards to packs, against the bare decoding of the images",
+        "measure images a second from shards to packs, compared with decoding alone",
         "zeta data bench navit_b16_classification data.shards=shards/train data.workers=4",
     )
     add_config(parser)

@@ -41,33 +41,33 @@ def add_parser(subparsers: Subparsers) -> None:
         type=size_mb,
         default="512MB",
         metavar="SIZE",
-        help="largest shard, as 512MB or 2GB (default: %(default)s)",
+        help="largest size of a shard, such as 512MB or 2GB (default: %(default)s)",
     )
     build.add_argument(
         "--max-count",
         type=positive_int,
         default=10_000,
         metavar="N",
-        help="most images in a shard (default: %(default)s)",
+        help="largest number of images in a shard (default: %(default)s)",
     )
     order = build.add_mutually_exclusive_group()
-    order.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
+    order.add_argument("--seed", type=int, default=0, help="seed of the shuffle (default: 0)")
     order.add_argument("--no-shuffle", action="store_true", help="keep the order of the source")
     build.add_argument(
         "--val-share",
         type=float,
         metavar="X",
-        help="hold out this share of the images, as 0.05: they go to OUT/val, the others to "
-        "OUT/train",
+        help="hold out this share of the images, such as 0.05: they are written to OUT/val, the "
+        "others to OUT/train",
     )
-    build.add_argument("--no-labels", action="store_true", help="leave classes out")
+    build.add_argument("--no-labels", action="store_true", help="write no classes")
     add_workers(build)
     add_json(build)
     index = add_command(
         subparsers,
         "index",
         run_index,
-        "index shards that something else wrote, or that changed",
+        "index shards that another program wrote, or that have changed",
         "zeta shards index '/data/laion/{00000..00127}.tar'",
     )
     add_shards(index)
@@ -76,7 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run_build(args: argparse.Namespace) -> int:
-    """Write the shards and their index; say what they hold."""
+    """Write the shards and their index, and print a summary."""
     from data_pipeline.shards.build import build_shards, build_split
 
     options: dict[str, Any] = {
@@ -100,7 +100,7 @@ def run_build(args: argparse.Namespace) -> int:
 
 
 def run_index(args: argparse.Namespace) -> int:
-    """Write the index; say what the shards hold."""
+    """Write the index, and print a summary of the shards."""
     from data_pipeline.shards.index import index_shards
 
     return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)

@@ -1,4 +1,4 @@
-"""`zeta shards stats`: the contents of shards, as text and as a picture."""
+"""`zeta shards stats`: statistics of the images of shards, as text and as a picture."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def add_parser(subparsers: Subparsers) -> None:
         type=positive_int,
         default=16,
         metavar="P",
-        help="side of a patch in pixels, for the count of tokens (default: %(default)s)",
+        help="side of a patch in pixels, for the token counts (default: %(default)s)",
     )
-    parser.add_argument("--png", metavar="FILE", help="also draw the histograms into this file")
+    parser.add_argument("--png", metavar="FILE", help="also draw the histograms to this file")
     add_json(parser)
 
 

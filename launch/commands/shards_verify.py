@@ -1,4 +1,4 @@
-"""`zeta shards verify`: decode everything, and name what is bad."""
+"""`zeta shards verify`: decode every image, and list the bad ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "verify",
         run,
-        "decode every image of shards and name the bad ones; exit status 1 if there are any",
+        "decode every image of shards and list the bad ones; exit status 1 if there are any",
         "zeta shards verify shards/photos",
     )
     add_shards(parser)

@@ -22,7 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="start no run: check everything, train on one pack here, print steps and memory",
+        help="check everything, train on one pack here, print steps and memory; start no run",
     )
     parser.add_argument(
         "--gpu", metavar="NAME", help="with --dry-run: the GPU of each rank, such as h100 or a100"
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--gpu and --world-size need --dry-run; a real run uses the GPUs and ranks it has"
         )
-    # A signal that arrives before the first step, while torch loads or the ranks connect, is noted:
-    # the trainer finds it, and all ranks leave together.
+    # A signal before the first step, while torch loads or the ranks connect, is only recorded: the
+    # trainer reads it, and all ranks stop together.
     with StopSignals(interrupts=False):
         return _train(args)
 

@@ -1,7 +1,7 @@
 """Config of the cluster (`cluster.*`): sbatch options, environment of the ranks, container.
 
-Nothing here changes what is computed, so a resumed run may change all of it. These are requests:
-the number of ranks of a run is the number that Slurm started.
+Nothing here changes the result of training, so a resumed run may change all of it. The values are
+requests: the number of ranks of a run is the number that Slurm started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ContainerConfig:
     image: str | None = free(None)
     """Image for pyxis or apptainer: a file that every node sees, or a name in a registry."""
     mounts: list[str] = free(factory=list)
-    """Folders of the node that are seen inside, as SOURCE:TARGET or SOURCE:TARGET:ro."""
+    """Folders of the node that are visible inside, as SOURCE:TARGET or SOURCE:TARGET:ro."""
 
     def __post_init__(self) -> None:
         check_choice("cluster.container.kind", self.kind, ("auto", "none", "pyxis", "apptainer"))
@@ -51,7 +51,7 @@ class ContainerConfig:
 
     @property
     def runtime(self) -> str:
-        """none, pyxis or apptainer."""
+        """The kind of container: none, pyxis or apptainer."""
         if self.kind != "auto":
             return self.kind
         if self.image is None:
@@ -59,10 +59,10 @@ class ContainerConfig:
         return "apptainer" if self.image.endswith(".sif") else "pyxis"
 
     def srun_options(self, variables: list[str]) -> list[str]:
-        """Return the words that srun takes for this container; none for all kinds but pyxis.
+        """Return the arguments of srun for this container; empty except for pyxis.
 
         Args:
-            variables: names of the variables that win over those of the image.
+            variables: names of the variables that override those of the image.
         """
         if self.runtime != "pyxis":
             return []
@@ -74,7 +74,7 @@ class ContainerConfig:
         return options
 
     def command_prefix(self, *, gpus: bool) -> list[str]:
-        """Return the words in front of a rank's command; none for all kinds but apptainer.
+        """Return the words in front of a rank's command; empty except for apptainer.
 
         Args:
             gpus: whether the ranks need the driver of the node's GPUs inside.
@@ -98,7 +98,7 @@ class ClusterConfig:
     time: str | None = free(None)
     """Time limit of one job: HH:MM:SS, MM:SS, or D-HH:MM:SS. A run may take many jobs."""
     nodes: str | None = free(None)
-    """Number of nodes, or MIN-MAX: after a node fails, the run continues on those that are left."""
+    """Number of nodes, or MIN-MAX: after a node fails, the run continues on the remaining nodes."""
     gpus_per_node: int | None = free(None)
     """GPUs of a node; each gets one rank."""
     tasks_per_node: int | None = free(None)
@@ -112,11 +112,11 @@ class ClusterConfig:
     exclude: str | None = free(None)
     """Nodes to avoid, as in n[3,7]."""
     environment: dict[str, str] = free(factory=dict)
-    """Variables of every rank: NCCL, threads, caches. They win over those of the shell that
-    submits; files and settings add to each other."""
+    """Environment variables of every rank: NCCL, threads, caches. They override those of the
+    submitting shell; the variables of several files and settings are merged."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     preflight: bool = free(True)
-    """Check every node before the ranks start, and requeue the job without those that are bad."""
+    """Check every node before the ranks start, and requeue the job without the bad nodes."""
     preflight_timeout_s: float = free(300.0)
     """Seconds after which a node that does not answer in preflight counts as bad."""
 
@@ -138,7 +138,7 @@ class ClusterConfig:
 
     @property
     def preflight_limit_s(self) -> float:
-        """Seconds that a preflight takes at most: nodes are waited for twice, then they measure."""
+        """Longest time of a preflight, in seconds: two waits for the nodes, then measurements."""
         return 2 * self.preflight_timeout_s + 300
 
     def _check_text(self) -> None:
@@ -165,9 +165,9 @@ class ClusterConfig:
 
 
 def seconds_of(time: str) -> int | None:
-    """Return the seconds of a time limit as Slurm reads it; None if it is unlimited or not one.
+    """Return the seconds of a Slurm time limit; None if it is unlimited or not a time limit.
 
-    MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+    The forms are MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM and D-HH:MM:SS.
     """
     match = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", time)
     if match is None:
@@ -181,10 +181,10 @@ def seconds_of(time: str) -> int | None:
 
 
 def node_range(text: str) -> tuple[int, int]:
-    """Return (least, most) nodes of "4" or "2-4".
+    """Return the (smallest, largest) number of nodes in a text such as "4" or "2-4".
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text has neither form.
     """
     match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)

@@ -1,4 +1,4 @@
-"""The options of `zeta launch slurm` and `doctor` that stand for settings `cluster.*`."""
+"""The options of `zeta launch slurm` and `doctor` that set values of `cluster.*`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launch.arguments import positive_int
 _TEXT = {
     "nodes": (
         "N|MIN-MAX",
-        "number of nodes; with a range, as many as are free, and fewer after one failed",
+        "number of nodes; with a range, all free nodes in it, and fewer after one has failed",
     ),
     "partition": ("NAME", "partition"),
     "account": ("NAME", "account"),
@@ -41,14 +41,14 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cluster",
         metavar="NAME",
-        help="piece of configs/cluster/, or a YAML file of your own, instead of the recipe's",
+        help="name of a file in configs/cluster/, or your own YAML file, instead of the recipe's",
     )
 
 
 def with_cluster_settings(args: argparse.Namespace) -> list[str]:
-    """Return the settings of the command line with those that the options stand for.
+    """Return the settings of the command line, with the options added as settings.
 
-    So the ranks, and a later start, see the same config.
+    The ranks and a later start thus read the same config.
     """
     settings = list(args.overrides)
     if args.cluster is not None:
@@ -56,7 +56,7 @@ def with_cluster_settings(args: argparse.Namespace) -> list[str]:
     for name in (*_TEXT, *_COUNTS):
         value = getattr(args, name)
         if value is not None:
-            # A bare number is minutes to Slurm, and 24:00:00 a number to YAML.
+            # Slurm reads a bare number as minutes, and YAML reads 24:00:00 as a number.
             bare_minutes = name == "time" and value.isdecimal()
             settings.append(f"cluster.{name}={value}{':00' if bare_minutes else ''}")
     if args.container is not None:

@@ -29,7 +29,7 @@ def recipe_lines() -> list[str]:
 
 
 def first_sentence(text: str) -> str:
-    """Return the first sentence of the comment that a YAML file begins with; "" without one."""
+    """Return the first sentence of the comment at the top of a YAML file; "" without one."""
     comment = re.match(r"(?:#.*\n)+", text)
     words = " ".join(line.lstrip("# ") for line in comment[0].splitlines()) if comment else ""
     return re.split(r"(?<=\.) |:$", words, maxsplit=1)[0].strip()
@@ -38,10 +38,10 @@ def first_sentence(text: str) -> str:
 def config_yaml(name_or_path: str, overrides: Sequence[str] = ()) -> str:
     """Return the values of a recipe as YAML, each with its documentation and its source.
 
-    What is returned is itself a recipe: it gives the same config.
+    The result is itself a recipe, with the same config.
 
     Raises:
-        ValueError: as `launch.config.load.load_config`, but `data.shards` may be missing.
+        ValueError: see `launch.config.load.load_config`; `data.shards` may be missing.
     """
     settings = read_settings(name_or_path, overrides)
     values = OmegaConf.to_container(OmegaConf.structured(compose(settings)))
@@ -108,7 +108,7 @@ def _recipe_text(name: str) -> str:
 
 
 def _sources(settings: Sequence[Setting]) -> dict[str, str]:
-    """Return the source of the last setting of each key, as people name it."""
+    """Return a short name of the source of each key's last setting."""
     return {key: _shorten(source) for source, key, _ in settings}
 
 
@@ -123,7 +123,7 @@ def _shorten(source: str) -> str:
 
 
 def _source_of(key: str, sources: dict[str, str]) -> str:
-    """Name the source of a key; of a mapping, those of all its items."""
+    """Return the source of a key; for a mapping, the sources of all its items."""
     found = [source for set_key, source in sources.items() if set_key == key]
     found += [source for set_key, source in sources.items() if set_key.startswith(f"{key}.")]
     return ", ".join(dict.fromkeys(found)) or "default"

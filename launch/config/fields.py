@@ -1,7 +1,7 @@
 """Every field of a config: its key, type, default and documentation, read from the dataclasses.
 
-The documentation of a field is the string literal under it; Python keeps no trace of it at run
-time, so it is read from the source.
+The documentation of a field is the string literal under it. Python does not keep it at run time, so
+it is read from the source.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ConfigField:
     type: str
     """Type in words."""
     default: Any
-    """Value where nothing sets it."""
+    """Default value."""
     free: bool
-    """Whether a run may be resumed under another value."""
+    """Whether a run may be resumed with another value."""
     doc: str
-    """Documentation in one paragraph."""
+    """Documentation, as one paragraph."""
 
 
 def config_fields() -> Iterator[ConfigField]:

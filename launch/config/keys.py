@@ -1,4 +1,4 @@
-"""Dotted config keys: which exist, which is nearest to a misspelled one, what a value must be."""
+"""Check dotted config keys and the types of their values, with suggestions for misspelled keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def leaves(tree: Mapping[str, Any], root: type, source: str) -> Iterator[tuple[s
     """Yield (dotted key, value) of every field that `tree` sets.
 
     Raises:
-        ValueError: a key that the dataclass `root` lacks, or a value where a section belongs.
+        ValueError: a key that the dataclass `root` does not have, or a value instead of a section.
     """
 
     def walk(node: Mapping[str, Any], section: type, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -50,10 +50,10 @@ def leaves(tree: Mapping[str, Any], root: type, source: str) -> Iterator[tuple[s
 
 
 def parse_override(text: str, config_type: type) -> tuple[str, Any]:
-    """Split a `key=value` argument and read its value as the type of the field wants it.
+    """Split a `key=value` argument and read its value according to the type of the field.
 
-    Text is taken as typed, so quotes, spaces, `$` and `:` need no escape beyond the shell's.
-    Everything else is YAML: `null`, `3`, `1e-3`, `[a, b]`.
+    The value of a text field is used as typed, so quotes, spaces, `$` and `:` need no escape beyond
+    the shell's. All other values are YAML: `null`, `3`, `1e-3`, `[a, b]`.
 
     Raises:
         ValueError: no `=`, an unknown key, or a section instead of a key.
@@ -74,7 +74,7 @@ def parse_override(text: str, config_type: type) -> tuple[str, Any]:
 
 
 def whole_number(value: object, config_type: type, key: str) -> object:
-    """Return 4e9, a float or text to YAML, as the int it is where `key` holds a whole number."""
+    """Return a value such as 4e9, a float or text in YAML, as an int if `key` is an int field."""
     hint = _hint(config_type, key)
     if int not in (hint, *typing.get_args(hint)) or not isinstance(value, str | float):
         return value
@@ -86,7 +86,7 @@ def whole_number(value: object, config_type: type, key: str) -> object:
 
 
 def expected_type(config_type: type, key: str) -> str:
-    """Describe in words what the field `key` holds."""
+    """Describe the type of the field `key` in words."""
     return _describe(_hint(config_type, key))
 
 
@@ -100,7 +100,7 @@ def _read_value(text: str, hint: object) -> object:
     if hint is object or typing.get_origin(hint) is dict:
         return _with_numbers(parsed)
     is_text = typing.get_origin(hint) is not list and str in (hint, *typing.get_args(hint))
-    # A glob or brace list may happen to be a YAML mapping or tag; no field that takes one is of
+    # A glob or brace list may also be valid YAML, a mapping or a tag. No field for globs has the
     # type Any, so only lists are read as YAML there.
     if is_text or (hint is Any and not isinstance(parsed, list | int)):
         return text
@@ -108,7 +108,7 @@ def _read_value(text: str, hint: object) -> object:
 
 
 def _with_numbers(value: object) -> object:
-    """Read 1e-5 as a number: YAML 1.1 wants a point in it, and the field has no type to go by."""
+    """Read 1e-5 as a number: YAML 1.1 requires a point in it, and the field has no type."""
     if isinstance(value, dict):
         return {name: _with_numbers(item) for name, item in value.items()}
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
@@ -117,11 +117,11 @@ def _with_numbers(value: object) -> object:
 
 
 def _hint(config_type: type, key: str) -> object:
-    """Return the type of a dotted key, or None where there is no such key."""
+    """Return the type of a dotted key, or None if the key does not exist."""
     hint: object = config_type
     for name in key.split("."):
         if typing.get_origin(hint) is dict:
-            return str if _holds_text(hint) else object  # whatever the mapping holds
+            return str if _holds_text(hint) else object  # any item of the mapping
         if not is_dataclass(hint):
             return None
         hint = typing.get_type_hints(typing.cast(type, hint)).get(name)
@@ -129,7 +129,7 @@ def _hint(config_type: type, key: str) -> object:
 
 
 def _holds_text(hint: object) -> bool:
-    """Tell mappings of names to text, such as variables: files and settings add to each other."""
+    """Return whether the type maps names to text, such as variables, which files may add to."""
     return typing.get_origin(hint) is dict and typing.get_args(hint) == (str, str)
 
 

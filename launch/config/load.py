@@ -8,11 +8,11 @@ order, before the file's own keys (looked up beside the file, then in the shippe
     train:
       max_steps: 920000
 
-`cluster=NAME` on the command line takes another piece of configs/cluster/, or a file of one's own,
-in the place of the one that the recipe includes.
+`cluster=NAME` on the command line replaces the file of configs/cluster/ that the recipe includes
+with another one, or with your own file.
 
 Unknown keys and wrong types are errors that name the key. World size is never in a config: it is
-what the launcher started.
+the number of ranks that were started.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from zeta.train.schedule import build_schedule
 FREE_SECTIONS = ("run.", "tracker.", "cluster.")
 _CLUSTER = "cluster="
 Setting: TypeAlias = tuple[str, str, Any]
-"""Where it is set (for messages), dotted key, value."""
+"""Triple of source (for messages), dotted key and value."""
 DEFAULT = "default"
-"""Where a setting is from that nobody asked for."""
+"""Source of a setting that zeta made itself."""
 
 
 @dataclass
 class RunConfig:
-    """Where a run lives."""
+    """Name and directory of a run."""
 
     name: str = free("zeta")
-    """Name of the run in W&B; the name of the recipe unless set."""
+    """Name of the run in W&B; if unset, the name of the recipe."""
     dir: str = free("runs/${run.name}")
     """Run directory, shared by all ranks and restarts. The same directory continues the run."""
 
@@ -69,7 +69,7 @@ class RunConfig:
 
 @dataclass
 class ZetaConfig:
-    """Everything that `zeta train` can be told, by section."""
+    """The complete config of `zeta train`, by section."""
 
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -86,7 +86,7 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
 
     Args:
         name_or_path: a YAML file, or the bare name of a shipped recipe.
-        overrides: `key=value` settings, which win over the file.
+        overrides: `key=value` settings, which override the file.
 
     Raises:
         ValueError: no such recipe, YAML that cannot be read, an unknown key, a value of the wrong
@@ -96,10 +96,10 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> ZetaConfig:
 
 
 def read_settings(name_or_path: str, overrides: Sequence[str] = ()) -> list[Setting]:
-    """Return the settings of a recipe and of the command line, in the order in which they count.
+    """Return the settings of a recipe and of the command line; later ones override earlier ones.
 
     Raises:
-        ValueError: as `load_config`, but for what only shows once they are put together.
+        ValueError: see `load_config`, except for errors that need the complete config.
     """
     path = find_config(name_or_path)
     pieces = [text.partition("=")[2] for text in overrides if text.startswith(_CLUSTER)]
@@ -131,7 +131,7 @@ def find_config(name_or_path: str) -> Path:
     """Return the path of a config file given by path or by the name of a shipped recipe.
 
     Raises:
-        ValueError: there is none; the message lists the shipped recipes.
+        ValueError: there is no such file; the message lists the shipped recipes.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -157,10 +157,10 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     """Return (key, old value, new value) of every changed field that a resume must not change.
 
     Args:
-        old_yaml: the config of the run so far, as `to_yaml` wrote it.
-        new: the config it is resumed with.
+        old_yaml: config of the run so far, written by `to_yaml`.
+        new: config of the resumed run.
     """
-    # A run may be older than a field: it ran under the field's default.
+    # A run older than a field has used the field's default.
     before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
     source = "the saved config"
     saved = leaves(_parse_yaml(old_yaml, source), ZetaConfig, source)
@@ -203,7 +203,7 @@ def _read_with_includes(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Return (source, tree) of a file's includes, depth first, and then of the file itself.
 
-    `cluster` stands in for every piece of a folder cluster/.
+    `cluster` replaces every included file of a folder cluster/.
     """
     if path in parents:
         chain = " -> ".join(str(item) for item in (*parents, path))
@@ -265,10 +265,10 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 def _check_sections_together(config: ZetaConfig) -> None:
-    """Raise ValueError where values of several sections or fields contradict each other."""
+    """Raise ValueError if values of several sections or fields contradict each other."""
     if config.data.shards is None:
-        raise ValueError("data.shards is not set; give them, as in data.shards=my/shards")
-    build_schedule(config.optim, config.train)  # raises where they do not fit
+        raise ValueError("data.shards is not set; give the shards, as in data.shards=my/shards")
+    build_schedule(config.optim, config.train)  # raises if they do not fit
     watchdog = config.train.watchdog
     if config.data.read_deadline_s >= watchdog.limit("data"):
         raise ValueError(
@@ -284,7 +284,7 @@ def _check_sections_together(config: ZetaConfig) -> None:
 
 
 def _check_objective(config: ZetaConfig) -> None:
-    """Raise ValueError where the objective and its model contradict each other."""
+    """Raise ValueError if the objective and its model contradict each other."""
     objective, outputs = config.objective, config.model.num_classes
     declared = objective_class(objective.kind)
     declared.check_config(objective)

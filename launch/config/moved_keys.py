@@ -1,7 +1,7 @@
-"""Config keys of former versions, read as the keys that replaced them.
+"""Translate config keys of former versions into the keys that replaced them.
 
-`train.deepspeed.optimizer: {type: SGD, params: {momentum: 0.9}}` is `optim.kind: sgd` and
-`optim.params: {momentum: 0.9}` now. Recipes and the config.yaml of runs may still hold it.
+`train.deepspeed.optimizer: {type: SGD, params: {momentum: 0.9}}` is now `optim.kind: sgd` and
+`optim.params: {momentum: 0.9}`. Recipes and the config.yaml of runs may still contain it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def with_moved_keys(
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield settings (source, dotted key, value) under the keys of this version.
 
-    Each key that has moved is logged once in a process.
+    Each moved key is logged once a process.
 
     Raises:
         ValueError: an optimizer that is not a mapping of type and params.
@@ -38,7 +38,7 @@ def with_moved_keys(
 
 
 def _optimizer(source: str, below: str, value: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield what `value` sets at the key `below` train.deepspeed.optimizer; empty: all of it."""
+    """Yield the settings of `value` at the key `below` train.deepspeed.optimizer ("": itself)."""
     if _OPTIMIZER not in _noticed:
         _noticed.add(_OPTIMIZER)
         _log.warning(

@@ -1,7 +1,7 @@
-"""From a config to the pieces of a run: the model and the shards fill in each other's values.
+"""Complete a config with the values that the model and the shards take from each other.
 
-Token counts depend on the model's patch size, and the width of its head on the shards' classes;
-this module is where the two meet.
+Token counts depend on the model's patch size, and the width of the model's head depends on the
+classes of the shards.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from zeta.models.config import check_arguments, prefix_tokens, takes_one_size
 from zeta.objectives import objective_class
 
 CLASS_TARGETS = ("label", "labels")
-"""Targets of objectives whose outputs are the classes of the shards."""
+"""Targets of the objectives whose outputs are the classes of the shards."""
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
-    """Fill in what a config leaves to the shards and the model, and check that they agree.
+    """Fill in the values that come from the shards and the model, and check that they agree.
 
     Raises:
-        ValueError: no classes are known, the shards have more than the model's head, or labels
-            that the objective cannot learn from; the tokenizer of captions cannot be read; or the
-            config says something else of the model's patches than the model.
+        ValueError: no classes are known; the shards have more classes than the model's head, or
+            labels that the objective cannot learn from; the tokenizer of captions cannot be read;
+            or the patches in the data config differ from those of the model.
     """
     objective = objective_class(config.objective.kind)
     outputs = objective.head_outputs(config.objective)
@@ -45,10 +45,10 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
 
 
 def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
-    """Have those targets read from the shards that the objective declares.
+    """Set the data config to read the targets that the objective declares.
 
     Raises:
-        ValueError: the objective cannot learn from what the shards hold.
+        ValueError: the objective cannot learn from these shards.
     """
     targets = objective_class(config.objective.kind).targets
     if targets == "caption":
@@ -59,7 +59,7 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
 
 
 def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
-    """Plan captioned samples only, and give the text encoder the vocabulary of the tokenizer."""
+    """Use captioned samples only, and set the text encoder's vocabulary from the tokenizer."""
     if manifest.old_index is not None:
         raise ValueError(
             f"objective.kind {config.objective.kind} needs captions, and the shards in "
@@ -83,10 +83,10 @@ def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
 
 
 def _with_labels(config: ZetaConfig, manifest: Manifest, *, several: bool) -> ZetaConfig:
-    """Plan labelled samples only, with lists of labels where there are any.
+    """Use labelled samples only, with lists of labels if the shards have any.
 
     Args:
-        config: of the run.
+        config: config of the run.
         manifest: the shards.
         several: whether the objective can learn from several labels an image.
     """
@@ -131,10 +131,10 @@ def _classes(config: ZetaConfig, manifest: Manifest) -> int:
 
 
 def data_for_model(data: DataConfig, model_arguments: dict[str, Any]) -> DataConfig:
-    """Return the data config with what the model decides: patch size, prefix tokens, cost.
+    """Return the data config with the model's patch size, prefix tokens and cost filled in.
 
     Raises:
-        ValueError: one of them is set to something else.
+        ValueError: the config sets one of them to another value.
     """
     decided = {
         "patch_size": model_arguments["patch_size"],
@@ -157,7 +157,7 @@ def training_plan(config: ZetaConfig, manifest: Manifest) -> Plan:
 
 
 def _check_fixed_size(data: DataConfig, image_size: Any) -> None:
-    """Raise ValueError unless every image comes as the one square that a MegaVit takes."""
+    """Raise ValueError unless every image gets the one square size that a MegaVit accepts."""
     resolution = data.resolution
     if resolution.kind != "fixed" or resolution.fit == "keep" or resolution.max != image_size:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""What is checked before a run starts anything: all that a restart would find again, said once.
+"""Check a run before it starts, and report once every fault that a restart would meet again.
 
-It takes seconds and needs torch but neither DeepSpeed nor a device. `zeta train` does it on rank 0
-while the other ranks wait for the answer, `zeta launch local` before it starts a rank, and
-`zeta train --dry-run` for a run that is not started.
+The checks take seconds and need torch but neither DeepSpeed nor a device. `zeta train` runs them on
+rank 0 while the other ranks wait for the answer, `zeta launch local` before it starts a rank, and
+`zeta train --dry-run` without starting a run.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Start:
     """A run that can start."""
 
     config: ZetaConfig
-    """With what the shards and the model say of each other filled in."""
+    """Config of the run, completed with values from the shards and the model."""
     run_dir: RunDir
     manifest: Manifest
     plan: Plan
     held_out: HeldOutImages | None
-    """What the run is evaluated on; None: nothing."""
+    """Held-out images to evaluate on; None: no evaluation."""
     saved: dict[str, Any] | None
-    """trainer.json of the newest checkpoint, whose bytes are not verified yet; None: none."""
+    """trainer.json of the newest checkpoint, not verified yet; None: no checkpoint."""
 
     @property
     def already_finished(self) -> str | None:
-        """Say so if the run has reached the end that the config sets; None if it has not."""
+        """Return a message if the run has already reached the end set in the config, else None."""
         if not self.run_dir.finished.exists() or not self.run_dir.config.exists():
             return None
         before = load_config(str(self.run_dir.config)).train
@@ -74,8 +74,9 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     """Check everything about a run that can be known before it starts.
 
     Raises:
-        ValueError, RunError: it cannot work; names the field, its value and what to do.
-        OSError: shards or the run directory cannot be reached at the moment.
+        ValueError, RunError: the run cannot work; the message names the field, its value and the
+            remedy.
+        OSError: the shards or the run directory are not reachable at the moment.
     """
     check_world_size(world_size, config.train.packs_per_step)
     check_optimizer(config.optim)
@@ -90,7 +91,7 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     saved = _check_checkpoint(run_dir, config, plan)
     start = Start(config, run_dir, manifest, plan, held_out, saved)
     if start.already_finished is None and run_dir.stop_request.exists():
-        raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to go on")
+        raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to continue")
     return start
 
 
@@ -98,14 +99,14 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
     """Refuse to continue a run under a config that changes what it computes.
 
     Raises:
-        ValueError: names every fixed field that differs from the run's config.yaml, or what else
-            the folder holds if it is no run.
+        ValueError: the message names every fixed field that differs from the run's config.yaml, or
+            a foreign file if the folder is not a run directory.
     """
     if not run_dir.config.exists():
         if foreign := run_dir.foreign_names():
             raise ValueError(
-                f"run.dir is {run_dir.path}, which holds {foreign[0]!r} and no run; choose a new "
-                "or empty folder"
+                f"run.dir is {run_dir.path}, which contains {foreign[0]!r} and is not a run "
+                "directory; choose a new or empty folder"
             )
         return
     changes = fixed_changes(run_dir.config.read_text(), config)
@@ -124,9 +125,9 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
 
 
 def check_writable(run_dir: RunDir) -> None:
-    """Raise ValueError if the run directory cannot be written, or made; nothing is left behind.
+    """Raise ValueError if the run directory cannot be created or written; leave nothing behind.
 
-    A full disk is an OSError: it may be gone at the next start.
+    A full disk raises OSError, because there may be room again at the next start.
     """
     folder = existing_parent(run_dir.path)
     try:
@@ -142,11 +143,11 @@ def check_writable(run_dir: RunDir) -> None:
 
 
 def check_shared(run_dir: RunDir, proof: str) -> None:
-    """Raise ValueError if rank 0's run directory is another folder than the one seen here.
+    """Raise ValueError if this rank's run directory is not the same folder as rank 0's.
 
     Args:
-        run_dir: as it is here.
-        proof: of rank 0's claim, see `RunLock.proof`; empty: it claimed none.
+        run_dir: the run directory as this machine sees it.
+        proof: `RunLock.proof` of rank 0's claim; empty: rank 0 claimed no directory.
     """
     if proof and not sees_claim(run_dir, proof):
         raise ValueError(
@@ -157,10 +158,10 @@ def check_shared(run_dir: RunDir, proof: str) -> None:
 
 
 def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
-    """Raise ValueError if a pack cannot hold the images at the size that the config asks for.
+    """Raise ValueError if the images do not fit into a pack at the size that the config requests.
 
-    An image with more tokens than a pack is made smaller, and counted. Where that would happen to
-    all of them, or to a model that takes one size only, the budget is a mistake.
+    A single image with more tokens than a pack is shrunk, and counted. If that would happen to all
+    images, or if the model accepts only one size, the budget is a mistake.
     """
     model = config.model.resolve()
     budget, prefix = config.data.token_budget, prefix_tokens(model)
@@ -183,9 +184,9 @@ def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
 
 
 def _check_checkpoint(run_dir: RunDir, config: ZetaConfig, plan: Plan) -> dict[str, Any] | None:
-    """Check that the newest checkpoint is of this model and these shards; return its state.
+    """Check that the newest checkpoint fits this model and these shards; return its state.
 
-    Without one, the weights that the run begins at are checked.
+    Without a checkpoint, check the weights of `train.init_from` instead.
     """
     model = abstract_model(config)
     names = step_names(run_dir.checkpoints) if run_dir.checkpoints.is_dir() else []

@@ -1,8 +1,8 @@
-"""Let the ranks agree on a start: all of them train, or none does and one reports why.
+"""Let the ranks agree on a start: either all of them train, or none does and one reports why.
 
-They agree through the store at which they meet, before a process group exists: no DeepSpeed, no
-device, no collective. Rank 0 checks first, so that rank 0 reports what every rank would find; then
-the others check what they see.
+They agree through the store at which they meet, before a process group exists, without DeepSpeed, a
+device or a collective. Rank 0 checks first and reports the faults that every rank would find; then
+the other ranks check their own view of the files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _FAILED = "zeta/start/failed"
 _ALL_ANSWER = "zeta/start/all_answer"
 _GO = "go"
 _SECONDS_TO_REFUSE = 30.0
-"""How long a rank with a wrong config waits for rank 0, which may still be loading its own."""
+"""Time that a rank with a wrong config waits for rank 0, which may still be loading its config."""
 _SECONDS_TO_HEAR = 3.0
-"""How long rank 0 keeps the store open after a refusal, for ranks that are not there yet."""
+"""Time that rank 0 keeps the store open after a refusal, for ranks that have not connected yet."""
 
 Checked = TypeVar("Checked")
 
@@ -49,11 +49,12 @@ def check_together(
     """Run `check` on rank 0, and on the others once it has passed there.
 
     Returns:
-        What `check` returned here, once it has passed on every rank.
+        The result of `check` on this rank, once it has passed on every rank.
 
     Raises:
         RefusedError: another rank failed, and reported why.
-        ConnectionError: a rank ended without an answer, or gave none for `timeout_s` seconds.
+        ConnectionError: a rank ended without an answer, or did not answer within `timeout_s`
+            seconds.
     """
     if info.rank == 0:
         checked = _first_check(check, store, info)
@@ -75,10 +76,10 @@ def refuse_together(error: ValueError) -> int:
     """Refuse to start for an error found before the ranks meet, such as a wrong config value.
 
     Returns:
-        The exit status, where rank 0 refuses as well and reports it.
+        The exit status, if rank 0 refuses as well and reports the error.
 
     Raises:
-        ValueError: `error`; this rank is to report it.
+        ValueError: `error` itself, if this rank has to report it.
     """
     info = rank_from_environment(os.environ)
     if info.world_size == 1:
@@ -97,10 +98,10 @@ def refuse_together(error: ValueError) -> int:
 
 
 def _first_check(check: Callable[[], Checked], store: Store, info: RankInfo) -> Checked:
-    """Check on rank 0, and send the answer to the others."""
+    """Check on rank 0, and send the answer to the other ranks."""
     try:
         checked = check()
-    except BaseException as error:  # an interrupt as well: nobody may wait for us
+    except BaseException as error:  # an interrupt too: no other rank may wait for this one
         store.set(_FIRST_ANSWER, str(exit_code(error, in_training=True)))
         _linger(store, info)
         raise
@@ -109,7 +110,7 @@ def _first_check(check: Callable[[], Checked], store: Store, info: RankInfo) -> 
 
 
 def _further_check(check: Callable[[], Checked], store: Store) -> Checked:
-    """Check on another rank; of several that fail, as all of one node may, the first reports it."""
+    """Check on another rank; if several fail, such as all of one node, the first one reports."""
     try:
         return check()
     except BaseException as error:
@@ -122,14 +123,14 @@ def _further_check(check: Callable[[], Checked], store: Store) -> Checked:
 
 
 def _linger(store: Store, info: RankInfo) -> None:
-    """Wait until those that are here have read a refusal: the store ends with rank 0."""
+    """Wait until the connected ranks have read a refusal, because the store ends with rank 0."""
     deadline = time.monotonic() + _SECONDS_TO_HEAR
     while store.add(_HEARD, 0) < info.world_size - 1 and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def _hear(key: str, store: Store, info: RankInfo, timeout_s: float) -> None:
-    """Wait for an answer; raise RefusedError unless it is to start."""
+    """Wait for an answer; raise RefusedError if it is a refusal."""
     try:
         store.wait([key], as_timeout(timeout_s))
         answer = store.get(key).decode()

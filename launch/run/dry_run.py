@@ -1,4 +1,4 @@
-"""`zeta train --dry-run`: all that a start checks, one pack, and the memory of the run by kind."""
+"""`zeta train --dry-run`: all checks of a start, training on one pack, and a memory estimate."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ _PACKS_LOOKED_AT = 32
 
 
 def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int:
-    """Check a run, train on one pack here, and print what the run would take.
+    """Check a run, train on one pack here, and print the steps and the memory of the run.
 
     Args:
-        config: of the run.
-        world_size: ranks that it would have.
-        gpu: that each rank would have; None: the memory is printed, but not compared.
+        config: config of the run.
+        world_size: number of ranks of the run.
+        gpu: GPU of each rank; None: the memory is printed, but not compared with a GPU.
 
     Raises:
-        ValueError, RunError: as `check_start`.
+        ValueError, RunError: see `check_start`.
     """
     start = check_start(config, world_size)
     _say(to_yaml(start.config))
@@ -76,7 +76,7 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
 
 
 def _say(text: str) -> None:
-    """Print at once, into a file as well: what comes next may take minutes."""
+    """Print without buffering, even into a file: the next part may take minutes."""
     print(text, flush=True)
 
 
@@ -164,7 +164,7 @@ def memory_table(
 def _try_pack(
     start: Start, pack: PackedBatch, states: StateMemory, activations: ActivationMemory
 ) -> str:
-    """Train on `pack` on this machine, if it fits; say what came of it."""
+    """Train on `pack` on this machine, if it fits; return a line about the result."""
     train = replace(start.config.train, packs_per_step=1)
     needed = states.lasting + states.gradients + activations.peak
     info = RankInfo()
@@ -205,7 +205,7 @@ def _try_pack(
 
 
 def _free_memory(device: str) -> int:
-    """Return the bytes that a process could still take on the device of a single rank."""
+    """Return the free memory, in bytes, of the device of a single rank."""
     if device != "cpu" and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -216,7 +216,7 @@ def _build(config: ZetaConfig) -> nn.Module:
 
 
 def _any_loss(outputs: Any, batch: PackedBatch) -> Tensor:
-    """Return a scalar of all outputs: what it is does not matter for memory."""
+    """Return some scalar that depends on all outputs; its value does not matter for memory."""
     parts = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
     tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)]
     return torch.stack([t.float().square().sum() for t in tensors if t.is_floating_point()]).sum()

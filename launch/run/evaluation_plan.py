@@ -1,6 +1,6 @@
-"""Held-out images: how they are shown to a model, planned, and numbered in its classes.
+"""Plan the evaluation of held-out images: their size, their packs and the model's class indices.
 
-`zeta eval` and the evaluation in training differ in who calls the model, and share the rest.
+`zeta eval` and the evaluation during training call the model differently, and share the rest.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class View:
-    """At which size images are shown."""
+    """The size of the images in an evaluation."""
 
     resolution: ResolutionConfig
     max_patches: int | None = None
-    """Most patches of an image; None is as many as `resolution` makes of it."""
+    """Largest number of patches of an image; None: the number that `resolution` gives."""
 
 
 def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str, Any]) -> View:
@@ -47,11 +47,11 @@ def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str,
 
     Args:
         name: `native`, or a side s in pixels: images are resized to the area s * s.
-        model_arguments: what `ModelConfig.resolve` returned.
+        model_arguments: result of `ModelConfig.resolve`.
         trained: `fit` of the images in training.
 
     Raises:
-        ValueError: the name is neither, or no size that the model takes.
+        ValueError: the name is neither, or a size that the model does not accept.
     """
     if takes_one_size(model_arguments):
         side = model_arguments["image_size"]
@@ -65,23 +65,23 @@ def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str,
         return View(ResolutionConfig("native", max=_NATIVE_CAP, fit=fit))
     if not name.isdecimal() or int(name) < 1:
         raise ValueError(f"resolution {name!r} is neither {NATIVE!r} nor a side in pixels")
-    # The side is what was asked for: small images are enlarged to it.
+    # The user asked for this side, so small images are enlarged to it.
     return View(ResolutionConfig("fixed", max=int(name), fit=fit, max_upscale=1e9))
 
 
 def view_within(
     tokens: int, model_arguments: Mapping[str, Any], trained: Mapping[str, Any]
 ) -> View:
-    """Return the view within a token budget: larger images are shrunk to so many patches.
+    """Return the view within a token budget: larger images are shrunk to fit it.
 
     Args:
-        tokens: most patches of an image.
-        model_arguments: what `ModelConfig.resolve` returned.
-        trained: `fit` of the images in training, and `max_upscale`: smaller images are enlarged
-            by at most this factor, as they were there.
+        tokens: largest number of patches of an image.
+        model_arguments: result of `ModelConfig.resolve`.
+        trained: `fit` of the images in training, and `max_upscale`, the largest factor by which
+            smaller images are enlarged.
 
     Raises:
-        ValueError: a MegaVit, whose images have another number of patches.
+        ValueError: the model is a MegaVit, whose images have another number of patches.
     """
     patch = model_arguments["patch_size"]
     if takes_one_size(model_arguments):
@@ -109,15 +109,15 @@ def held_out_plan(
     num_lanes: int = 1,
     name: str = "the shards",
 ) -> Plan:
-    """Return a plan that deals every image once, whole, not augmented and decoded in full.
+    """Return a plan with every image once, whole, not augmented and decoded in full.
 
     Args:
         manifest: the images.
-        data: packs and workers, with what `data_for_model` sets; the budget is raised where an
-            image does not fit.
-        view: their size.
-        num_lanes: among which they are dealt, at least the number of ranks.
-        name: what messages call the images.
+        data: packs and workers, as `data_for_model` returns them; the budget is raised if an image
+            does not fit.
+        view: size of the images.
+        num_lanes: number of lanes, at least the number of ranks.
+        name: name of the images in messages.
 
     Raises:
         ValueError: an image would have more tokens than any memory holds.
@@ -147,12 +147,12 @@ def held_out_plan(
 
 
 def num_unusable(plan: Plan) -> int:
-    """Return how many images a plan leaves out: without a class, or bad when they were indexed."""
+    """Return the number of images that a plan leaves out: without a class, or found bad."""
     return int(plan.masses.unlabelled.sum() + plan.masses.bad.sum())
 
 
 def _longest_image(manifest: Manifest, data: DataConfig, view: View) -> int:
-    """Return the patches of the largest image, so that the budget holds it without shrinking."""
+    """Return the number of patches of the largest image, which the budget must not be below."""
     assert data.patch_size is not None
     longest = 1
     for start in range(0, len(manifest.samples), _CHUNK):
@@ -177,13 +177,13 @@ def class_map(
 ) -> list[int]:
     """Return the model's class index of each class index of the shards.
 
-    Shards that lack some classes, or have them in another order, are understood by their names.
+    Classes are matched by name, so the shards may lack some or have them in another order.
 
     Args:
         trained: names of the model's classes, if it has any.
-        num_classes: outputs of the model.
+        num_classes: number of outputs of the model.
         manifest: the labelled shards.
-        whose: what messages call the model, in the genitive.
+        whose: name of the model in messages, in the genitive.
 
     Raises:
         ValueError: the shards have no labels, or a class that the model does not know.
@@ -208,7 +208,7 @@ def class_map(
 
 
 class Relabelled:
-    """A step source whose class indices become those of the model.
+    """A step source that translates class indices into those of the model.
 
     Args:
         source: the packs.

@@ -1,4 +1,4 @@
-"""Evaluate on several ranks: run the same command once a rank."""
+"""Evaluate on several ranks: run the same command once for each rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zeta.zero.start import init_distributed
 
 
 def has_ranks_to_start(nproc: int) -> bool:
-    """Return whether this process is to start ranks, rather than being one of them."""
+    """Return whether this process has to start the ranks, and is not a rank itself."""
     return nproc > 1 and rank_from_environment(os.environ).world_size == 1
 
 
@@ -29,7 +29,7 @@ def start_ranks(nproc: int) -> int:
 
 @contextmanager
 def evaluation_world() -> Iterator[World]:
-    """Give the ranks that this process belongs to; alone, it needs no process group."""
+    """Yield the world of this process; a single rank needs no process group."""
     info = rank_from_environment(os.environ)
     if info.world_size == 1:
         yield World(RankInfo(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -41,7 +41,7 @@ def launch_local(
     if start.already_finished is not None:
         print(start.already_finished)
         return ExitCode.FINISHED
-    # -P: a launch.py in the folder it is started from must not stand in for ours.
+    # -P: a launch.py in the current folder must not be imported instead of this package.
     command = [sys.executable, "-P", "-m", "launch", "train", config, *overrides]
     return _run_until_it_ends(command, nproc, start.run_dir, max_restarts)
 

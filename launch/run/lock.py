@@ -1,10 +1,10 @@
 """Let one run at a time train in a run directory, however the one before it ended.
 
 Every start claims the next number, `owners/000001.json` and so on, by creating the file with
-O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never given
-back, so of two starts that find the same dead owner only one succeeds it. A run that ends marks its
-file. One that could not is found to be gone by what this machine can ask: its process, on the
-machine it ran on; else its Slurm job; else whether its heartbeat still changes.
+O_EXCL, which is atomic on NFS as well; the highest number is the owner. Numbers are never reused,
+so if two starts find the same dead owner, only one of them succeeds it. A run that ends marks its
+file. An owner that could not do so is checked in this order: its process, on the machine where it
+ran; else its Slurm job; else whether its heartbeat still changes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Owner:
 
     host: str
     machine: str
-    """Boot and process namespace in which `pid` means something; empty where neither is known."""
+    """Boot and process namespace in which `pid` is valid; empty if either is unknown."""
     pid: int
     pid_started: str
-    """When the process began, in its kernel's ticks; tells it from a later one of the same id."""
+    """Start time of the process in kernel ticks, to recognise a later process with the same id."""
     time: float
     """Time of the claim, in seconds since 1970."""
     heartbeat_s: float
@@ -53,7 +53,7 @@ class Owner:
     cluster: str | None = None
     """Slurm cluster that the job id belongs to; None: unknown."""
     released: bool = False
-    """The run ended by itself."""
+    """Whether the run has ended by itself and given up the directory."""
 
     def __str__(self) -> str:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.time))
@@ -85,15 +85,15 @@ class RunLock:
         self._claimed: Path | None = None
 
     def acquire(self) -> None:
-        """Claim the directory, and make it if it is missing.
+        """Claim the directory, and create it if it is missing.
 
-        This takes no time where no owner is left, or its process or job can be asked for. An owner
-        on another machine that is known by heartbeats only is watched until one comes, or for long
-        enough to know that it is gone: half a minute.
+        This is immediate if there is no owner, or if its process or job can be queried. An owner on
+        another machine that is known only by its heartbeats is watched until a heartbeat comes, or
+        for half a minute, after which it is taken to be gone.
 
         Raises:
-            RunError: another run has it.
-            OSError: nothing can be written there.
+            RunError: another run owns the directory.
+            OSError: the directory cannot be written.
         """
         folder = self._run_dir.owners
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,13 +113,13 @@ class RunLock:
 
     @property
     def proof(self) -> str:
-        """Text by which another machine recognises this directory; empty without a claim."""
+        """The text by which another machine recognises this directory; empty without a claim."""
         if self._claimed is None:
             return ""
         return f"{self._claimed.name}\n{self._claimed.read_text(encoding='utf-8')}"
 
     def close(self) -> None:
-        """Let others have the directory, if this process had it."""
+        """Give up the directory, if this process owns it."""
         if self._claimed is None:
             return
         released = replace(self._owner, released=True)
@@ -162,12 +162,12 @@ class RunLock:
 
 
 def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
-    """Return whether this machine sees another one's claim; network storage may take a while.
+    """Return whether this machine sees another machine's claim; network storage may be slow.
 
     Args:
-        run_dir: the directory as it is here.
-        proof: `RunLock.proof` there.
-        patience_s: seconds to look for it.
+        run_dir: the directory as this machine sees it.
+        proof: `RunLock.proof` on the other machine.
+        patience_s: seconds to look for the claim.
     """
     name, _, content = proof.partition("\n")
     deadline = time.monotonic() + patience_s
@@ -179,7 +179,7 @@ def sees_claim(run_dir: RunDir, proof: str, patience_s: float = 10.0) -> bool:
 
 
 def last_owner(run_dir: RunDir) -> Owner | None:
-    """Return who trains in a directory or did last; None: nobody, or it cannot be read."""
+    """Return the current or last owner of a directory; None: no owner, or it cannot be read."""
     number = _newest(run_dir.owners)
     try:
         return _parse(run_dir.owners / _name(number)) if number else None
@@ -188,7 +188,7 @@ def last_owner(run_dir: RunDir) -> Owner | None:
 
 
 def lives_here(owner: Owner) -> bool | None:
-    """Return whether the process of an owner runs; None: this machine cannot see it."""
+    """Return whether the process of an owner is running; None: this machine cannot see it."""
     if not owner.machine or owner.machine != _machine():
         return None
     return _process_start(owner.pid) == owner.pid_started
@@ -215,7 +215,7 @@ def _create(path: Path, owner: Owner) -> None:
 
 
 def _read(path: Path) -> Owner | None:
-    """Read a claim; None where its process was killed before the claim was whole."""
+    """Read a claim; None if its process was killed before the claim was complete."""
     deadline = time.monotonic() + _WRITING_S
     while (owner := _parse(path)) is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -233,7 +233,7 @@ def _parse(path: Path) -> Owner | None:
 def _content(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except OSError:  # not there yet, or replaced just now on NFS
+    except OSError:  # not there yet, or just being replaced on NFS
         return None
 
 
@@ -242,12 +242,12 @@ def _machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return ""
 
 
 def _process_start(pid: int) -> str | None:
-    """Return when a process began, in the kernel's ticks since boot; None: it does not run."""
+    """Return the start time of a process in kernel ticks since boot; None: it is not running."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -256,7 +256,7 @@ def _process_start(pid: int) -> str | None:
 
 
 def _is_in_queue(job: str) -> bool | None:
-    """Return whether Slurm has the job, running or waiting to run again; None: it is unknown."""
+    """Return whether the job is running or waiting in Slurm's queue; None: unknown."""
     try:
         states = ask_queue("--format=%T", f"--jobs={job}")
     except SlurmUnavailableError:

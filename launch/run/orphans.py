@@ -1,8 +1,8 @@
-"""End the ranks when their launcher is gone, whatever ended it, by a process of its own.
+"""End the ranks once their launcher is gone, for whatever reason: a separate guardian process.
 
 `python orphans.py` reads from standard input, which only the launcher writes to: one process group
-a line, then `done`. At end of file without `done` the launcher was killed, and the guardian kills
-the groups. That reaches stuck ranks and the workers of ranks, and needs nothing of them.
+a line, then `done`. End of file without `done` means that the launcher was killed, and the guardian
+kills the groups. This also ends stuck ranks and the loader workers, without their cooperation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DONE = "done"
 
 
 class Guardian:
-    """The guarding process, as the launcher starts it and names process groups to it."""
+    """The guardian process, seen from the launcher."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -34,13 +34,13 @@ class Guardian:
         self._write(str(group))
 
     def dismiss(self) -> None:
-        """End the guardian without a kill: all groups have ended."""
+        """End the guardian without killing anything, once all groups have ended."""
         self._write(_DONE)
         self._process.communicate()
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # somebody ended it: the run goes on unguarded
+        with contextlib.suppress(BrokenPipeError):  # guardian killed: the run continues without it
             self._process.stdin.write(f"{line}\n")
             self._process.stdin.flush()
 

@@ -1,6 +1,6 @@
 """Start the processes of a run on this machine and watch them until all have ended.
 
-Each has RANK, WORLD_SIZE, LOCAL_RANK and the address of the first rank in its environment. Signals
+Each process has RANK, WORLD_SIZE, LOCAL_RANK and the address of rank 0 in its environment. Signals
 are passed on to every rank; one failing rank ends the others; no rank outlives this process.
 """
 
@@ -24,22 +24,22 @@ from zeta.run.signals import ONE_PRESS_SECONDS
 
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _SECONDS_AFTER_SAVE = 120.0
-"""Seconds that other ranks may take to end after one that saved; all left the same barrier."""
+"""Time for the other ranks to end after one that saved; all left the same barrier."""
 _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the ranks of a run ended."""
+    """The end of a run: the statuses of its ranks, and the signals that this process received."""
 
     codes: tuple[int, ...]
-    """Exit status by rank; negative: minus the signal that ended it."""
+    """Exit status of each rank; if a signal ended it, minus the signal number."""
     killed: frozenset[int]
     """Ranks that were ended because another one failed; their status means nothing."""
     aborted: bool
-    """A second Ctrl-C killed the ranks."""
+    """Whether a second Ctrl-C killed the ranks."""
     signalled: bool
-    """This process got a signal to stop, and passed it on to the ranks."""
+    """Whether this process received a signal to stop, and passed it on to the ranks."""
 
 
 def run_ranks(
@@ -47,8 +47,8 @@ def run_ranks(
 ) -> Outcome:
     """Run `command` as `nproc` ranks and wait for all of them.
 
-    Once a rank fails, the others have `seconds_after_failure` to notice it and to report, before
-    they are killed.
+    Once a rank fails, the others have `seconds_after_failure` to notice and report the failure
+    before they are killed.
 
     Call it from the main thread: it handles SIGINT (passed on once; the second kills), SIGTERM,
     SIGHUP, SIGUSR1 and SIGUSR2 until it returns.
@@ -77,9 +77,9 @@ def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a TCP port that nothing on this machine listens on.
+    """Return a TCP port on which nothing on this machine listens.
 
-    Below the range from which systems take ports for outgoing connections, so that none of those
+    It is below the range that systems use for outgoing connections, so that no such connection
     takes it before rank 0 listens.
     """
     for port in random.SystemRandom().sample(range(20000, 32000), 100):
@@ -90,13 +90,13 @@ def free_port() -> int:
 
 
 class _Ranks:
-    """The rank processes, each in a session of its own so that a terminal's Ctrl-C comes once."""
+    """The rank processes, each in its own session, so that it receives a Ctrl-C only once."""
 
     def __init__(self) -> None:
         self.killed: set[int] = set()
         """Ranks that were ended because another one failed; their status means nothing."""
         self.interrupts = 0
-        """Number of times that Ctrl-C was pressed."""
+        """Number of Ctrl-C so far."""
         self.signalled = False
         """Whether a signal was passed on to the ranks."""
         self._interrupted_at = float("-inf")
@@ -123,7 +123,7 @@ class _Ranks:
         before = {
             number: signal.signal(number, handler)
             for number, handler in wanted.items()
-            if signal.getsignal(number) is not signal.SIG_IGN  # nohup ignores SIGHUP: so do we
+            if signal.getsignal(number) is not signal.SIG_IGN  # keep ignoring SIGHUP under nohup
         }
         try:
             yield
@@ -148,7 +148,7 @@ class _Ranks:
             time.sleep(_POLL_SECONDS)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        # A rank saves and ends on SIGTERM; a closed terminal asks for the same.
+        # A rank saves and ends on SIGTERM; a closed terminal (SIGHUP) means the same.
         self._send(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
@@ -170,13 +170,13 @@ class _Ranks:
 
     def _kill(self, ranks: Sequence[int]) -> None:
         for rank in ranks:
-            # The group outlives its leader where a rank died and left loader workers behind.
+            # The group outlives its leader if a rank died and left loader workers behind.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._processes[rank].pid, signal.SIGKILL)
 
 
 def _patience(codes: Sequence[int | None], seconds_after_failure: float) -> float:
-    """Return the seconds that running ranks may still take, given how others ended."""
+    """Return the seconds that running ranks may still take, given the statuses of the others."""
     ended = {code for code in codes if code is not None} - {0}
     if not ended:
         return float("inf")

@@ -1,6 +1,6 @@
 """Decide whether a run that ended is started again: the rule of `zeta launch local`.
 
-slurm/pretrain.sbatch follows the same rule in a few lines of its own; the tests hold both against
+slurm/pretrain.sbatch implements the same rule in a few lines of shell; the tests compare both with
 one table.
 """
 
@@ -13,41 +13,41 @@ from zeta.exit_codes import ExitCode
 
 MAX_RESTARTS = 100
 MAX_STALLED = 3
-"""Most starts in a row without a new checkpoint: what ended each of them would end the next."""
+"""Limit of starts in a row without a new checkpoint; the next start would end the same way."""
 
 _STOPPED_BEFORE_READY = {128 + n for n in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)}
 _ENDS = {ExitCode.FINISHED, ExitCode.NEVER_RESTART, ExitCode.INTERRUPTED}
 
 
 def as_rank_means(code: int) -> int:
-    """Return the exit status that a rank would have ended with, had it been able to.
+    """Return the exit status of a rank, with 85 for a rank ended by a request to save.
 
-    USR1, USR2 and TERM ask a rank to save and to be started again (85). They end one whose
-    interpreter is not up yet, and so has nothing to save.
+    USR1, USR2 and TERM ask a rank to save and to be started again (85). If its interpreter has not
+    started yet, the signal ends the rank, which has nothing to save.
 
     Args:
-        code: exit status as a shell gives it: 128 + signal for a rank that a signal ended.
+        code: exit status as in a shell: 128 + signal for a rank that a signal ended.
     """
     return ExitCode.REQUEUE if code in _STOPPED_BEFORE_READY else code
 
 
 def wants_restart(code: int) -> bool:
-    """Return whether a run that ended with `code` has work left that another start may do.
+    """Return whether another start may continue a run that ended with `code`.
 
-    It has after saving on request (85) and after a crash; not once it is finished (0), would fail
-    the same way (93) or was stopped by a person (130).
+    It may after a save on request (85) and after a crash. It may not if the run is finished (0),
+    would fail the same way (93) or was stopped by a person (130).
     """
     return code not in _ENDS
 
 
 @dataclass(frozen=True)
 class RestartCount:
-    """How often a run was started again, and how often in vain."""
+    """The number of restarts of a run, and of those without progress."""
 
     restarts: int = 0
-    """Starts after the first, whatever their cause."""
+    """Number of starts after the first, for any cause."""
     stalled: int = 0
-    """Starts in a row, up to the last, that made no checkpoint."""
+    """Number of latest starts in a row that made no checkpoint."""
 
     def ended(self, *, new_checkpoint: bool) -> RestartCount:
         """Return the count after a start has ended."""
@@ -58,7 +58,7 @@ class RestartCount:
         return RestartCount(self.restarts + 1, self.stalled)
 
     def obstacle(self, max_restarts: int = MAX_RESTARTS, max_stalled: int = MAX_STALLED) -> str:
-        """Return why the run is not started again; empty: it may be."""
+        """Return the reason not to start the run again; empty: it may be started."""
         if self.stalled >= max_stalled:
             return f"{self.stalled} starts in a row without a new checkpoint"
         if self.restarts >= max_restarts:

@@ -1,4 +1,4 @@
-"""Record the starts of a run: when, from which step, and on how many ranks."""
+"""Record each start of a run: its time, first step and number of ranks."""
 
 from __future__ import annotations
 

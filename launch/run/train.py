@@ -44,15 +44,15 @@ from zeta.train.attention_check import check_attention
 from zeta.zero.start import init_distributed
 
 _PACK_PICTURES = 3
-"""Number of packs that are drawn for W&B."""
+"""Number of packs to draw for W&B."""
 _CLAIM = "zeta/start/claim"
 
 
 def train(config: ZetaConfig) -> int:
-    """Train one rank to the end of the run, or to where it was asked to stop.
+    """Train one rank until the run is finished or is asked to stop.
 
-    The same run directory continues the run from its newest checkpoint. What this process and its
-    libraries print goes to the rank's log; rank 0 keeps the terminal.
+    The same run directory continues the run from its newest checkpoint. All output of this process
+    and its libraries goes to the rank's log; rank 0 also writes to the terminal.
 
     Returns:
         The exit status, see `zeta.exit_codes`.
@@ -109,7 +109,7 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
     except UnsavedError as error:
         _report(console, info, str(error), on_every_rank=True)
         return 1
-    except Exception as error:  # shown in one line, kept whole in the log, counted as a crash
+    except Exception as error:  # one line on the terminal, the traceback in the log; a crash
         log = run_dir.rank_log(info.rank)
         what = message(error) if isinstance(error, USER_ERRORS) else repr(error)
         _report(console, info, f"{what}; the traceback is in {log}")
@@ -117,9 +117,9 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
 
 
 def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> Start:
-    """Check the run as this rank sees it: each has its own view of the disks.
+    """Check the run from this rank, since each rank has its own view of the disks.
 
-    Rank 0 checks first, and claims the run directory for all.
+    Rank 0 checks first, and claims the run directory for all ranks.
     """
     try:
         _check_device(config, info)
@@ -138,7 +138,7 @@ def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> S
 
 
 def _check_device(config: ZetaConfig, info: RankInfo) -> None:
-    """Check that this rank's device can do what the config asks for, without touching it."""
+    """Check that this rank's device supports what the config requests, without using the device."""
     train = config.train
     device = choose_device(info, train.device, torch.cuda.device_count())
     check_attention(train, device)
@@ -178,7 +178,7 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             held_out=[] if start.held_out is None else start.held_out.of_rank(info),
             epoch_images=start.plan.num_images,
         )
-        # Only a run that could be built fixes the config of its directory.
+        # Write the config only now: a run that cannot be built must not fix it.
         if world.is_main:
             _write_run_files(run_dir, config, start.manifest)
             note_start(run_dir.starts, trainer.progress.step, world.size)
@@ -215,14 +215,14 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
 
 
 def _draw_packs(start: Start, console: Console) -> None:
-    """Draw some packs for W&B, once in the life of a run."""
+    """Draw some packs for W&B, once for each run."""
     folder = start.run_dir.wandb_pictures
     if folder.exists():
         return
     try:
         draw_first_packs(folder, start.plan, _PACK_PICTURES)
-    except (OSError, ValueError) as error:  # the run does without; a bad shard is reported by it
-        console.message(f"W&B gets no pictures of packs: {error}")
+    except (OSError, ValueError) as error:  # not essential; the run itself reports a bad shard
+        console.message(f"no pack pictures could be drawn for W&B: {error}")
 
 
 def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -> None:
@@ -231,7 +231,7 @@ def _report_hang(console: Console, info: RankInfo, run_dir: RunDir, text: str) -
 
 
 def _report(console: Console, info: RankInfo, text: str, *, on_every_rank: bool = False) -> None:
-    """Put the traceback into the log and the message on the terminal, once."""
+    """Write the traceback to the log and the message to the terminal, once."""
     log_line(traceback.format_exc(), sys.stderr)
     if info.rank == 0:
         console.fatal(f"zeta: error: {text}")

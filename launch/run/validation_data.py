@@ -1,4 +1,4 @@
-"""From a run's config to the held-out images that it is evaluated on while it trains."""
+"""Open the held-out images on which a run is evaluated during training."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _NAME = "data.val_shards"
 
 @dataclass(frozen=True)
 class HeldOutImages:
-    """The images of `data.val_shards`, planned at every size to evaluate; the same on all ranks."""
+    """The images of `data.val_shards`, planned at every evaluated size; the same on all ranks."""
 
     plans: Sequence[tuple[int | None, Plan]]
-    """(token budget of an image, plan); that of the size of training, None, is the first."""
+    """Pairs of (token budget of an image, plan); first None, the image size of training."""
     classes: Sequence[int] | None
-    """Class index of the model for each class index of the shards; None: they are not read."""
+    """Class index of the model for each class index of the shards; None: classes are not used."""
     fingerprint: str
     trained_on: int
-    """Shards of them that are trained on as well: there should be none."""
+    """Number of these shards that are also trained on; it should be 0."""
 
     def of_rank(self, info: RankInfo) -> list[HeldOut]:
-        """Return what one rank evaluates on."""
+        """Return the held-out images of one rank, at every evaluated size."""
         return [
             HeldOut(
                 tokens=tokens,
@@ -57,14 +57,14 @@ class HeldOutImages:
 
 
 def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | None:
-    """Open and plan the images of `data.val_shards`; None where there are none.
+    """Open and plan the images of `data.val_shards`; None if that is not set.
 
     Args:
-        config: resolved with the shards that are trained on.
-        trained_on: those shards.
+        config: config, resolved with the training shards.
+        trained_on: the training shards.
 
     Raises:
-        ValueError: the shards cannot be read, hold a class that the model does not know, or a
+        ValueError: the shards cannot be read or contain a class that the model does not know, or a
             token budget is not possible.
     """
     spec, arguments = config.data.val_shards, config.model.resolve()

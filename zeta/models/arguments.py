@@ -24,19 +24,19 @@ def check_layer_scale(layer_scale: float | None) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError naming the first argument that is no whole number of at least 1."""
+    """Raise ValueError naming the first argument that is not a whole number of at least 1."""
     for name, size in sizes.items():
         check_whole(name, size, 1)
 
 
 def check_rates(**rates: float) -> None:
-    """Raise ValueError naming the first argument that is no number in [0, 1)."""
+    """Raise ValueError naming the first argument that is not a number in [0, 1)."""
     for name, rate in rates.items():
         check_rate(rate, name)
 
 
 def table_grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Return (h, w) in patches of a side, or (height, width), in pixels."""
+    """Return the grid (h, w) in patches, given a side or (height, width) in pixels."""
     height, width = image_sides(image_size)
     if height % patch_size or width % patch_size:
         raise ValueError(
@@ -47,7 +47,7 @@ def table_grid(image_size: int | Sequence[int], patch_size: int) -> tuple[int, i
 
 
 def head_width(dim: int, heads: int, dim_head: int | None) -> int:
-    """Return the channels of a head: `dim_head`, or dim / heads where that is None."""
+    """Return the channels of a head: `dim_head`, or dim / heads if that is None."""
     if dim_head is not None:
         check_whole("dim_head", dim_head, 1)
         return dim_head

@@ -7,11 +7,11 @@ Back-ends:
     sdpa_segments: scaled dot-product attention of every segment by itself (CPU, and reference).
     varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16).
 
-A run chooses by `train.attention`, a model built by hand by its argument `attention`; automatic
-unless set.
+A run chooses the back-end with `train.attention`, a model built by hand with its argument
+`attention`; the default is automatic.
 
-The CUDA path was developed without a device: its forward is checked for shapes and dtypes only;
-`make test-gpu` compares its numbers with the reference where there is one.
+Without a CUDA device, tests check only the shapes and dtypes of the CUDA path; `make test-gpu`
+compares its numbers with the reference on a device.
 """
 
 from __future__ import annotations
@@ -36,47 +36,48 @@ _reported_fallbacks: set[str] = set()
 
 @dataclass(frozen=True)
 class Segments:
-    """Where each image's tokens lie in a packed sequence; made once per forward.
+    """The segments of a packed sequence: one run of tokens an image; built once a forward pass.
 
-    The last segment is tail padding (its length may be 0): nobody reads its output.
+    The last segment is tail padding (its length may be 0), whose output is never read.
     """
 
     cu_seqlens: Tensor
     """[S + 1] int32 boundaries, on the device of the tokens."""
     lengths: tuple[int, ...]
-    """Host copy of the S lengths, so that nothing on the way waits for the device."""
+    """Host copy of the S lengths, so that the forward pass never waits for the device."""
     max_seqlen: int
-    """No segment is longer. A power of two: compiled code and kernels see few different values."""
+    """Upper bound of the lengths: a power of two, so that compiled code and kernels get few
+    different values."""
     index_T: Tensor
-    """[T] int64 number of the segment that each token belongs to."""
+    """[T] int64 number of each token's segment."""
     rotary: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines [T, D/2] of the angles by which a token's place turns its queries and
-    keys, see `rotated`; None: positions are not rotary."""
+    """Cosines and sines [T, D/2] of the angles by which queries and keys are rotated, see
+    `rotated`; None: positions are not rotary."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens T of the sequence, tail padding included."""
+        """Number of tokens T of the sequence, including tail padding."""
         return sum(self.lengths)
 
     @classmethod
     def from_lengths(
         cls, lengths: Sequence[int], device: torch.device | str, tail: int = 0
     ) -> Segments:
-        """Lay segments of these lengths end to end, then `tail` tokens of padding."""
+        """Build segments of these lengths, end to end, followed by `tail` tokens of padding."""
         lengths = (*lengths, tail)
         cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
         return cls.from_boundaries(cu_seqlens.to(device, non_blocking=True), lengths)
 
     @classmethod
     def from_boundaries(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Segments:
-        """Take the S + 1 boundaries on the device and the S lengths on the host, tail included."""
+        """Build segments from S + 1 boundaries on the device and S lengths, including the tail."""
         numbers = torch.arange(len(lengths), device=cu_seqlens.device)
         index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
         return cls(cu_seqlens, lengths, 1 << max(0, max(lengths) - 1).bit_length(), index_T)
 
 
 def rotated(x_THD: Tensor, segments: Segments) -> Tensor:
-    """Turn queries or keys [T, H, D] by the angles of their tokens' places (Su et al. 2021).
+    """Rotate queries or keys [T, H, D] by the angles of their positions (Su et al. 2021).
 
     Channels i and i + D/2 are the two axes of a plane. Without `segments.rotary`, return `x_THD`.
     """
@@ -100,14 +101,14 @@ def attend(
     *,
     queries_per_segment: int | None = None,
 ) -> Tensor:
-    """Softmax attention with scale 1/sqrt(D), each query over the keys of its own segment.
+    """Compute softmax attention with scale 1/sqrt(D) of each query over its own segment's keys.
 
     Args:
         q_QHD: queries [Q, H, D]. Self-attention: Q = T, one query a token.
         k_THD: keys [T, H, D]; queries and keys are cast to the dtype of the values.
         v_THD: values [T, H, D].
         segments: boundaries of the keys (and of the queries, in self-attention).
-        backend: one of `BACKENDS`; auto takes varlen where it can run.
+        backend: one of `BACKENDS`; auto uses varlen if it can run.
         queries_per_segment: n for cross-attention: Q = n * S, n queries for every segment.
 
     Returns:
@@ -149,7 +150,7 @@ def attend(
 
 
 def _use_varlen(backend: str, v_THD: Tensor) -> bool:
-    """Whether the varlen kernel runs; what keeps it from running is logged once."""
+    """Return whether to use the varlen kernel; log once why it cannot run."""
     if backend == "sdpa_segments" or (backend == "auto" and v_THD.device.type != "cuda"):
         return False
     reason = varlen_obstacle(v_THD.device, v_THD.dtype, v_THD.shape[-1])
@@ -164,7 +165,7 @@ def _use_varlen(backend: str, v_THD: Tensor) -> bool:
 
 
 def varlen_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
-    """Return what keeps varlen from values of this kind, `channels` a head; None: nothing."""
+    """Return why varlen cannot compute such values, with `channels` a head; None: it can."""
     if device.type != "cuda":
         return f"it needs a CUDA device, the tokens are on {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):

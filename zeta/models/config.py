@@ -24,53 +24,53 @@ ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {kind.arch: kind for kind in (
 
 @dataclass
 class ModelConfig:
-    """The model: a preset, single values, or a preset with some values changed."""
+    """The model: a preset, individual values, or a preset with some values changed."""
 
     preset: str | None = None
     """Name of a preset in `zeta.models.presets`; the fields below override it."""
     arch: str | None = None
     """Architecture: navit (images of any size) or megavit (one size, for scale)."""
     image_size: Any = None
-    """Pixels of a side, or [height, width]: the size of the position tables, not a limit."""
+    """Side in pixels, or [height, width]: the size of the position tables, not a limit."""
     patch_size: int | None = None
     """Side of a patch, in pixels."""
     num_classes: int | None = None
-    """Outputs of the head; taken from the class map of the shards unless set."""
+    """Number of outputs of the head; if unset, taken from the class map of the shards."""
     dim: int | None = None
     """Channels of a token."""
     depth: int | None = None
     """Number of transformer blocks."""
     heads: int | None = None
-    """Attention heads of a block."""
+    """Number of attention heads of a block."""
     mlp_dim: int | None = None
     """Hidden channels of a block's MLP."""
     channels: int | None = None
     """Channels of an image; 3 in training."""
     dim_head: int | None = None
-    """Channels of an attention head; dim / heads unless set."""
+    """Channels of an attention head; if unset, dim / heads."""
     dropout: float | None = None
     """Dropout rate after the attention projection and in the MLPs."""
     emb_dropout: float | None = None
     """Dropout rate of the embedded tokens."""
     position: str | None = None
-    """Coordinates of the position tables: fractional, fractional_aspect or absolute; or a table
-    of a whole grid, as published ViTs have it: grid_bicubic or grid_bilinear (navit)."""
+    """Coordinates of the position tables: fractional, fractional_aspect or absolute; or one table
+    of a whole grid, as in published ViTs: grid_bicubic or grid_bilinear (navit)."""
     pool: str | None = None
-    """What stands for an image: attention (navit), cls or mean."""
+    """Pooling of an image's tokens into one vector: attention (navit), cls or mean."""
     registers: int | None = None
-    """Learned tokens added to every image (navit)."""
+    """Number of learned tokens added to every image (navit)."""
     layer_scale: float | None = None
-    """Initial layer scale; none unless set."""
+    """Initial layer scale; if unset, no layer scale."""
     stochastic_depth: float | None = None
     """Share of images that skip the last block's branches, in training."""
     parallel: bool | None = None
-    """Attention and MLP side by side (megavit)."""
+    """Compute attention and MLP side by side (megavit)."""
     qk_norm: bool | None = None
-    """Normalise queries and keys; true unless set."""
+    """Normalise queries and keys; if unset, true."""
     bias: bool | None = None
-    """Biases on norms and projections, as in most published ViTs; false unless set (navit)."""
+    """Use biases on norms and projections, as in most published ViTs; if unset, false (navit)."""
     activation: str | None = None
-    """Of the MLPs: gelu unless set, or gelu_tanh (navit)."""
+    """Activation of the MLPs: gelu or gelu_tanh; if unset, gelu (navit)."""
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, *_RATES, "registers"):
@@ -83,7 +83,7 @@ class ModelConfig:
                 check_range(f"model.{name}", value, int(name in _SIZES))
 
     def resolve(self) -> dict[str, Any]:
-        """Return arch and constructor arguments: the preset's, overridden by what is set here.
+        """Return arch and constructor arguments: the preset's, overridden by the fields set here.
 
         Raises:
             ValueError: unknown preset or architecture, or a required value is missing.
@@ -123,7 +123,7 @@ def build_model(config: ModelConfig, seed: int = 0) -> PackedViT:
 
 
 def model_from_arguments(arguments: Mapping[str, Any], seed: int = 0) -> PackedViT:
-    """Build a model from what `ModelConfig.resolve` returned, or an export's config.json holds."""
+    """Build a model from the result of `ModelConfig.resolve` or from an export's config.json."""
     values = dict(arguments)
     check_choice("model.arch", values.get("arch"), ARCHITECTURES)
     return ARCHITECTURES[values.pop("arch")](**values, seed=seed)
@@ -134,35 +134,35 @@ def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> Pac
 
     Args:
         path: folder of the export.
-        dtype: of the weights in memory, whatever it is in the files.
+        dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:
-        ValueError: no export there, one of another format, or its weights do not fit its config.
+        ValueError: not an export, one of another format, or its weights do not fit its config.
     """
     return load_export(path, model_from_arguments, dtype)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Refuse what the model's constructor would refuse, before a job waits for its machines.
+    """Raise the errors of the model's constructor early, before a job waits for its machines.
 
     Args:
-        arguments: what `ModelConfig.resolve` returned.
+        arguments: result of `ModelConfig.resolve`.
 
     Raises:
-        ValueError: names the field, `model.pool` for `pool`.
+        ValueError: the message names the field, such as `model.pool` for `pool`.
     """
     try:
-        with torch.device("meta"):  # takes no memory, whatever the size
+        with torch.device("meta"):  # needs no memory for any size
             model_from_arguments(arguments)
     except ValueError as error:
         raise ValueError(f"model.{error}") from error
 
 
 def prefix_tokens(arguments: Mapping[str, Any]) -> int:
-    """Return the number of tokens of its own that the model puts before each image's patches.
+    """Return the number of tokens that the model puts before each image's patches.
 
     Args:
-        arguments: what `ModelConfig.resolve` returned.
+        arguments: result of `ModelConfig.resolve`.
     """
     default = signature(ARCHITECTURES[arguments["arch"]]).parameters["pool"].default
     class_token = arguments.get("pool", default) == "cls"
@@ -170,9 +170,9 @@ def prefix_tokens(arguments: Mapping[str, Any]) -> int:
 
 
 def takes_one_size(arguments: Mapping[str, Any]) -> bool:
-    """Return whether the model takes images of one size only.
+    """Return whether the model accepts images of one size only.
 
     Args:
-        arguments: what `ModelConfig.resolve` returned.
+        arguments: result of `ModelConfig.resolve`.
     """
     return ARCHITECTURES[arguments["arch"]].one_size

@@ -23,7 +23,7 @@ from zeta.stored_tensors import StoredTensor
 WEIGHTS = "model"
 """Stem of the files of weights."""
 ZETA_WEIGHTS = "zeta"
-"""Stem of the weights for zeta if another format's lie beside them."""
+"""Stem of the weights for zeta if weights in another format are beside them."""
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 TEXT = "text"
@@ -39,12 +39,12 @@ Model = TypeVar("Model", bound=nn.Module)
 def load_export(
     path: Path | str, build: Callable[[Mapping[str, Any]], Model], dtype: torch.dtype
 ) -> Model:
-    """Load the model that an export holds for zeta, in evaluation mode, on the CPU.
+    """Load the zeta model of an export, in evaluation mode, on the CPU.
 
     Args:
         path: folder of the export.
-        build: makes the model from `arch` and constructor arguments; called on the meta device.
-        dtype: type of the weights in memory, whatever their type in the files.
+        build: builds the model from `arch` and constructor arguments; called on the meta device.
+        dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:
         ValueError: not an export, one of another format, or its weights do not fit its config.
@@ -106,7 +106,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def _no_export(path: Path) -> str:
-    """Return what a path that holds no export is, and what to give instead."""
+    """Describe a path that is not an export, and name the path or command to use instead."""
     if not path.exists():
         return f"{path} does not exist; give a folder that `zeta export` wrote"
     if not path.is_dir():
@@ -120,10 +120,10 @@ def _no_export(path: Path) -> str:
 
 
 def open_export(path: Path | str) -> dict[str, StoredTensor]:
-    """Return the weights that an export holds for zeta, to be read one at a time.
+    """Return the zeta weights of an export, to be read one at a time.
 
     Raises:
-        ValueError: not an export, or files of it are damaged or missing.
+        ValueError: not an export, or some of its files are damaged or missing.
     """
     path = Path(path)
     stem = read_config(path).get("weights", WEIGHTS)

@@ -1,4 +1,4 @@
-"""Floating-point operations of training, counted from the packs that were really trained on.
+"""Floating-point operations of training, counted from the actual packs.
 
 A model's operations are those of its matrix products, forward and backward, on the tokens of
 images: padding, recomputed activations, norms and table look-ups are left out, so that model FLOPs
@@ -33,7 +33,7 @@ _ATTENTION = 4
 
 @runtime_checkable
 class CountsFlops(Protocol):
-    """A model that knows its operations; MFU is reported for such models only."""
+    """A model that counts its operations; MFU is reported for such models only."""
 
     def training_flops(self, pack: PackedBatch) -> float:
         """Return the operations of one forward and backward pass over the images of `pack`."""
@@ -67,11 +67,11 @@ class PackedTransformer(Protocol):
 
 @dataclass(frozen=True)
 class FlopRates:
-    """Operations of one forward and backward pass, by what they grow with."""
+    """Operations of one forward and backward pass, as coefficients of the sizes of a pack."""
 
     per_token: float
     per_squared_length: float
-    """Times the sum over images of l * l, l its tokens."""
+    """Operations for each unit of the sum of l * l over the images, with l tokens each."""
     per_image: float
     per_pack: float = 0.0
 
@@ -88,7 +88,7 @@ class FlopRates:
 
 
 def flop_rates(model: PackedTransformer) -> FlopRates:
-    """Return the operations of a packed transformer, at any sharding of its weights."""
+    """Return the operations of a packed transformer; its weights may be sharded."""
     # The input of the embedding is data and has no gradient; that of a layer has one where
     # anything before it learns. (Within the first block that learns, all are taken to have one.)
     below = _learns(model.embeds)

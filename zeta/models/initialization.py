@@ -1,9 +1,9 @@
 """Initial weights as a pure function of (seed, parameter name, shape).
 
-Every parameter has a random stream of its own, drawn on the CPU, so that the weights depend
-neither on the device, the world size, nor the order in which parameters are materialised: a model
-built on the meta device can be filled one parameter at a time, on any rank. The distributions are
-those of the parameters' rules, see `zeta.models.parameters`.
+Every parameter has its own random stream, drawn on the CPU, so the weights do not depend on the
+device, the world size or the order in which parameters are filled: a model built on the meta device
+can be filled one parameter at a time, on any rank. The distributions come from the parameters'
+rules, see `zeta.models.parameters`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def initial_values(model: nn.Module, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every parameter of `model` but those on the meta device and those already sharded."""
+    """Fill every parameter of `model` except those on the meta device or already sharded."""
     parameters = dict(model.named_parameters())
     rules = parameter_rules(model)
     with torch.no_grad():

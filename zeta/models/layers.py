@@ -1,8 +1,8 @@
 """Layers of the packed transformer, named and laid out as in timm.
 
 Letters in shape suffixes: T tokens, S segments (images, then tail padding), I images, C channels
-of a token, H heads, D channels of a head. Unless asked for, norms and projections have no bias: one
-on the keys has a true gradient of zero, and Adam would amplify its rounding noise.
+of a token, H heads, D channels of a head. By default norms and projections have no bias: the true
+gradient of a bias on the keys is zero, and Adam would amplify its rounding noise.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from zeta.models.parameters import (
 )
 
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
-"""Activation -> the `approximate` of torch's GELU."""
+"""Activation -> argument `approximate` of torch's GELU."""
 
 
 class Norm(nn.LayerNorm):
-    """Layer normalisation with a weight, and no bias unless asked for; eps 1e-6."""
+    """Layer normalisation with a weight, and a bias only on request; eps 1e-6."""
 
     def __init__(self, dim: int, *, bias: bool = False) -> None:
         super().__init__(dim, eps=1e-6, bias=bias)
@@ -47,7 +47,7 @@ class Norm(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel on what a branch adds (Touvron et al. 2021)."""
+    """A learned factor for each channel of a branch's output (Touvron et al. 2021)."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -65,14 +65,14 @@ class LayerScale(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a branch out for a random share of the images, in training (Huang et al. 2016)."""
+    """A layer that skips a branch for random images, in training (Huang et al. 2016)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
-        """Zero the tokens [T, C] of the images left out; scale the others to keep the mean."""
+        """Zero the tokens [T, C] of the skipped images; scale the others to keep the mean."""
         if not self.training or self.rate == 0:
             return x_TC
         keep = 1 - self.rate
@@ -93,9 +93,9 @@ class BlockShape:
     """Initial factor of the layer scale; None: no layer scale."""
     qk_norm: bool = True
     bias: bool = False
-    """Biases on norms and projections, as most published ViTs have them."""
+    """Whether norms and projections have biases, as in most published ViTs."""
     activation: str = "gelu"
-    """Of the MLPs: one of `ACTIVATIONS`."""
+    """Activation of the MLPs: one of `ACTIVATIONS`."""
     backend: str = "auto"
     """Attention back-end, see `zeta.models.attention`."""
 
@@ -186,8 +186,8 @@ class Block(nn.Module):
 class ParallelBlock(nn.Module):
     """Attention and MLP side by side on one norm, fused into one input projection (ViT-22B).
 
-    y = LN(x); x + Attention(y) + MLP(y): one matrix product less to wait for, about 15% faster at
-    scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
+    y = LN(x); x + Attention(y) + MLP(y): one matrix product less in sequence, about 15% faster at
+    scale. Only the MLP has a bias. Names are those of timm's `ParallelScalingBlock`.
     """
 
     parameter_rules: ClassVar[Rules] = {"in_proj.weight": INPUT_MATRIX, "mlp_bias": ZEROS}
@@ -225,7 +225,7 @@ class ParallelBlock(nn.Module):
 def run_blocks(
     blocks: Iterable[nn.Module], x_TC: Tensor, segments: Segments, *, recompute: bool
 ) -> Tensor:
-    """Map tokens [T, C] through transformer blocks; `recompute` keeps no activations of a block."""
+    """Map tokens [T, C] through transformer blocks; `recompute` stores no activations."""
     for block in blocks:
         if recompute and torch.is_grad_enabled():
             x_TC = checkpoint(block, x_TC, segments, use_reentrant=False)
@@ -235,7 +235,7 @@ def run_blocks(
 
 
 class AttentionPool(nn.Module):
-    """One learned query per model reads each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
+    """Attention of one learned query over each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
 
     parameter_rules: ClassVar[Rules] = {
         "latent": normal(lambda shape: shape[-1] ** -0.5),
@@ -275,14 +275,14 @@ def mean_pool(x_TC: Tensor, segments: Segments) -> Tensor:
 def first_tokens(x_TC: Tensor, segments: Segments) -> Tensor:
     """Return the first token of each image, [I, C]: its class token.
 
-    Images that are not used have no rows: they read row 0, and have no weight in the loss.
+    Unused images have no rows: they get row 0, and have no weight in the loss.
     """
     empty = segments.cu_seqlens.diff()[:-1] == 0
     return x_TC[segments.cu_seqlens[:-2].long().masked_fill(empty, 0)]
 
 
 def put_prefix(x_TC: Tensor, token_1RC: Tensor | None, rows: Tensor | None) -> Tensor:
-    """Replace the rows of prefix tokens, R an image and image by image, by the learned ones."""
+    """Replace the rows of prefix tokens (R an image, image by image) by the learned tokens."""
     if token_1RC is None or rows is None:
         return x_TC
     images = len(rows) // token_1RC.shape[1]
@@ -294,8 +294,8 @@ class LogitScale(nn.Module):
 
     Args:
         scale: initial factor on the cosines; its logarithm is learned.
-        bias: initial bias; None: there is none.
-        limit: the factor goes no higher.
+        bias: initial bias; None: no bias.
+        limit: largest value of the factor.
     """
 
     def __init__(self, scale: float, bias: float | None, limit: float) -> None:
@@ -309,7 +309,7 @@ class LogitScale(nn.Module):
         self.logit_bias = None if bias is None else nn.Parameter(torch.empty(1))
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Return scale and bias, float32 scalars; the gradient passes the limit of the scale."""
+        """Return scale and bias, float32 scalars; the limit does not stop the scale's gradient."""
         scale = self.log_scale.float().exp()[0]
         scale = scale + (scale.clamp(max=self.limit) - scale).detach()
         bias = torch.zeros_like(scale) if self.logit_bias is None else self.logit_bias.float().sum()

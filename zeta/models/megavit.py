@@ -63,7 +63,7 @@ class FixedPatchEmbedding(nn.Module):
         self, patches_TP: Tensor, coords_T2: Tensor, grids_T2: Tensor, prefix_rows: Tensor | None
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
-        # Rows that are no patch read position 0: a class token replaces them, padding is ignored.
+        # Rows without a patch get position 0: a class token replaces them, padding is ignored.
         place_T = (coords_T2[:, 0] * self.grid[1] + coords_T2[:, 1]).clamp(min=0)
         position_TC = nn.functional.embedding(place_T, self.pos_embed.flatten(0, 2))
         tokens_TC = self.proj(patches_TP) + position_TC
@@ -180,7 +180,7 @@ class MegaVit(PackedViT):
         return self.embeds.grid
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
-        """Raise ValueError for the first image of another size than the model's."""
+        """Raise ValueError for the first image whose size is not the model's."""
         height, width = (side * self.patch_size for side in self.embeds.grid)
         for image, (h, w) in enumerate(grids):
             if (h, w) != self.embeds.grid:

@@ -129,7 +129,7 @@ class NaViT(PackedViT):
         bias: biases on norms, projections and the patch embedding, as most published ViTs have
             them. One on the keys makes training depend on the order of sums, see
             `zeta.models.layers`.
-        activation: of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
+        activation: activation of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
         attention: back-end, see `zeta.models.attention`.
@@ -261,12 +261,12 @@ class NaViT(PackedViT):
         return pooled
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
-        """Raise ValueError for an image that absolute tables are too small for."""
+        """Raise ValueError for an image that is too large for absolute tables."""
         if self.embeds.position == "absolute":
             check_absolute(grids, self.embeds.grid)
 
     def grids_fit(self, pack: PackedBatch) -> Tensor | None:
-        """Return whether absolute tables hold all images of a pack; None: positions stretch."""
+        """Return whether all images of a pack fit absolute tables; None: positions are relative."""
         if self.embeds.position != "absolute":
             return None
         return (pack.grids <= torch.tensor(self.embeds.grid, device=pack.grids.device)).all()

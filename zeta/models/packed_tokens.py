@@ -1,4 +1,4 @@
-"""Patches of several images on the model's device, and where each of them belongs."""
+"""Patches and token features of several images, with the image and place of each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from zeta.models.attention import Segments
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Features of every token, and where it comes from."""
+    """Features of every token, with its image and its place in the image."""
 
     features: Tensor
     """[T, C] after the last norm."""
     image_index: Tensor
-    """[T] int64 image of each token; the number of images I in tail padding."""
+    """[T] int64 image of each token; I, the number of images, in tail padding."""
     coords: Tensor
-    """[T, 2] (y, x) of the patch; -1 where the token is none (class, register, padding)."""
+    """[T, 2] (y, x) of the patch; -1 for other tokens (class, register, padding)."""
 
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """What an encoder takes. Letters: T tokens, I images, p patch side, c channels."""
+    """The input of an encoder. Letters: T tokens, I images, p patch side, c channels."""
 
     patches: Tensor
     """[T, p*p*c] uint8, or float that is already normalised."""
@@ -35,12 +35,12 @@ class PackedTokens:
     """[I, 2] (h, w) of each image's whole grid, in patches."""
     segments: Segments
     image_order: Tensor | None = None
-    """[I] for each image as given, its place among `segments`; None: the same order."""
+    """[I] index in `segments` of each image of the original order; None: the same order."""
     token_order: Tensor | None = None
-    """[T] for each token as given, its row here; None: the same order."""
+    """[T] row here of each token of the original order; None: the same order."""
 
     def sorted_by_length(self) -> PackedTokens:
-        """Lay images of equal length side by side, where the CPU back-end batches them."""
+        """Sort images by length, so that the CPU back-end can batch those of equal length."""
         *lengths, tail = self.segments.lengths
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         if all(lengths[a] == lengths[b] for a, b in enumerate(order)):
@@ -62,7 +62,7 @@ class PackedTokens:
         )
 
     def prefix_rows(self, prefix_tokens: int) -> Tensor:
-        """Return the rows, on the host, of the first tokens of every image, image by image."""
+        """Return the row numbers (on the host) of all prefix tokens, image by image."""
         *lengths, _ = self.segments.lengths
         starts = accumulate(lengths, initial=0)
         used = [start for start, length in zip(starts, lengths, strict=False) if length]

@@ -1,8 +1,8 @@
-"""What the packed Vision Transformers share: input, normalisation, encoder, initialisation.
+"""The base of the packed Vision Transformers: input, normalisation, encoder, initialisation.
 
 Letters in shape suffixes: T tokens of the packed sequence, I images, C channels of a token. Tokens
 of all images lie end to end in one sequence; attention and pooling stay within an image, so an
-image's output does not depend on what it is packed with.
+image's output does not depend on the other images in the pack.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PackedViT(nn.Module, ABC):
     arch: ClassVar[str]
     """Name of the architecture in configs and exports."""
     one_size: ClassVar[bool] = False
-    """Whether it takes images of `image_size` only."""
+    """Whether it accepts images of `image_size` only."""
     embeds: nn.Module
     blocks: nn.ModuleList
     norm: Norm
@@ -88,16 +88,16 @@ class PackedViT(nn.Module, ABC):
 
     @abstractmethod
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
-        """Raise ValueError for the first image whose patch grid the model cannot take."""
+        """Raise ValueError for the first image whose patch grid the model cannot encode."""
 
     @abstractmethod
     def grids_fit(self, pack: PackedBatch) -> Tensor | None:
         """Return whether all grids of a pack fit, as a tensor on its device; None: any fits."""
 
     def init_weights(self, seed: int) -> None:
-        """Fill weights and constants as a function of `seed`; those on the meta device are left.
+        """Fill weights and constants as a function of `seed`, except those on the meta device.
 
-        Call it again after `to_empty` has given a model from the meta device its memory.
+        Call it again after `to_empty` has allocated the memory of a model from the meta device.
         """
         for buffer, values in ((self.mean, self._mean), (self.std, self._std)):
             buffer.copy_(torch.tensor(values, device="cpu"))
@@ -112,7 +112,7 @@ class PackedViT(nn.Module, ABC):
         return flop_rates(self)
 
     def compile_blocks(self) -> None:
-        """Compile each block in place: once for all of them, and for packs of any content."""
+        """Compile the blocks in place, with one compilation for all blocks and all packs."""
         for block in self.blocks:
             block.compile()
 
@@ -122,10 +122,10 @@ class PackedViT(nn.Module, ABC):
 
         Args:
             path: folder of the export.
-            dtype: of the weights in memory, whatever it is in the files.
+            dtype: dtype of the weights in memory; the files may have another one.
 
         Raises:
-            ValueError: no export for zeta there, a damaged one, or one of another architecture.
+            ValueError: not an export for zeta, a damaged one, or one of another architecture.
         """
         arch = read_config(path)["model"]["arch"]
         if arch != cls.arch:
@@ -140,17 +140,18 @@ class PackedViT(nn.Module, ABC):
     def embed(self, images: Sequence[Image], *, side: int = 1024, tokens: int = 4096) -> Tensor:
         """Return the pooled embedding [n, dim] of PIL images of any sizes, on the model's device.
 
-        Each is turned upright and shown at its own size, rounded to whole patches; one of a larger
-        area than side * side pixels is shrunk to it. A model of one size takes the largest centred
-        square.
+        Each image is turned upright and encoded at its own size, rounded to whole patches; an image
+        of more than side * side pixels is shrunk to that area. A model of one size encodes the
+        largest centred square.
 
         Args:
-            images: in any modes.
-            side: pixels.
-            tokens: of the images that are encoded at a time, or one image that has more.
+            images: PIL images of any mode.
+            side: side of the largest area, in pixels.
+            tokens: largest number of tokens to encode at a time; a single image may have more.
 
         Raises:
-            ValueError: no images, something that is no PIL image, or one smaller than a patch.
+            ValueError: no images, an object that is not a PIL image, or an image smaller than a
+                patch.
         """
         check_whole("side", side, 1)
         waiting, embeddings, used = list[Tensor](), list[Tensor](), 0
@@ -175,7 +176,7 @@ class PackedViT(nn.Module, ABC):
 
     @property
     def fixed_grid(self) -> tuple[int, int] | None:
-        """The only (rows, columns) of patches that the model takes; None: it takes any."""
+        """The only grid (rows, columns) of patches that the model accepts; None: any grid."""
         return None
 
     def forward_features(self, images: PackedBatch | Images) -> TokenFeatures:

@@ -1,8 +1,8 @@
-"""The rule of every parameter, at one place: its initial value, its weight decay, its layer.
+"""The rules of all parameters, in one place: initial value, weight decay and layer.
 
 A module class declares the rules of its parameters in `parameter_rules`, by dotted name from the
-module: {"mask_token": LEARNED_TOKEN, "qkv.weight": matrix(stacked=3)}. A module further out may
-declare another rule for a parameter inside it. Linear layers and layer norms need no declaration.
+module: {"mask_token": LEARNED_TOKEN, "qkv.weight": matrix(stacked=3)}. An outer module may declare
+another rule for a parameter inside it. Linear layers and layer norms need no declaration.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 GROUPS = ("body", "head", "none")
-"""The weight-decay groups, in the order in which the optimizer has them: matrices, those of a
+"""The weight-decay groups, in the order of the optimizer: matrices of the body, matrices of a
 classifier's head (Zhai et al. 2022, section 3.1), and parameters that never decay."""
 InitialValue: TypeAlias = Callable[[Sequence[int], torch.Generator], Tensor]
-"""From the full shape and a random generator to the initial value (fp32, CPU)."""
+"""Function of the full shape and a random generator; returns the initial value (fp32, CPU)."""
 _BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
-"""Tower and number of the block that a parameter is in."""
+"""Pattern of a parameter's name in a block: the tower and the number of the block."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ Rules: TypeAlias = Mapping[str, ParameterRule]
 
 
 def constant(value: float) -> ParameterRule:
-    """Return the rule of a parameter that begins at one value and never decays."""
+    """Return the rule of a parameter that starts at one value and never decays."""
     return ParameterRule(lambda shape, _: torch.full(tuple(shape), value))
 
 
@@ -50,7 +50,7 @@ def normal(
     """Return the rule of values from a normal distribution, cut at two deviations.
 
     Args:
-        deviation: of the normal, or a function from the full shape to it.
+        deviation: standard deviation, or a function of the full shape that returns it.
         group: weight-decay group.
     """
 
@@ -64,22 +64,22 @@ def normal(
 
 
 def matrix(*, stacked: int = 1) -> ParameterRule:
-    """Return the rule of a matrix drawn for even variance forward and backward.
+    """Return the rule of a matrix with equal variance forward and backward.
 
-    Glorot and Bengio 2010; `stacked` projections lie below each other, as in q, k and v.
+    Glorot and Bengio 2010; `stacked` projections are concatenated by rows, as in q, k and v.
     """
     return normal(lambda shape: math.sqrt(2 / (shape[0] // stacked + shape[1])), "body")
 
 
 MATRIX = matrix()
 INPUT_MATRIX = normal(lambda shape: shape[1] ** -0.5, "body")
-"""A matrix whose outputs have the variance of its inputs, as the patch projection."""
+"""Rule of a matrix whose outputs have the variance of its inputs, such as the patch projection."""
 CLASSIFIER = normal(0.02, "head")
-"""A head for classes, which starts small."""
+"""Rule of a classifier's head, with small initial values."""
 EMBEDDING_HEAD = normal(0.02, "body")
-"""A head into a space of embeddings, which starts small."""
+"""Rule of a head into a space of embeddings, with small initial values."""
 LEARNED_TOKEN = normal(0.02)
-"""A class token or register."""
+"""Rule of a class token or register."""
 ZEROS, ONES = constant(0.0), constant(1.0)
 
 _OF_TYPE: dict[type[nn.Module], Rules] = {
@@ -92,7 +92,7 @@ def parameter_rules(model: nn.Module) -> dict[str, ParameterRule]:
     """Return the rule of every parameter by name, in the order of the module.
 
     Raises:
-        ValueError: a parameter that no module declares, by name.
+        ValueError: no module declares a rule for a parameter; the message names it.
     """
     return {name: _rule(model, name) for name, _ in model.named_parameters()}
 
@@ -116,13 +116,13 @@ def _rule(model: nn.Module, name: str) -> ParameterRule:
 
 
 def layers_above(names: Iterable[str]) -> dict[str, int]:
-    """Return the number of layers between each parameter's and the output, by name.
+    """Return the number of layers between each parameter and the output, by name.
 
-    Norm, pooling and head have none above them, the last block one, and the embedding of patches
-    or tokens one more than the first block. Each encoder of a model counts its own blocks.
+    It is 0 for norm, pooling and head, 1 for the last block, and for the embedding of patches or
+    tokens one more than for the first block. Each encoder of a model counts its own blocks.
 
     Args:
-        names: of all parameters of the model.
+        names: names of all parameters of the model.
     """
     names = list(names)
     blocks = {match.groups() for name in names if (match := _BLOCK.match(name))}
@@ -138,7 +138,7 @@ def layers_above(names: Iterable[str]) -> dict[str, int]:
 
 
 def full_shape(parameter: Tensor) -> list[int]:
-    """Return the shape of a parameter, also where ZeRO-3 left only a shard of it."""
+    """Return the full shape of a parameter, even if ZeRO-3 has left only a shard of it."""
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 

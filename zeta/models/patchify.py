@@ -1,4 +1,4 @@
-"""From a list of images to one packed sequence of patches, with token dropping.
+"""Cut a list of images into one packed sequence of patches, with token dropping.
 
 Letters: c channels, p patch side in pixels, h and w sides of the patch grid, T kept patches.
 """
@@ -76,7 +76,7 @@ def image_sides(image_size: object) -> tuple[int, int]:
     """Return (height, width) in pixels of a side, or of a pair of sides.
 
     Raises:
-        ValueError: neither of them, or a side below 1.
+        ValueError: not a side or a pair of sides, or a side below 1.
     """
     sides = (image_size, image_size) if isinstance(image_size, Integral) else image_size
     if isinstance(sides, Sequence) and len(sides) == 2:
@@ -90,8 +90,8 @@ def patchify(images: list[Tensor], patch_size: int, channels: int) -> Patches:
     """Cut images [c, height, width] into patches; images of one size are cut together.
 
     Raises:
-        ValueError: an image is empty, has other channels or a dtype that is no pixel type, or its
-            sides are not multiples of the patch; images differ in dtype; no images.
+        ValueError: an image is empty, has another number of channels or a dtype that is not a pixel
+            type, or its sides are not multiples of the patch; images differ in dtype; no images.
     """
     if not images:
         raise ValueError("images is empty: pass at least one image")
@@ -145,9 +145,9 @@ def _check_image(number: int, image: Tensor, first: Tensor, patch_size: int, cha
 def check_finite(pixels: Tensor, lengths: Sequence[int]) -> None:
     """Raise ValueError naming the first image with a NaN or infinite pixel (uint8 has none).
 
-    Padding after the last image counts as well: its gradient is zero, yet zero times NaN is NaN in
-    every weight. Reads one answer back from the device, for float pixels only: packs of the data
-    pipeline are uint8 and are not scanned.
+    Padding after the last image is checked as well: its gradient is zero, but zero times NaN would
+    make every weight NaN. The check reads one value back from the device, and runs only for float
+    pixels: packs of the data pipeline are uint8 and are not scanned.
 
     Args:
         pixels: [T, p*p*c] patches of the images, end to end, then padding.
@@ -162,7 +162,7 @@ def check_finite(pixels: Tensor, lengths: Sequence[int]) -> None:
 
 
 def keep_count(patches: int, rate: float) -> int:
-    """Return how many of an image's patches stay when the share `rate` is dropped: at least 1."""
+    """Return the number of patches that remain if the share `rate` is dropped: at least 1."""
     return max(1, round(patches * (1 - rate)))
 
 
@@ -174,7 +174,7 @@ def check_rate(rate: object, source: str) -> float:
 
 
 def drop_tokens(patches: Patches, patch_size: int, dropout: DropRate) -> Patches:
-    """Keep a random subset of each image's patches, of an integer size drawn once.
+    """Keep a random subset of each image's patches; see `keep_count` for its size.
 
     Draws from torch's global CPU generator. All images share two sorts, so that 512 tiny images
     cost about as much as one large one.

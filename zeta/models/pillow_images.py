@@ -1,6 +1,6 @@
-"""PIL images as the tensors that a model takes: upright, RGB, with sides of whole patches.
+"""Convert PIL images to the input of a model: upright, RGB, with sides of whole patches.
 
-The same pixels as those that the data pipeline decodes at the native resolution, to within a level.
+The pixels equal those of the data pipeline at native resolution, within one level of 255.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_pillow(image: object, number: int, patch_size: int) -> None:
-    """Raise ValueError, by its number, unless `image` is a PIL image of at least a patch."""
+    """Raise ValueError, with its number, unless `image` is a PIL image of at least one patch."""
     from PIL.Image import Image
 
     if not isinstance(image, Image):
@@ -35,7 +35,7 @@ def pixels_of(image: Image, channels: int) -> Tensor:
     """Return an image as uint8 [channels, height, width], upright; transparency is laid on white.
 
     Raises:
-        ValueError: the model takes neither grey nor RGB images.
+        ValueError: the model accepts neither grey nor RGB images.
     """
     from PIL import Image as Images
     from PIL import ImageOps
@@ -58,7 +58,7 @@ def pixels_of(image: Image, channels: int) -> Tensor:
 
 
 def native_grid(height: int, width: int, patch_size: int, side: int) -> tuple[int, int]:
-    """Return the (rows, columns) of patches of an image shown at its own size.
+    """Return the (rows, columns) of patches of an image at its own size.
 
     Args:
         height, width: pixels.
@@ -73,7 +73,7 @@ def resized(pixels: Tensor, height: int, width: int, *, crop: bool) -> Tensor:
     """Resize uint8 [c, h, w] to [c, height, width], antialiased.
 
     Args:
-        crop: take the largest centred box of the wanted shape, rather than all.
+        crop: use only the largest centred box of the wanted shape, not the whole image.
     """
     if crop:
         inner_h = min(pixels.shape[1], max(1, round(pixels.shape[2] * height / width)))
@@ -82,6 +82,6 @@ def resized(pixels: Tensor, height: int, width: int, *, crop: bool) -> Tensor:
         pixels = pixels[:, top : top + inner_h, left : left + inner_w]
     if pixels.shape[1:] == (height, width):
         return pixels
-    # Channels last in memory: the kernel for uint8 rounds as the pipeline's does.
+    # Channels last in memory: then the kernel for uint8 rounds like the pipeline's.
     image = pixels[None].contiguous(memory_format=torch.channels_last)
     return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)[0]

@@ -1,14 +1,14 @@
 """Factorized position tables: one row per y coordinate plus one per x (NaViT, section 2.1).
 
-The position of a token is read from its own (y, x) and its image's whole grid (h, w), so that
-neither dropped patches nor neighbours in the pack can move it. Three coordinate systems:
+The position of a token depends only on its own (y, x) and its image's whole grid (h, w), not on
+dropped patches or on other images in the pack. There are three coordinate systems:
 
     fractional: y/h and x/w, each side stretched over its whole table (the default);
     fractional_aspect: both axes over the longer side, so that the aspect ratio is kept;
     absolute: y and x themselves; images larger than the tables are an error.
 
-Besides, one row for each patch of a grid, as published ViTs have it, which is resized to the grid
-of the image as an image would be (antialiased, as torch and timm do it):
+Another kind of table has one row for each patch of a grid, as in published ViTs, and is resized to
+the grid of each image like an image (antialiased, as in torch and timm):
 
     grid_bicubic: as in most ViTs;
     grid_bilinear: as in SigLIP 2.
@@ -28,18 +28,18 @@ from zeta.config_field import check_choice
 from zeta.models.parameters import ParameterRule
 
 COORDINATES = ("fractional", "fractional_aspect", "absolute")
-"""Systems of the factorized tables."""
+"""Coordinate systems of the factorized tables."""
 GRIDS = ("grid_bicubic", "grid_bilinear")
-"""Kinds of the table with a row for each patch of a grid."""
+"""Kinds of tables with a row for each patch of a grid."""
 _CUBIC = -0.5
 """Free coefficient of the cubic kernel in antialiased resizing (Keys 1981)."""
 
 
 def table_coordinates(index_T: Tensor, count_T: Tensor, table_length: int) -> Tensor:
-    """Return where in a table of L rows the i-th of n patches lies: clamp((i + .5) L/n - .5).
+    """Return the place of the i-th of n patches in a table of L rows: clamp((i + .5) L/n - .5).
 
-    Same sampling as `torch.nn.functional.interpolate(mode="linear", align_corners=False)` and
-    timm's NaFlexVit. Clamped to [0, L - 1].
+    The sampling is that of `torch.nn.functional.interpolate(mode="linear", align_corners=False)`
+    and timm's NaFlexVit. The result is clamped to [0, L - 1].
     """
     position = (index_T.float() + 0.5) * (table_length / count_T.float()) - 0.5
     return position.clamp(0, table_length - 1)
@@ -50,8 +50,8 @@ def interpolation_weights(
 ) -> Tensor:
     """Return the [T, Ly + Lx] weights whose product with the stacked tables is the position.
 
-    A row holds the hat functions around the token's place in both tables: at most two neighbours
-    of each are not zero. A product with them, unlike a gather, has a deterministic backward on
+    A row contains the hat functions around the token's place in both tables, at most two nonzero
+    weights for each table. Unlike a gather, a product with them has a deterministic backward on
     every device. Rows with negative coordinates (prefix and padding tokens) are zero.
 
     Args:
@@ -81,8 +81,8 @@ def grid_weights(
 ) -> Tensor:
     """Return the [T, h * w] weights whose product with a grid table [h * w, C] is the position.
 
-    Same resizing as `torch.nn.functional.interpolate(antialias=True, align_corners=False)`; an
-    image with the table's own grid reads it as it is. Rows with negative coordinates (prefix and
+    The resizing is that of `torch.nn.functional.interpolate(antialias=True, align_corners=False)`;
+    an image with the table's own grid uses it unchanged. Rows with negative coordinates (prefix and
     padding tokens) are zero.
 
     Args:
@@ -100,7 +100,7 @@ def grid_weights(
 
 
 def _resizing_weights(index_T: Tensor, count_T: Tensor, length: int, kind: str) -> Tensor:
-    """Return the weights [T, L] with which place i of n reads a line of L values."""
+    """Return the weights [T, L] that resize a line of L values to n, for place i of each token."""
     scale_T = length / count_T.float()
     centre_T = scale_T * (index_T.clamp(min=0).float() + 0.5)
     values_L = torch.arange(length, device=index_T.device) + 0.5
@@ -110,14 +110,14 @@ def _resizing_weights(index_T: Tensor, count_T: Tensor, length: int, kind: str) 
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Return the cubic convolution kernel at distances x >= 0; it ends at 2."""
+    """Return the cubic convolution kernel at distances x >= 0; it is zero from 2 on."""
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
     far = _CUBIC * (((x - 5) * x + 8) * x - 4)
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
 def check_absolute(grids: Sequence[tuple[int, int]], table_lengths: tuple[int, int]) -> None:
-    """Raise ValueError for the first image whose grid does not fit absolute tables."""
+    """Raise ValueError for the first image whose grid is larger than the absolute tables."""
     for image, (h, w) in enumerate(grids):
         if h > table_lengths[0] or w > table_lengths[1]:
             raise ValueError(
@@ -130,11 +130,12 @@ def check_absolute(grids: Sequence[tuple[int, int]], table_lengths: tuple[int, i
 def initial_table(length: int, dim: int, generator: torch.Generator) -> Tensor:
     """Return a smooth random table [L, dim] of unit variance.
 
-    Cosines of the fractional coordinate with falling amplitude, mixed at random: nearby positions
-    start out alike and far ones apart, at the scale of the patch embedding. On small data that is
-    learned fast: after 300 steps on scanned digits a small NaViT knows 96.2% of those held out,
-    65.5% if its tables start as white noise of deviation 0.02, the usual choice, and 94.8% if they
-    start as white noise of deviation 1 (`python -m tests.benchmarks.small_data`, means of 3 seeds).
+    It is a random mixture of cosines of the fractional coordinate with falling amplitude: nearby
+    positions start similar and distant ones different, at the scale of the patch embedding. This
+    learns fast on small data: after 300 steps on scanned digits a small NaViT classifies 96.2% of
+    the held-out digits correctly, but 65.5% with tables of white noise of deviation 0.02 (the usual
+    choice) and 94.8% with white noise of deviation 1 (`python -m tests.benchmarks.small_data`,
+    means of 3 seeds).
     """
     fraction_L = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     waves = torch.arange(1, max(length, 2), dtype=torch.float64)
@@ -158,13 +159,13 @@ GRID_TABLE = ParameterRule(_initial_grid)
 
 @dataclass(frozen=True)
 class PositionTables:
-    """The position tables of a model, and how a token reads its position from them."""
+    """The position tables of a model, and the weights that compute positions from them."""
 
     tables: Callable[[tuple[int, int]], dict[str, tuple[int, ...]]]
-    """From the grid (h, w) that the tables are for to the rows of each, by parameter name."""
+    """Function of the tables' grid (h, w); returns the rows of each table by parameter name."""
     weights: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-    """From the coordinates and grids [T, 2] of tokens, and the tables' grid, to weights [T, rows]
-    whose product with the stacked tables is the position."""
+    """Function of the coordinates and grids [T, 2] of tokens and of the tables' grid; returns the
+    weights [T, rows] whose product with the stacked tables is the position."""
 
 
 def _line_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:

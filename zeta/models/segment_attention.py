@@ -1,9 +1,10 @@
 """Scaled dot-product attention segment by segment: the CPU back-end and the reference.
 
-One custom operator, so that `torch.compile` sees a single call whose shapes do not depend on the
-lengths of the segments: a new pack never recompiles. As in flash attention the backward recomputes
-the weights, and long segments go in blocks of queries, so that memory is linear in the tokens.
-Plain products and softmax: the fused CPU kernel of torch 2.14 takes 2 to 7 times as long in bf16.
+It is one custom operator, so that `torch.compile` sees a single call whose shapes do not depend on
+the lengths of the segments: a new pack never recompiles. As in flash attention, the backward
+recomputes the weights, and long segments are processed in blocks of queries, so that memory is
+linear in the tokens. It uses plain products and softmax, because the fused CPU kernel of torch 2.14
+takes 2 to 7 times as long in bf16.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _BLOCK_SCORES = 2**19
-"""Scores (heads x queries x keys) that one matrix product works on: about 1 MiB in bf16."""
+"""Scores (heads x queries x keys) of one matrix product: about 1 MiB in bf16."""
 _LEAST_BLOCK = 64
-"""Queries of a block at least: products of fewer rows are slow."""
+"""Smallest number of queries of a block: products of fewer rows are slow."""
 _SOFTMAX_KEYS = 32
-"""Keys of one vector instruction in bf16."""
+"""Number of keys of one vector instruction in bf16."""
 
 
 def sdpa_segments(
     q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, cu_queries: Tensor, cu_seqlens: Tensor
 ) -> Tensor:
-    """Attention of queries [Q, H, D] over keys and values [T, H, D], within segments.
+    """Compute attention of queries [Q, H, D] over keys and values [T, H, D], within segments.
 
-    Segment i holds the queries `cu_queries[i]:cu_queries[i + 1]` and the keys
+    Segment i has the queries `cu_queries[i]:cu_queries[i + 1]` and the keys
     `cu_seqlens[i]:cu_seqlens[i + 1]`. The last segment is tail padding: its output is zero.
     """
     if q_QHD.device.type == "cpu":
@@ -40,7 +41,7 @@ def sdpa_segments(
 def _by_autograd(
     q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, cu_queries: Tensor, cu_seqlens: Tensor
 ) -> Tensor:
-    """The same on any device, one `scaled_dot_product_attention` a segment (reads lengths back)."""
+    """Compute the same by torch's own attention, segment by segment (reads the lengths back)."""
     q_lengths, lengths = cu_queries.diff().tolist(), cu_seqlens.diff().tolist()
     out = []
     *pairs, tail = zip(
@@ -74,7 +75,7 @@ class _Run:
 
 
 def _runs(cu_queries: Tensor, cu_seqlens: Tensor, heads: int) -> list[_Run]:
-    """Group neighbouring segments of equal shape; empty ones and the tail are left out."""
+    """Group neighbouring segments of equal shape; empty segments and the tail are left out."""
     q_ends, k_ends = cu_queries.tolist()[:-1], cu_seqlens.tolist()[:-1]
     runs: list[_Run] = []
     shape = (0, 0)
@@ -95,7 +96,7 @@ def _runs(cu_queries: Tensor, cu_seqlens: Tensor, heads: int) -> list[_Run]:
 def _take(x_THD: Tensor, rows: slice, count: int, length: int | None = None) -> Tensor:
     """Copy the rows of `count` segments to [count * H, length, D], zeros after their own length.
 
-    A copy also of a single segment: of a strided operand every product would make one for itself.
+    A single segment is copied too, because every product would copy a strided operand again.
     """
     _, heads, channels = x_THD.shape
     x_BLHD = x_THD[rows].view(count, -1, heads, channels)
@@ -115,7 +116,7 @@ def _put(x_NLD: Tensor, rows: slice, count: int, out_THD: Tensor) -> None:
 
 
 def _padded(length: int, dtype: torch.dtype) -> int:
-    """Return the number of keys to compute with: softmax in bf16 is slow between multiples."""
+    """Return `length`, padded because softmax in bf16 is slow between multiples of 32 keys."""
     return length if dtype.itemsize > 2 else -(-length // _SOFTMAX_KEYS) * _SOFTMAX_KEYS
 
 
@@ -232,7 +233,7 @@ def _backward_shapes(
 
 
 class _Context(Protocol):
-    """What autograd hands from forward to backward."""
+    """The context that autograd passes from forward to backward."""
 
     saved_tensors: tuple[Tensor, ...]
 

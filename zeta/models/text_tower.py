@@ -1,4 +1,4 @@
-"""A small transformer over packed captions, made of the image model's parts.
+"""A small transformer over packed captions, built from the image model's layers.
 
 Letters in shape suffixes: T tokens of all captions, I captions, C channels of a token.
 """
@@ -22,7 +22,7 @@ from zeta.models.position import LINE_TABLE
 from zeta.packed import PackedBatch
 
 _SHAPES = 16
-"""Different lengths that a text budget is cut to: padding costs little, compiled code is reused."""
+"""Number of different sequence lengths: enough for little padding, few enough for compiling."""
 
 
 class TokenPositionEmbedding(nn.Module):
@@ -44,10 +44,10 @@ class TokenPositionEmbedding(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Encodes captions that lie end to end in one sequence, each as if it were alone.
+    """Encoder of captions that lie end to end in one sequence, each independent of the others.
 
     Args:
-        vocab_size: different tokens.
+        vocab_size: number of different tokens.
         max_tokens: tokens of the longest caption.
         dim: channels of a token.
         depth: number of transformer blocks.
@@ -95,8 +95,8 @@ class TextTower(nn.Module):
         """Return the embedding [I, embed_dim] of every caption.
 
         Args:
-            captions: a pack with captions, where an empty one gives an embedding without a
-                meaning; or the token ids of each caption.
+            captions: a pack with captions, in which the embedding of an empty caption is
+                meaningless; or the token ids of each caption.
 
         Raises:
             ValueError: the pack has no captions, or a caption is too long or has an unknown token.
@@ -132,7 +132,7 @@ class TextTower(nn.Module):
 
 
 def _from_pack(pack: PackedBatch) -> tuple[Tensor, Segments]:
-    """Return the tokens of a pack's captions, with no more tail padding than keeps shapes few."""
+    """Return the tokens of a pack's captions, with little tail padding (see `_SHAPES`)."""
     if pack.text_ids is None or pack.text_cu_seqlens is None:
         raise ValueError("the pack carries no captions: load it with data.require_captions")
     *lengths, tail = pack.text_lengths

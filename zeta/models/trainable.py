@@ -1,4 +1,4 @@
-"""`train.trainable`: which parameters of a model learn; the others stay as they begin."""
+"""`train.trainable`: choose the parameters of a model that learn; the others stay fixed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def check_trainable(trainable: str) -> None:
 
 
 def freeze(model: nn.Module, trainable: str) -> None:
-    """Leave gradients to the parameters that learn; a frozen one costs no optimizer state.
+    """Freeze the parameters that do not learn; they need no gradient and no optimizer state.
 
     Args:
-        model: whole, sharded or on the meta device.
+        model: the model, whole, sharded or on the meta device.
         trainable: all; head (a linear probe of the pooled embedding); or last-K: the last K blocks,
             norm, pooling and head.
 
     Raises:
-        ValueError: the model has no such parts.
+        ValueError: the model does not have these parts.
     """
     check_trainable(trainable)
     if trainable == "all":

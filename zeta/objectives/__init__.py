@@ -23,9 +23,9 @@ from zeta.packed import PackedBatch
 class PackLoss(Protocol):
     """The loss of a pack.
 
-    Sums, not means: the engine divides by the images of the whole step, over all packs of all
-    ranks, so that every image weighs the same whatever pack it is in. Outputs are what the model
-    that belongs to the objective returns.
+    It returns sums, not means: the engine divides by the number of images of the whole step, over
+    all packs of all ranks, so that every image has the same weight in any pack. The outputs are
+    those of the model that belongs to the objective.
     """
 
     def loss_sum(self, outputs: Any, batch: PackedBatch) -> Tensor:
@@ -43,7 +43,7 @@ class PackLoss(Protocol):
 
 
 class Tally(Protocol):
-    """The account of one pass over held-out packs, on each rank."""
+    """The counts of one pass over held-out packs, on each rank."""
 
     def add(self, outputs: Any, batch: PackedBatch) -> None:
         """Count a pack, on the device of its `outputs`; ranks may count different numbers."""
@@ -58,15 +58,14 @@ class Tally(Protocol):
 
 
 class Objective(Protocol):
-    """The part of an objective that evaluation uses; training needs a loss besides.
+    """The part of an objective that evaluation uses; training also needs a loss.
 
-    See `PackObjective` and `JointObjective`; `zeta.objectives.base` has the rest of a run's
-    questions.
+    See `PackObjective` and `JointObjective` for the loss, and `zeta.objectives.base` for the rest.
     """
 
     @property
     def headline(self) -> str | None:
-        """The metric of its tally that ranks steps, the higher, the better; None: no metric."""
+        """The metric of its tally that ranks steps (higher is better); None: no ranking."""
         ...
 
     def check(self, batch: PackedBatch) -> None:
@@ -74,7 +73,7 @@ class Objective(Protocol):
         ...
 
     def tally(self) -> Tally:
-        """Return an empty account of held-out packs."""
+        """Return an empty tally of held-out packs."""
         ...
 
 
@@ -94,12 +93,14 @@ class JointObjective(Objective, Protocol):
         """Return the loss of each of this rank's packs, given the outputs of all of them.
 
         Args:
-            outputs: of the packs of this rank, without a graph. Every rank has as many packs.
+            outputs: outputs for the packs of this rank, without a graph. Every rank has the same
+                number of packs.
             batches: the packs, on the device.
 
         Returns:
-            Losses whose sum over all packs of all ranks is that of the step, and whose gradient
-            by the outputs of their pack is that of the whole step. NOTE: a collective.
+            Losses whose sum over all packs of all ranks is the loss of the step. The gradient of
+            each with respect to the outputs of its pack is that of the whole step's loss. NOTE: a
+            collective.
         """
         ...
 
@@ -117,7 +118,7 @@ def objective_class(kind: str) -> type[DeclaredObjective]:
     """Return the objective of a name in `OBJECTIVES`, or the class at package.module:Class.
 
     Raises:
-        ValueError: no such objective; the message lists those that there are.
+        ValueError: no such objective; the message lists the available ones.
     """
     module, colon, name = kind.partition(":")
     if not colon:
@@ -158,8 +159,8 @@ def build_for_objective(model: ModelConfig, objective: ObjectiveConfig, seed: in
     """Build the model that a run trains, as its objective declares it.
 
     Args:
-        model: the encoder, with the outputs that the objective asks for.
-        objective: resolved with the shards.
-        seed: of the initial weights.
+        model: config of the encoder, with the number of outputs that the objective requires.
+        objective: config of the objective, resolved with the shards.
+        seed: seed of the initial weights.
     """
     return objective_class(objective.kind).build_model(model, objective, seed)

@@ -1,4 +1,4 @@
-"""The declaration of an objective: all that a run asks about it before anything is built."""
+"""The declaration of an objective: everything that a run needs to know before it builds a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from zeta.models.config import ModelConfig, build_model
 from zeta.objectives.config import ObjectiveConfig
 
 TARGETS = ("none", "label", "labels", "caption")
-"""What a sample must have to be trained on: nothing but the image, one class, any number of
-classes, or a caption."""
+"""Kinds of training targets: none (the image alone), one class, any number of classes, or a
+caption."""
 
 
 class DeclaredObjective:
@@ -21,10 +21,9 @@ class DeclaredObjective:
     """
 
     targets: ClassVar[str] = "none"
-    """One of `TARGETS`; samples without it are not planned."""
+    """One of `TARGETS`; samples without it are not used."""
     headline: ClassVar[str | None] = None
-    """The metric of its tally that decides which step is best; the higher, the better. None: steps
-    are not ranked."""
+    """The metric of its tally that ranks steps; higher is better. None: steps are not ranked."""
     encoder: ClassVar[str] = ""
     """Prefix of the encoder's parameters in the model: `zeta export` writes the encoder alone.
     Empty: the model is the encoder."""
@@ -34,19 +33,19 @@ class DeclaredObjective:
 
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:
-        """Raise ValueError, naming the field, for an option that the objective does not take."""
+        """Raise ValueError, naming the field, for an option that the objective does not have."""
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int | None:
-        """Return the outputs of the encoder's head; None: `model.num_classes`."""
+        """Return the number of outputs of the encoder's head; None: `model.num_classes`."""
         return None
 
     @classmethod
     def build_model(cls, model: ModelConfig, config: ObjectiveConfig, seed: int) -> nn.Module:
-        """Build the model that is trained, its weights a function of `seed`."""
+        """Build the model to train, with weights that are a function of `seed`."""
         return build_model(model, seed)
 
     @classmethod
     def text_arguments(cls, config: ObjectiveConfig) -> dict[str, Any] | None:
-        """Return the arguments of the `TextTower` to export with the encoder; None: no tower."""
+        """Return the arguments of the `TextTower` to export with the encoder, None without one."""
         return None

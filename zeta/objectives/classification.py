@@ -29,7 +29,7 @@ class _Classification(DeclaredObjective, ABC):
     def check(self, batch: PackedBatch) -> None:
         """Raise `RunError` if an image to learn from has no label in [0, num_classes).
 
-        Where images have lists of labels, -1 ends a list and an empty one is a target too.
+        If images have lists of labels, -1 ends a list, and an empty list is valid too.
         """
         outside = (batch.labels < 0) | (batch.labels >= self.num_classes)
         if batch.label_sets is not None:
@@ -44,11 +44,11 @@ class _Classification(DeclaredObjective, ABC):
             )
 
     def loss_sum(self, outputs: Tensor, batch: PackedBatch) -> Tensor:
-        """Return the sum of the losses, in nats, of the weighted images of [I, K] outputs."""
+        """Return the sum of the losses, in nats, over the weighted images of [I, K] outputs."""
         return self._image_losses(outputs, batch, self.label_smoothing).sum()
 
     def tally(self) -> ClassificationTally:
-        """Return an empty account of held-out packs."""
+        """Return an empty tally of held-out packs."""
         return ClassificationTally(self)
 
     def counts(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
@@ -60,9 +60,9 @@ class _Classification(DeclaredObjective, ABC):
         return {name: row.sum() for name, row in self.held_out_rows(outputs, batch).items()}
 
     def held_out_rows(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return what `held_out_sums` sums, of each image [I]; 0 where the weight is 0."""
+        """Return the terms of `held_out_sums` for each image [I]; 0 if its weight is 0."""
         best = outputs.argmax(dim=-1, keepdim=True)
-        # Of equal outputs argmax and topk may choose others.
+        # Among equal outputs argmax and topk may choose differently.
         near = torch.cat([best, outputs.topk(min(5, self.num_classes), dim=-1).indices], dim=1)
         return {
             "loss": self._image_losses(outputs, batch, smoothing=0.0),
@@ -72,7 +72,7 @@ class _Classification(DeclaredObjective, ABC):
 
     @staticmethod
     def _hits(guesses: Tensor, batch: PackedBatch) -> Tensor:
-        """Return which weighted images have a label among their guesses [I, n]: [I]."""
+        """Return whether each weighted image has a label among its guesses [I, n]: [I]."""
         labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
         hit = (guesses[:, :, None] == labels[:, None, :]).any(dim=2).any(dim=1)
         return hit & (batch.weights > 0)
@@ -84,7 +84,7 @@ class _Classification(DeclaredObjective, ABC):
 
     @abstractmethod
     def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
-        """Return the losses [I], in nats, of [I, K] float32 outputs; of unused rows, anything."""
+        """Return the losses [I], in nats, of [I, K] float32 outputs; unused rows are arbitrary."""
 
 
 def _largest(batch: PackedBatch, row: int) -> int:
@@ -97,7 +97,7 @@ class SoftmaxClassification(_Classification):
     targets = "label"
 
     def check(self, batch: PackedBatch) -> None:
-        """Raise `RunError` as any classification does, and for images that have lists of labels."""
+        """Raise `RunError` for an invalid label, and for images that have lists of labels."""
         if batch.label_sets is not None:
             raise RunError(
                 "the packs carry lists of labels, and objective.kind=softmax learns one class an "
@@ -121,7 +121,7 @@ class SigmoidClassification(_Classification):
 
     def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         labels = batch.labels[:, None] if batch.label_sets is None else batch.label_sets
-        # -1 marks a label in a column of its own, which is cut off.
+        # A label of -1 gets a column of its own, which is cut off.
         targets = outputs.new_zeros(len(labels), self.num_classes + 1, dtype=torch.float32)
         targets = targets.scatter(1, torch.where(labels < 0, self.num_classes, labels), 1.0)
         targets = targets[:, : self.num_classes]

@@ -41,12 +41,12 @@ class TextTowerConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """The objective that the model is trained on."""
+    """The training objective."""
 
     kind: str = "softmax"
     """softmax: one class an image; sigmoid: an independent yes or no for each class; siglip, clip:
-    images and their captions, each against all others of the optimizer step; or an objective of
-    your own, as package.module:Class (see `zeta.objectives.base`)."""
+    images and captions, each compared with all others of the optimizer step; or your own objective,
+    as package.module:Class (see `zeta.objectives.base`)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (softmax, sigmoid)."""
     embed_dim: int = 768

@@ -30,11 +30,11 @@ _LOSSES: dict[str, PairLoss] = {"siglip": siglip_losses, "clip": clip_losses}
 
 
 class ImageTextObjective(DeclaredObjective):
-    """Every image of the step against every text of the step, on all ranks and in all packs.
+    """Comparison of every image with every text of a step, on all ranks and in all packs.
 
-    The negatives of a pair are all other pairs of the optimizer step, so neither the number of
-    ranks nor that of packs a rank changes the loss. Pairs of weight 0 take no part. Two pairs with
-    the same image are two pairs.
+    The negatives of a pair are all other pairs of the optimizer step, so the loss does not depend
+    on the number of ranks or of packs a rank. Pairs of weight 0 are ignored. Two pairs with the
+    same image count as two pairs.
     """
 
     targets = "caption"
@@ -61,7 +61,7 @@ class ImageTextObjective(DeclaredObjective):
 
     @classmethod
     def build_model(cls, model: ModelConfig, config: ObjectiveConfig, seed: int) -> nn.Module:
-        """Build the image encoder with a text encoder beside it, whose vocabulary is known."""
+        """Build the image encoder and the text encoder, whose vocabulary must be known."""
         text = TextTower(**cls.text_arguments(config))
         return ImageTextModel(build_model(model, seed), text, config.kind, seed)
 
@@ -95,7 +95,7 @@ class ImageTextObjective(DeclaredObjective):
         d_scale, d_bias = totals.sum(0) / (
             len(totals) * len(outputs)
         )  # the same part for each pack
-        # At its limit the scale may only fall.
+        # At its limit the scale may only decrease.
         d_scale = torch.where((own.scale >= MAX_SCALE) & (d_scale < 0), 0.0, d_scale)
         sizes = [int(mask.sum()) for mask in counted]
         losses = torch.split(result.losses_n, sizes)
@@ -112,28 +112,28 @@ class ImageTextObjective(DeclaredObjective):
         return packs
 
     def tally(self) -> RetrievalTally:
-        """Return an empty account of held-out pairs."""
+        """Return an empty tally of held-out pairs."""
         return RetrievalTally(self.pair_loss)
 
 
 @dataclass(frozen=True)
 class JoinedPack:
-    """The loss of one pack, whose dependence on all other packs is known already."""
+    """The loss of one pack, with its dependence on all other packs already computed."""
 
     loss: Tensor
     """Scalar sum of the losses of the pack's pairs."""
     gradient: ImageTextOutputs
-    """Of the step's loss sum, by the outputs of this pack."""
+    """Gradient of the step's loss sum with respect to the outputs of this pack."""
     sums: Mapping[str, Tensor]
 
     def loss_sum(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Tensor:
-        """Return the pack's loss, with the gradient that the whole step has by its outputs."""
+        """Return the pack's loss; its gradient is that of the whole step by the pack's outputs."""
         parts = zip(outputs, self.gradient, strict=True)
         linear = torch.stack([(output * gradient).sum() for output, gradient in parts]).sum()
         return self.loss + (linear - linear.detach())
 
     def counts(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return how many pairs were found first of the whole step, and how many captions cut."""
+        """Return the number of pairs ranked first within the step, and of truncated captions."""
         return self.sums
 
 
@@ -150,7 +150,7 @@ class RetrievalTally:
 
     @torch.no_grad()
     def metrics(self) -> dict[str, float]:
-        """Return `images`, the mean `loss` and `{direction}_recall{1, 5}`, each pair against all.
+        """Return `images`, the mean `loss` and `{direction}_recall{1, 5}` among all pairs.
 
         Every rank calls this after at least one `add`. NOTE: a collective.
         """

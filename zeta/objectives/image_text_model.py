@@ -23,13 +23,13 @@ INITIAL_SCALES: dict[str, tuple[float, float | None]] = {
 
 
 class ImageTextModel(nn.Module):
-    """Embeds the images and the captions of a pack into one space.
+    """A model that embeds the images and the captions of a pack into one space.
 
     Args:
         image: encoder whose head has `embed_dim` outputs.
-        text: encoder whose head has the same number.
+        text: encoder whose head has the same number of outputs.
         kind: siglip (learned scale and bias) or clip (learned scale).
-        seed: of the initial weights.
+        seed: seed of the initial weights.
     """
 
     parameter_rules: ClassVar[Rules] = {"image.head.weight": EMBEDDING_HEAD}
@@ -48,7 +48,7 @@ class ImageTextModel(nn.Module):
     def training_flops(self, pack: PackedBatch) -> float:
         """Return the operations of both encoders on `pack`, see `zeta.models.flops`.
 
-        The comparison of all pairs, and a second forward for it, are left out.
+        The comparison of all pairs and the second forward pass for it are not counted.
         """
         return self.image.training_flops(pack) + self.text.training_flops(pack)
 

@@ -1,12 +1,12 @@
 """Losses over all image-text pairs of an optimizer step, exact on any number of ranks.
 
-Every rank gathers the embeddings of all N pairs and computes the rows of its own n: its images
-against all texts, its texts against all images, some rows of logits at a time. So memory grows with
-N, never with N squared; ranks may hold different numbers of pairs; and the gradient of a rank's own
-embeddings is complete without another exchange.
+Every rank gathers the embeddings of all N pairs and computes the rows of its own n pairs: its
+images against all texts and its texts against all images, some rows of logits at a time. So memory
+grows with N, not with N squared; ranks may have different numbers of pairs; and the gradient of a
+rank's own embeddings is complete without another exchange.
 
 Letters in shape suffixes: n pairs of this rank, N pairs of all ranks, D channels of an embedding,
-m rows that are held at a time.
+m rows in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _HELD_LOGITS = 2**22
-"""Logits that are held at a time: 16 MiB in fp32."""
+"""Number of logits in memory at a time: 16 MiB in fp32."""
 MAX_SCALE = 100.0
 """Largest factor on the cosine (Radford et al. 2021, section 2.5)."""
 
 
 class ImageTextOutputs(NamedTuple):
-    """What an image-text model returns for a pack of I pairs."""
+    """The outputs of an image-text model for a pack of I pairs."""
 
     images: Tensor
     """[I, D] float32, of length 1."""
@@ -44,16 +44,17 @@ class PairLosses(NamedTuple):
 
     losses_n: Tensor
     gradient: ImageTextOutputs
-    """By this rank's embeddings; by scale and bias, the part of this rank: ranks add up."""
+    """Gradient with respect to this rank's embeddings, and this rank's part of the gradients of
+    scale and bias, which must be summed over the ranks."""
     recalls: Mapping[str, Tensor]
-    """By name: [n] whether the partner of each image, or text, was found first among all N."""
+    """[n] whether the partner of each image, or text, ranked first among all N, by metric name."""
 
 
 PairLoss = Callable[[ImageTextOutputs], PairLosses]
 
 
 def siglip_losses(own: ImageTextOutputs) -> PairLosses:
-    """Sigmoid loss of each image with every text, summed over the texts (Zhai et al. 2023).
+    """Return the sigmoid loss of each image, summed over all texts (Zhai et al. 2023).
 
     NOTE: a collective.
 
@@ -62,7 +63,7 @@ def siglip_losses(own: ImageTextOutputs) -> PairLosses:
     """
 
     def rule(rows: _Rows) -> tuple[Tensor, Tensor]:
-        # The pair of row and column has a target of 1, all others of 0.
+        # The target is 1 for the column of the row's partner, and 0 for all others.
         losses_m = F.softplus(rows.logits_mN).sum(1) - rows.partner_logits_m
         return losses_m, _less_partners(rows.logits_mN.sigmoid(), rows)
 
@@ -73,9 +74,9 @@ def siglip_losses(own: ImageTextOutputs) -> PairLosses:
 
 
 def clip_losses(own: ImageTextOutputs) -> PairLosses:
-    """Cross-entropy of each image over all texts and of its text over all images, halved each.
+    """Return the mean of each pair's two cross-entropies: image over texts, text over images.
 
-    As in Radford et al. 2021, figure 3. NOTE: a collective.
+    See Radford et al. 2021, figure 3. NOTE: a collective.
 
     Args:
         own: all pairs of this rank [n, D], without padding; scale and bias as on every rank.
@@ -104,9 +105,8 @@ def clip_losses(own: ImageTextOutputs) -> PairLosses:
 def retrieval_hits(own: ImageTextOutputs, within: tuple[int, ...]) -> dict[str, Tensor]:
     """Return, by name, whether the partner of each of this rank's n pairs is among the best k.
 
-    Of keys that tie with the partner each is as likely to come before it: a hit is then the
-    probability of one, so that equal embeddings of everything do not pass for perfect retrieval.
-    NOTE: a collective.
+    Keys that tie with the partner are ordered at random, so a hit is then a probability: otherwise
+    a model that embeds everything equally would seem perfect. NOTE: a collective.
 
     Args:
         own: all pairs of this rank [n, D], without padding.
@@ -131,9 +131,9 @@ def retrieval_hits(own: ImageTextOutputs, within: tuple[int, ...]) -> dict[str, 
 
 
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all ranks, rank after rank, and the index of this rank's first one.
+    """Return the rows of all ranks, in rank order, and the index of this rank's first row.
 
-    Ranks may hold different numbers of rows, or none. NOTE: a collective.
+    Ranks may have different numbers of rows, or none. NOTE: a collective.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows, 0
@@ -155,7 +155,7 @@ class _Rows(NamedTuple):
 
     logits_mN: Tensor
     span: slice
-    """Which of this rank's n queries they are."""
+    """Range of these rows among this rank's n queries."""
     partners_m1: Tensor
     """Column of the partner of each query."""
 
@@ -164,7 +164,7 @@ class _Rows(NamedTuple):
         return self.logits_mN.gather(1, self.partners_m1)[:, 0]
 
     def hits(self, k: int) -> Tensor:
-        """[m] probability that the partner is among the best k, ties broken at random."""
+        """Return [m] probabilities that the partner is among the best k, ties at random."""
         partner_m1 = self.logits_mN.gather(1, self.partners_m1)
         better_m = (self.logits_mN > partner_m1).sum(1)
         ties_m = (self.logits_mN == partner_m1).sum(1).clamp(min=1)  # NaN equals nothing
@@ -172,12 +172,12 @@ class _Rows(NamedTuple):
 
 
 _Rule = Callable[[_Rows], tuple[Tensor, Tensor]]
-"""Returns the losses [m] of some rows, and the gradient of the step's loss by their logits."""
+"""Function that returns the losses [m] of some rows and the step's gradient by their logits."""
 
 
 @dataclass(frozen=True)
 class _Swept:
-    """One direction, all queries of this rank."""
+    """The results of one direction, for all queries of this rank."""
 
     losses_n: Tensor
     weighted_keys_nD: Tensor
@@ -205,7 +205,7 @@ def _pair_losses(own: ImageTextOutputs, by_image: _Swept, by_text: _Swept) -> Pa
     gradient = ImageTextOutputs(
         images=own.scale * by_image.weighted_keys_nD,
         texts=own.scale * by_text.weighted_keys_nD,
-        # Each logit is in a row of one image only, so images alone count every logit once.
+        # Each logit is in the row of exactly one image, so the images' rows count it once.
         scale=(own.images * by_image.weighted_keys_nD).sum(),
         bias=by_image.d_bias,
     )
@@ -230,13 +230,13 @@ def _row_blocks(
 def _log_sums(queries_nD: Tensor, keys_ND: Tensor, first: int, own: ImageTextOutputs) -> Tensor:
     sums_n = queries_nD.new_empty(len(queries_nD))
     for rows in _row_blocks(queries_nD, keys_ND, first, own):
-        # Into one tensor: small results kept between large ones would keep those from the heap.
+        # Write into one tensor: small results between large ones would fragment the heap.
         sums_n[rows.span] = rows.logits_mN.logsumexp(1)
     return sums_n
 
 
 def _less_partners(shares_mN: Tensor, rows: _Rows) -> Tensor:
-    """Return the gradient by the logits: predicted shares less the target, 1 for the partner."""
+    """Return the gradient by the logits: predicted shares minus the target (1 at the partner)."""
     return shares_mN.scatter_add(1, rows.partners_m1, -torch.ones_like(shares_mN[:, :1]))
 
 

@@ -163,22 +163,22 @@ class Quarantine:
 
 
 class QuarantineNews(NamedTuple):
-    """What a step with rejected samples means for the run."""
+    """Summary over all ranks of a step with rejected samples."""
 
     in_a_row: int
-    """Longest run of rejected images in a lane, up to and with this step."""
+    """Largest number of rejected images in a row in a lane, this step included."""
     last: str
-    """Key, shard and reason of the last one."""
+    """Key, shard and reason of the last rejected image."""
 
 
 class Streaks:
-    """Counts, in each lane of this rank, the rejected images in a row."""
+    """Counter of the rejected images in a row, for each lane of this rank."""
 
     def __init__(self) -> None:
         self._lanes: dict[int, int] = {}
 
     def update(self, packs: StepPacks) -> int:
-        """Count the images of one step; return the longest run that it has."""
+        """Count the images of one step; return its largest number of rejected images in a row."""
         longest = 0
         for lane, pack in zip(packs.lanes, packs.packs, strict=True):
             run = self._lanes.get(lane, 0)
@@ -196,15 +196,15 @@ def check_budgets(
 
     Args:
         limits: the budgets.
-        news: of the last step that rejected an image.
-        images: images that the run has trained on.
-        rejected: images that it could not use.
+        news: summary of the last step that rejected an image.
+        images: number of images that the run has trained on.
+        rejected: number of images that it could not use.
     """
     if news.in_a_row >= limits.max_in_a_row:
         raise RunError(
             f"{news.in_a_row} images in a row could not be used (train.quarantine.max_in_a_row), "
             f"the last was {news.last}. Look at quarantine.jsonl; `zeta shards verify` finds all "
-            "that are bad"
+            "bad images"
         )
     share = rejected / (images + rejected)
     if images + rejected >= limits.probation_images and share > limits.max_share:

@@ -1,4 +1,4 @@
-"""Check that the attention kernel that the config asks for can run on a device."""
+"""Check that a device can run the attention kernel of the config."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from zeta.train.config import TrainConfig
 
 
 def check_attention(train: TrainConfig, device: torch.device, channels: int = 8) -> None:
-    """Check that the attention kernel that `train.attention` asks for can run.
+    """Check that the attention kernel of `train.attention` can run.
 
     Args:
         train: settings; `attention` and `dtype` are read.
-        device: where the model will be.
-        channels: size of a head; the default is one that every kernel takes, for checks made before
-            the model is built.
+        device: device of the model.
+        channels: size of a head; the default works with every kernel, for checks before the model
+            is built.
 
     Raises:
         ValueError: varlen is asked for, but cannot run here.

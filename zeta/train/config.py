@@ -15,7 +15,7 @@ from zeta.zero.config import ZeroConfig
 from zeta.zero.passthrough import check_passthrough
 
 UNITS = ("steps", "images", "tokens")
-"""What the progress of a run is counted in."""
+"""Units in which the progress of a run is counted."""
 
 
 @dataclass
@@ -25,9 +25,9 @@ class EvaluateConfig:
     every: int = free(1000)
     """Steps between two evaluations; the last step is evaluated in any case."""
     tokens: list[int] = free(factory=list)
-    """Further token budgets: larger images are shrunk to so many patches, and the scores named
-    after it, as in val/top1_at_64_tokens. val/loss and val/top1 have no suffix: there, images are
-    as large as training shows them at most."""
+    """Additional token budgets: images are shrunk to at most this number of patches, and the scores
+    are named after it, as in val/top1_at_64_tokens. val/loss and val/top1 have no suffix: their
+    images are at most as large as in training."""
 
     def __post_init__(self) -> None:
         check_range("train.evaluate.every", self.every, 1)
@@ -37,74 +37,74 @@ class EvaluateConfig:
 
 @dataclass
 class TrainConfig:
-    """The loop. World size is never configured: it is what the launcher started."""
+    """The training loop. World size is not a setting: it is the number of ranks that were
+    started."""
 
     packs_per_step: int = 8
-    """P: packs (so, token budgets) that one optimizer step averages over, whatever the ranks."""
+    """P: packs (token budgets) that one optimizer step averages over, for any number of ranks."""
     max_steps: int | None = free(None)
     """Optimizer steps after which the run is finished."""
     max_images: int | None = free(None)
-    """Images trained on, over all ranks, at which the run is finished: the first step to reach
-    them is the last."""
+    """Images trained on, over all ranks, after which the run is finished: the first step that
+    reaches this number is the last."""
     max_tokens: int | None = free(None)
-    """Tokens trained on, over all ranks, at which the run is finished."""
+    """Tokens trained on, over all ranks, after which the run is finished."""
     max_epochs: int | None = free(None)
     """Passes over the data after which the run is finished."""
     zero_stage: int = free(2)
     """DeepSpeed ZeRO stage: what is sharded (1 optimizer, 2 also gradients, 3 also weights)."""
     device: str = free("auto")
-    """cuda, cpu, or auto: CUDA where there is a device."""
+    """cuda, cpu, or auto: CUDA if a device is found."""
     dtype: str = "bf16"
     """Compute dtype: bf16 (fp32 master weights and accumulation) or fp32."""
     peak_tflops: float | None = free(None)
-    """Peak of one device in TFLOP/s, dense and in `dtype`, against which throughput/mfu is
-    measured; unset, known GPUs are looked up by name and MFU is not reported for others."""
+    """Dense peak of one device in TFLOP/s at `dtype`, the reference of throughput/mfu. If unset,
+    known GPUs are looked up by name, and MFU is not reported for other devices."""
     compile: str = free("auto")
-    """torch.compile the blocks: auto (where a compiler is found), true or false."""
+    """Use torch.compile on the blocks: auto (if a compiler is found), true or false."""
     attention: str = free("auto")
     """Attention back-end: varlen (one fused kernel; CUDA, bf16), sdpa_segments (image by image;
-    any device), or auto: varlen where it can run."""
+    any device), or auto: varlen if it can run."""
     activation_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: a third more compute, much less memory."""
     ema_decay: float | None = free(None)
-    """Keep an exponential moving average of the weights with this decay a step (0.9999), for
-    `zeta export --ema`; it decays faster over the first steps: min(ema_decay, (1 + n) / (10 + n))
-    after n of them. Null: none."""
+    """Decay a step (0.9999, say) of an exponential moving average of the weights, for
+    `zeta export --ema`. The first steps decay faster: min(ema_decay, (1 + n) / (10 + n)) after n
+    steps. Null: no average."""
     log_every: int = free(10)
     """Steps between two lines of metrics."""
     checkpoint_every: int | None = free(1000)
-    """Steps between two checkpoints; null: none by steps. One is written at the end of the run and
-    when it is asked to stop in any case. Training goes on meanwhile, after a copy to host memory,
-    which takes as much as the files of a rank."""
+    """Steps between two checkpoints; null: no checkpoints by steps. A checkpoint is always written
+    at the end of the run and when the run is asked to stop. Training continues during the write,
+    after a copy to host memory that takes as much memory as the files of a rank."""
     checkpoint_minutes: float | None = free(None)
-    """Minutes after which the next step is followed by a checkpoint, by rank 0's clock; null: none
-    by time."""
+    """Minutes between two checkpoints, by rank 0's clock; null: no checkpoints by time."""
     keep_last: int = free(2)
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
     keep_every: int | None = free(None)
-    """Checkpoints at multiples of so many steps are written besides, and kept for good."""
+    """Steps between two additional checkpoints that are never deleted; null: none."""
     max_nonfinite_steps: int = free(10)
-    """Steps in a row whose loss or gradient is not finite (and so changed nothing) that end the
-    run with exit code 93."""
+    """Number of steps in a row with a loss or gradient that is not finite (such steps change
+    nothing) after which the run ends with exit code 93."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     deepspeed: dict[str, Any] = free(factory=dict)
-    """More settings of DeepSpeed, laid out as its config (zero_optimization.offload_optimizer,
-    bucket sizes); settings that zeta itself decides are refused by name."""
+    """Further DeepSpeed settings in the layout of its config (zero_optimization.offload_optimizer,
+    bucket sizes); settings that zeta decides itself are refused by name."""
     init_from: str | None = None
-    """Begin at the weights of a run directory, of a checkpoint in it, of a folder written by
-    `zeta export`, or of a ViT of timm or SigLIP (a folder or file of safetensors, see
-    `zeta.export.timm.published`); optimizer, data and schedule begin anew. A head for other classes
-    keeps its initial values; of an image-text run a classifier takes the image encoder. Null:
-    initial weights."""
+    """Source of the first weights: a run directory, a checkpoint in it, a folder written by
+    `zeta export`, or a ViT of timm or SigLIP (a folder or file of safetensors, see
+    `zeta.export.timm.published`). Optimizer, data and schedule start from the beginning. A head for
+    other classes keeps its initial values; a classifier takes only the image encoder of an
+    image-text run. Null: initial weights."""
     new_head: bool = False
-    """With `init_from`: the head is not taken from there in any case, and begins at zero."""
+    """With `init_from`: never take the head from there; it starts at zero."""
     trainable: str = "all"
-    """Which parameters learn: all, head (a linear probe), or last-K: the last K blocks, norm,
-    pooling and head. The others keep the weights they begin at."""
+    """Parameters that learn: all, head (a linear probe), or last-K: the last K blocks, norm,
+    pooling and head. The others keep their first weights."""
     quarantine: QuarantineConfig = field(default_factory=QuarantineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: int = 0
-    """Seed of the weights and of dropout; `data.seed` is the seed of everything in the data."""
+    """Seed of the weights and of dropout; `data.seed` is the seed of the data."""
 
     def __post_init__(self) -> None:
         check_range("train.packs_per_step", self.packs_per_step, 1)
@@ -135,7 +135,7 @@ class TrainConfig:
 
     @property
     def zero(self) -> ZeroConfig:
-        """What DeepSpeed is told."""
+        """The part of the config that DeepSpeed needs."""
         return ZeroConfig(self.zero_stage, self.dtype, self.packs_per_step, self.deepspeed)
 
 
@@ -144,41 +144,41 @@ class OptimConfig:
     """The optimizer and its learning-rate schedule."""
 
     kind: str = "adamw"
-    """Name of the optimizer, see `zeta.train.optimizers`: adamw, adam, adamax, nadam, radam,
-    rmsprop or sgd, the classes of torch.optim."""
+    """Name of the optimizer, a class of torch.optim: adamw, adam, adamax, nadam, radam, rmsprop or
+    sgd (see `zeta.train.optimizers`)."""
     params: dict[str, Any] = free(factory=dict)
-    """Further arguments of the optimizer: {momentum: 0.9} with kind sgd. Rate, weight decay and
-    clipping have fields of their own."""
+    """Further arguments of the optimizer, such as {momentum: 0.9} with kind sgd. Learning rate,
+    weight decay and clipping have fields of their own."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: str = "cosine"
-    """After the warm-up: cosine (to 0 at the end), rsqrt (lr * sqrt(warm-up / position)), constant,
-    or wsd (constant, with a cooldown)."""
+    """Learning rate after the warm-up: cosine (to 0 at the end), rsqrt (lr * sqrt(warm-up /
+    position)), constant, or wsd (constant, with a cooldown)."""
     schedule_by: str = "steps"
-    """What warm-up, cooldown and end are counted in: steps, images or tokens trained on so far,
-    over all ranks. The end is train.max_steps, train.max_images or train.max_tokens."""
+    """Unit of warm-up, cooldown and end: steps, images or tokens trained on so far, over all ranks.
+    The end is train.max_steps, train.max_images or train.max_tokens."""
     warmup_steps: int = 0
-    """Linear warm-up from 0, with schedule_by=steps."""
+    """Steps of linear warm-up from 0, with schedule_by=steps."""
     warmup_images: int = 0
-    """The same in images, with schedule_by=images."""
+    """Images of linear warm-up from 0, with schedule_by=images."""
     warmup_tokens: int = 0
-    """The same in tokens, with schedule_by=tokens."""
+    """Tokens of linear warm-up from 0, with schedule_by=tokens."""
     cooldown_steps: int = 0
-    """The last steps before the end, over which every schedule but cosine falls to 0."""
+    """Last steps of the run, over which every schedule but cosine falls to 0."""
     cooldown_images: int = 0
-    """The same in images, with schedule_by=images."""
+    """Last images of the run for the same cooldown, with schedule_by=images."""
     cooldown_tokens: int = 0
-    """The same in tokens, with schedule_by=tokens."""
+    """Last tokens of the run for the same cooldown, with schedule_by=tokens."""
     cooldown_shape: str = "linear"
-    """linear, or sqrt: 1 - sqrt(share of the cooldown)."""
+    """Shape of the cooldown: linear, or sqrt: 1 - sqrt(share of the cooldown)."""
     weight_decay: float = 0.05
-    """Of the matrices of the body; norms, biases, position tables, learned tokens and the pooling
-    query are never decayed."""
+    """Weight decay of the matrices of the body; norms, biases, position tables, learned tokens and
+    the pooling query are never decayed."""
     head_weight_decay: float | None = None
-    """Of the matrix of a classifier's head; that of the body unless set."""
+    """Weight decay of the matrix of a classifier's head; if unset, that of the body."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each block to the one before it, for fine-tuning: 0.75, say.
-    The head has the full rate, and so have the last norm and the pooling."""
+    The head, the last norm and the pooling have the full rate."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the two moments of adamw; other optimizers take theirs from `params`."""
     clip: float = 1.0

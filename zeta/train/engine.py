@@ -8,7 +8,7 @@ and the same at every stage.
 - bf16 is autocast over fp32 weights: matrix products in bf16; weights, gradients and their
   accumulation in fp32, with no second copy of the weights to round or to keep in step.
 - After the last backward the loss and the squared norm of the gradients are summed over ranks in
-  one collective. A value that is not finite on any rank is so on all, before any weight changes.
+  one collective. If a value is not finite on one rank, all ranks know it before any weight changes.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class TrainEngine:
         """Place `model` on the device and shard it over the ranks.
 
         Args:
-            model: called with a PackedBatch, returns the outputs that `objective` takes. Every
-                rank passes the same.
+            model: called with a PackedBatch, returns the outputs that `objective` needs; the same
+                on every rank.
             objective: the loss.
             world: the ranks.
             train: stage, dtype, packs and compilation.
@@ -101,7 +101,7 @@ class TrainEngine:
     def train_step(
         self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int], lr: float
     ) -> StepResult:
-        """Train on all packs of one optimizer step; every rank calls this with as many packs.
+        """Train on all packs of one optimizer step; every rank passes the same number of packs.
 
         Args:
             packs: this rank's packs, on any device; empty ones have weight 0 and are run too.
@@ -126,7 +126,7 @@ class TrainEngine:
         return self._finish_step(totals, lr)
 
     def _forward(self, batch: PackedBatch, seed: int) -> Any:
-        """Return the model's outputs; the same seed drops the same."""
+        """Return the model's outputs; dropout depends on the seed alone."""
         seed_device(seed, self.world.device)
         with self.forward_clock.running():
             return self.sharded.forward(batch)
@@ -134,11 +134,11 @@ class TrainEngine:
     def _pack_losses(
         self, packs: Sequence[PackedBatch], seeds: Sequence[int]
     ) -> tuple[list[PackLoss], list[Any]]:
-        """Return the loss of each pack, and their outputs if they need not be computed again.
+        """Return the loss of each pack, and the outputs of packs that need no second forward.
 
-        With a joint objective all packs run forward here, so that the images of a step see each
-        other whatever pack they are in. Only a single pack keeps its graph; several run forward
-        once more, at the memory of one (Gao et al. 2021, "GradCache").
+        With a joint objective all packs run forward here, so that each image is compared with the
+        images of all packs. Only a single pack keeps its graph; several packs run forward a second
+        time, with the memory of one pack (Gao et al. 2021, "GradCache").
         """
         if not isinstance(self.objective, JointObjective):
             return [self.objective] * len(packs), []
@@ -150,11 +150,10 @@ class TrainEngine:
 
     @contextmanager
     def evaluating(self, *, average: bool = False) -> Iterator[Callable[[PackedBatch], Any]]:
-        """Give the model as a function from a pack on the device to its outputs, to evaluate.
+        """Yield the model for evaluation, as a function of a pack that returns its outputs.
 
-        It computes without dropout or gradients, in the dtype of training. Nothing that training
-        continues with is changed, the state of random generators included. At ZeRO-3 a call is a
-        collective.
+        It computes without dropout or gradients, in the dtype of training. The state of training,
+        including its random generators, is not changed. At ZeRO-3 a call is a collective.
 
         Args:
             average: compute with the moving average of the weights, which the run must keep.
@@ -202,7 +201,7 @@ def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def should_compile(mode: str, device: torch.device) -> bool:
-    """Whether to compile: `auto` means on a CUDA device, where a compiler is found."""
+    """Return whether to compile: `auto` means on a CUDA device, if a compiler is found."""
     if mode == "auto":
         return device.type == "cuda" and compiler_available()
     return mode == "true"
@@ -212,7 +211,7 @@ def choose_attention(model: nn.Module, train: TrainConfig, device: torch.device)
     """Set the attention back-end of every layer of `model` to `train.attention`.
 
     Raises:
-        ValueError: varlen was asked for where it cannot run.
+        ValueError: varlen was requested, but cannot run here.
     """
     kinds = (Attention, AttentionPool, ParallelBlock)
     for layer in (module for module in model.modules() if isinstance(module, kinds)):
@@ -223,7 +222,7 @@ def choose_attention(model: nn.Module, train: TrainConfig, device: torch.device)
 def compile_blocks(model: nn.Module) -> None:
     """Compile each block of `model.blocks` in place; parameter names do not change.
 
-    Block by block, so that the code is compiled once for all blocks of one shape.
+    It compiles block by block, so that all blocks of one shape share the compiled code.
     """
     for module in model.modules():
         for block in getattr(module, "blocks", ()):

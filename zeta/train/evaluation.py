@@ -28,13 +28,13 @@ class HeldOut:
     tokens: int | None
     """Token budget of an image, in the names of the scores; None: the size of training."""
     images: int
-    """Images that all ranks together are to score."""
+    """Number of images to score, over all ranks."""
     unusable: int
-    """Images that are known to be unusable before any is read."""
+    """Number of images that are known to be unusable before any is read."""
     fingerprint: str
-    """Digest of the images, to know whether two evaluations are of the same."""
+    """Digest of the images, to recognise evaluations on the same images."""
     open: Callable[[], StepSource]
-    """Returns the packs of this rank, anew for each evaluation; its lanes end after one pass."""
+    """Returns the packs of this rank for one evaluation; the lanes end after one pass."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ def evaluate(
     """Score every image of a source that ends; every rank calls this.
 
     Args:
-        predict: the model, in evaluation mode: from a pack on the device to its outputs.
-        objective: checks the targets and keeps the account.
-        source: this rank's packs; its lanes end after one pass.
+        predict: the model in evaluation mode: returns the outputs for a pack on the device.
+        objective: checks the targets and tallies the scores.
+        source: this rank's packs; the lanes end after one pass.
         world: the ranks.
         requested: returns the exit code if this rank was asked to stop, else None.
         show: called with the number of images that all ranks have scored so far.
@@ -112,9 +112,9 @@ def evaluate(
 def _packs_of_rank(
     source: StepSource, objective: Objective, rejected: list[Rejected]
 ) -> Generator[tuple[PackedBatch, bool], None, None]:
-    """Yield this rank's packs that have images, each with False; then a spare with True for ever.
+    """Yield (pack, False) for this rank's packs with images, then (spare pack, True) for ever.
 
-    The spare is a pack of weight 0, for the forwards in which only other ranks have images.
+    The spare pack has weight 0, for the forwards in which only other ranks have images.
     """
     steps = source.steps(None)
     for step in steps:

@@ -1,4 +1,4 @@
-"""Evaluation during training: when it is due, the metrics it logs, and the best step so far."""
+"""Evaluation during training: its schedule, its metrics, and the best step so far."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from zeta.train.progress import Progress
 
 
 class Validation:
-    """Evaluates a run on held-out images.
+    """The evaluation of a run on held-out images.
 
-    If the run keeps a moving average of the weights, that is scored too, at the size of training.
+    If the run keeps a moving average of the weights, it is scored too, at the size of training.
 
     Args:
         held_out: the images at each size, that of training first; empty: nothing is ever due.
@@ -54,7 +54,7 @@ class Validation:
             )
 
     def is_due(self, progress: Progress, *, at_end: bool) -> bool:
-        """Whether this step's weights are to be evaluated and were not: the same on all ranks."""
+        """Return whether this step's weights must still be evaluated; the same on all ranks."""
         if not self._held_out or progress.step == 0:
             return False
         if progress.validated_step == progress.step:

@@ -1,4 +1,4 @@
-"""Accelerators by name: their peak rates, which MFU is measured against, and their memory.
+"""Accelerators by name: their memory, and their peak rates, the reference of MFU.
 
 Peak rates are those of the vendors' data sheets for dense matrix products: bf16 with fp32
 accumulation on tensor cores, and fp32 without TF32. A card whose clocks fall under load has a lower
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 RESERVE_GIB = 1.5
-"""GiB of a GPU that CUDA's context and the gaps between blocks take."""
+"""Memory of a GPU for CUDA's context and fragmentation, in GiB."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Accelerator:
         return self.bf16_tflops if dtype == "bf16" else self.fp32_tflops
 
     def fits(self, nbytes: float) -> bool:
-        """Whether a rank that takes `nbytes` for tensors fits, CUDA's own needs included."""
+        """Return whether `nbytes` of tensors fit, together with `RESERVE_GIB`."""
         return nbytes / 2**30 + RESERVE_GIB <= self.memory_gib
 
 

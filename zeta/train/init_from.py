@@ -1,4 +1,4 @@
-"""`train.init_from`: begin a run at the weights of another run, checkpoint or export."""
+"""`train.init_from`: start a run from the weights of another run, checkpoint or export."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def load_initial_weights(
     """Set the weights and buffers of `model` to those at `path`, which rank 0 reads for all.
 
     Every rank calls this together, with a whole model or one that is built in shards. A head of
-    another shape (other classes) keeps its initial values; with `new_head` any head begins at zero:
-    the initial values of the same seed may be those that the weights were trained with.
+    another shape (other classes) keeps its initial values. With `new_head` any head starts at zero,
+    because with the same seed the initial values may be those of the earlier training.
 
     Returns:
         Names of the head's parameters that were not taken from `path`; and a note on anything else
         that differs from the files there, for the user.
 
     Raises:
-        RunError: `path` has no weights, or those of another model; on every rank alike.
+        RunError: `path` has no weights, or those of another model; raised on every rank.
     """
     wanted = {name: full_shape(tensor) for name, tensor in _tensors(model).items()}
     opened, error = _open_on_main(Path(path).expanduser(), wanted, world)
@@ -53,7 +53,7 @@ def load_initial_weights(
 def load_frozen_weights(model: nn.Module, checkpoint: Path, world: World) -> None:
     """Set the frozen parameters of `model` to those of a verified checkpoint of the same model.
 
-    The others are loaded with their optimizer state, once there is an optimizer.
+    The other parameters are loaded later, together with their optimizer state.
     Every rank calls this together, with a whole model or one that is built in shards.
     """
     parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""Weights on disk that a run can begin at: of a run, a checkpoint, an export, or of timm."""
+"""Open weights that a run can start from: of a run, a checkpoint, an export, or of timm."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ class OpenWeights:
     note: str = ""
     """Differences from the files, for the user."""
     options: str = ""
-    """Settings `model.*` that compute the same, for published weights."""
+    """Settings `model.*` of an equal model, for published weights."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
-        """Shape of every tensor."""
+        """Return the shape of every tensor, by name."""
         return {name: list(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
 
-    A run gives its newest checkpoint that passes its hashes. Published weights (a folder or file
-    of safetensors, see `zeta.export.timm.published`) are brought into the model's layout.
+    For a run, this opens its newest checkpoint that passes its hashes. Published weights (a folder
+    or file of safetensors, see `zeta.export.timm.published`) are converted to the model's layout.
 
     Args:
         path: folder or file of the weights.
         wanted: shape of every parameter and buffer of the model, by name.
 
     Raises:
-        ValueError: `path` is none of them, or is damaged.
+        ValueError: `path` is not one of these, or is damaged.
         RunError: a newer zeta wrote the checkpoint, in a format that this one does not know.
     """
     if is_timm(path):
@@ -80,10 +80,10 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
 
 
 def check_initial_weights(model: nn.Module, path: str) -> None:
-    """Refuse weights that are missing or of another model, before anything starts.
+    """Refuse weights that are missing or of another model, before the run starts.
 
-    Only the list of a checkpoint's parameters is read. Its bytes are verified when it is loaded,
-    and the newest good checkpoint of a run is looked for then.
+    Only the list of a checkpoint's parameters is read. Its bytes are verified later, when it is
+    loaded; the newest good checkpoint of a run is also chosen then.
 
     Args:
         model: the model of the run, on any device.
@@ -144,10 +144,10 @@ def head_to_leave(
 
 
 def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
-    """Return the part of `there` that a model with parameters of these `names` can begin at.
+    """Return the part of `there` that a model with parameters of these `names` can start from.
 
-    A model without captions takes the image encoder of an image-text run, but not its head, which
-    maps into the space of the captions.
+    From an image-text run, a model without captions takes the image encoder, but not its head,
+    which maps into the space of the captions.
     """
     if not _is_image_text(there) or _is_image_text(names):
         return there

@@ -1,14 +1,14 @@
-"""The memory that training takes on each rank, by kind, before anything is allocated.
+"""Predict the memory of training on each rank, by kind, before anything is allocated.
 
-It has two parts. Weights, gradients, optimizer state and buffers are decided by sharding, and
-follow from the sizes of the parameters by arithmetic: `state_memory`. Activations are decided by
-the model, and are counted by running it, forward and backward, on tensors without content, and
-adding up every storage that is alive: `activation_memory`. That works for any model, dtype and
-sharding, takes no memory, and on the CPU gives the bytes that a real run allocates.
+The memory has two parts. Weights, gradients, optimizer state and buffers depend on the sharding;
+`state_memory` computes them from the sizes of the parameters. Activations depend on the model;
+`activation_memory` counts them by running it, forward and backward, on tensors without content, and
+adding up all live storages. This works for any model, dtype and sharding, needs no memory, and on
+the CPU gives the bytes that a real run allocates.
 
 Buffers are those of DeepSpeed 0.19.8: buckets of 5e8 elements for the reduction of gradients, which
-are allocated whole however small the model is. `train.deepspeed` may set other sizes, another
-optimizer, or host memory for its state.
+are allocated in full even for a small model. `train.deepspeed` may set other sizes or host memory
+for the optimizer's state.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class StateMemory:
     gathered: int
     """Weights of the layers at work, whole (ZeRO-3)."""
     on_host: int = 0
-    """Part of all these that lies in host memory (offload_optimizer)."""
+    """Part of all these in host memory (offload_optimizer)."""
 
     @property
     def total(self) -> int:
@@ -81,7 +81,7 @@ class ActivationMemory:
     saved: int
     """Tensors that the forward pass keeps for the backward pass."""
     peak: int
-    """Most bytes that are alive at any time besides weights and gradients."""
+    """Largest number of live bytes at any time, without weights and gradients."""
 
 
 def state_memory(
@@ -137,7 +137,7 @@ def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def set_checkpointing(model: nn.Module, on: bool) -> None:
-    """Let the encoders of `model` recompute their blocks in the backward pass, or not."""
+    """Turn the recomputation of blocks in the backward pass on or off, in all encoders."""
     for module in model.modules():
         if hasattr(module, _CHECKPOINTING):
             setattr(module, _CHECKPOINTING, on)
@@ -159,7 +159,7 @@ def activation_memory(
     """
     for module in model.modules():
         if isinstance(module, PackedViT):
-            # The check that the grids of a pack fit reads values, and there are none here.
+            # Skip the check of the grids: it reads values, and these tensors have none.
             module.__dict__["grids_fit"] = lambda pack: None
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
@@ -189,14 +189,14 @@ def _materialise(model: nn.Module) -> None:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations return, each once and for as long as it lives."""
+    """A counter of the storages that operations return, each once and while it is alive."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
         self.now = 0
-        """Bytes alive."""
+        """Number of live bytes."""
         self.peak = 0
-        """Most bytes that were alive."""
+        """Largest number of live bytes so far."""
         self._sizes: dict[int, int] = {}
 
     def add(self, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The optimizer of a run: its weight-decay groups, and rates that fall towards the first layers."""
+"""Build the optimizer of a run, with weight-decay groups and lower rates in earlier layers."""
 
 from __future__ import annotations
 

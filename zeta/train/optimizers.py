@@ -12,7 +12,7 @@ import torch
 from zeta.config_field import check_choice
 
 OptimizerBuilder = Callable[..., torch.optim.Optimizer]
-"""Called with parameter groups, `lr` and the further arguments of the optimizer."""
+"""Function of parameter groups, `lr` and further arguments; returns the optimizer."""
 
 OPTIMIZERS: dict[str, OptimizerBuilder] = {
     kind.__name__.lower(): kind
@@ -26,9 +26,9 @@ OPTIMIZERS: dict[str, OptimizerBuilder] = {
         torch.optim.SGD,
     )
 }
-"""Builders by `optim.kind`. An entry of one's own must keep state for single weights only, in
-tensors of their shape, so that checkpoints carry it to any ranks and stage. (torch's Adagrad fails
-in DeepSpeed 0.19.8 at ZeRO-2.)"""
+"""Builders by `optim.kind`. An optimizer that you add must keep separate state for every weight, in
+tensors of the parameter's shape, so that checkpoints fit any number of ranks and any stage.
+(torch's Adagrad fails in DeepSpeed 0.19.8 at ZeRO-2.)"""
 
 _DECIDED = {
     "lr": "optim.lr",
@@ -38,7 +38,7 @@ _DECIDED = {
 
 
 def check_optimizer_params(kind: str, params: Mapping[str, Any]) -> None:
-    """Raise ValueError unless there is an optimizer `kind`, and it takes all of `params` by name.
+    """Raise ValueError unless the optimizer `kind` exists and has arguments named as in `params`.
 
     Values are checked when the optimizer is built.
     """
@@ -56,14 +56,14 @@ def check_optimizer_params(kind: str, params: Mapping[str, Any]) -> None:
 
 
 def optimizer_name(kind: str) -> str:
-    """Return the name by which checkpoints know the optimizer: that of its class, as in AdamW."""
+    """Return the optimizer's name in checkpoints: that of its class, such as AdamW."""
     builder = OPTIMIZERS[kind]
     named = builder.func if isinstance(builder, partial) else builder
     return str(getattr(named, "__name__", kind))
 
 
 def _arguments(builder: OptimizerBuilder, decided: Collection[str]) -> list[str] | None:
-    """Return the names of the further arguments that an optimizer takes; None: any."""
+    """Return the names of an optimizer's further arguments; None: any names."""
     _, *parameters = signature(builder).parameters.values()
     if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -14,14 +14,14 @@ from zeta.train.engine import StepResult
 
 @dataclass
 class Progress:
-    """Counts of committed steps: with the data state, all that a resumed run continues from."""
+    """The counts of committed steps and the data state from which a resumed run continues."""
 
     step: int = 0
     """Committed optimizer steps."""
     images: int = 0
     """Images trained on, over all ranks."""
     rejected: int = 0
-    """Images that could not be used, each time that they came up."""
+    """Images that could not be used, counted again in every epoch."""
     tokens: int = 0
     """Tokens trained on, over all ranks."""
     epoch: int = 0
@@ -138,7 +138,7 @@ class Progress:
         Losses and counts are means over images; rates are over the time of steps, without saves.
 
         Args:
-            peak_flops: operations a second that all ranks could do; None: MFU is not reported.
+            peak_flops: peak operations a second of all ranks; None: MFU is not reported.
         """
         sums, self.since_log = self.since_log, {}
         seconds = max(sums["seconds"], 1e-9)

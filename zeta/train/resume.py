@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when one is due, the content of its trainer.json, how a run resumes."""
+"""The checkpoints of a run: their schedule, the content of trainer.json, and the resume."""
 
 from __future__ import annotations
 
@@ -69,23 +69,23 @@ class RunCheckpoints:
         self._last_attempt = time.monotonic()
 
     def asked_by_clock(self) -> bool:
-        """Whether it is time for a checkpoint by `train.checkpoint_minutes`, by this rank's clock.
+        """Return whether `train.checkpoint_minutes` have passed, by this rank's clock.
 
-        Clocks differ: rank 0's decides.
+        Clocks differ, so rank 0's decides.
         """
         minutes = self.train.checkpoint_minutes
         return minutes is not None and time.monotonic() - self._last_attempt >= 60 * minutes
 
     def due_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` committed steps, by the count of steps alone."""
+        """Return whether a checkpoint is due after `step` committed steps, apart from the clock."""
         intervals = (self.train.checkpoint_every, self.train.keep_every)
         return any(every is not None and step % every == 0 for every in intervals)
 
     def prepare(self, model: nn.Module) -> None:
-        """Set the weights that `model` begins at, before its engine is built; a collective.
+        """Set the first weights of `model`, before its engine is built; a collective.
 
-        A run with a checkpoint takes its frozen weights; one without begins at the weights of
-        `train.init_from`, if that is set. `resume` loads the rest.
+        A run with a checkpoint takes the frozen weights from it, and `resume` loads the rest. A run
+        without one starts from the weights of `train.init_from`, if that is set.
 
         Raises:
             RunError: the checkpoint, or `train.init_from`, is of another model.
@@ -104,7 +104,7 @@ class RunCheckpoints:
     def resume(self, engine: TrainEngine) -> Progress:
         """Load the checkpoint that `prepare` found into `engine`, and return the run's progress.
 
-        The random generators of this process continue too, where as many ranks saved them.
+        The random generators of this process continue too, if the same number of ranks saved them.
         """
         progress = Progress()
         if self._found is not None:
@@ -132,9 +132,9 @@ class RunCheckpoints:
         self.console.message(f"{message}; {note}" if note else message)
 
     def begin(self, engine: TrainEngine, progress: Progress, before: Callable[[], object]) -> None:
-        """Copy the committed state, and begin to write it; the save before must be finished.
+        """Copy the committed state, and begin to write it; the previous save must be finished.
 
-        Where `before` raises OSError, as on a full disk, the checkpoint fails.
+        If `before` raises OSError, for example on a full disk, the checkpoint fails.
         """
         self._last_attempt = time.monotonic()
         state = self._trainer_state(engine, progress)
@@ -156,7 +156,7 @@ class RunCheckpoints:
         return error
 
     def _trainer_state(self, engine: TrainEngine, progress: Progress) -> dict[str, Any]:
-        """Return the content of trainer.json, but for what the store adds."""
+        """Return the content of trainer.json, without the entries that the store adds."""
         run_id = self.run_dir.wandb_run_id
         return {
             "progress": asdict(progress),

@@ -1,14 +1,14 @@
-"""Finds the rank that the others wait for: compares each rank's own time at every log.
+"""Find the rank that the others wait for, by comparing each rank's own time at every log.
 
-A rank's own time is what it takes before it first waits for others: drawing its packs, and the
-forward pass and loss of each of them. The backward pass is left out, because gradients are
-exchanged in it and every rank leaves it at about the same time; a slow host or an expensive pack
-shows in the forward pass just as well.
+A rank's own time is the time before it first waits for others: drawing its packs, and the forward
+pass and loss of each of them. The backward pass is left out, because gradients are exchanged in it
+and every rank leaves it at about the same time; a slow host or an expensive pack shows in the
+forward pass just as well.
 
 On a CUDA device work is queued and the host runs ahead of it, so the time of a forward pass is
 taken from events on the device's stream and read after the step, which ends by waiting for the
-device anyway. At ZeRO-3 the forward pass waits for the weights that other ranks hold: there the
-ratio is a lower bound.
+device anyway. At ZeRO-3 the forward pass waits for the weights of other ranks, so the ratio is a
+lower bound.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class RankLoad:
     """Waiting for its packs."""
     forward_s: float
     peak_gib: float = 0.0
-    """Most memory that it used so far."""
+    """Peak memory so far, in GiB."""
 
     @property
     def own_s(self) -> float:
@@ -74,7 +74,7 @@ class RankLoad:
 
 @dataclass
 class Balance:
-    """Sums this rank's own time, and compares it with that of the others."""
+    """The sum of this rank's own time, and its comparison with the other ranks."""
 
     notify: Callable[[str], None]
     """Called with a message when one rank is much slower than the others."""
@@ -99,7 +99,7 @@ class Balance:
         return load
 
     def metrics(self, loads: list[RankLoad]) -> dict[str, float | str]:
-        """Return the metrics of the loads of all ranks; log which rank is slow, if it is new."""
+        """Return the metrics of the loads of all ranks; log the slow rank, if it is a new one."""
         slowest, ratio = straggler(loads)
         load = loads[slowest]
         if self._slow.is_new(slowest, ratio):
@@ -117,7 +117,7 @@ class Balance:
 
 
 def straggler(loads: list[RankLoad]) -> tuple[int, float]:
-    """Return the rank with the most time of its own, and that time over the mean of the ranks."""
+    """Return the rank with the longest own time, and the ratio of that time to the mean."""
     own = [load.own_s for load in loads]
     slowest = max(range(len(own)), key=own.__getitem__)
     mean = sum(own) / len(own)

@@ -1,7 +1,7 @@
-"""The training loop: draw the packs of a step, agree, train, account, save.
+"""The training loop: draw the packs of a step, agree, train, record, save.
 
-All ranks agree on everything that decides a step before its first forward, in one small collective:
-how many images it has, whether a rank must stop or has failed, whether data is left.
+Before the first forward of a step, all ranks agree on it in one small collective: the number of
+images, whether a rank must stop or has failed, and whether data is left.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from zeta.train.utilisation import Utilisation
 
 @dataclass(frozen=True)
 class StepVotes:
-    """The numbers that one rank knows about a step before it is trained; summed, all ranks'."""
+    """The numbers of one rank about a step before training on it, or their sums over all ranks."""
 
     images: int
     """Images that count in the loss."""
@@ -94,7 +94,7 @@ class _Drawn:
 
 
 class Trainer:
-    """Trains a model from a StepSource into a run directory, and resumes by itself."""
+    """The training of a model from a StepSource into a run directory, with automatic resume."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class Trainer:
             with StopSignals(self.requests.stop_asked) as signals:
                 try:
                     code = self._loop(steps, signals)
-                except RunError:  # every rank raises it: the save that was begun is not lost
+                except RunError:  # raised on every rank: finish the save in progress
                     self._finish_save()
                     raise
                 self._begin_save()
@@ -298,7 +298,7 @@ class Trainer:
     def _account(
         self, step: _Drawn, result: StepResult | None, seconds: float, waited: float
     ) -> None:
-        """Commit the step: count it, note its samples, and end the run if it goes wrong."""
+        """Commit the step: count it, record its samples, and end the run if a limit is exceeded."""
         progress, packs, votes = self.progress, step.packs, step.votes
         assert packs is not None
         progress.commit(
@@ -339,7 +339,7 @@ class Trainer:
             )
 
     def _reached_end(self) -> bool:
-        """Whether the run has reached its number of steps, images or tokens."""
+        """Return whether the run has reached its number of steps, images or tokens."""
         share = self.progress.share_done(self.train)
         return share is not None and share >= 1
 
@@ -399,7 +399,7 @@ class Trainer:
     # Checkpoints.
 
     def _begin_save(self) -> None:
-        """Begin to save the committed state, unless it is saved."""
+        """Begin to save the committed state, unless it has been saved already."""
         self._finish_save()
         self.requests.taken()
         progress = self.progress
@@ -412,7 +412,7 @@ class Trainer:
             self.checkpoints.begin(self.engine, progress, before=self._flush_files)
 
     def _flush_files(self) -> None:
-        """Bring ledger and metrics of all committed steps to the disk."""
+        """Write ledger and metrics of all committed steps to the disk."""
         self.ledger.flush()
         self.quarantine.flush()
         self.sink.flush()
@@ -438,7 +438,7 @@ class Trainer:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory that this process has used so far, in GiB."""
+    """Return the peak memory of this process so far, in GiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,24 +15,24 @@ from zeta.train.hardware import find_accelerator
 
 
 class Utilisation:
-    """Counts the operations of packs, and knows the peak rate of all ranks together."""
+    """A counter of the operations of packs, with the peak rate of all ranks together."""
 
     def __init__(
         self, model: nn.Module, world: World, train: TrainConfig, say: Callable[[str], None]
     ) -> None:
-        """Look the devices up; a collective, so every rank makes one.
+        """Look up the peak of the devices; a collective, so every rank creates one.
 
         Args:
             model: counts its own operations, see `zeta.models.flops.CountsFlops`.
             world: the ranks.
             train: dtype, and the peak of devices that are not in the table.
-            say: called on every rank with the reason if MFU is not reported.
+            say: called with the reason, on every rank, if MFU is not reported.
         """
         self._model = model if isinstance(model, CountsFlops) else None
         peaks = world.gather(peak_flops(world.device, train))
         known = self._model is not None and None not in peaks
         self.peak: float | None = sum(peaks) if known else None
-        """Peak of all ranks in operations a second; None where it is not known."""
+        """Peak of all ranks in operations a second; None: unknown."""
         if self._model is None:
             say(
                 f"throughput/mfu is not reported: {type(model).__name__} does not count its "
@@ -51,7 +51,7 @@ class Utilisation:
 
 
 def peak_flops(device: torch.device, train: TrainConfig) -> float | None:
-    """Return the peak of one device in operations a second; None where it is not known."""
+    """Return the peak of one device in operations a second; None: unknown."""
     if train.peak_tflops is not None:
         return train.peak_tflops * 1e12
     if device.type != "cuda":

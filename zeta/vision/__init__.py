@@ -1,4 +1,4 @@
-"""Vision modules that can be used on their own.
+"""Vision modules for use on their own.
 
 Imports `zeta.models` and below.
 """

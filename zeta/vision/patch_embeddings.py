@@ -1,4 +1,4 @@
-"""Image to a sequence of a chosen length: patches, layer norm, projection, layer norm."""
+"""Embed an image as a sequence of a chosen length: patches, layer norm, projection, layer norm."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from zeta.models.patchify import FLOAT_DTYPES, check_finite, image_sides
 
 
 class PatchEmbeddings(nn.Module):
-    """Cut an image into `seq_len` patches and embed each of them.
+    """A module that cuts an image into `seq_len` patches and embeds each of them.
 
-    The grid follows the image: of all grids of `seq_len` cells that divide its sides, the one with
-    the squarest patches (224 x 224 pixels and seq_len 16: 4 x 4 patches of 56 x 56 pixels).
+    The grid depends on the image: of all grids of `seq_len` cells that divide its sides, it is the
+    one with the squarest patches (224 x 224 pixels and seq_len 16: 4 x 4 patches of 56 x 56).
 
-    The weights depend on the size of the image: they are made at the first forward, or at once if
-    `image_size` is given. As with `nn.LazyLinear`, run one forward, or load a state dict, before
-    the parameters go to an optimizer.
+    The weights depend on the size of the image: they are created at the first forward, or at once
+    if `image_size` is given. As with `nn.LazyLinear`, run one forward, or load a state dict, before
+    you pass the parameters to an optimizer.
 
     Args:
         dim_in: channels of the image.
@@ -62,8 +62,9 @@ class PatchEmbeddings(nn.Module):
         """Embed images [B, dim_in, H, W] to [B, seq_len, dim_out].
 
         Raises:
-            ValueError: another shape, an integer dtype, another size than the first image had, a
-                size that no grid of `seq_len` patches divides, or NaN pixels, by image.
+            ValueError: another shape, an integer dtype, a size other than that of the first image,
+                a size that no grid of `seq_len` patches divides, or NaN pixels (with the image's
+                number).
         """
         if x.ndim != 4 or x.shape[1] != self.dim_in:
             raise ValueError(f"x has shape {tuple(x.shape)}: pass [batch, {self.dim_in}, H, W]")
@@ -101,7 +102,7 @@ def patch_grid(height: int, width: int, seq_len: int) -> tuple[int, int]:
 
 
 class _LazyLayerNorm(LazyModuleMixin, nn.LayerNorm):
-    """A layer norm that takes its width from the first input, as `nn.LazyLinear` does."""
+    """A layer norm that takes its width from the first input, like `nn.LazyLinear`."""
 
     cls_to_become = nn.LayerNorm
 
@@ -111,7 +112,7 @@ class _LazyLayerNorm(LazyModuleMixin, nn.LayerNorm):
             setattr(self, name, UninitializedParameter())
 
     def initialize_parameters(self, x: Tensor) -> None:
-        """Make weight 1 and bias 0 of the width of `x`, unless a state dict brought them."""
+        """Create weight 1 and bias 0 with the width of `x`, unless a state dict has set them."""
         self.normalized_shape = (x.shape[-1],)
         with torch.no_grad():
             for parameter, value in ((self.weight, 1.0), (self.bias, 0.0)):

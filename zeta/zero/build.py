@@ -1,8 +1,8 @@
-"""Models that no single rank can hold: built shard by shard for ZeRO-3.
+"""Build models for ZeRO-3 shard by shard, even those too large for a single rank.
 
 Under DeepSpeed's `zero.Init` every layer's weights are sharded as soon as the layer is made. Their
-values come afterwards, one parameter at a time, from rank 0: the same as those of a model that was
-built whole, because an initial value depends on the seed, the name and the shape alone.
+values come afterwards from rank 0, one parameter at a time. They equal those of a model that was
+built whole, because an initial value depends only on the seed, the name and the shape.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def build_for_training(
     The parameters that `trainable` (see `train.trainable`) leaves out are frozen.
 
     Every rank calls this with the same `build`, whose result takes its values from `seed`.
-    No rank ever holds more than one parameter in full besides its shards.
+    No rank ever has more than one full parameter in memory besides its shards.
     """
     if zero.stage < 3:
         model = build()

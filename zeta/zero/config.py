@@ -1,4 +1,4 @@
-"""The config that DeepSpeed gets."""
+"""Build the config of DeepSpeed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zeta.zero.passthrough import merged
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    """How a model is sharded and in which dtype it computes."""
+    """The sharding and the compute dtype of a model."""
 
     stage: int
     """ZeRO stage, 0 to 3."""
@@ -21,16 +21,16 @@ class ZeroConfig:
     packs_per_step: int
     """Packs of an optimizer step, over all ranks."""
     extra: Mapping[str, Any]
-    """More settings of DeepSpeed: `train.deepspeed`."""
+    """Further settings of DeepSpeed: `train.deepspeed`."""
 
 
 def deepspeed_config(zero: ZeroConfig, world_size: int) -> dict[str, Any]:
-    """Return DeepSpeed's config: sharding and dtype, and what `train.deepspeed` adds.
+    """Return DeepSpeed's config: sharding, dtype and the settings of `train.deepspeed`.
 
     Clipping, schedule and logging are zeta's own.
 
-    Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16: there the weights of linear
-    layers are gathered, and so their gradients reduced, in bf16.
+    Gradients are summed over ranks in fp32, except at ZeRO-3 in bf16, where the weights of linear
+    layers are gathered in bf16 and their gradients reduced in bf16.
     """
     packs = packs_per_rank(zero.packs_per_step, world_size)
     autocast: dict[str, Any] = {"enabled": zero.dtype == "bf16", "dtype": "bfloat16"}

@@ -95,7 +95,7 @@ class ZeroEngine:
         self.deepspeed.step()
 
     def discard(self) -> None:
-        """Clear the gradients of a step, and all that DeepSpeed counts until its `step`."""
+        """Clear the gradients of a step, and DeepSpeed's counters since its last `step`."""
         self.deepspeed.zero_grad()
         if self.replicated:
             return
@@ -103,7 +103,7 @@ class ZeroEngine:
         optimizer.zero_grad()  # at stage 3 the next gradient overwrites what the shards hold
         optimizer.averaged_gradients.clear()
         if self._offloaded:
-            optimizer.reset_cpu_buffers()  # the norms that were taken when gradients were copied
+            optimizer.reset_cpu_buffers()  # the norms computed while gradients were copied
         if self._stage < 3:
             optimizer.micro_step_id = -1  # the next backward is the first of a step again
 
@@ -119,7 +119,7 @@ class ZeroEngine:
         return record
 
     def weights_changed(self) -> None:
-        """Let the forward pass follow the owned ranges, after these were written to."""
+        """Copy the owned ranges to the weights of the forward pass, after a write to the ranges."""
         copy_to_forward(self.deepspeed, self._stage)
 
     def save(self, keep: Callable[[str, object], None]) -> None:

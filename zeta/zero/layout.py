@@ -1,7 +1,7 @@
-"""Where a running DeepSpeed engine has its fp32 weights, at any ZeRO stage.
+"""Find the fp32 weights of a running DeepSpeed engine, at any ZeRO stage.
 
-Each rank has flat fp32 tensors (at stage 0: every parameter whole). Which range of which parameter
-lies where in them is private to DeepSpeed and known to this module alone.
+Each rank has flat fp32 tensors (at stage 0: every parameter whole). The places of the parameters in
+them are private to DeepSpeed; only this module knows them.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _SIZES = (
     "stage3_max_reuse_distance",
     "stage3_module_granularity_threshold",
 )
-"""Keys of `zero_optimization` that are numbers; the others are true or false, or the offload."""
+"""Keys of `zero_optimization` with numbers; the others, except the offload, are true or false."""
 
 _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "zero_optimization": (
@@ -63,7 +63,7 @@ _ALLOWED: dict[str, tuple[str, ...] | None] = {
     "log_level": None,
     "timers": None,
 }
-"""Keys that pass, each with the keys below it that pass (None: any)."""
+"""Accepted keys, each with the accepted keys below it (None: any)."""
 
 _DECIDED = {
     "train_batch_size": "train.packs_per_step",
@@ -137,7 +137,7 @@ _DECIDED = {
     ),
     _LOOP,
 )
-"""Keys that are refused, and the field or promise of zeta that decides them."""
+"""Refused keys, each with the field or promise of zeta that decides it."""
 
 
 def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
@@ -162,13 +162,13 @@ def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
 
 
 def offloads_optimizer(settings: Mapping[str, Any]) -> bool:
-    """Whether the optimizer's state, and the gradients with it, live in host memory."""
+    """Return whether the optimizer's state and the gradients are kept in host memory."""
     offload = settings.get("zero_optimization", {}).get("offload_optimizer")
     return isinstance(offload, Mapping) and offload.get("device") == "cpu"
 
 
 def merged(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return zeta's DeepSpeed config with the user's settings, which passed the check."""
+    """Return zeta's DeepSpeed config with the user's settings, which must have been checked."""
     zero = {**config["zero_optimization"], **settings.get("zero_optimization", {})}
     result = deepcopy({**config, **settings, "zero_optimization": zero})
     if offloads_optimizer(settings):

@@ -1,8 +1,8 @@
-"""The sharded engine that training stands on: a model and its optimizer, split over the ranks.
+"""The interface of a sharded engine: a model and its optimizer, split over the ranks.
 
-`zeta.zero.engine.ZeroEngine` is it on DeepSpeed. The training loop, checkpoints and the moving
-average use nothing else, so another library (FSDP2, say) would be one more room with one more
-implementation of this protocol.
+`zeta.zero.engine.ZeroEngine` implements it on DeepSpeed. The training loop, checkpoints and the
+moving average use nothing else, so another library (FSDP2, say) would be one more room with one
+more implementation of this protocol.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ShardedEngine(Protocol):
         ...
 
     def weights_changed(self) -> None:
-        """Let the forward pass follow the owned ranges, after these were written to."""
+        """Copy the owned ranges to the weights of the forward pass, after a write to the ranges."""
         ...
 
     def save(self, keep: Callable[[str, object], None]) -> None:

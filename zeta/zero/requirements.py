@@ -1,7 +1,7 @@
 """The parts of DeepSpeed that zeta relies on, checked when a run starts.
 
-Most of them are private to DeepSpeed: another version may lack them. It is refused by name here,
-before the first step, with the version to install.
+Most of them are private to DeepSpeed, so another version may lack them. Such a version is refused
+here, before the first step, with a message that names the missing part and the version to install.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def check_ranges(ranges: Sequence[OwnedRange], module: nn.Module, world: World) 
     """Check that the ranges of all ranks together are the trainable weights; a collective.
 
     Raises:
-        RunError: they are not: DeepSpeed lays its fp32 partitions out in another way.
+        RunError: they are not, because this DeepSpeed lays out its fp32 partitions differently.
     """
     owned = world.sum([sum(owned.length for owned in ranges)])[0]
     wanted = sum(math.prod(full_shape(p)) for p in module.parameters() if p.requires_grad)

@@ -30,21 +30,21 @@ def init_distributed(
 ) -> World:
     """Join the process group (NCCL on CUDA devices, else gloo) and set DeepSpeed up on it.
 
-    Needs no compiler: DeepSpeed would build a shared-memory op for CPU collectives here, which
-    takes up to 100 s and crashes without a compiler or ninja, so that op is declared unavailable.
+    This needs no compiler: DeepSpeed would build a shared-memory op for CPU collectives, which
+    takes up to 100 s and crashes without a compiler or ninja, so the op is declared unavailable.
 
     Args:
         info: this process's rank; None reads it from the environment.
         timeout_s: seconds after which a collective that some rank never joined fails;
             `set_collective_timeout` changes it.
-        device_kind: cuda, cpu, or auto: CUDA where this process sees a device.
+        device_kind: cuda, cpu, or auto: CUDA if this process sees a device.
         store: where the ranks meet, if they have met already; see `meeting_place`.
 
     Returns:
         The world; `close_distributed` ends it.
 
     Raises:
-        ValueError: no CUDA device where one is asked for, or fewer devices than ranks on this
+        ValueError: no CUDA device although one is requested, or fewer devices than ranks on this
             machine.
         RunError: another version of DeepSpeed is installed, which lacks what zeta relies on.
     """

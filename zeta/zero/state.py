@@ -28,7 +28,7 @@ from zeta.zero.unnamed_order import unnamed_order
 
 WEIGHTS, AVERAGE = "fp32", "average"
 _COUNTS = ("step", "mu_product")
-"""Values that an optimizer keeps once for a parameter; all others it keeps for every weight."""
+"""State that an optimizer keeps once a parameter; all other state is kept for every weight."""
 _RANK = re.compile(r"_pp_rank_(\d+)_")
 
 
@@ -68,9 +68,9 @@ class ZeroState:
             stage: ZeRO stage that wrote it.
             shapes: full shape of every parameter, in the order of the module.
             averages: folder of the averaged weights, which need not exist.
-            frozen: parameters that do not learn: they have weights only.
-            order: trainable parameters as the optimizer numbered them, which names the moments of
-                stage 0; None: a checkpoint of before it was written down.
+            frozen: parameters that do not learn; they have weights only.
+            order: names of the trainable parameters in the optimizer's order, which identify
+                the moments of stage 0; None: an old checkpoint without this list.
         """
         self.shapes = shapes
         self._trained = {name: shape for name, shape in shapes.items() if name not in frozen}

@@ -1,4 +1,4 @@
-"""The order of optimizer state in checkpoints that do not name it, by the rule of their time."""
+"""Reconstruct the order of optimizer state in old checkpoints that do not record it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _UNDECAYED = ("pos_embed", "token_embed", "latent", "cls_token", "reg_token", "r
 def unnamed_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Return the names of parameters as the optimizer of an old checkpoint numbers them.
 
-    Body, head, then what never decays. NOTE: this rule is fixed: it reads files that exist. What
-    decays today stands in `zeta.models.parameters`.
+    The order is body, head, then the parameters without weight decay. NOTE: never change this rule,
+    which describes existing files; today's rule for weight decay is in `zeta.models.parameters`.
 
     Args:
         shapes: full shape of every trainable parameter, in the order of the module.

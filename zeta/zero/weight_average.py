@@ -21,7 +21,7 @@ class WeightAverage:
     """
 
     def __init__(self, engine: ShardedEngine, decay: float) -> None:
-        """Begin an average at the weights of `engine` as they are."""
+        """Start an average from the present weights of `engine`."""
         self._engine, self.decay = engine, decay
         self._flats = flat_weights(engine.owned_ranges())
         self._averages = [flat.detach().clone() for flat in self._flats]
@@ -43,7 +43,7 @@ class WeightAverage:
         self.updates += 1
 
     def pieces(self) -> dict[str, tuple[int, Tensor]]:
-        """Return what this rank has to save: by parameter, the first element and the piece.
+        """Return this rank's pieces to save: (first element, piece) by parameter.
 
         Rank 0 saves what every rank owns.
         """
@@ -55,7 +55,7 @@ class WeightAverage:
     def load(self, state: ZeroState, updates: int) -> None:
         """Continue the average of a checkpoint.
 
-        Without one there, begin at the weights of the checkpoint, which must be loaded before.
+        If it has none, start from the weights of the checkpoint, which must be loaded before.
         """
         if not state.has_average:
             torch._foreach_copy_(self._averages, [flat.data for flat in self._flats])
@@ -67,9 +67,9 @@ class WeightAverage:
 
     @contextmanager
     def as_weights(self) -> Iterator[None]:
-        """Let the model compute with the average; afterwards its weights are back, bit by bit.
+        """Replace the weights by the average inside the context, and restore them bit by bit.
 
-        Every rank enters and leaves together, and nobody trains within.
+        Every rank enters and leaves together, and no rank trains inside.
         """
         self._swap()
         try:

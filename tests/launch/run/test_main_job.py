@@ -195,7 +195,10 @@ def test_a_folder_with_something_else_is_no_run_directory(world: Path, tmp_path:
     settings = ("data.shards=shards/train", f"run.dir={tmp_path}", *SETTINGS)
     refused = zeta("train", "demo", *settings, cwd=world)
     assert refused.returncode == 93
-    assert "holds 'holiday.jpg' and no run; choose a new or empty folder" in refused.stderr
+    assert (
+        "contains 'holiday.jpg' and is not a run directory; choose a new or empty folder"
+        in refused.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
 
 
