@@ -19,7 +19,7 @@ from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.image_header import ImageError
 from data_pipeline.shards.parallel import SpawnPool
-from zeta.cpu_tuning import keep_freed_memory
+from zeta.run.cpu_tuning import keep_freed_memory
 
 _DECODE_IMAGES = 256
 _START_S = 0.2

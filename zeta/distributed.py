@@ -117,7 +117,14 @@ def _first_host(nodelist: str) -> str:
     if "[" not in nodelist:
         return nodelist.split(",")[0]
     expand = ["scontrol", "show", "hostnames", nodelist]
-    return subprocess.run(expand, check=True, capture_output=True, text=True).stdout.split()[0]
+    try:
+        asked = subprocess.run(expand, check=True, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ValueError(
+            f"the first node of {nodelist} is not known, as `{' '.join(expand)}` failed: {error}; "
+            "set MASTER_ADDR to the address of rank 0"
+        ) from error
+    return asked.stdout.split()[0]
 
 
 class World:

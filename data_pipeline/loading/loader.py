@@ -20,8 +20,8 @@ from data_pipeline.loading.prefetch import Prefetcher
 from data_pipeline.loading.recipe import PackRecipe, pack_recipe
 from data_pipeline.plan.plan import LaneState, Plan
 from data_pipeline.shards.remote import is_remote
-from zeta.cpu_tuning import keep_freed_memory
 from zeta.packed import StepPacks, check_world_size, lanes_of_rank
+from zeta.run.cpu_tuning import keep_freed_memory
 
 PREFETCH_PACKS_PER_WORKER = 4
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0

@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 
 from launch.config.fields import ConfigField, config_fields, section_doc
 from launch.config.load import DEFAULT, Setting, compose, read_settings
+from launch.config.moved_keys import with_moved_keys
 from launch.shipped import configs_root, recipe_names
+from zeta.objectives import objective_class
 
 _WIDTH = 100
 
@@ -44,8 +46,10 @@ def config_yaml(name_or_path: str, overrides: Sequence[str] = ()) -> str:
         ValueError: see `launch.config.load.load_config`; `data.shards` may be missing.
     """
     settings = read_settings(name_or_path, overrides)
-    values = OmegaConf.to_container(OmegaConf.structured(compose(settings)))
-    sources = _sources(settings)
+    config = compose(settings)
+    objective_class(config.objective.kind)  # refuses one that cannot be imported
+    values = OmegaConf.to_container(OmegaConf.structured(config))
+    sources = _sources(list(with_moved_keys(settings)))
     lines = [f"# All values of {name_or_path}; at the end of a line, where its value comes from."]
     open_sections: list[str] = []
     for item in config_fields():

@@ -42,7 +42,10 @@ def _optimizer(source: str, below: str, value: Any) -> Iterator[tuple[str, str, 
     if _OPTIMIZER not in _noticed:
         _noticed.add(_OPTIMIZER)
         _log.warning(
-            "%s (%s) is read as optim.kind and optim.params, which replaced it", _OPTIMIZER, source
+            "%s (%s) is read as optim.kind and optim.params, which replaced it: write those instead, "
+            "as in optim.kind=sgd",
+            _OPTIMIZER,
+            source,
         )
     if below == "type":
         yield source, "optim.kind", str(value).lower()

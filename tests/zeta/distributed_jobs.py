@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from zeta.cpu_tuning import gather_in_place
 from zeta.distributed import close_distributed, set_collective_timeout
+from zeta.run.cpu_tuning import gather_in_place
 from zeta.zero.start import init_distributed
 
 

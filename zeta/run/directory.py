@@ -9,7 +9,7 @@ from typing import overload
 
 TRAINER_STATE = "trainer.json"
 _STEP_NAME = re.compile(r"step_(\d{8})")
-_UNFINISHED = re.compile(r"\..+\.\d+\.tmp")
+_UNFINISHED = re.compile(r"\..+\.\d+(-[0-9a-f]{8})?\.tmp")
 """Temporary name of `zeta.files.write_whole`; such a file is left behind by a killed writer."""
 
 

@@ -191,8 +191,7 @@ class WandbSink:
             # what happens until the job ends is recorded all the same.
             self._start(self.mode)
             status = self._wait(self._limit_s)
-        state = self._state()
-        if status != 0 and (state is None or has_news(state, self._run_dir.metrics)):
+        if status != 0 and self._is_incomplete():
             self._start("offline")
             self._wait(_OFFLINE_S)
         self._worker.close()
@@ -200,6 +199,14 @@ class WandbSink:
         self._report()
         if hint := rest_hint(self._run_dir, self._state()):
             self._notify(hint)
+
+    def _is_incomplete(self) -> bool:
+        """Return whether W&B lacks something of the run, or nobody can tell."""
+        state = self._state()
+        try:
+            return state is None or has_news(state, self._run_dir.metrics)
+        except OSError:  # the metrics cannot be read for the moment, which must not end training
+            return True
 
     def _start(self, mode: WandbMode) -> None:
         """Start the worker, and set how long to wait before it may be started again."""
@@ -251,7 +258,7 @@ class WandbSink:
         try:
             state = read_state(self._run_dir.wandb_state)
             return state if state is not None and state.session == os.getpid() else None
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             self._notify_once(f"W&B: {error}")
             return None
 

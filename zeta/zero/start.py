@@ -7,7 +7,6 @@ import os
 import torch
 import torch.distributed as dist
 
-from zeta.cpu_tuning import gather_in_place, keep_freed_memory
 from zeta.distributed import (
     COLLECTIVE_TIMEOUT_S,
     RankInfo,
@@ -19,6 +18,7 @@ from zeta.distributed import (
     meeting_place,
     rank_from_environment,
 )
+from zeta.run.cpu_tuning import gather_in_place, keep_freed_memory
 from zeta.zero.requirements import check_library
 
 

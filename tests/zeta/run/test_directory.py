@@ -15,7 +15,9 @@ def test_no_two_entries_share_a_name():
     assert len(names) == len(set(names)) > 25
 
 
-@pytest.mark.parametrize("name", ["logs", "owners", "STOP", "demo.json", ".config.yaml.71.tmp"])
+@pytest.mark.parametrize(
+    "name", ["logs", "owners", "STOP", "demo.json", ".config.yaml.71-0a9f3c5e.tmp"]
+)
 def test_what_launchers_recipes_and_killed_runs_leave_is_not_foreign(tmp_path, name):
     (tmp_path / name).mkdir()
     assert RunDir(tmp_path).foreign_names() == []

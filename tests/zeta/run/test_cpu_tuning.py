@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import resource, threading, torch
-from zeta.cpu_tuning import keep_freed_memory
+from zeta.run.cpu_tuning import keep_freed_memory
 {call}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
