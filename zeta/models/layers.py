@@ -20,8 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from zeta.models.attention import Segments, attend, rotated
 from zeta.models.parameters import (
     INPUT_MATRIX,
+    MATRIX,
+    ONES,
     ZEROS,
     Rules,
+    biased_in_timm,
     constant,
     matrix,
     normal,
@@ -33,6 +36,8 @@ ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 
 class Norm(nn.LayerNorm):
     """Layer normalisation with a weight, and no bias unless asked for; eps 1e-6."""
+
+    parameter_rules: ClassVar[Rules] = {"weight": biased_in_timm(ONES), "bias": ZEROS}
 
     def __init__(self, dim: int, *, bias: bool = False) -> None:
         super().__init__(dim, eps=1e-6, bias=bias)
@@ -190,7 +195,11 @@ class ParallelBlock(nn.Module):
     scale. Only the MLP has a bias. Names as in timm's `ParallelScalingBlock`.
     """
 
-    parameter_rules: ClassVar[Rules] = {"in_proj.weight": INPUT_MATRIX, "mlp_bias": ZEROS}
+    parameter_rules: ClassVar[Rules] = {
+        "in_proj.weight": INPUT_MATRIX,
+        "mlp_bias": ZEROS,
+        "attn_out_proj.weight": biased_in_timm(MATRIX),
+    }
 
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
@@ -239,7 +248,11 @@ class AttentionPool(nn.Module):
 
     parameter_rules: ClassVar[Rules] = {
         "latent": normal(lambda shape: shape[-1] ** -0.5),
-        "kv.weight": matrix(stacked=2),
+        "kv.weight": biased_in_timm(matrix(stacked=2)),
+        "q.weight": biased_in_timm(MATRIX),
+        "proj.weight": biased_in_timm(MATRIX),
+        "mlp.fc1.weight": biased_in_timm(MATRIX),
+        "mlp.fc2.weight": biased_in_timm(MATRIX),
     }
 
     def __init__(self, shape: BlockShape) -> None:
