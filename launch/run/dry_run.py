@@ -23,6 +23,7 @@ from launch.config.load import ZetaConfig, to_yaml
 from launch.run.checks import CheckedRun, check_start
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
+from zeta.models.layers import set_checkpointing
 from zeta.models.trainable import freeze
 from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
@@ -32,7 +33,6 @@ from zeta.train.memory_model import (
     ActivationMemory,
     StateMemory,
     activation_memory,
-    set_checkpointing,
     state_memory,
 )
 from zeta.train.optim import state_per_weight

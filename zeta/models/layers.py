@@ -30,6 +30,8 @@ from zeta.models.parameters import (
     normal,
 )
 
+_CHECKPOINTING = "activation_checkpointing"
+"""Attribute of every encoder that can recompute its blocks."""
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation -> the `approximate` of torch's GELU."""
 
@@ -241,6 +243,13 @@ def run_blocks(
         else:
             x_TC = block(x_TC, segments)
     return x_TC
+
+
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """Let the encoders of `model` recompute their blocks in the backward pass, or not."""
+    for module in model.modules():
+        if hasattr(module, _CHECKPOINTING):
+            setattr(module, _CHECKPOINTING, on)
 
 
 class AttentionPool(nn.Module):
