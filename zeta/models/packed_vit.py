@@ -113,11 +113,6 @@ class PackedViT(nn.Module, ABC):
     def _flop_rates(self) -> FlopRates:
         return flop_rates(self)
 
-    def compile_blocks(self) -> None:
-        """Compile each block in place: once for all of them, and for packs of any content."""
-        for block in self.blocks:
-            block.compile()
-
     @classmethod
     def from_pretrained(cls, path: Path | str, dtype: torch.dtype = torch.float32) -> Self:
         """Load the model that `zeta export` wrote to a directory, in evaluation mode, on the CPU.
