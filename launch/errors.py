@@ -10,8 +10,6 @@ USER_ERRORS = (ValueError, RunError, OSError)
 """Errors that a user can correct, shown as one message. Anything else is a bug in zeta."""
 
 FAILED = 1
-USAGE = 2
-"""Exit status of argparse."""
 
 
 def message(error: BaseException) -> str:

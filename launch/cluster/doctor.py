@@ -21,7 +21,7 @@ from launch.config.cluster import node_range
 from launch.config.load import ZetaConfig, load_config
 from launch.errors import USER_ERRORS, message
 from launch.filesystems import existing_parent, filesystem_kind, only_here, perhaps_only_here
-from launch.run.checks import Start, abstract_model, check_start
+from launch.run.checks import CheckedRun, abstract_model, check_start
 from launch.slurm_queries import SlurmUnavailableError
 from zeta.train.memory_model import state_memory
 from zeta.train.optim import state_per_weight
@@ -64,11 +64,11 @@ def examine(config_name: str, overrides: Sequence[str]) -> Iterator[Check]:
     run_dir = absolute_run_dir(config).path
     yield place("run directory", run_dir, several=several)
     try:
-        start = check_start(config, ranks)
+        checked = check_start(config, ranks)
     except USER_ERRORS as error:
         yield Check("failed", "start", message(error))
     else:
-        yield from _start(start, several=several)
+        yield from _start(checked, several=several)
     yield _program(config, several=several)
     yield from _slurm(config, config_name, overrides)
     yield from container(config, run_dir)
@@ -194,22 +194,22 @@ def _program(config: ZetaConfig, *, several: bool) -> Check:
     return place("zeta", folder, several=several)
 
 
-def _start(start: Start, *, several: bool) -> Iterator[Check]:
-    if start.already_finished is not None:
-        yield Check("warning", "start", start.already_finished)
+def _start(checked: CheckedRun, *, several: bool) -> Iterator[Check]:
+    if checked.already_finished is not None:
+        yield Check("warning", "start", checked.already_finished)
     else:
-        at = "from the beginning" if start.saved is None else "from the newest checkpoint"
+        at = "from the beginning" if checked.saved is None else "from the newest checkpoint"
         yield Check("ok", "start", f"can start {at}")
-    manifest = start.manifest
+    manifest = checked.manifest
     local = {Path(shard.path).parent for shard in manifest.shards if not is_remote(shard.path)}
     checks = [place("shards", folder.absolute(), several=several) for folder in sorted(local)]
     yield from [check for check in checks if check.state != "ok"]
     yield Check(
         "ok", "shards", f"{len(manifest.samples):,} images, {len(manifest.shards):,} tar files"
     )
-    train = start.config.train
-    sizes = [parameter.numel() for parameter in abstract_model(start.config).parameters()]
-    moments = state_per_weight(start.config.optim)
+    train = checked.config.train
+    sizes = [parameter.numel() for parameter in abstract_model(checked.config).parameters()]
+    moments = state_per_weight(checked.config.optim)
     checkpoint = state_memory(sizes, train, 1, moments=moments).lasting
-    free = shutil.disk_usage(existing_parent(start.run_dir.path)).free
+    free = shutil.disk_usage(existing_parent(checked.run_dir.path)).free
     yield disk(free, checkpoint, train.keep_last)

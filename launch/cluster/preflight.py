@@ -36,7 +36,7 @@ from launch.cluster.node_checks import (
 )
 from launch.config.load import ZetaConfig
 from launch.errors import exit_code
-from launch.run.checks import Start, abstract_model, check_start
+from launch.run.checks import CheckedRun, abstract_model, check_start
 from launch.run.lock import RunLock, sees_claim, this_owner
 from zeta.distributed import RankInfo, Store, as_timeout, meeting_place, rank_from_environment
 from zeta.exit_codes import ExitCode, RunError
@@ -133,10 +133,10 @@ def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]
     with closing(RunLock(run_dir, this_owner(os.environ, timeout_s))) as lock:
         faults = shard_view(config)[1]  # the first to open them: indexes are made once
         if not faults:
-            start = check_start(config, 1)
-            if start.already_finished is not None:
+            checked = check_start(config, 1)
+            if checked.already_finished is not None:
                 return {}  # the ranks will report it
-            _check_room(start)
+            _check_room(checked)
             lock.acquire()
         store.set(_CLAIM, lock.proof)
         began = time.monotonic()
@@ -211,12 +211,12 @@ def _report(config: ZetaConfig, proof: str, clock: float | None) -> NodeReport:
     return NodeReport(_node_name(), faults, gpus, fingerprint, clock, sees_run_dir, kind)
 
 
-def _check_room(start: Start) -> None:
+def _check_room(checked: CheckedRun) -> None:
     """Raise RunError unless a checkpoint fits into the run directory."""
-    train = start.config.train
-    values = 1 + state_per_weight(start.config.optim) + (train.ema_decay is not None)
-    weights = sum(parameter.numel() for parameter in abstract_model(start.config).parameters())
-    faults = folder_faults(start.run_dir.path, "run.dir", values * weights * _FP32_BYTES)
+    train = checked.config.train
+    values = 1 + state_per_weight(checked.config.optim) + (train.ema_decay is not None)
+    weights = sum(parameter.numel() for parameter in abstract_model(checked.config).parameters())
+    faults = folder_faults(checked.run_dir.path, "run.dir", values * weights * _FP32_BYTES)
     if faults:
         raise RunError(f"preflight: {'; '.join(faults)}; a checkpoint would not fit")
 

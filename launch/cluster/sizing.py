@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from zeta.config_field import check_choice
 from zeta.models.config import ModelConfig, build_model, prefix_tokens
+from zeta.models.layers import set_checkpointing
 from zeta.models.presets import PRESETS
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import Accelerator
-from zeta.train.memory_model import activation_memory, set_checkpointing, state_memory
+from zeta.train.memory_model import activation_memory, state_memory
 
 BUDGETS = tuple(1024 * 2**power for power in range(7))
 """Token budgets of a pack that are tried: 1024 to 65536."""

@@ -42,8 +42,8 @@ def _optimizer(source: str, below: str, value: Any) -> Iterator[tuple[str, str, 
     if _OPTIMIZER not in _noticed:
         _noticed.add(_OPTIMIZER)
         _log.warning(
-            "%s (%s) is read as optim.kind and optim.params, which replaced it: write those instead, "
-            "as in optim.kind=sgd",
+            "%s (%s) is read as optim.kind and optim.params, which replaced it: write those "
+            "instead, as in optim.kind=sgd",
             _OPTIMIZER,
             source,
         )

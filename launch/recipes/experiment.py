@@ -27,8 +27,8 @@ from launch.recipes.experiment_figures import Arm, TrainedArm, draw_experiment, 
 from launch.recipes.working_folder import WorkingFolder, claim_folder, refuse_own_settings
 from launch.report.derived_files import write_derived_files
 from launch.report.headlines import last_value, seconds_in_steps
+from launch.report.logged_run import read_run
 from launch.report.page import write_report
-from launch.report.run_data import read_run
 from launch.run.checks import check_start
 from launch.run.evaluation_plan import NATIVE
 from launch.run.local import launch_local
@@ -156,8 +156,8 @@ def _train(
         compute: floating-point operations to train with; None: those of `train.max_steps`.
     """
     config = _load(folder, name, seed, overrides)
-    start = check_start(config, nproc)
-    flops = planned_flops(start.plan, start.config)
+    checked = check_start(config, nproc)
+    flops = planned_flops(checked.plan, checked.config)
     if compute is None:
         assert config.train.max_steps is not None
         totals = list(islice(accumulate(flops), config.train.max_steps))
@@ -172,7 +172,7 @@ def _train(
         f"train.evaluate.every={max(1, steps // _POINTS)}",
     ]
     code = launch_local(str(_recipe(name)), settings, nproc)
-    return Arm(name, seed, start.config, tuple(totals)), code
+    return Arm(name, seed, checked.config, tuple(totals)), code
 
 
 def planned_flops(plan: Plan, config: ZetaConfig) -> Iterator[float]:

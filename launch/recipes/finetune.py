@@ -92,9 +92,9 @@ def finetune(
             raise ValueError("data.shards is not set; set it, as in data.shards=my/shards")
         base += [*settings_of_images(shards, user), *_head_settings(export, shards)]
         config = compose(export, base, user, mode)
-        start = check_start(config, nproc or info.world_size)
+        checked = check_start(config, nproc or info.world_size)
         if info.rank == 0:
-            warning = small_images(start.manifest, export.arguments["patch_size"])
+            warning = small_images(checked.manifest, export.arguments["patch_size"])
             if warning is not None:
                 print(warning, file=sys.stderr)
             _begin(run_dir, export, config)

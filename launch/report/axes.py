@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from launch.report.run_data import Floats, RunData, Series
+from launch.report.logged_run import Floats, LoggedRun, Series
 from zeta import metric_names as names
 
 AXES = {
@@ -17,7 +17,7 @@ AXES = {
 _COUNTED = {"tokens": names.TOKENS_SEEN, "images": names.IMAGES_SEEN, "time": names.STEP_S}
 
 
-def along(run: RunData, axis: str, steps: Floats) -> Floats:
+def along(run: LoggedRun, axis: str, steps: Floats) -> Floats:
     """Return the positions of steps on an axis.
 
     Args:

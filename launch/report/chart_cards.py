@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 from launch.report.chart_specs import CHARTS, LOSS, Chart, score_by_tokens, validation_charts
-from launch.report.run_data import RunData, finite_number
-from launch.report.run_set import RunSet
+from launch.report.compared_runs import ComparedRuns
+from launch.report.logged_run import LoggedRun, finite_number
 from launch.report.shown_sizes import DROPS, SIDES, read_counts
 from launch.report.size_charts import accuracy_chart, histogram_chart, side_of
 from launch.report.svg_charts import CURVE_COLOURS, WIDE, line_chart, percent
@@ -16,7 +16,7 @@ _Legend = list[tuple[str, str, str]]
 """(Kind of mark, colour variable, label) of each entry."""
 
 
-def chart_cards(runs: RunSet) -> Iterator[str]:
+def chart_cards(runs: ComparedRuns) -> Iterator[str]:
     """Yield all cards of the page as HTML, in order."""
     yield chart_card(runs, LOSS, with_events=True)
     yield from _accuracy_cards(runs)
@@ -26,7 +26,7 @@ def chart_cards(runs: RunSet) -> Iterator[str]:
     yield _histogram_card(runs, DROPS, "Dropped patches", "share of an image's patches, %")
 
 
-def chart_card(runs: RunSet, chart: Chart, *, with_events: bool = False) -> str:
+def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -> str:
     """Return the card of a chart; `with_events`: its legend explains the marks of events."""
     drawn, marks, labels = [], [], []
     for number, run in enumerate(runs.runs):
@@ -61,7 +61,7 @@ def chart_card(runs: RunSet, chart: Chart, *, with_events: bool = False) -> str:
     return card(chart.title, svg, value=last, legend=legend, wide=wide)
 
 
-def _accuracy_cards(runs: RunSet) -> Iterator[str]:
+def _accuracy_cards(runs: ComparedRuns) -> Iterator[str]:
     by_side = [run.accuracy_by("by_resolution") for run in runs.runs]
     by_tokens = [run.accuracy_by("by_tokens") or score_by_tokens(run, "top1") for run in runs.runs]
     trained = None if runs.several else _trained(runs.first)
@@ -78,7 +78,7 @@ def _accuracy_cards(runs: RunSet) -> Iterator[str]:
 
 
 def _accuracy_card(
-    runs: RunSet,
+    runs: ComparedRuns,
     what: str,
     rows: Sequence[Sequence[tuple[str, float]]],
     x_label: str,
@@ -99,7 +99,7 @@ def _accuracy_card(
     return card(f"Top-1 by {what}", svg, value=best, legend=legend, wide=True)
 
 
-def _histogram_card(runs: RunSet, what: str, title: str, x_label: str) -> str:
+def _histogram_card(runs: ComparedRuns, what: str, title: str, x_label: str) -> str:
     counts = [read_counts(run.sizes, what) for run in runs.runs]
     shown = [number for number, each in enumerate(counts) if each]
     if not shown:
@@ -138,7 +138,7 @@ def absent(hint: str) -> str:
     return f'<div class="absent"><div>{hint}</div></div>'
 
 
-def _trained(run: RunData) -> tuple[float, float] | None:
+def _trained(run: LoggedRun) -> tuple[float, float] | None:
     """Return the smallest and largest side of training in pixels; None: not in the config."""
     if run.setting("data.resolution.kind") not in ("area", "side", "side_normal"):
         return None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from launch.report.run_data import RunData
+from launch.report.logged_run import LoggedRun
 from launch.report.svg_charts import NARROW, WIDE, compact, percent
 from zeta import metric_names as names
 
@@ -62,7 +62,7 @@ CHARTS = (
 _IN_WORDS = {"top1": "top-1"}
 
 
-def validation_charts(*runs: RunData) -> tuple[Chart, ...]:
+def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
     """Return the charts of loss and headline score on held-out images that were logged.
 
     Curves are in this order: the score at the sizes of training, at each token budget, and of the
@@ -78,14 +78,14 @@ def validation_charts(*runs: RunData) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
-def headline_score(run: RunData) -> str | None:
+def headline_score(run: LoggedRun) -> str | None:
     """Return the score whose best value the run logged, such as top1; None: not evaluated yet."""
     prefix = names.val_best("")
     noted = (name.removeprefix(prefix) for name in run.series if name.startswith(prefix))
     return next((score for score in noted if names.val_best(score) != names.VAL_BEST_STEP), None)
 
 
-def score_by_tokens(run: RunData, score: str) -> list[tuple[str, float]]:
+def score_by_tokens(run: LoggedRun, score: str) -> list[tuple[str, float]]:
     """Return (token budget, last value) of a score at each token budget."""
     return [
         (f"{place:g}", value)
@@ -94,12 +94,12 @@ def score_by_tokens(run: RunData, score: str) -> list[tuple[str, float]]:
     ]
 
 
-def _curves(runs: Sequence[RunData], score: str) -> tuple[tuple[str, str], ...]:
+def _curves(runs: Sequence[LoggedRun], score: str) -> tuple[tuple[str, str], ...]:
     found = {size for run in runs for size in _sizes(run, score)}
     return tuple((label, metric) for _, label, metric in sorted(found))
 
 
-def _sizes(run: RunData, score: str) -> Iterator[tuple[float, str, str]]:
+def _sizes(run: LoggedRun, score: str) -> Iterator[tuple[float, str, str]]:
     """Yield (sort key, label, metric) of a score at every size that was logged."""
     pattern = re.compile(re.escape(names.val_score(score)) + r"(?:_at_(\d+)_tokens)?(_of_average)?")
     for metric, series in run.series.items():

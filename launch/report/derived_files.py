@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from launch.report.first_pack import draw_first_pack, plan_of
 from launch.report.headlines import last_value
-from launch.report.run_data import read_run
+from launch.report.logged_run import read_run
 from launch.report.shown_sizes import write_shown_sizes
 from zeta import metric_names as names
 from zeta.run.directory import RunDir

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from launch.report.run_data import RunData, Series, finite_number
+from launch.report.logged_run import LoggedRun, Series, finite_number
 from launch.report.svg_charts import compact, percent
 from zeta import metric_names as names
 
 
-def headlines(run: RunData) -> Iterator[tuple[str, str, str]]:
+def headlines(run: LoggedRun) -> Iterator[tuple[str, str, str]]:
     """Yield (label, value, hint) of each number; an unknown value is a dash."""
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
     top5 = finite_number(run.evaluation.get("top5"))
@@ -41,12 +41,12 @@ def headlines(run: RunData) -> Iterator[tuple[str, str, str]]:
     yield "Images seen", _show(seen, _count), hint
 
 
-def last_value(run: RunData, metric: str) -> float | None:
+def last_value(run: LoggedRun, metric: str) -> float | None:
     """Return the last finite value of a metric; None: not logged."""
     return run.series[metric].last if metric in run.series else None
 
 
-def seconds_in_steps(run: RunData) -> float | None:
+def seconds_in_steps(run: LoggedRun) -> float | None:
     """Return the seconds spent in steps: each logged step time counts for the steps before it."""
     series = run.series.get(names.STEP_S, Series(np.zeros(0), np.zeros(0))).finite
     if not len(series.steps):
@@ -60,12 +60,12 @@ def _first(*values: object) -> float | None:
     return next((number for number in numbers if number is not None), None)
 
 
-def _median(run: RunData, metric: str) -> float | None:
+def _median(run: LoggedRun, metric: str) -> float | None:
     values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
     return float(np.median(values)) if len(values) else None
 
 
-def _mean(run: RunData, metric: str) -> float | None:
+def _mean(run: LoggedRun, metric: str) -> float | None:
     values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
     return float(values.mean()) if len(values) else None
 

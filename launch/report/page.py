@@ -17,9 +17,9 @@ import numpy as np
 
 from launch.filesystems import check_file
 from launch.report.chart_cards import chart_cards
+from launch.report.compared_runs import ComparedRuns
 from launch.report.headlines import headlines, last_value
-from launch.report.run_data import RunData, finite_number, read_run
-from launch.report.run_set import RunSet
+from launch.report.logged_run import LoggedRun, finite_number, read_run
 from launch.report.tables import (
     config_section,
     headlines_table,
@@ -60,7 +60,7 @@ def write_report(
 
 def check_report(
     run_dir: Path, out: Path | None = None, compare: Sequence[Path] = (), axis: str = "step"
-) -> tuple[RunSet, Path]:
+) -> tuple[ComparedRuns, Path]:
     """Check the arguments of `write_report`; return the runs and the file to write.
 
     Nothing is written yet, so that mistakes show before the slow work.
@@ -69,13 +69,13 @@ def check_report(
         ValueError: a directory is not that of a run, holds no metrics yet, or is given twice; the
             axis is unknown; or the page cannot be written.
     """
-    runs = RunSet([read_run(Path(each)) for each in (run_dir, *compare)], axis)
+    runs = ComparedRuns([read_run(Path(each)) for each in (run_dir, *compare)], axis)
     target = RunDir(Path(run_dir)).report if out is None else Path(out)
     check_file(target, "--out")
     return runs, target
 
 
-def build_page(runs: RunSet) -> str:
+def build_page(runs: ComparedRuns) -> str:
     """Return the page as HTML."""
     title = ", ".join(runs.labels)
     style = files("launch.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -112,14 +112,14 @@ def build_page(runs: RunSet) -> str:
 """
 
 
-def _header(runs: RunSet, title: str) -> Iterator[str]:
+def _header(runs: ComparedRuns, title: str) -> Iterator[str]:
     yield f'<header>\n<p class="kicker">zeta run report</p>\n<h1>{escape(title)}</h1>'
     for label, run in zip(runs.labels, runs.runs, strict=True):
         yield from _status(run, f"{escape(label)}: " if runs.several else "")
     yield "</header>"
 
 
-def _status(run: RunData, whose: str) -> Iterator[str]:
+def _status(run: LoggedRun, whose: str) -> Iterator[str]:
     """Yield the progress of a run, and warnings; `whose` is HTML."""
     limit = finite_number(run.setting("train.max_steps"))
     of_limit = f" of {limit:,.0f}" if limit else ""
@@ -141,7 +141,7 @@ def _status(run: RunData, whose: str) -> Iterator[str]:
         )
 
 
-def _tiles(run: RunData) -> str:
+def _tiles(run: LoggedRun) -> str:
     tiles = "\n".join(
         f'<div class="tile"><dt>{escape(label)}</dt><dd class="value">{escape(value)}</dd>'
         f'<dd class="hint">{escape(hint)}</dd></div>'
@@ -150,7 +150,7 @@ def _tiles(run: RunData) -> str:
     return f'<dl class="tiles">\n{tiles}\n</dl>'
 
 
-def _pack_section(runs: RunSet) -> Iterator[str]:
+def _pack_section(runs: ComparedRuns) -> Iterator[str]:
     for label, run in zip(runs.labels, runs.runs, strict=True):
         if run.pack is not None:
             media_type, content = run.pack

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.plan import Plan
-from launch.report.run_data import finite_number
+from launch.report.logged_run import finite_number
 from zeta.run.directory import RunDir
 
 SIDES, DROPS = "sides_px", "dropped_percent"

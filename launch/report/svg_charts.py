@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.report.run_data import Floats, Series
+from launch.report.logged_run import Floats, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

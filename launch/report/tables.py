@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from launch.report.compared_runs import ComparedRuns
 from launch.report.headlines import headlines
-from launch.report.run_data import RunData
-from launch.report.run_set import RunSet
+from launch.report.logged_run import LoggedRun
 
 MAX_QUARANTINE_ROWS = 50
 _NONE = "\u2013"
 
 
-def headlines_table(runs: RunSet) -> str:
+def headlines_table(runs: ComparedRuns) -> str:
     """Return the headline numbers of several runs side by side."""
     columns = [list(headlines(run)) for run in runs.runs]
     rows = [
@@ -26,7 +26,7 @@ def headlines_table(runs: RunSet) -> str:
     return _table(["", *runs.labels], rows)
 
 
-def starts_section(runs: RunSet) -> str:
+def starts_section(runs: ComparedRuns) -> str:
     """Return the starts of each run that was started more than once."""
     parts = []
     for label, run in zip(runs.labels, runs.runs, strict=True):
@@ -41,7 +41,7 @@ def starts_section(runs: RunSet) -> str:
     return "\n".join(parts)
 
 
-def quarantine_section(runs: RunSet) -> str:
+def quarantine_section(runs: ComparedRuns) -> str:
     """Return the images that each run could not use, and why."""
     return "\n".join(
         _quarantine(f"Quarantine of {label}" if runs.several else "Quarantine", run)
@@ -50,7 +50,7 @@ def quarantine_section(runs: RunSet) -> str:
     )
 
 
-def _quarantine(title: str, run: RunData) -> str:
+def _quarantine(title: str, run: LoggedRun) -> str:
     reasons = Counter(str(row.get("reason", "unknown")) for row in run.quarantine)
     counts = [[f"{count:,}", why] for why, count in reasons.most_common(MAX_QUARANTINE_ROWS)]
     shown = run.quarantine[:MAX_QUARANTINE_ROWS]
@@ -65,7 +65,7 @@ def _quarantine(title: str, run: RunData) -> str:
     )
 
 
-def config_section(runs: RunSet) -> str:
+def config_section(runs: ComparedRuns) -> str:
     """Return the settings in which the runs differ, and the whole config of each."""
     parts = []
     if runs.several:
@@ -97,7 +97,7 @@ def config_changes(
             yield key, values
 
 
-def notes_section(runs: RunSet) -> str:
+def notes_section(runs: ComparedRuns) -> str:
     """Return the notes about what is missing or could not be read."""
     notes = [
         f"{label}: {note}" if runs.several else note

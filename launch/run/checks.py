@@ -41,8 +41,8 @@ _ENDS = ("max_steps", "max_images", "max_tokens", "max_epochs")
 
 
 @dataclass(frozen=True)
-class Start:
-    """A run that can start."""
+class CheckedRun:
+    """A run whose config, shards and newest checkpoint were checked: it can be started."""
 
     config: ZetaConfig
     """Config of the run, completed with values from the shards and the model."""
@@ -70,7 +70,7 @@ class Start:
         )
 
 
-def check_start(config: ZetaConfig, world_size: int) -> Start:
+def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
     """Check everything about a run that can be known before it starts.
 
     Raises:
@@ -89,10 +89,10 @@ def check_start(config: ZetaConfig, world_size: int) -> Start:
     check_images_fit(plan, config)
     held_out = open_held_out(config, manifest)
     saved = _check_checkpoint(run_dir, config, plan)
-    start = Start(config, run_dir, manifest, plan, held_out, saved)
-    if start.already_finished is None and run_dir.stop_request.exists():
+    checked = CheckedRun(config, run_dir, manifest, plan, held_out, saved)
+    if checked.already_finished is None and run_dir.stop_request.exists():
         raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to continue")
-    return start
+    return checked
 
 
 def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:

@@ -20,9 +20,10 @@ from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.summary import summarise
 from launch.config.load import ZetaConfig, to_yaml
-from launch.run.checks import Start, check_start
+from launch.run.checks import CheckedRun, check_start
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
+from zeta.models.layers import set_checkpointing
 from zeta.models.trainable import freeze
 from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
@@ -32,7 +33,6 @@ from zeta.train.memory_model import (
     ActivationMemory,
     StateMemory,
     activation_memory,
-    set_checkpointing,
     state_memory,
 )
 from zeta.train.optim import state_per_weight
@@ -54,24 +54,24 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     Raises:
         ValueError, RunError: see `check_start`.
     """
-    start = check_start(config, world_size)
-    _say(to_yaml(start.config))
-    _say("\n".join(_steps(start, world_size)))
-    pack = costliest_pack(start)
+    checked = check_start(config, world_size)
+    _say(to_yaml(checked.config))
+    _say("\n".join(_steps(checked, world_size)))
+    pack = costliest_pack(checked)
     with torch.device("meta"):
-        model = _build(start.config)
-    train = start.config.train
+        model = _build(checked.config)
+    train = checked.config.train
     freeze(model, train.trainable)
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     set_checkpointing(model, train.activation_checkpointing)
     activations = activation_memory(model, pack, _any_loss, train.dtype)
-    moments = state_per_weight(start.config.optim)
+    moments = state_per_weight(checked.config.optim)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     _say(f"\nparameters        {sum(sizes):,}{still}")
     _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen, moments)))
     alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen, moments)
-    _say(f"\n{_try_pack(start, pack, alone, activations)}")
+    _say(f"\n{_try_pack(checked, pack, alone, activations)}")
     return 0
 
 
@@ -80,10 +80,10 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _steps(start: Start, world_size: int) -> Iterator[str]:
+def _steps(checked: CheckedRun, world_size: int) -> Iterator[str]:
     """Yield the lines about steps and tokens."""
-    train, data = start.config.train, start.config.data
-    summary = summarise(start.plan, world_size)
+    train, data = checked.config.train, checked.config.data
+    summary = summarise(checked.plan, world_size)
     epochs = train.max_epochs
     by_epochs = None if epochs is None else epochs * summary.steps_per_epoch
     per_step = train.packs_per_step * data.token_budget * summary.fill
@@ -104,22 +104,22 @@ def _steps(start: Start, world_size: int) -> Iterator[str]:
         yield f"images at most    {train.max_images:,}"
     if train.max_tokens is not None:
         yield f"tokens at most    {train.max_tokens:,}"
-    for warning in plan_warnings(summary, start.plan, world_size):
+    for warning in plan_warnings(summary, checked.plan, world_size):
         yield f"warning: {warning}"
 
 
-def costliest_pack(start: Start) -> PackedBatch:
+def costliest_pack(checked: CheckedRun) -> PackedBatch:
     """Return the most expensive of the first packs of lane 0, decoded.
 
     All packs have the same shapes, tail padding included, and so take the same memory; the time of
     attention grows with the squares of the lengths.
     """
-    lane = start.plan.lane(0)
+    lane = checked.plan.lane(0)
     packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
-    cost_dim = start.plan.cost_dim
+    cost_dim = checked.plan.cost_dim
     worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
-    executor = Executor(start.manifest.class_names, start.config.data.read_deadline_s)
-    return executor.execute(pack_recipe(start.plan, worst, epoch=0)).batch
+    executor = Executor(checked.manifest.class_names, checked.config.data.read_deadline_s)
+    return executor.execute(pack_recipe(checked.plan, worst, epoch=0)).batch
 
 
 def memory_table(
@@ -162,10 +162,10 @@ def memory_table(
 
 
 def _try_pack(
-    start: Start, pack: PackedBatch, states: StateMemory, activations: ActivationMemory
+    checked: CheckedRun, pack: PackedBatch, states: StateMemory, activations: ActivationMemory
 ) -> str:
     """Train on `pack` on this machine, if it fits; return a line about the result."""
-    train = replace(start.config.train, packs_per_step=1)
+    train = replace(checked.config.train, packs_per_step=1)
     needed = states.lasting + states.gradients + activations.peak
     info = RankInfo()
     free = _free_memory(train.device)
@@ -185,16 +185,16 @@ def _try_pack(
 
     try:
         model = build_for_training(
-            partial(_build, start.config),
+            partial(_build, checked.config),
             train.zero,
             world,
             trainable=train.trainable,
             seed=train.seed,
         )
-        num_classes = start.config.model.resolve()["num_classes"]
-        objective = build_objective(start.config.objective, num_classes)
+        num_classes = checked.config.model.resolve()["num_classes"]
+        objective = build_objective(checked.config.objective, num_classes)
         objective.check(pack)
-        engine = TrainEngine(model, objective, world, train, start.config.optim)
+        engine = TrainEngine(model, objective, world, train, checked.config.optim)
         began = time.perf_counter()
         result = engine.train_step([pack], max(pack.num_images, 1), [0], lr=0.0)
         seconds = time.perf_counter() - began

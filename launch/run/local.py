@@ -37,13 +37,13 @@ def launch_local(
             run directory of another run, more ranks than packs in a step. Raised before any rank is
             started.
     """
-    start = check_start(load_config(config, overrides), nproc)
-    if start.already_finished is not None:
-        print(start.already_finished)
+    checked = check_start(load_config(config, overrides), nproc)
+    if checked.already_finished is not None:
+        print(checked.already_finished)
         return ExitCode.FINISHED
     # -P: a launch.py in the current folder must not be imported instead of this package.
     command = [sys.executable, "-P", "-m", "launch", "train", config, *overrides]
-    return _run_until_it_ends(command, nproc, start.run_dir, max_restarts)
+    return _run_until_it_ends(command, nproc, checked.run_dir, max_restarts)
 
 
 def _run_until_it_ends(

@@ -20,7 +20,7 @@ from data_pipeline.shards.manifest import Manifest
 from launch.config.load import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.report.first_pack import draw_first_packs
-from launch.run.checks import Start, check_shared, check_start
+from launch.run.checks import CheckedRun, check_shared, check_start
 from launch.run.consensus import RefusedError, check_together
 from launch.run.lock import RunLock, this_owner
 from launch.run.starts import note_start
@@ -65,41 +65,41 @@ def train(config: ZetaConfig) -> int:
     with closing(lock):
         try:
             check = partial(_check, config, info, store, lock)
-            start = check_together(check, store, info, start_s)
+            checked = check_together(check, store, info, start_s)
         except RefusedError as refused:
             return refused.status
-        return _train_checked(start, info, store)
+        return _train_checked(checked, info, store)
 
 
-def _train_checked(start: Start, info: RankInfo, store: Store) -> int:
+def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:
     """Train a run whose checks passed, in a directory that this run has claimed."""
-    if start.already_finished is not None:
+    if checked.already_finished is not None:
         if info.rank == 0:
-            print(start.already_finished)
+            print(checked.already_finished)
         return ExitCode.FINISHED
-    with closing(Console(start.run_dir.rank_log(info.rank), info.rank)) as console:
-        console.message(f"run directory: {start.run_dir.path}")
-        if start.held_out is not None and start.held_out.trained_on:
+    with closing(Console(checked.run_dir.rank_log(info.rank), info.rank)) as console:
+        console.message(f"run directory: {checked.run_dir.path}")
+        if checked.held_out is not None and checked.held_out.trained_on:
             console.message(
-                f"WARNING: {start.held_out.trained_on} of data.val_shards are in data.shards too: "
-                "val/ is not measured on images never seen; `zeta shards build --val-share` makes "
-                "shards that share no image"
+                f"WARNING: {checked.held_out.trained_on} of data.val_shards are in data.shards "
+                "too: val/ is not measured on images never seen; `zeta shards build --val-share` "
+                "makes shards that share no image"
             )
-        for name, obstacle in obstacles(start.config.model.resolve()).items():
+        for name, obstacle in obstacles(checked.config.model.resolve()).items():
             console.message(
                 f"WARNING: `zeta export --format {name}` will refuse this model: {obstacle}"
             )
-        return _run_and_report(start, info, store, console)
+        return _run_and_report(checked, info, store, console)
 
 
-def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console) -> int:
+def _run_and_report(checked: CheckedRun, info: RankInfo, store: Store, console: Console) -> int:
     """Run under the watchdog; if it fails, report why in one message."""
-    run_dir = start.run_dir
-    heartbeat, limits = run_dir.rank_heartbeat(info.rank), start.config.train.watchdog
+    run_dir = checked.run_dir
+    heartbeat, limits = run_dir.rank_heartbeat(info.rank), checked.config.train.watchdog
     report_hang = partial(_report_hang, console, info, run_dir)
     try:
         with closing(Watchdog(heartbeat, info.rank, limits, report_hang)) as watchdog:
-            return _run(start, info, store, console, watchdog)
+            return _run(checked, info, store, console, watchdog)
     except RunError as error:
         _report(console, info, str(error), on_every_rank=True)
         return ExitCode.NEVER_RESTART
@@ -116,21 +116,21 @@ def _run_and_report(start: Start, info: RankInfo, store: Store, console: Console
         return 1
 
 
-def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> Start:
+def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> CheckedRun:
     """Check the run from this rank, since each rank has its own view of the disks.
 
     Rank 0 checks first, and claims the run directory for all ranks.
     """
     try:
         _check_device(config, info)
-        start = check_start(config, info.world_size)
+        checked = check_start(config, info.world_size)
         if info.rank != 0:
-            check_shared(start.run_dir, store.get(_CLAIM).decode())
+            check_shared(checked.run_dir, store.get(_CLAIM).decode())
         else:
-            if start.already_finished is None:
+            if checked.already_finished is None:
                 lock.acquire()
             store.set(_CLAIM, lock.proof)
-        return start
+        return checked
     except ValueError as error:
         if info.rank == 0:
             raise
@@ -144,9 +144,11 @@ def _check_device(config: ZetaConfig, info: RankInfo) -> None:
     check_attention(train, device)
 
 
-def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog: Watchdog) -> int:
-    config, run_dir = start.config, start.run_dir
-    loader = PackLoader(start.plan, rank=info.rank, world_size=info.world_size)
+def _run(
+    checked: CheckedRun, info: RankInfo, store: Store, console: Console, watchdog: Watchdog
+) -> int:
+    config, run_dir = checked.config, checked.run_dir
+    loader = PackLoader(checked.plan, rank=info.rank, world_size=info.world_size)
     world = init_distributed(info, config.train.watchdog.limit("start"), config.train.device, store)
     # DeepSpeed chooses its accelerator and logs it when it is imported: not before
     # `init_distributed` has set the environment and the log is in place.
@@ -175,15 +177,15 @@ def _run(start: Start, info: RankInfo, store: Store, console: Console, watchdog:
             config=yaml.safe_load(to_yaml(config)),
             name=config.run.name,
             watchdog=watchdog,
-            held_out=[] if start.held_out is None else start.held_out.of_rank(info),
-            epoch_images=start.plan.num_images,
+            held_out=[] if checked.held_out is None else checked.held_out.of_rank(info),
+            epoch_images=checked.plan.num_images,
         )
         # Write the config only now: a run that cannot be built must not fix it.
         if world.is_main:
-            _write_run_files(run_dir, config, start.manifest)
+            _write_run_files(run_dir, config, checked.manifest)
             note_start(run_dir.starts, trainer.progress.step, world.size)
             if trainer.tracker is not None and trainer.tracker.mode != "disabled":
-                _draw_packs(start, console)
+                _draw_packs(checked, console)
         world.barrier()  # NOTE: no rank trains before the directory has its config
         code = trainer.fit()
         if code is ExitCode.FINISHED:
@@ -214,13 +216,13 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
         shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
 
 
-def _draw_packs(start: Start, console: Console) -> None:
+def _draw_packs(checked: CheckedRun, console: Console) -> None:
     """Draw some packs for W&B, once for each run."""
-    folder = start.run_dir.wandb_pictures
+    folder = checked.run_dir.wandb_pictures
     if folder.exists():
         return
     try:
-        draw_first_packs(folder, start.plan, _PACK_PICTURES)
+        draw_first_packs(folder, checked.plan, _PACK_PICTURES)
     except (OSError, ValueError) as error:  # not essential; the run itself reports a bad shard
         console.message(f"no pack pictures could be drawn for W&B: {error}")
 

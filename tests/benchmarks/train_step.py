@@ -23,6 +23,7 @@ from tests.benchmarks import contestants, workload
 from tests.benchmarks.contestants import Contestant
 from tests.benchmarks.products import Products, useful_flops
 from tests.benchmarks.timing import interleave, ratio, train_step
+from zeta.train.engine import compile_blocks
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 FLOORS = {
@@ -70,7 +71,7 @@ def compare(
     if options.compile:
         for name, (model, _) in built.items():
             if name.startswith("zeta"):
-                model.compile_blocks()
+                compile_blocks(model)
             elif name == "timm":
                 model.compile()
     steps: dict[str, Callable[[], object]] = {

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import deepspeed
 import torch
@@ -17,8 +18,8 @@ from zeta.models.parameters import parameter_rules
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
-from zeta.objectives.image_text import retrieval_recall
 from zeta.objectives.image_text_model import ImageTextModel
+from zeta.objectives.pairs import ImageTextOutputs
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.zero.build import build_for_training
@@ -236,7 +237,12 @@ def recall(arguments):
     texts = images + torch.randn(17, 4, generator=generator)
     ends = [0, 10, 10, 17] if world.size == 3 else [0, 17]
     mine = slice(ends[world.rank], ends[world.rank + 1])
-    _write(world, arguments, retrieval_recall(images[mine], texts[mine]))
+    one = torch.ones(())
+    tally = build_objective(ObjectiveConfig("clip"), 4).tally()
+    count = len(images[mine])
+    batch = SimpleNamespace(weights=torch.ones(count))
+    tally.add(ImageTextOutputs(images[mine], texts[mine], one, one), batch)
+    _write(world, arguments, tally.metrics())
 
 
 def _write(world, arguments, report):

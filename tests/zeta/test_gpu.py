@@ -8,6 +8,7 @@ import torch
 from tests.zeta.packs import make_pack
 from zeta import MegaVit, NaViT
 from zeta.models.attention import Segments, attend
+from zeta.train.engine import compile_blocks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,7 +61,7 @@ def test_a_model_trains_in_bf16_close_to_the_cpu_in_fp32(model_class, compiled):
     reference = model_class(64, 8, 5, 128, 3, 2, 256)
     model = copy.deepcopy(reference).cuda()
     if compiled:
-        model.compile_blocks()
+        compile_blocks(model)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         out = model(pack.to("cuda"))
     expected = reference(pack)

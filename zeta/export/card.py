@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeta.models.config import ARCHITECTURES
+from zeta.models.config import ARCHITECTURES, takes_one_size
 
 _SHOWN_CLASSES = 20
 
@@ -47,7 +47,7 @@ def model_card(
 
 def _summary(facts: Mapping[str, Any], arguments: Mapping[str, Any], weights: int) -> str:
     kind = ARCHITECTURES[arguments["arch"]].__name__
-    sizes = "images of any size" if kind == "NaViT" else "images of one size"
+    sizes = "images of one size" if takes_one_size(arguments) else "images of any size"
     rows = [(f"`{key}`", value) for key, value in arguments.items() if value is not None]
     return (
         f"A {kind} (Vision Transformer for {sizes}) of {weights:,} weights, stored as "

@@ -20,19 +20,26 @@ from torch.utils.checkpoint import checkpoint
 from zeta.models.attention import Segments, attend, rotated
 from zeta.models.parameters import (
     INPUT_MATRIX,
+    MATRIX,
+    ONES,
     ZEROS,
     Rules,
+    biased_in_timm,
     constant,
     matrix,
     normal,
 )
 
+_CHECKPOINTING = "activation_checkpointing"
+"""Attribute of every encoder that can recompute its blocks."""
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation -> argument `approximate` of torch's GELU."""
 
 
 class Norm(nn.LayerNorm):
     """Layer normalisation with a weight, and a bias only on request; eps 1e-6."""
+
+    parameter_rules: ClassVar[Rules] = {"weight": biased_in_timm(ONES), "bias": ZEROS}
 
     def __init__(self, dim: int, *, bias: bool = False) -> None:
         super().__init__(dim, eps=1e-6, bias=bias)
@@ -190,7 +197,11 @@ class ParallelBlock(nn.Module):
     scale. Only the MLP has a bias. Names are those of timm's `ParallelScalingBlock`.
     """
 
-    parameter_rules: ClassVar[Rules] = {"in_proj.weight": INPUT_MATRIX, "mlp_bias": ZEROS}
+    parameter_rules: ClassVar[Rules] = {
+        "in_proj.weight": INPUT_MATRIX,
+        "mlp_bias": ZEROS,
+        "attn_out_proj.weight": biased_in_timm(MATRIX),
+    }
 
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
@@ -234,12 +245,23 @@ def run_blocks(
     return x_TC
 
 
+def set_checkpointing(model: nn.Module, on: bool) -> None:
+    """Let the encoders of `model` recompute their blocks in the backward pass, or not."""
+    for module in model.modules():
+        if hasattr(module, _CHECKPOINTING):
+            setattr(module, _CHECKPOINTING, on)
+
+
 class AttentionPool(nn.Module):
     """Attention of one learned query over each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
 
     parameter_rules: ClassVar[Rules] = {
         "latent": normal(lambda shape: shape[-1] ** -0.5),
-        "kv.weight": matrix(stacked=2),
+        "kv.weight": biased_in_timm(matrix(stacked=2)),
+        "q.weight": biased_in_timm(MATRIX),
+        "proj.weight": biased_in_timm(MATRIX),
+        "mlp.fc1.weight": biased_in_timm(MATRIX),
+        "mlp.fc2.weight": biased_in_timm(MATRIX),
     }
 
     def __init__(self, shape: BlockShape) -> None:

@@ -31,7 +31,7 @@ from zeta.models.layers import (
 )
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import PackedViT
-from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
+from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules, biased_in_timm
 from zeta.models.patchify import DropRate, Images
 from zeta.models.position import (
     GRID_TABLE,
@@ -48,7 +48,7 @@ class PatchPositionEmbedding(nn.Module):
     """Linear patch embedding plus position embedding (names as in timm's NaFlexVit)."""
 
     parameter_rules: ClassVar[Rules] = {
-        "proj.weight": INPUT_MATRIX,
+        "proj.weight": biased_in_timm(INPUT_MATRIX),
         "cls_token": LEARNED_TOKEN,
         "reg_token": LEARNED_TOKEN,
         "pos_embed": GRID_TABLE,

@@ -1,4 +1,4 @@
-"""The rules of all parameters, in one place: initial value, weight decay and layer.
+"""The rules of all parameters, in one place: initial value, weight decay, layer, bias in timm.
 
 A module class declares the rules of its parameters in `parameter_rules`, by dotted name from the
 module: {"mask_token": LEARNED_TOKEN, "qkv.weight": matrix(stacked=3)}. An outer module may declare
@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -28,11 +28,13 @@ _BLOCK = re.compile(r"(?:(.*)\.)?blocks\.(\d+)\.")
 
 @dataclass(frozen=True)
 class ParameterRule:
-    """Initial value and weight decay of a parameter."""
+    """Initial value and weight decay of a parameter, and whether timm has a bias beside it."""
 
     initial: InitialValue
     group: str = "none"
     """Weight-decay group, one of `GROUPS`."""
+    bias_in_timm: bool = False
+    """Whether timm's module always has a bias beside this weight, though ours may have none."""
 
 
 Rules: TypeAlias = Mapping[str, ParameterRule]
@@ -69,6 +71,11 @@ def matrix(*, stacked: int = 1) -> ParameterRule:
     Glorot and Bengio 2010; `stacked` projections are concatenated by rows, as in q, k and v.
     """
     return normal(lambda shape: math.sqrt(2 / (shape[0] // stacked + shape[1])), "body")
+
+
+def biased_in_timm(rule: ParameterRule) -> ParameterRule:
+    """Return `rule` for a weight beside which timm's module always has a bias."""
+    return replace(rule, bias_in_timm=True)
 
 
 MATRIX = matrix()

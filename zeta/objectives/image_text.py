@@ -163,29 +163,6 @@ class RetrievalTally:
         return {"images": float(len(table)), **dict(zip(values, means, strict=True))}
 
 
-@torch.no_grad()
-def retrieval_recall(
-    images: Tensor, texts: Tensor, within: tuple[int, ...] = (1, 5)
-) -> dict[str, float]:
-    """Return `image_to_text_recall{k}` and `text_to_image_recall{k}` over the pairs of all ranks.
-
-    NOTE: a collective. Only a few rows of the similarities are in memory at a time.
-
-    Args:
-        images, texts: [n, D] embeddings of this rank's pairs, row by row; ranks may differ in n.
-        within: each k.
-
-    Raises:
-        ValueError: no rank has a pair.
-    """
-    one = torch.ones((), device=images.device)
-    hits = retrieval_hits(ImageTextOutputs(images.float(), texts.float(), one, one), within)
-    table, _ = gather_rows(torch.stack(list(hits.values()), dim=1))
-    if len(table) == 0:
-        raise ValueError("there is no pair to measure retrieval on")
-    return dict(zip(hits, table.double().mean(0).tolist(), strict=True))
-
-
 def _counted_pairs(
     outputs: Sequence[ImageTextOutputs], rows: Sequence[Tensor | slice]
 ) -> ImageTextOutputs:

@@ -23,13 +23,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
-from zeta.models.layers import Attention, AttentionPool, ParallelBlock
+from zeta.models.layers import Attention, AttentionPool, ParallelBlock, set_checkpointing
 from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
-from zeta.train.memory_model import set_checkpointing
 from zeta.train.optim import build_optimizer
 from zeta.train.straggler import ForwardClock
 from zeta.zero.engine import ZeroEngine

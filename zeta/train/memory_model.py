@@ -36,8 +36,6 @@ _PREFETCH = ("stage3_prefetch_bucket_size", 50_000_000)
 """Elements of weights gathered ahead at ZeRO-3."""
 _KEPT_WHOLE = ("stage3_param_persistence_threshold", 100_000)
 """Largest parameters, in elements, that stay on every rank at ZeRO-3."""
-_CHECKPOINTING = "activation_checkpointing"
-"""Attribute of every encoder that recomputes its blocks."""
 _ATTENTION_WORKSPACE = 2 * 2**19 * _FP32
 """Scores and their gradient of one block, inside of the CPU's attention operator."""
 
@@ -136,13 +134,6 @@ def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
     return int(settings.get("zero_optimization", {}).get(name, default))
 
 
-def set_checkpointing(model: nn.Module, on: bool) -> None:
-    """Turn the recomputation of blocks in the backward pass on or off, in all encoders."""
-    for module in model.modules():
-        if hasattr(module, _CHECKPOINTING):
-            setattr(module, _CHECKPOINTING, on)
-
-
 def activation_memory(
     model: nn.Module,
     pack: PackedBatch,
@@ -160,7 +151,7 @@ def activation_memory(
     for module in model.modules():
         if isinstance(module, PackedViT):
             # Skip the check of the grids: it reads values, and these tensors have none.
-            module.__dict__["grids_fit"] = lambda pack: None
+            module.checks_grids = False
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
         fake = pack.to("cpu")

@@ -148,7 +148,10 @@ class _Files(CheckpointEngine):  # type: ignore[misc] # DeepSpeed has no types
 
     def load(self, path: str, map_location: object = None) -> object:
         """Refuse: `zeta.zero.state` reads DeepSpeed's files."""
-        raise NotImplementedError(path)
+        raise RuntimeError(
+            f"{path} is not loaded here: DeepSpeed was asked to load a checkpoint, which "
+            "zeta.zero.state reads"
+        )
 
     def commit(self, info: object) -> bool:
         """Do nothing: `zeta.checkpoint.store` publishes the files."""

@@ -310,9 +310,9 @@ def test_what_every_rank_would_refuse_is_not_submitted(sbatch, shards, capsys, w
 
 
 def test_a_finished_run_is_not_submitted_again(sbatch, shards, capsys, monkeypatch):
-    from launch.run.checks import Start
+    from launch.run.checks import CheckedRun
 
-    monkeypatch.setattr(Start, "already_finished", "is already finished, at step 4")
+    monkeypatch.setattr(CheckedRun, "already_finished", "is already finished, at step 4")
     assert launch("demo", "--nodes", 1, f"data.shards={shards}") == 0
     assert "already finished" in capsys.readouterr().out
     assert sbatch.jobs() == []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from launch.recipes.experiment import ARMS, RESOLUTIONS, run_experiment, up_to
-from launch.report.run_data import read_run
+from launch.report.logged_run import read_run
 from launch.shipped import configs_root
 from tests.launch.command_line import zeta
 from tests.launch.photos import write_photos

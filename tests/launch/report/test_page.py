@@ -11,10 +11,10 @@ import pytest
 from launch.cli import entry_point
 from launch.report.chart_cards import chart_card
 from launch.report.chart_specs import CHARTS, LOSS, score_by_tokens, validation_charts
+from launch.report.compared_runs import ComparedRuns
 from launch.report.headlines import headlines
+from launch.report.logged_run import read_run
 from launch.report.page import check_report, write_report
-from launch.report.run_data import read_run
-from launch.report.run_set import RunSet
 from tests.launch.report.reported_runs import (
     CHARTS_IN_PAGE,
     IN_AN_OPEN_RUN,
@@ -163,7 +163,7 @@ def test_a_metric_without_a_finite_value_costs_only_its_curve(open_run, chart, n
             if not nan:
                 del each[lost]
         write_metrics(open_run, rows)
-        figure = chart_card(RunSet([read_run(open_run)]), chart)
+        figure = chart_card(ComparedRuns([read_run(open_run)]), chart)
         assert ("<svg" in figure) == (len(metrics) > 1)
         assert (lost in figure) == (len(metrics) == 1)
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from launch.report.run_data import Series
+from launch.report.logged_run import Series
 from launch.report.svg_charts import (
     COLOURS,
     Events,

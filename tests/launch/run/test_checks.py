@@ -42,28 +42,28 @@ def _config(shards, run_dir, *overrides, recipe="demo"):
     return load_config(recipe, [f"data.shards={shards}", f"run.dir={run_dir}", *overrides])
 
 
-def _save_checkpoint(start, **changes):
+def _save_checkpoint(checked, **changes):
     """What a run leaves behind that the start looks at."""
     from zeta.models.config import build_model
 
-    start.run_dir.path.mkdir(parents=True, exist_ok=True)
-    start.run_dir.config.write_text(to_yaml(start.config))
-    directory = start.run_dir.checkpoints / "step_00000002"
+    checked.run_dir.path.mkdir(parents=True, exist_ok=True)
+    checked.run_dir.config.write_text(to_yaml(checked.config))
+    directory = checked.run_dir.checkpoints / "step_00000002"
     directory.mkdir(parents=True)
-    data = {"fingerprint": start.manifest.fingerprint, "num_lanes": 2, "step": 1, "lanes": {}}
+    data = {"fingerprint": checked.manifest.fingerprint, "num_lanes": 2, "step": 1, "lanes": {}}
     state = {
-        "parameters": parameter_shapes(build_model(start.config.model)),
+        "parameters": parameter_shapes(build_model(checked.config.model)),
         "progress": {"data": data},
     }
     (directory / "trainer.json").write_text(json.dumps(state | changes))
 
 
 def test_a_run_that_can_start_is_not_touched(shards, tmp_path):
-    start = check_start(_config(shards, tmp_path / "run"), 2)
-    assert start.config.model.num_classes == 3
-    assert start.plan.num_images == 24
-    assert start.saved is None
-    assert start.already_finished is None
+    checked = check_start(_config(shards, tmp_path / "run"), 2)
+    assert checked.config.model.num_classes == 3
+    assert checked.plan.num_images == 24
+    assert checked.saved is None
+    assert checked.already_finished is None
     assert not (tmp_path / "run").exists()
 
 
@@ -101,11 +101,11 @@ def test_a_run_directory_that_cannot_be_written_is_refused_by_name(shards, tmp_p
 
 
 def test_a_checkpoint_of_another_model_is_refused(shards, tmp_path):
-    start = check_start(_config(shards, tmp_path / "run"), 1)
-    _save_checkpoint(start)
+    checked = check_start(_config(shards, tmp_path / "run"), 1)
+    _save_checkpoint(checked)
     assert check_start(_config(shards, tmp_path / "run"), 1).saved is not None
-    start.run_dir.config.unlink()  # the config that would have told
-    for left in start.run_dir.path.iterdir():
+    checked.run_dir.config.unlink()  # the config that would have told
+    for left in checked.run_dir.path.iterdir():
         assert left.name == "checkpoints"
     wider = _config(shards, tmp_path / "run", "model.mlp_dim=128")
     with pytest.raises(RunError, match=r"step_00000002 is of another model: .*mlp\.fc1"):
@@ -146,9 +146,9 @@ def test_a_changed_fixed_field_is_refused_and_a_free_one_is_not(shards, tmp_path
 
 
 def test_a_finished_run_is_told_so_until_its_end_is_moved(shards, tmp_path):
-    start = check_start(_config(shards, tmp_path / "run"), 1)
-    _save_checkpoint(start)
-    start.run_dir.finished.write_text("step 1000\n")
+    checked = check_start(_config(shards, tmp_path / "run"), 1)
+    _save_checkpoint(checked)
+    checked.run_dir.finished.write_text("step 1000\n")
     again = check_start(_config(shards, tmp_path / "run"), 1).already_finished
     assert "already finished, at step 1000: raise train.max_steps" in again
     further = check_start(_config(shards, tmp_path / "run", "train.max_steps=2000"), 1)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from tests.zeta.training import ROOT
 from zeta.objectives import JointObjective, PackObjective, build_objective, pairs
 from zeta.objectives.config import ObjectiveConfig
-from zeta.objectives.image_text import retrieval_recall
 from zeta.objectives.pairs import ImageTextOutputs
 
 KINDS = ("siglip", "clip")
@@ -33,6 +32,16 @@ def random_outputs(count, seed=0, scale=8.0, bias=-3.0, dim=6):
     generator = torch.Generator().manual_seed(seed)
     images, texts = (F.normalize(torch.randn(count, dim, generator=generator)) for _ in range(2))
     return ImageTextOutputs(images, texts, torch.tensor(scale), torch.tensor(bias))
+
+
+def recall_of(outputs, within=(1, 5)):
+    """Return the share of pairs that `retrieval_hits` counts as found, by name."""
+    hits = pairs.retrieval_hits(outputs, within)
+    return {name: found.double().mean().item() for name, found in hits.items()}
+
+
+def unscaled(images, texts):
+    return ImageTextOutputs(images, texts, torch.tensor(1.0), torch.tensor(1.0))
 
 
 def pack_of(count, used):
@@ -108,25 +117,23 @@ def test_at_its_limit_the_scale_is_pushed_down_only():
 def test_recall_counts_partners_among_the_best_k_and_ties_as_chance():
     images = torch.eye(4)
     texts = torch.eye(4)[[0, 1, 3, 2]]  # the last two are swapped
-    recall = retrieval_recall(images, texts, within=(1, 4))
+    recall = recall_of(unscaled(images, texts), within=(1, 4))
     assert recall["image_to_text_recall1"] == 0.5
     assert recall["image_to_text_recall4"] == 1.0
     assert recall["text_to_image_recall1"] == 0.5
-    collapsed = retrieval_recall(torch.ones(8, 3), torch.ones(8, 3))
+    collapsed = recall_of(unscaled(torch.ones(8, 3), torch.ones(8, 3)))
     assert collapsed == {
         "image_to_text_recall1": 0.125,
         "image_to_text_recall5": 0.625,
         "text_to_image_recall1": 0.125,
         "text_to_image_recall5": 0.625,
     }
-    with pytest.raises(ValueError, match="no pair"):
-        retrieval_recall(torch.ones(0, 3), torch.ones(0, 3))
 
 
 def test_recall_equals_a_sort_of_the_whole_matrix(monkeypatch):
     monkeypatch.setattr(pairs, "_HELD_LOGITS", 100)
     outputs = random_outputs(60, dim=3)
-    recall = retrieval_recall(outputs.images, outputs.texts)
+    recall = recall_of(outputs)
     for name, logits in (
         ("image_to_text", outputs.images @ outputs.texts.T),
         ("text_to_image", outputs.texts @ outputs.images.T),
@@ -150,7 +157,7 @@ def test_the_tally_of_held_out_packs_is_that_of_one_pack(kind):
     wanted = definition(kind, *outputs).mean().item()
     assert metrics.pop("images") == 9
     assert metrics.pop("loss") == pytest.approx(wanted, rel=1e-6)
-    assert metrics == pytest.approx(retrieval_recall(outputs.images, outputs.texts))
+    assert metrics == pytest.approx(recall_of(outputs))
     empty = objective.tally()
     empty.add(outputs, pack_of(9, 0))
     assert empty.metrics() == {"images": 0.0}

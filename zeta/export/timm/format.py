@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from zeta.export.protocol import PLACE, ExportFormat, ModelToExport
 from zeta.export.timm import naflexvit, vision_transformer
+from zeta.export.timm.options import with_zero_biases
 from zeta.export.zeta_format import preprocessing
 from zeta.models.config import ARCHITECTURES
 from zeta.models.exported import WEIGHTS
@@ -49,7 +50,7 @@ class TimmModel(Protocol):
     def tensors(
         self, own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
     ) -> dict[str, StoredTensor]:
-        """Return the weights under timm's names, in timm's layout."""
+        """Return the weights, biases included, under timm's names and in timm's layout."""
         ...
 
 
@@ -141,7 +142,8 @@ def timm_tensors(
     """Return the weights under timm's names, with zeros for the biases that timm insists on."""
     own = {name: tensor for name, tensor in tensors.items() if name not in ("mean", "std")}
     arguments = _with_defaults(model_arguments)
-    return _MODELS[arguments["arch"]].tensors(own, arguments)
+    complete = with_zero_biases(own, model_arguments)
+    return _MODELS[arguments["arch"]].tensors(complete, arguments)
 
 
 def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:

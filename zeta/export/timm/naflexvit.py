@@ -1,7 +1,6 @@
 """NaViT as timm's NaFlexVit.
 
-Parameters carry timm's names already. Only the biases that timm insists on are added, as zeros, and
-the options are written as fields of timm's `NaFlexVitCfg`.
+Parameters carry timm's names already. The options are written as fields of timm's `NaFlexVitCfg`.
 """
 
 from __future__ import annotations
@@ -9,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args
 from zeta.stored_tensors import StoredTensor
 
 FIXED_SIZE = False
 FIRST_LAYER = "embeds.proj"
 
-_NORMS = ("norm1", "norm2", "q_norm", "k_norm", "norm")
-_POOL_LINEARS = ("q", "kv", "proj", "fc1", "fc2")
 _POSITIONS: dict[str, dict[str, Any]] = {
     "fractional": {"pos_embed": "factorized"},
     "fractional_aspect": {"pos_embed": "factorized", "pos_embed_ar_preserving": True},
@@ -85,11 +82,5 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
 def tensors(
     own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Return the weights of a NaViT with zeros for the biases that only NaFlexVit has."""
-    return with_zero_biases(own, _wants_bias)
-
-
-def _wants_bias(module: str) -> bool:
-    leaf = module.rsplit(".", 1)[-1]
-    in_pool = module.startswith("attn_pool.") and leaf in _POOL_LINEARS
-    return module == "embeds.proj" or leaf in _NORMS or in_pool
+    """Return the weights of a NaViT, which carry timm's names already."""
+    return dict(own)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from zeta.models.config import model_from_arguments
+from zeta.models.parameters import parameter_rules
 from zeta.stored_tensors import StoredTensor, zeros
 
 _TINY = 1e-6
@@ -54,18 +58,20 @@ def rate_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_zero_biases(
-    tensors: Mapping[str, StoredTensor], wants_bias: Callable[[str], bool]
+    own: Mapping[str, StoredTensor], model_arguments: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Return `tensors` with a bias of zeros after each weight that has one only in timm.
+    """Return `own` with a bias of zeros after each weight that has one only in timm.
 
     Args:
-        tensors: weights by timm's names.
-        wants_bias: whether a module of this name has a bias in timm.
+        own: weights by our names.
+        model_arguments: arch and constructor arguments of the model.
     """
+    with torch.device("meta"):
+        rules = parameter_rules(model_from_arguments(model_arguments))
     made: dict[str, StoredTensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in own.items():
         made[name] = tensor
-        module = name.removesuffix(".weight")
-        if module != name and wants_bias(module) and f"{module}.bias" not in tensors:
-            made[f"{module}.bias"] = zeros(tensor.shape[:1], tensor.dtype)
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name in rules and rules[name].bias_in_timm and bias not in own:
+            made[bias] = zeros(tensor.shape[:1], tensor.dtype)
     return made

@@ -11,13 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from zeta.export.timm.options import pool_args, rate_args, size_args, with_zero_biases
+from zeta.export.timm.options import pool_args, rate_args, size_args
 from zeta.stored_tensors import StoredTensor
 
 FIXED_SIZE = True
 FIRST_LAYER = "patch_embed.proj"
 
-_NORMS = ("norm1", "norm2", "in_norm", "q_norm", "k_norm", "norm")
 _UNUSED: dict[str, Any] = {
     "scale_attn_norm": False, "scale_mlp_norm": False, "pos_embed": "learn", "reg_tokens": 0,
     "pre_norm": False, "final_norm": True, "pool_include_prefix": False,
@@ -74,13 +73,8 @@ def tensors(
             made["pos_embed"] = tensor.changed(_flattened, (1, height * width, dim))
         else:
             made[name.replace("embeds.proj.", "patch_embed.proj.").removeprefix("embeds.")] = tensor
-    return with_zero_biases(made, _wants_bias)
+    return made
 
 
 def _flattened(table: Tensor) -> Tensor:
     return table.flatten(1, 2)
-
-
-def _wants_bias(module: str) -> bool:
-    leaf = module.rsplit(".", 1)[-1]
-    return leaf in _NORMS or leaf == "attn_out_proj"

@@ -44,7 +44,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class RunData:
+class LoggedRun:
     """Everything that a report shows of a run."""
 
     path: Path
@@ -108,7 +108,7 @@ class RunData:
         return rows
 
 
-def read_run(run_dir: Path) -> RunData:
+def read_run(run_dir: Path) -> LoggedRun:
     """Read a run directory.
 
     Raises:
@@ -136,7 +136,7 @@ def read_run(run_dir: Path) -> RunData:
             "the first line is written"
         )
     config_text = _read_text(files.config, notes)
-    return RunData(
+    return LoggedRun(
         path=run_dir,
         series=_series(rows),
         steps=int(max(row["step"] for row in rows)),

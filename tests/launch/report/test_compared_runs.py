@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from launch.report.axes import along
+from launch.report.compared_runs import MAX_RUNS, ComparedRuns
+from launch.report.logged_run import read_run
 from launch.report.page import write_report
-from launch.report.run_data import read_run
-from launch.report.run_set import MAX_RUNS, RunSet
 from launch.report.tables import config_changes
 from tests.launch.report.reported_runs import (
     CHARTS_IN_PAGE,
@@ -80,7 +80,7 @@ def test_runs_are_aligned_by_step_tokens_images_or_time(full_run, tmp_path):
 
 def test_a_long_run_has_an_axis_of_hours(full_run):
     write_metrics(full_run, [{**row(step), names.STEP_S: 60.0} for step in range(10, 310, 10)])
-    runs = RunSet([read_run(full_run)], "time")
+    runs = ComparedRuns([read_run(full_run)], "time")
     assert runs.axis_label == "hours in training steps"
     assert runs.place(runs.first, runs.first.series[names.FILL]).steps[-1] == pytest.approx(5.0)
 

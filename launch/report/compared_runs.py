@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from launch.report.axes import AXES, along
-from launch.report.run_data import Floats, RunData, Series
+from launch.report.logged_run import Floats, LoggedRun, Series
 from launch.report.svg_charts import CURVE_COLOURS, CURVE_STYLES, Events, Mark, curve_mark
 
 MAX_RUNS = len(CURVE_COLOURS)
@@ -17,7 +17,7 @@ MAX_RUNS = len(CURVE_COLOURS)
 
 
 @dataclass(frozen=True)
-class RunSet:
+class ComparedRuns:
     """One run, or several to compare, along one x-axis.
 
     Raises:
@@ -25,7 +25,7 @@ class RunSet:
             metric of the axis.
     """
 
-    runs: Sequence[RunData]
+    runs: Sequence[LoggedRun]
     axis: str = "step"
     """One of `launch.report.axes.AXES`."""
 
@@ -42,7 +42,7 @@ class RunSet:
             along(run, self.axis, run.checkpoints)
 
     @property
-    def first(self) -> RunData:
+    def first(self) -> LoggedRun:
         """The run that the report is about; the others are compared with it."""
         return self.runs[0]
 
@@ -86,7 +86,7 @@ class RunSet:
             return label
         return f"{self.labels[run]}: {label}" if of_several else self.labels[run]
 
-    def place(self, run: RunData, series: Series) -> Series:
+    def place(self, run: LoggedRun, series: Series) -> Series:
         """Return a series with its steps replaced by their positions on the axis."""
         return Series(self._on_axis(run, series.steps), series.values)
 
@@ -99,5 +99,5 @@ class RunSet:
                 CURVE_COLOURS[number] if self.several else "--muted",
             )
 
-    def _on_axis(self, run: RunData, steps: Floats) -> Floats:
+    def _on_axis(self, run: LoggedRun, steps: Floats) -> Floats:
         return along(run, self.axis, steps) / self._unit[1]
