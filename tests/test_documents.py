@@ -29,17 +29,9 @@ from zeta.train.hardware import accelerator
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-IN_ORDER = ("data", "training", "export", "finetune", "cluster", "imagenet", "experiments")
-"""Pages of docs/ in the order in which their commands run, after those of the README."""
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [
-        ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in IN_ORDER),
-        *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "config", "extending")),
-        ROOT / "CONTRIBUTING.md",
-        ROOT / "CHANGELOG.md",
-    ]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 }
 
 NOT_RUN = ("git clone", "make ", "pre-commit", ". .venv/bin/activate")
@@ -71,9 +63,19 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     ]
 
 
-def shell_commands() -> list[str]:
-    lines = [line for _, block in blocks("sh") for line in _joined(block) if line.strip()]
+def shell_commands(document: str) -> list[str]:
+    here = [block for name, block in blocks("sh") if name == document]
+    lines = [line for block in here for line in _joined(block) if line.strip()]
     return [line for line in lines if not line.startswith(NOT_RUN)]
+
+
+WITH_COMMANDS = [name for name in DOCUMENTS if name != "README.md" and shell_commands(name)]
+QUOTED = re.findall(
+    r"^`([\w/.]+)`:\n\n```python\n(.*?)^```",
+    DOCUMENTS["docs/extending.md"],
+    re.DOTALL | re.MULTILINE,
+)
+"""The files that docs/extending.md quotes, each with the piece of it."""
 
 
 @pytest.mark.parametrize(("document", "block"), blocks("yaml"))
@@ -102,44 +104,61 @@ def write_pairs(folder: Path) -> None:
         (folder / f"{shard:05d}.parquet").write_bytes(b"PAR1")
 
 
-@pytest.mark.slow
-def test_every_shell_command_runs_in_the_order_of_the_documents(tmp_path: Path):
-    usable = write_photos(tmp_path / "photos", 12, seed=0)
-    write_photos(tmp_path / "photos_held_out", 4, seed=1)
-    write_photos(tmp_path / "imagenet/train", 8, seed=2)
-    write_photos(tmp_path / "imagenet/val", 2, seed=3)
-    write_pairs(tmp_path / "pairs")
-    write_photos(tmp_path / "flowers", 4, seed=2)
-    (tmp_path / "flowers" / "zebra").rename(tmp_path / "flowers" / "rose")
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images in which the commands of the README have run; other pages build on it."""
+    folder = tmp_path_factory.mktemp("walked")
+    write_photos(folder / "photos", 12, seed=0)
+    write_photos(folder / "photos_held_out", 4, seed=1)
+    write_photos(folder / "imagenet/train", 8, seed=2)
+    write_photos(folder / "imagenet/val", 2, seed=3)
+    write_pairs(folder / "pairs")
+    write_photos(folder / "flowers", 4, seed=2)
+    (folder / "flowers" / "zebra").rename(folder / "flowers" / "rose")
+    run_commands("README.md", folder)
+    return folder
+
+
+def run_commands(document: str, folder: Path) -> None:
+    """Run the shell commands of a document in their order, each to its end without an error."""
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands = shell_commands()
-    assert len(commands) >= 20
-    for command in commands:
+    for command in shell_commands(document):
         for start, settings in SHORTENED.items():
             if command.startswith(start):
                 command = f"{command} {settings}"
         done = subprocess.run(
             command,
             shell=True,
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             env=os.environ | {"PATH": tools},
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr
-    assert (tmp_path / "runs/first/report.html").stat().st_size > 50_000
-    assert (tmp_path / "exports/first/model.safetensors").exists()
-    parts = [tmp_path / "shards/photos" / name for name in ("train", "val")]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_and_leave_a_run_a_report_and_an_export(walked: Path):
+    assert (walked / "runs/first/report.html").stat().st_size > 50_000
+    assert (walked / "exports/first/model.safetensors").exists()
+    parts = [walked / "shards/photos" / name for name in ("train", "val")]
     manifests = [json.loads((part / "manifest.json").read_text()) for part in parts]
     counts = [sum(shard["count"] for shard in manifest["shards"]) for manifest in manifests]
-    assert sum(counts) == usable + 3  # + the unusable ones
+    names = [path.name for path in (walked / "photos").glob("*/*") if path.suffix != ".txt"]
+    assert sum(counts) == sum(not name.startswith(".") for name in names) > 36
     assert min(counts) >= 1
-    quarantined = "".join(path.read_text() for path in tmp_path.glob("runs/first/quarantine*"))
+    quarantined = "".join(path.read_text() for path in walked.glob("runs/first/quarantine*"))
     assert "zebra/cut" in quarantined
-    metrics = (tmp_path / "runs/first/metrics.jsonl").read_text()
+    metrics = (walked / "runs/first/metrics.jsonl").read_text()
     assert '"val/top1"' in metrics
-    assert not (tmp_path / "pwned").exists()
+    assert not (walked / "pwned").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", WITH_COMMANDS)
+def test_every_shell_command_of_a_page_runs_after_those_of_the_readme(walked: Path, document: str):
+    run_commands(document, walked)
 
 
 @pytest.mark.slow
@@ -220,8 +239,16 @@ def test_the_library_example_reads_packs_and_resumes(example_folder: Path):
 
 def test_every_python_example_is_tested_or_needs_other_software():
     tested = ("model.embed(", "NaViT(\n", "PackLoader(plan)")
-    rest = [text for _, text in blocks("python") if not any(mark in text for mark in tested)]
+    examples = [text for name, text in blocks("python") if name != "docs/extending.md"]
+    rest = [text for text in examples if not any(mark in text for mark in tested)]
     assert all("timm" in text for text in rest), rest
+
+
+def test_the_examples_of_extensions_are_the_code_that_the_tests_run():
+    assert len(QUOTED) == len([name for name, _ in blocks("python") if name == "docs/extending.md"])
+    assert len(QUOTED) >= 4
+    for path, code in QUOTED:
+        assert code in (ROOT / path).read_text(), f"docs/extending.md shows other code of {path}"
 
 
 @pytest.mark.slow

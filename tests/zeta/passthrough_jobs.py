@@ -9,11 +9,13 @@ import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from tests.zeta.engine_jobs import OPTIM, _poison, objective, step, weights
+from tests.zeta.foreign_optimizer import Lion
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint.store import CheckpointStore
 from zeta.distributed import close_distributed
 from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
+from zeta.train.optimizers import OPTIMIZERS
 from zeta.zero.start import init_distributed
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
@@ -119,6 +121,12 @@ def resume(arguments):
             torch.equal(ours[n], begun[n]) for n in ("head.weight", "embeds.proj.weight")
         )
     _write(world, arguments, report)
+
+
+def resume_lion(arguments):
+    """`resume` with an optimizer from outside of zeta in the table."""
+    OPTIMIZERS["lion"] = Lion
+    resume(arguments)
 
 
 def _write(world, arguments, report):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zeta.foreign_optimizer import Lion
 from tests.zeta.training import tiny_navit
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.parameters import parameter_rules, parameter_shapes
@@ -126,23 +127,18 @@ def test_an_option_that_an_optimizer_does_not_take_is_refused_by_name(kind, para
 
 
 def test_an_optimizer_of_ones_own_trains_once_it_is_in_the_table(monkeypatch):
-    class SignDescent(torch.optim.Optimizer):
-        def __init__(self, groups, lr, power=1.0):
-            super().__init__(groups, {"lr": lr, "power": power})
-
-        @torch.no_grad()
-        def step(self, closure=None):
-            for group in self.param_groups:
-                for p in group["params"]:
-                    p -= group["lr"] * p.grad.sign() * group["power"]
-
-    monkeypatch.setitem(OPTIMIZERS, "sign", SignDescent)
-    config = OptimConfig(kind="sign", params={"power": 2.0}, lr=0.5)
+    monkeypatch.setitem(OPTIMIZERS, "lion", Lion)
+    config = OptimConfig(kind="lion", params={"short": 0.5}, lr=0.5, weight_decay=0.1)
     module = nn.Linear(2, 1, bias=False)
     before = module.weight.detach().clone()
     optimizer = build_optimizer(module, config)
     module.weight.grad = torch.tensor([[3.0, -0.1]])
     optimizer.step()
-    assert torch.equal(module.weight.detach(), before - torch.tensor([[1.0, -1.0]]))
-    assert state_per_weight(config) == 0
-    assert optimizer_name("sign") == "SignDescent"
+    by_hand = before * (1 - 0.5 * 0.1) - 0.5 * torch.tensor([[1.0, -1.0]])
+    torch.testing.assert_close(module.weight.detach(), by_hand)
+    average = optimizer.state[module.weight]["exp_avg"]
+    torch.testing.assert_close(average, 0.01 * module.weight.grad)
+    assert state_per_weight(config) == 1
+    assert optimizer_name("lion") == "Lion"
+    with pytest.raises(ValueError, match=r"optim\.params\.middle: the optimizer lion does not"):
+        check_optimizer(OptimConfig(kind="lion", params={"middle": 0.5}))

@@ -142,6 +142,14 @@ def test_every_optimizer_that_passes_trains_and_resumes_bitwise_on_any_stage(ran
 
 
 @pytest.mark.slow
+def test_an_optimizer_of_ones_own_resumes_bitwise_on_any_stage(ranks, tmp_path):
+    cases = [[stage, {}, {"kind": "lion"}] for stage in (0, 2, 3)]
+    report = _report(ranks, tmp_path, "resume_lion", 2, cases=cases)
+    assert len(report) == 3
+    assert all(report.values()), report
+
+
+@pytest.mark.slow
 def test_a_run_is_not_continued_with_another_optimizer(ranks, tmp_path):
     train = {"packs_per_step": 2, "max_steps": 1, "dtype": "fp32"}
     run = {"run_dir": str(tmp_path / "run"), "train": train}
