@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing.synchronize import Semaphore
@@ -16,6 +17,8 @@ from typing import TypeVar
 SMALL_BYTES = 2**26
 """Bytes of data below which worker processes do not pay off."""
 _WATCH_S = 0.2
+_GRACE_S = 5.0
+"""Time that a worker has to end in good order."""
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -83,6 +86,10 @@ def _watch(end: Semaphore) -> None:
         if parent is not None and not parent.is_alive():
             os._exit(1)
     os.kill(os.getpid(), signal.SIGTERM)  # the main thread removes its temporary files
+    # The signal is lost if it arrives just before the main thread begins to wait for a task, or in
+    # code that catches every exception: the parent would wait for ever.
+    time.sleep(_GRACE_S)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _exit(signum: int, frame: FrameType | None) -> None:

@@ -39,6 +39,24 @@ def test_an_error_in_a_worker_reaches_the_caller():
         list(run_tasks(fail_at_two, range(4), workers=2, nbytes=SMALL_BYTES))
 
 
+def ignore_the_end(number):
+    if number == 0:
+        raise ValueError("zero")
+    while True:
+        try:
+            time.sleep(60)
+        except SystemExit:
+            continue
+
+
+@pytest.mark.slow
+def test_a_worker_that_misses_its_signal_ends_all_the_same():
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="zero"):
+        list(run_tasks(ignore_the_end, range(4), workers=2, nbytes=SMALL_BYTES))
+    assert time.monotonic() - began < 45
+
+
 SCRIPT = """
 import os, sys, time
 from pathlib import Path

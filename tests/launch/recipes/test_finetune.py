@@ -190,7 +190,7 @@ def test_a_refused_run_leaves_what_was_there_before(world: Path, tmp_path: Path)
     assert sorted(run.rglob("*")) == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"which holds 'thesis.tex' and no run"):
+    with pytest.raises(ValueError, match=r"which contains 'thesis.tex' and is not a run directory"):
         finetune(world / "export", str(world / "photos"), [f"run.dir={tmp_path / 'mine'}"])
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
