@@ -41,6 +41,7 @@ def test_an_error_in_a_worker_reaches_the_caller():
 
 def ignore_the_end(number):
     if number == 0:
+        time.sleep(2)  # the other worker has begun by then
         raise ValueError("zero")
     while True:
         try:
