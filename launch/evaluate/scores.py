@@ -95,7 +95,8 @@ class Prepared:
     the classes, and only its features are evaluated."""
     class_names: Sequence[str]
     objective: RowObjective
-    is_image_text: bool
+    targets: str
+    """Targets that the model was trained on, see `zeta.objectives.base.TARGETS`."""
     sides: Mapping[str, View]
     budgets: Mapping[str, View]
     training: Mapping[str, tuple[Manifest, Sequence[int]]] = field(default_factory=dict)
@@ -116,12 +117,11 @@ def prepare(request: Request) -> Prepared:
             that it cannot process.
     """
     config = read_config(request.export)
-    is_image_text = "text" in config
     arguments, info = config["model"], config["info"]
     manifest = Manifest.open(request.shards)
     names, num_classes = info.get("class_names"), arguments["num_classes"]
-    targets = "label" if is_image_text else _trained_targets(info)
-    if is_image_text:
+    targets = _trained_targets(config)
+    if targets == "caption":
         names = manifest.class_names
         num_classes = len(names or ())
     trained = info.get("resolution") or {}
@@ -130,7 +130,7 @@ def prepare(request: Request) -> Prepared:
     training = _training(request, manifest)
     classes: Sequence[int] | None
     try:
-        if is_image_text and names is None:
+        if targets == "caption" and names is None:
             raise ValueError(
                 f"{request.export} is an image-text model: it tells images apart by the names of "
                 "classes, and the shards have none; put a classes.json (a list of names) beside "
@@ -150,7 +150,7 @@ def prepare(request: Request) -> Prepared:
         classes,
         names or [str(index) for index in range(num_classes)],
         kind(ObjectiveConfig(), num_classes),
-        is_image_text,
+        targets,
         {name: view_at(name, arguments, trained) for name in request.resolutions},
         {str(budget): view_within(budget, arguments, trained) for budget in request.tokens},
         training,
@@ -158,10 +158,17 @@ def prepare(request: Request) -> Prepared:
     )
 
 
-def _trained_targets(info: Mapping[str, Any]) -> str:
-    """Return the targets that an export was trained on, see `zeta.objectives.base.TARGETS`."""
+def _trained_targets(config: Mapping[str, Any]) -> str:
+    """Return the targets that an export can be scored on, from its config.json.
+
+    See `zeta.objectives.base.TARGETS`. An export without a text encoder cannot use captions.
+    """
+    info = config["info"]
     by_objective = "labels" if info.get("objective") == "sigmoid" else "label"  # older exports
-    return str(info.get("targets", by_objective))
+    if "text" in config:
+        return "caption"
+    targets = str(info.get("targets", by_objective))
+    return "none" if targets == "caption" else targets
 
 
 def _training(request: Request, manifest: Manifest) -> dict[str, tuple[Manifest, Sequence[int]]]:
@@ -214,7 +221,7 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         return nothing | _on_features(prepared, model, world)
     data = evaluation_data(prepared.manifest, prepared.arguments, request.workers)
     predict: Predict = model
-    if prepared.is_image_text:
+    if prepared.targets == "caption":
         classifier = ZeroShotClassifier(request.export, prepared.class_names, request.templates)
         predict = classifier.on(model, world.device)
     found: dict[str, dict[str, Any]] = {}
@@ -235,7 +242,7 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         result["per_class"] = scores_by_class(first_rows, prepared.class_names)
     result["by_aspect_ratio"] = scores_by_aspect(first_rows, prepared.manifest)
     result["by_image_side"] = scores_by_side(first_rows, prepared.manifest)
-    if prepared.is_image_text:
+    if prepared.targets == "caption":
         result["zero_shot"] = {"templates": list(request.templates)}
     return result | _on_features(prepared, model, world)
 

@@ -140,14 +140,14 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     counts = torch.empty(ranks, dtype=torch.int64, device=rows.device)
     dist.all_gather_into_tensor(counts, torch.tensor([len(rows)], device=rows.device))
-    held: list[int] = counts.tolist()
-    longest = max(held)
+    row_counts: list[int] = counts.tolist()
+    longest = max(row_counts)
     padded = rows.new_zeros(longest, *rows.shape[1:])
     padded[: len(rows)] = rows
     everyone = rows.new_empty(ranks * longest, *rows.shape[1:])
     dist.all_gather_into_tensor(everyone, padded)
-    parts = [everyone[i * longest : i * longest + count] for i, count in enumerate(held)]
-    return torch.cat(parts), sum(held[:rank])
+    parts = [everyone[i * longest : i * longest + count] for i, count in enumerate(row_counts)]
+    return torch.cat(parts), sum(row_counts[:rank])
 
 
 class _Rows(NamedTuple):
