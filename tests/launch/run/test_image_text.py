@@ -210,7 +210,7 @@ def test_a_classifier_begins_at_the_image_encoder_of_a_run_or_of_its_export(worl
         settings = (f"run.dir=from_{source}", f"train.init_from={source}")
         done = zeta("train", "classifier.yaml", "data.shards=classified", *settings, cwd=world)
         assert done.returncode == 0, done.stderr + done.stdout
-        assert f"those of {source} (train.init_from), but head.weight" in done.stdout
+        assert f"those of {source} (train.init_from), except that head.weight" in done.stdout
         weights = load_full_weights(world / f"from_{source}/checkpoints/step_00000001")
         assert set(weights) == set(expected)
         # As many classes as the embedding has numbers: its projection is no head for them.
