@@ -1,35 +1,33 @@
-"""Packing pays: a coarse guard in the test suite; `train_step` and `tiny_images` measure."""
+"""Packing pays: counted in operations, which no busy machine changes; `train_step` measures time."""
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import contestants, workload
-from tests.benchmarks.timing import interleave, ratio, train_step
+from zeta.models import segment_attention
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # two threads that wait for each other measure the other processes
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 2.2), (torch.float32, 1.8)])
-def test_a_training_step_on_mixed_sizes_is_faster_than_timm_on_a_padded_batch(dtype, least):
-    work = workload.realistic(12)
-    built = {"zeta": contestants.zeta_pack(work), "timm": contestants.timm_naflex(work)}
-    steps = {name: train_step(one, work.labels, dtype) for name, one in built.items()}
-    seconds = interleave(steps, rounds=5, warmup=1)
-    assert ratio(seconds["timm"], seconds["zeta"]) > 0.8 * least  # the rest is room for noise
-
-
-@pytest.mark.slow
-def test_tiny_images_cost_no_more_than_in_a_padded_batch():
-    """512 images, as in the report that packing was 3 times slower there (vit-pytorch #347)."""
-    work = workload.of_shapes([(32, 32)] * 512)
+@pytest.mark.parametrize(
+    ("work", "least"),
+    [
+        pytest.param(workload.realistic(12), 1.7, id="photographs"),
+        # No padding to save: packing must not cost anything (vit-pytorch #347).
+        pytest.param(workload.of_shapes([(32, 32)] * 64), 1.0, id="tiny images of one size"),
+    ],
+)
+def test_a_training_step_takes_fewer_operations_than_timm_on_a_padded_batch(
+    work, least, monkeypatch
+):
+    # The operator of its own is opaque to the counter; the reference computes the same.
+    monkeypatch.setattr(segment_attention, "sdpa_segments", segment_attention._by_autograd)
     built = {"zeta": contestants.zeta_list(work), "timm": contestants.timm_naflex(work)}
-    steps = {name: train_step(one, work.labels, torch.bfloat16) for name, one in built.items()}
-    seconds = interleave(steps, rounds=5, warmup=1)
-    assert ratio(seconds["timm"], seconds["zeta"]) > 0.9
+    counts = {}
+    for name, (model, logits) in built.items():
+        model.train()
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(logits(), work.labels).backward()
+        counts[name] = counter.get_total_flops()
+    assert counts["timm"] / counts["zeta"] > least
+    assert torch.isfinite(next(built["zeta"][0].parameters()).grad).all()
