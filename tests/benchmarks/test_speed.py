@@ -1,4 +1,4 @@
-"""Packing pays: counted in operations, which no busy machine changes; `train_step` measures time."""
+"""Packing pays: counted in operations, which no busy machine changes."""
 
 import pytest
 import torch
