@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +81,10 @@ class PackedBatch:
     """[I] bool: the caption had more tokens than `data.text.max_tokens`, and was cut."""
     keys: tuple[str, ...] = ()
     """Key of each image in its shard, those that failed to decode included; unused rows have none.
-    Empty where the packs do not come from shards."""
+    Empty where the packs do not come from shards, and in joined packs."""
+    draw_seeds: Tensor | None = None
+    """[I] int32 seed of each image's dropout and stochastic depth, see `zeta.models.dropout`; None:
+    from torch's global generator."""
 
     @property
     def max_seqlen(self) -> int:
@@ -112,6 +116,72 @@ class PackedBatch:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **tensors)
+
+
+def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> PackedBatch:
+    """Return packs as one on `device`: their images in order, then the tail padding of all.
+
+    Image i of pack k has row k * I + i, so outputs of [n * I] rows are those of the packs in order.
+
+    Args:
+        packs: on the host, at least one; pinned memory is copied without waiting for the device.
+        device: where the joined pack goes.
+    """
+    if len(packs) == 1:
+        return packs[0].to(device)
+
+    def moved(tensor: Tensor) -> Tensor:
+        on_cuda = torch.device(device).type == "cuda"
+        return (tensor.pin_memory() if on_cuda else tensor).to(device, non_blocking=True)
+
+    def stacked(name: str) -> Tensor:
+        return moved(torch.cat([getattr(pack, name) for pack in packs]))
+
+    first, rows = packs[0], [pack.num_tokens for pack in packs]
+    tail = sum(len(pack.patches) for pack in packs) - sum(rows)
+    patches = first.patches.new_empty(sum(rows) + tail, first.patches.shape[1], device=device)
+    for part, pack in zip(patches[: sum(rows)].split(rows), packs, strict=True):
+        part.copy_(pack.patches[: len(part)], non_blocking=True)
+    patches[sum(rows) :].zero_()
+    coords = [pack.coords[:used] for pack, used in zip(packs, rows, strict=True)]
+    lengths = _joined_lengths([pack.lengths for pack in packs])
+    joined = PackedBatch(
+        patches=patches,
+        coords=moved(torch.cat([*coords, first.coords.new_full((tail, 2), -1)])),
+        grids=stacked("grids"),
+        cu_seqlens=moved(_boundaries(lengths)),
+        weights=stacked("weights"),
+        sample_ids=stacked("sample_ids"),
+        labels=stacked("labels"),
+        lengths=lengths,
+        prefix_tokens=first.prefix_tokens,
+        label_sets=None if first.label_sets is None else stacked("label_sets"),
+        draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
+    )
+    if first.text_ids is None:
+        return joined
+    used = [sum(pack.text_lengths[:-1]) for pack in packs]
+    texts = [
+        pack.text_ids[:n] for pack, n in zip(packs, used, strict=True) if pack.text_ids is not None
+    ]
+    padding = sum(pack.text_lengths[-1] for pack in packs)
+    text_lengths = _joined_lengths([pack.text_lengths for pack in packs])
+    return replace(
+        joined,
+        text_ids=moved(torch.cat([*texts, first.text_ids.new_zeros(padding)])),
+        text_cu_seqlens=moved(_boundaries(text_lengths)),
+        text_lengths=text_lengths,
+        text_cut=None if first.text_cut is None else stacked("text_cut"),
+    )
+
+
+def _joined_lengths(lengths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the lengths of all packs without their tails, then the sum of the tails."""
+    return (*(n for each in lengths for n in each[:-1]), sum(each[-1] for each in lengths))
+
+
+def _boundaries(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
 
 
 @dataclass(frozen=True)

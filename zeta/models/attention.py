@@ -53,6 +53,8 @@ class Segments:
     rotary: tuple[Tensor, Tensor] | None = None
     """Cosines and sines [T, D/2] of the angles by which queries and keys are rotated, see
     `rotated`; None: positions are not rotary."""
+    seeds_S: Tensor | None = None
+    """[S] int32 seeds of the random draws of a layer, see `zeta.models.dropout`; None: none."""
 
     @property
     def num_tokens(self) -> int:

@@ -8,7 +8,6 @@ gradient of a bias on the keys is zero, and Adam would amplify its rounding nois
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeta.models.attention import Segments, attend, rotated
+from zeta.models.dropout import Dropout, StochasticDepth, by_layer
 from zeta.models.parameters import (
     INPUT_MATRIX,
     MATRIX,
@@ -32,6 +32,8 @@ from zeta.models.parameters import (
 
 _CHECKPOINTING = "activation_checkpointing"
 """Attribute of every encoder that can recompute its blocks."""
+_PROJECTION, _HIDDEN, _MLP = range(3)
+"""Places in a block that draw at random: after attention, inside of the MLP, and after it."""
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 """Activation -> argument `approximate` of torch's GELU."""
 
@@ -69,22 +71,6 @@ class LayerScale(nn.Module):
     def forward(self, x_TC: Tensor) -> Tensor:
         """Scale tokens [T, C]."""
         return x_TC * self.gamma
-
-
-class StochasticDepth(nn.Module):
-    """A layer that skips a branch for random images, in training (Huang et al. 2016)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
-        """Zero the tokens [T, C] of the skipped images; scale the others to keep the mean."""
-        if not self.training or self.rate == 0:
-            return x_TC
-        keep = 1 - self.rate
-        drawn_S = torch.rand(len(segments.lengths), device=x_TC.device) < keep
-        return x_TC * (drawn_S / keep)[segments.index_T, None].to(x_TC.dtype)
 
 
 @dataclass(frozen=True)
@@ -132,7 +118,7 @@ class Attention(nn.Module):
         self.q_norm = shape.head_norm()
         self.k_norm = shape.head_norm()
         self.proj = nn.Linear(inner, shape.dim, bias=shape.bias)
-        self.proj_drop = nn.Dropout(shape.dropout)
+        self.proj_drop = Dropout(shape.dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
@@ -140,7 +126,7 @@ class Attention(nn.Module):
         q_THD = rotated(self.q_norm(q_THD), segments)
         k_THD = rotated(self.k_norm(k_THD), segments)
         out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
-        projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)))
+        projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)), segments, _PROJECTION)
         return projected
 
 
@@ -160,13 +146,14 @@ class Mlp(nn.Module):
         self.approximate = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, x_TC: Tensor) -> Tensor:
-        """Map tokens [T, C] to [T, C]."""
-        hidden = F.gelu(self.fc1(x_TC), approximate=self.approximate)
-        out: Tensor = self.drop(self.fc2(self.drop(hidden)))
-        return out
+    def forward(self, x_TC: Tensor, segments: Segments | None = None) -> Tensor:
+        """Map tokens [T, C] to [T, C]; only dropout needs their segments."""
+        hidden_TC = F.gelu(self.fc1(x_TC), approximate=self.approximate)
+        hidden_TC = self.drop(hidden_TC, segments, _HIDDEN)
+        out_TC: Tensor = self.drop(self.fc2(hidden_TC), segments, _MLP)
+        return out_TC
 
 
 class Block(nn.Module):
@@ -185,8 +172,9 @@ class Block(nn.Module):
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
         attended = self.ls1(self.attn(self.norm1(x_TC), segments))
-        x_TC = x_TC + self.drop_path(attended, segments)
-        out_TC: Tensor = x_TC + self.drop_path(self.ls2(self.mlp(self.norm2(x_TC))), segments)
+        x_TC = x_TC + self.drop_path(attended, segments, _PROJECTION)
+        branch_TC = self.ls2(self.mlp(self.norm2(x_TC), segments))
+        out_TC: Tensor = x_TC + self.drop_path(branch_TC, segments, _MLP)
         return out_TC
 
 
@@ -215,8 +203,8 @@ class ParallelBlock(nn.Module):
         self.k_norm = shape.head_norm()
         self.attn_out_proj = nn.Linear(inner, shape.dim, bias=False)
         self.mlp_out_proj = nn.Linear(shape.mlp_dim, shape.dim)
-        self.mlp_drop = nn.Dropout(shape.dropout)
-        self.proj_drop = nn.Dropout(shape.dropout)
+        self.mlp_drop = Dropout(shape.dropout)
+        self.proj_drop = Dropout(shape.dropout)
         self.ls = shape.scale()
         self.drop_path = StochasticDepth(stochastic_depth)
 
@@ -227,21 +215,24 @@ class ParallelBlock(nn.Module):
         q_THD = rotated(self.q_norm(q_THD), segments)
         k_THD = rotated(self.k_norm(k_THD), segments)
         out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
-        hidden = self.mlp_drop(F.gelu(hidden + self.mlp_bias.to(hidden.dtype)))
+        hidden = F.gelu(hidden + self.mlp_bias.to(hidden.dtype))
+        hidden = self.mlp_drop(hidden, segments, _HIDDEN)
         both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
-        out_TC: Tensor = x_TC + self.drop_path(self.ls(self.proj_drop(both)), segments)
+        both = self.ls(self.proj_drop(both, segments, _PROJECTION))
+        out_TC: Tensor = x_TC + self.drop_path(both, segments, _PROJECTION)
         return out_TC
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module], x_TC: Tensor, segments: Segments, *, recompute: bool
+    blocks: nn.ModuleList, x_TC: Tensor, segments: Segments, *, recompute: bool
 ) -> Tensor:
     """Map tokens [T, C] through transformer blocks; `recompute` stores no activations."""
-    for block in blocks:
+    for block, own in zip(blocks, by_layer(segments, len(blocks)), strict=True):
         if recompute and torch.is_grad_enabled():
-            x_TC = checkpoint(block, x_TC, segments, use_reentrant=False)
+            # Draws are hashes of seeds that the segments carry: no generator to wind back.
+            x_TC = checkpoint(block, x_TC, own, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_TC = block(x_TC, segments)
+            x_TC = block(x_TC, own)
     return x_TC
 
 

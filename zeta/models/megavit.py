@@ -23,7 +23,8 @@ from zeta.models.arguments import (
     head_width,
     table_grid,
 )
-from zeta.models.attention import BACKENDS
+from zeta.models.attention import BACKENDS, Segments
+from zeta.models.dropout import Dropout
 from zeta.models.layers import (
     Block,
     BlockShape,
@@ -57,10 +58,15 @@ class FixedPatchEmbedding(nn.Module):
         self.proj = nn.Linear(patch_dim, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(
-        self, patches_TP: Tensor, coords_T2: Tensor, grids_T2: Tensor, prefix_rows: Tensor | None
+        self,
+        patches_TP: Tensor,
+        coords_T2: Tensor,
+        grids_T2: Tensor,
+        prefix_rows: Tensor | None,
+        segments: Segments,
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
         # Rows without a patch get position 0: a class token replaces them, padding is ignored.
@@ -68,7 +74,7 @@ class FixedPatchEmbedding(nn.Module):
         position_TC = nn.functional.embedding(place_T, self.pos_embed.flatten(0, 2))
         tokens_TC = self.proj(patches_TP) + position_TC
         tokens_TC = put_prefix(tokens_TC, self.cls_token, prefix_rows)
-        dropped: Tensor = self.drop(tokens_TC)
+        dropped: Tensor = self.drop(tokens_TC, segments)
         return dropped
 
 

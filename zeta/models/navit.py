@@ -19,6 +19,7 @@ from zeta.models.arguments import (
     table_grid,
 )
 from zeta.models.attention import BACKENDS, Segments
+from zeta.models.dropout import Dropout
 from zeta.models.layers import (
     ACTIVATIONS,
     AttentionPool,
@@ -75,10 +76,15 @@ class PatchPositionEmbedding(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(1, *rows, dim)))
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(
-        self, patches_TP: Tensor, coords_T2: Tensor, grids_T2: Tensor, prefix_rows: Tensor | None
+        self,
+        patches_TP: Tensor,
+        coords_T2: Tensor,
+        grids_T2: Tensor,
+        prefix_rows: Tensor | None,
+        segments: Segments,
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
         kind = POSITIONS[self.position]
@@ -93,7 +99,7 @@ class PatchPositionEmbedding(nn.Module):
         ]
         prefix = torch.cat(learned, dim=1) if learned else None
         tokens_TC = put_prefix(tokens_TC, prefix, prefix_rows)
-        dropped: Tensor = self.drop(tokens_TC)
+        dropped: Tensor = self.drop(tokens_TC, segments)
         return dropped
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -52,6 +52,8 @@ class PackedTokens:
         segments = Segments.from_lengths(
             [lengths[i] for i in order], self.segments.cu_seqlens.device, tail
         )
+        if (seeds_S := self.segments.seeds_S) is not None:
+            segments = replace(segments, seeds_S=torch.cat([seeds_S[images], seeds_S[-1:]]))
         return PackedTokens(
             self.patches[rows],
             self.coords[rows],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from zeta.config_field import check_whole
 from zeta.models.arguments import is_finite
 from zeta.models.attention import Segments
+from zeta.models.dropout import draws_at_random, seeded
 from zeta.models.exported import load_export, read_config
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
@@ -47,8 +49,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PackedViT(nn.Module, ABC):
     """A Vision Transformer that encodes many images as one packed sequence.
 
-    A subclass sets `embeds` (called with normalised patches, coordinates, grids and the rows of
-    prefix tokens), `blocks`, `norm` and `head`, then calls `init_weights`.
+    A subclass sets `embeds` (called with normalised patches, coordinates, grids, the rows of
+    prefix tokens and the segments), `blocks`, `norm` and `head`, then calls `init_weights`.
     """
 
     parameter_rules: ClassVar[Rules] = {"head.weight": CLASSIFIER}
@@ -196,7 +198,11 @@ class PackedViT(nn.Module, ABC):
             rows = packed.prefix_rows(self.prefix_tokens)
             prefix_rows = rows.to(packed.patches.device, non_blocking=True)
         x_TC = self.embeds(
-            self._normalise(packed.patches), packed.coords, packed.grids[image_T], prefix_rows
+            self._normalise(packed.patches),
+            packed.coords,
+            packed.grids[image_T],
+            prefix_rows,
+            packed.segments,
         )
         x_TC = run_blocks(
             self.blocks, x_TC, packed.segments, recompute=self.activation_checkpointing
@@ -206,6 +212,9 @@ class PackedViT(nn.Module, ABC):
 
     def _pack(self, images: PackedBatch | Images) -> PackedTokens:
         packed = self._from_pack(images) if isinstance(images, PackedBatch) else self._cut(images)
+        if self.training and draws_at_random(self):
+            seeds_I = images.draw_seeds if isinstance(images, PackedBatch) else None
+            packed = replace(packed, segments=seeded(packed.segments, seeds_I))
         return packed.sorted_by_length() if packed.patches.device.type == "cpu" else packed
 
     def _cut(self, images: Images) -> PackedTokens:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zeta.config_field import check_range
 from zeta.models.arguments import check_rates, check_sizes, head_width
 from zeta.models.attention import Segments
+from zeta.models.dropout import Dropout, draws_at_random, seeded
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
 from zeta.models.parameters import EMBEDDING_HEAD, Rules, normal
@@ -23,6 +24,9 @@ from zeta.packed import PackedBatch
 
 _SHAPES = 16
 """Number of different sequence lengths: enough for little padding, few enough for compiling."""
+
+_DRAWS = 1
+"""Number of this encoder among those of a model: its random draws differ from the images'."""
 
 
 class TokenPositionEmbedding(nn.Module):
@@ -34,12 +38,12 @@ class TokenPositionEmbedding(nn.Module):
         super().__init__()
         self.token_embed = nn.Parameter(torch.empty(vocab_size, dim))
         self.pos_embed_text = nn.Parameter(torch.empty(1, max_tokens, dim))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
-    def forward(self, ids_T: Tensor, places_T: Tensor) -> Tensor:
+    def forward(self, ids_T: Tensor, places_T: Tensor, segments: Segments) -> Tensor:
         """Map token ids [T] at places [T] of their captions to [T, C]."""
         tokens_TC = nn.functional.embedding(ids_T, self.token_embed)
-        dropped: Tensor = self.drop(tokens_TC + self.pos_embed_text[0][places_T])
+        dropped: Tensor = self.drop(tokens_TC + self.pos_embed_text[0][places_T], segments)
         return dropped
 
 
@@ -105,10 +109,13 @@ class TextTower(nn.Module):
             ids_T, segments = _from_pack(captions)
         else:
             ids_T, segments = self._from_lists(captions)
+        if self.training and draws_at_random(self):
+            seeds_I = captions.draw_seeds if isinstance(captions, PackedBatch) else None
+            segments = seeded(segments, seeds_I, salt=_DRAWS)
         starts_T = segments.cu_seqlens[segments.index_T]
         places_T = torch.arange(segments.num_tokens, device=ids_T.device) - starts_T
         # Rows of tail padding have no place in a caption.
-        x_TC = self.embeds(ids_T, places_T.clamp(max=self.max_tokens - 1))
+        x_TC = self.embeds(ids_T, places_T.clamp(max=self.max_tokens - 1), segments)
         x_TC = run_blocks(self.blocks, x_TC, segments, recompute=self.activation_checkpointing)
         embeddings: Tensor = self.head(self.attn_pool(self.norm(x_TC), segments))
         return embeddings
