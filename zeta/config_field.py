@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 _FREE = "free_on_resume"
+AUTO = "auto"
+"""Value of a setting that is chosen when the run starts."""
 
 
 def free(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
@@ -55,6 +57,15 @@ def check_range(
         else:
             bound = f" and {'below' if open_high else 'at most'} {high:g}"
         raise ValueError(f"{name} is {number:g}; it must be at least {low:g}{bound}")
+
+
+def check_auto_or_whole(name: str, value: object, low: int, high: float = float("inf")) -> None:
+    """Raise ValueError naming the field unless `value` is "auto" or a whole number in the range."""
+    if value == AUTO:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} is {value!r}; it must be auto, or a whole number from {low} on")
+    check_range(name, value, low, high)
 
 
 def check_whole(name: str, value: object, low: int) -> None:

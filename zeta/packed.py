@@ -8,7 +8,7 @@ code and ZeRO-3 see the same shapes on every rank; whatever an image does not us
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, Protocol
@@ -109,13 +109,18 @@ class PackedBatch:
         """Return the pack in page-locked memory; `torch.utils.data.DataLoader` calls this."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, function: Any) -> PackedBatch:
-        tensors = {
-            field.name: function(value)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **tensors)
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of every tensor until the work queued on `stream` so far is done."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
+        changed: Any = {name: function(tensor) for name, tensor in self._tensors().items()}
+        return replace(self, **changed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in values if isinstance(value, Tensor)}
 
 
 def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> PackedBatch:

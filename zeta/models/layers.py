@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zeta.models.attention import Segments, attend, rotated
 from zeta.models.dropout import Dropout, StochasticDepth, by_layer
+from zeta.models.linear import Linear
 from zeta.models.parameters import (
     INPUT_MATRIX,
     MATRIX,
@@ -30,8 +31,8 @@ from zeta.models.parameters import (
     normal,
 )
 
-_CHECKPOINTING = "activation_checkpointing"
-"""Attribute of every encoder that can recompute its blocks."""
+_CHECKPOINTING, _STREAM = "activation_checkpointing", "stream_dtype"
+"""Attributes of every encoder: whether it recomputes its blocks, and the dtype between them."""
 _PROJECTION, _HIDDEN, _MLP = range(3)
 """Places in a block that draw at random: after attention, inside of the MLP, and after it."""
 ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -70,7 +71,7 @@ class LayerScale(nn.Module):
 
     def forward(self, x_TC: Tensor) -> Tensor:
         """Scale tokens [T, C]."""
-        return x_TC * self.gamma
+        return x_TC * self.gamma.to(x_TC.dtype)
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
         inner = shape.heads * shape.dim_head
-        self.qkv = nn.Linear(shape.dim, 3 * inner, bias=shape.bias)
+        self.qkv = Linear(shape.dim, 3 * inner, bias=shape.bias)
         self.q_norm = shape.head_norm()
         self.k_norm = shape.head_norm()
-        self.proj = nn.Linear(inner, shape.dim, bias=shape.bias)
+        self.proj = Linear(inner, shape.dim, bias=shape.bias)
         self.proj_drop = Dropout(shape.dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
@@ -144,8 +145,8 @@ class Mlp(nn.Module):
     ) -> None:
         super().__init__()
         self.approximate = ACTIVATIONS[activation]
-        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
+        self.fc1 = Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = Linear(hidden_dim, dim, bias=bias)
         self.drop = Dropout(dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments | None = None) -> Tensor:
@@ -197,12 +198,12 @@ class ParallelBlock(nn.Module):
         inner = shape.heads * shape.dim_head
         self.split = [shape.mlp_dim, 3 * inner]
         self.in_norm = Norm(shape.dim)
-        self.in_proj = nn.Linear(shape.dim, sum(self.split), bias=False)
+        self.in_proj = Linear(shape.dim, sum(self.split), bias=False)
         self.mlp_bias = nn.Parameter(torch.empty(shape.mlp_dim))
         self.q_norm = shape.head_norm()
         self.k_norm = shape.head_norm()
-        self.attn_out_proj = nn.Linear(inner, shape.dim, bias=False)
-        self.mlp_out_proj = nn.Linear(shape.mlp_dim, shape.dim)
+        self.attn_out_proj = Linear(inner, shape.dim, bias=False)
+        self.mlp_out_proj = Linear(shape.mlp_dim, shape.dim)
         self.mlp_drop = Dropout(shape.dropout)
         self.proj_drop = Dropout(shape.dropout)
         self.ls = shape.scale()
@@ -243,6 +244,13 @@ def set_checkpointing(model: nn.Module, on: bool) -> None:
             setattr(module, _CHECKPOINTING, on)
 
 
+def set_stream(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Set the dtype of the residual stream in the encoders of `model`; None: the weights' dtype."""
+    for module in model.modules():
+        if hasattr(module, _STREAM):
+            setattr(module, _STREAM, dtype)
+
+
 class AttentionPool(nn.Module):
     """Attention of one learned query over each image's tokens (Lee et al. 2019; NaViT, 2.1)."""
 
@@ -260,9 +268,9 @@ class AttentionPool(nn.Module):
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
         dim, inner = shape.dim, shape.heads * shape.dim_head
         self.latent = nn.Parameter(torch.empty(1, 1, dim))
-        self.q = nn.Linear(dim, inner, bias=shape.bias)
-        self.kv = nn.Linear(dim, 2 * inner, bias=shape.bias)
-        self.proj = nn.Linear(inner, dim, bias=shape.bias)
+        self.q = Linear(dim, inner, bias=shape.bias)
+        self.kv = Linear(dim, 2 * inner, bias=shape.bias)
+        self.proj = Linear(inner, dim, bias=shape.bias)
         self.norm = Norm(dim, bias=shape.bias)
         self.mlp = shape.mlp(dropout=0.0)
 

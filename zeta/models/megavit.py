@@ -34,6 +34,7 @@ from zeta.models.layers import (
     mean_pool,
     put_prefix,
 )
+from zeta.models.linear import Linear
 from zeta.models.packed_vit import PackedViT
 from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import Images
@@ -55,7 +56,7 @@ class FixedPatchEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.grid = grid
-        self.proj = nn.Linear(patch_dim, dim)
+        self.proj = Linear(patch_dim, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim))
         self.drop = Dropout(dropout)
@@ -155,7 +156,7 @@ class MegaVit(PackedViT):
         block = ParallelBlock if parallel else Block
         self.blocks = nn.ModuleList(block(shape, r) for r in depth_rates(stochastic_depth, depth))
         self.norm = Norm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = Linear(dim, num_classes)
         self.init_weights(seed)
 
     def forward(self, img: PackedBatch | Images) -> Tensor:

@@ -30,6 +30,7 @@ from zeta.models.layers import (
     mean_pool,
     put_prefix,
 )
+from zeta.models.linear import Linear
 from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import PackedViT
 from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules, biased_in_timm
@@ -71,7 +72,7 @@ class PatchPositionEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         self.position, self.grid = position, grid
-        self.proj = nn.Linear(patch_dim, dim, bias=bias)
+        self.proj = Linear(patch_dim, dim, bias=bias)
         for name, rows in POSITIONS[position].tables(grid).items():
             self.register_parameter(name, nn.Parameter(torch.empty(1, *rows, dim)))
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
@@ -221,7 +222,7 @@ class NaViT(PackedViT):
         self.blocks = nn.ModuleList(Block(shape, r) for r in depth_rates(stochastic_depth, depth))
         self.norm = Norm(dim, bias=bias)
         self.attn_pool = AttentionPool(shape) if pool == "attention" else None
-        self.head = nn.Linear(dim, num_classes)
+        self.head = Linear(dim, num_classes)
         self.init_weights(seed)
 
     def forward(self, images: PackedBatch | Images) -> Tensor:

@@ -82,6 +82,8 @@ class PackedViT(nn.Module, ABC):
         self.token_dropout_prob = token_dropout_prob
         self.activation_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
+        self.stream_dtype: torch.dtype | None = None
+        """dtype of the residual stream between the blocks; None: that of the embedding."""
         self.checks_grids = True
         """Check that the grids of a pack fit; this reads values, which fake tensors do not have."""
         self._set_normalisation(mean, std)
@@ -204,6 +206,7 @@ class PackedViT(nn.Module, ABC):
             prefix_rows,
             packed.segments,
         )
+        x_TC = x_TC.to(self.stream_dtype or x_TC.dtype)
         x_TC = run_blocks(
             self.blocks, x_TC, packed.segments, recompute=self.activation_checkpointing
         )

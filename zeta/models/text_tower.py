@@ -18,6 +18,7 @@ from zeta.models.attention import Segments
 from zeta.models.dropout import Dropout, draws_at_random, seeded
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.layers import AttentionPool, Block, BlockShape, Norm, run_blocks
+from zeta.models.linear import Linear
 from zeta.models.parameters import EMBEDDING_HEAD, Rules, normal
 from zeta.models.position import LINE_TABLE
 from zeta.packed import PackedBatch
@@ -87,13 +88,15 @@ class TextTower(nn.Module):
         self.prefix_tokens = 0
         self.activation_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
+        self.stream_dtype: torch.dtype | None = None
+        """dtype of the residual stream between the blocks; None: that of the embedding."""
         dim_head = head_width(dim, heads, None)
         self.embeds = TokenPositionEmbedding(vocab_size, max_tokens, dim, dropout)
         shape = BlockShape(dim, heads, dim_head, mlp_dim, dropout, backend=attention)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
         self.norm = Norm(dim)
         self.attn_pool = AttentionPool(shape)
-        self.head = nn.Linear(dim, embed_dim)
+        self.head = Linear(dim, embed_dim)
 
     def forward(self, captions: PackedBatch | Sequence[Sequence[int]]) -> Tensor:
         """Return the embedding [I, embed_dim] of every caption.
@@ -116,6 +119,7 @@ class TextTower(nn.Module):
         places_T = torch.arange(segments.num_tokens, device=ids_T.device) - starts_T
         # Rows of tail padding have no place in a caption.
         x_TC = self.embeds(ids_T, places_T.clamp(max=self.max_tokens - 1), segments)
+        x_TC = x_TC.to(self.stream_dtype or x_TC.dtype)
         x_TC = run_blocks(self.blocks, x_TC, segments, recompute=self.activation_checkpointing)
         embeddings: Tensor = self.head(self.attn_pool(self.norm(x_TC), segments))
         return embeddings

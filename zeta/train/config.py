@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeta.config_field import check_choice, check_range, free
+from zeta.config_field import AUTO, check_auto_or_whole, check_choice, check_range, free
 from zeta.models.attention import BACKENDS
 from zeta.models.trainable import check_trainable
 from zeta.run.ledger import QuarantineConfig
 from zeta.run.watchdog import WatchdogConfig
 from zeta.train.optimizers import check_optimizer_params
 from zeta.zero.config import ZeroConfig
-from zeta.zero.passthrough import check_passthrough
+from zeta.zero.passthrough import check_passthrough, offloads_optimizer
 
 UNITS = ("steps", "images", "tokens")
 """Units in which the progress of a run is counted."""
@@ -51,8 +51,13 @@ class TrainConfig:
     """Tokens trained on, over all ranks, after which the run is finished."""
     max_epochs: int | None = free(None)
     """Passes over the data after which the run is finished."""
-    zero_stage: int = free(2)
-    """DeepSpeed ZeRO stage: what is sharded (1 optimizer, 2 also gradients, 3 also weights)."""
+    tokens_per_forward: Any = free("auto")
+    """Tokens that go through one forward pass: as many of a rank's packs are joined as this allows
+    (auto: as the device has memory and use for). It changes speed and memory, but no result."""
+    zero_stage: Any = free("auto")
+    """DeepSpeed ZeRO stage: what is sharded (0 nothing, 1 optimizer, 2 also gradients, 3 also
+    weights), or auto: the lowest that fits. Gradients are reduced once a step at 0 and 1, and once
+    a forward pass at 2 and 3, which keep only a share of them."""
     device: str = free("auto")
     """cuda, cpu, or auto: CUDA if a device is found."""
     dtype: str = "bf16"
@@ -108,7 +113,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_range("train.packs_per_step", self.packs_per_step, 1)
-        check_range("train.zero_stage", self.zero_stage, 0, 3)
+        check_auto_or_whole("train.tokens_per_forward", self.tokens_per_forward, 1)
+        check_auto_or_whole("train.zero_stage", self.zero_stage, 0, 3)
         check_passthrough(self.deepspeed, self.zero_stage)
         if self.ema_decay is not None:
             check_range("train.ema_decay", self.ema_decay, 0, 1, open_high=True)
@@ -134,9 +140,16 @@ class TrainConfig:
                 check_range(f"train.{name}", value, 1)
 
     @property
+    def lowest_stage(self) -> int:
+        """The ZeRO stage, or if it is auto the lowest that the other settings allow."""
+        if self.zero_stage == AUTO:
+            return int(offloads_optimizer(self.deepspeed))
+        return int(self.zero_stage)
+
+    @property
     def zero(self) -> ZeroConfig:
         """The part of the config that DeepSpeed needs."""
-        return ZeroConfig(self.zero_stage, self.dtype, self.packs_per_step, self.deepspeed)
+        return ZeroConfig(self.lowest_stage, self.dtype, self.packs_per_step, self.deepspeed)
 
 
 @dataclass

@@ -5,17 +5,21 @@ and the same at every stage.
 
 - Mean: each pack's loss is ``local_sum * W / images of the step``; the engine averages over W
   ranks, so the gradient is the mean over all images of the step, however many each rank has.
-- bf16 is autocast over fp32 weights: matrix products in bf16; weights, gradients and their
-  accumulation in fp32, with no second copy of the weights to round or to keep in step.
+- bf16: matrix products by autocast, on bf16 copies of the weights that are cast once a step, and a
+  bf16 residual stream. The weights themselves, the sums of gradients, norms, softmax, losses and
+  the position tables are fp32.
+- Several packs go through one forward pass, as many as `train.tokens_per_forward` allows. A pack's
+  random draws are its own, so this changes no result.
 - After the last backward the loss and the squared norm of the gradients are summed over ranks in
   one collective. If a value is not finite on one rank, all ranks know it before any weight changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,13 +27,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
-from zeta.models.layers import Attention, AttentionPool, ParallelBlock, set_checkpointing
+from zeta.models.dropout import image_seeds
+from zeta.models.layers import (
+    Attention,
+    AttentionPool,
+    ParallelBlock,
+    set_checkpointing,
+    set_stream,
+)
 from zeta.objectives import JointObjective, PackLoss, PackObjective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
+from zeta.train.device_clock import DeviceClock
+from zeta.train.execution import packs_per_forward
 from zeta.train.optim import build_optimizer
+from zeta.train.pack_feed import PackFeed, forward_groups
 from zeta.train.straggler import ForwardClock
 from zeta.zero.engine import ZeroEngine
 from zeta.zero.protocol import ShardedEngine
@@ -79,9 +93,13 @@ class TrainEngine:
         self.objective = objective
         self.clip = optim.clip
         self.forward_clock = ForwardClock(world.device)
+        self.device_clock = DeviceClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
+        self._tokens_per_forward = train.tokens_per_forward
+        self._feed = PackFeed(world.device)
         model = model.to(world.device)
         set_checkpointing(model, train.activation_checkpointing)
+        set_stream(model, torch.bfloat16 if train.dtype == "bf16" else None)
         choose_attention(model, train, world.device)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
@@ -103,49 +121,78 @@ class TrainEngine:
         """Train on all packs of one optimizer step; every rank passes the same number of packs.
 
         Args:
-            packs: this rank's packs, on any device; empty ones have weight 0 and are run too.
+            packs: this rank's packs, in host memory; empty ones have weight 0 and are run too.
             global_images: images of weight 1 in the packs of all ranks, at least 1.
-            seeds: the random seed of each pack's forward (dropout).
+            seeds: the random seed of each pack (dropout, stochastic depth).
             lr: learning rate of the step.
         """
         assert len(packs) == self.packs_per_rank, (len(packs), self.packs_per_rank)
+        with self.device_clock.step():
+            return self._finish_step(self._gradients(packs, global_images, seeds), lr)
+
+    def _gradients(
+        self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Run all packs forward and backward; return the sums of the loss and of the counts."""
         totals: dict[str, Tensor] = {}
-        losses, kept = self._pack_losses(packs, seeds)
-        for index, (pack, seed) in enumerate(zip(packs, seeds, strict=True)):
-            batch = pack.to(self.world.device)
-            outputs = kept[index] if kept else self._forward(batch, seed)
+        groups = self._joined(packs, seeds)
+        losses, kept = self._losses(groups)
+        for index, (batch, outputs) in enumerate(kept or self._passes(groups)):
             with self.forward_clock.running():
                 loss_sum = losses[index].loss_sum(outputs, batch)
             mean = loss_sum * (self.world.size / global_images)
-            self.sharded.backward(mean, last=index == len(packs) - 1)
+            self.sharded.backward(mean, last=index == len(groups) - 1)
             with torch.no_grad():
                 sums = {"loss": loss_sum, **losses[index].counts(outputs, batch)}
             for name, value in sums.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
-        return self._finish_step(totals, lr)
+        return totals
+
+    def _joined(
+        self, packs: Sequence[PackedBatch], seeds: Sequence[int]
+    ) -> list[tuple[list[PackedBatch], int]]:
+        """Return the packs of each forward pass, and the seed of a model's own random draws."""
+        most = packs_per_forward(self._tokens_per_forward, len(packs[0].patches))
+        seeded = [
+            replace(pack, draw_seeds=image_seeds(seed, len(pack.weights)))
+            for pack, seed in zip(packs, seeds, strict=True)
+        ]
+        groups = forward_groups(len(packs), most)
+        return [(seeded[group.start : group.stop], seeds[group.start]) for group in groups]
+
+    def _passes(
+        self, groups: Sequence[tuple[list[PackedBatch], int]]
+    ) -> Iterator[tuple[PackedBatch, Any]]:
+        """Yield the joined batch and the model's outputs of each forward pass."""
+        batches = self._feed.batches([packs for packs, _ in groups])
+        for batch, (_, seed) in zip(batches, groups, strict=True):
+            yield batch, self._forward(batch, seed)
 
     def _forward(self, batch: PackedBatch, seed: int) -> Any:
-        """Return the model's outputs; dropout depends on the seed alone."""
+        """Return the model's outputs.
+
+        Layers of zeta draw by `batch.draw_seeds`; those of a foreign model by torch's generator.
+        """
         seed_device(seed, self.world.device)
         with self.forward_clock.running():
             return self.sharded.forward(batch)
 
-    def _pack_losses(
-        self, packs: Sequence[PackedBatch], seeds: Sequence[int]
-    ) -> tuple[list[PackLoss], list[Any]]:
-        """Return the loss of each pack, and the outputs of packs that need no second forward.
+    def _losses(
+        self, groups: Sequence[tuple[list[PackedBatch], int]]
+    ) -> tuple[list[PackLoss], list[tuple[PackedBatch, Any]]]:
+        """Return the loss of each forward pass, and its batch and outputs if one pass is enough.
 
         With a joint objective all packs run forward here, so that each image is compared with the
-        images of all packs. Only a single pack keeps its graph; several packs run forward a second
-        time, with the memory of one pack (Gao et al. 2021, "GradCache").
+        images of all packs. If one pass takes them all, it keeps its graph; otherwise they run
+        forward a second time, with the memory of one pass (Gao et al. 2021, "GradCache").
         """
         if not isinstance(self.objective, JointObjective):
-            return [self.objective] * len(packs), []
-        batches = [pack.to(self.world.device) for pack in packs]
-        with torch.set_grad_enabled(len(packs) == 1):
-            outputs = [self._forward(*each) for each in zip(batches, seeds, strict=True)]
-        losses = list(self.objective.join(outputs, batches))
-        return losses, outputs if len(packs) == 1 else []
+            return [self.objective] * len(groups), []
+        single = len(groups) == 1
+        with torch.set_grad_enabled(single):
+            passes = list(self._passes(groups))
+        batches, outputs = zip(*passes, strict=True)
+        return list(self.objective.join(outputs, batches)), passes if single else []
 
     @contextmanager
     def evaluating(self, *, average: bool = False) -> Iterator[Callable[[PackedBatch], Any]]:
@@ -175,10 +222,11 @@ class TrainEngine:
             squared_norm = squared_norm / self.world.size
         summed = torch.stack([squared_norm, *totals.values()])
         dist.all_reduce(summed)
-        squared, *sums = summed.tolist()
+        with self.device_clock.waiting():
+            squared, *sums = summed.tolist()
         counts = dict(zip(totals, sums, strict=True))
         loss_sum = counts.pop("loss")
-        finite = bool(torch.isfinite(summed[:2]).all())
+        finite = math.isfinite(squared) and math.isfinite(loss_sum)
         grad_norm = squared**0.5 if finite else float("nan")
         if finite:
             if self.clip > 0 and grad_norm > self.clip:

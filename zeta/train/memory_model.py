@@ -99,7 +99,7 @@ def state_memory(
             weights alone.
         moments: values that the optimizer keeps of each weight, see `state_per_weight`.
     """
-    count, stage = sum(sizes), train.zero_stage
+    count, stage = sum(sizes), train.lowest_stage
     share = -(-count // world_size) if stage else count
     bucket, prefetch, kept_whole = (
         _elements(train.deepspeed, *setting) for setting in (_BUCKET, _PREFETCH, _KEPT_WHOLE)

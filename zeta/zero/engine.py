@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from zeta.distributed import World
+from zeta.models.linear import WeightCopies
 from zeta.zero.config import ZeroConfig, deepspeed_config
 from zeta.zero.layout import copy_to_forward, find_ranges
 from zeta.zero.passthrough import offloads_optimizer
@@ -37,6 +40,8 @@ class ZeroEngine:
             RunError: the installed DeepSpeed lacks something that zeta relies on.
         """
         self._stage, self._device = zero.stage, world.device
+        if self._stage == 3:
+            set_z3_leaf_modules(model, list(block_types(model)), raise_if_not_found=False)
         self._offloaded = offloads_optimizer(zero.extra)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = optimizer.param_groups
@@ -55,6 +60,11 @@ class ZeroEngine:
         self._ranges = find_ranges(self.deepspeed, self._stage)
         if not self.replicated:
             check_ranges(self._ranges, self.module, world)
+        self._adding: AbstractContextManager[None] | None = None
+        """DeepSpeed's mode in which the backward passes of a step are reduced together."""
+        self._copies: WeightCopies | None = None
+        if zero.dtype == "bf16" and self._stage < 3:  # stage 3 gathers weights in bf16
+            self._copies = WeightCopies(model, torch.bfloat16)
 
     @property
     def module(self) -> nn.Module:
@@ -72,9 +82,18 @@ class ZeroEngine:
         return self.deepspeed(batch)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add to the gradients; after the last pack of a step they are averaged over the ranks."""
+        """Add to the gradients; after the last backward they are averaged over the ranks."""
+        if self._stage == 1 and self._adding is None:
+            self._adding = self.deepspeed.coalesce_grad_reduction()
+            self._adding.__enter__()
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if last and self._adding is not None:
+            # NOTE: a collective, so it is not left by a `with`: a rank that fails in its backward
+            # pass must not wait here for the others.
+            adding, self._adding = self._adding, None
+            adding.__exit__(None, None, None)
+            self.deepspeed.set_gradient_accumulation_boundary(last)  # it was put back
 
     def gradients(self) -> list[Tensor]:
         """Return this rank's share of the averaged gradients: at stage 0, all of them."""
@@ -93,6 +112,8 @@ class ZeroEngine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.deepspeed.step()
+        if self._copies is not None:
+            self._copies.refresh()
 
     def discard(self) -> None:
         """Clear the gradients of a step, and DeepSpeed's counters since its last `step`."""
@@ -121,12 +142,20 @@ class ZeroEngine:
     def weights_changed(self) -> None:
         """Copy the owned ranges to the weights of the forward pass, after a write to the ranges."""
         copy_to_forward(self.deepspeed, self._stage)
+        if self._copies is not None:
+            self._copies.refresh()
 
     def save(self, keep: Callable[[str, object], None]) -> None:
         """Give `keep` the name and content of each file of this rank; it must not raise."""
         self._files.keep = keep
         # NOTE: has barriers, so all ranks must get here. The folder and tag only name the files.
         self.deepspeed.save_checkpoint(".", tag="zero", save_latest=False)
+
+
+def block_types(model: nn.Module) -> set[type[nn.Module]]:
+    """Return the classes of the transformer blocks: modules in a list called `blocks`."""
+    lists = (getattr(module, "blocks", None) for module in model.modules())
+    return {type(block) for each in lists if isinstance(each, nn.ModuleList) for block in each}
 
 
 class _Files(CheckpointEngine):  # type: ignore[misc] # DeepSpeed has no types

@@ -140,12 +140,12 @@ _DECIDED = {
 """Refused keys, each with the field or promise of zeta that decides it."""
 
 
-def check_passthrough(settings: Mapping[str, Any], zero_stage: int) -> None:
+def check_passthrough(settings: Mapping[str, Any], zero_stage: int | str) -> None:
     """Raise ValueError, naming the key and the field to set instead, unless all settings can pass.
 
     Args:
         settings: the value of `train.deepspeed`, laid out as DeepSpeed's config.
-        zero_stage: `train.zero_stage`.
+        zero_stage: `train.zero_stage`, which may be auto.
     """
     for key, value in settings.items():
         _check_key(key, tuple(_ALLOWED))
@@ -196,7 +196,7 @@ def _check_zero_value(name: str, value: Any) -> None:
         raise ValueError(f"{key} is {value!r}; it must be true or false")
 
 
-def _check_offload(settings: Mapping[str, Any], zero_stage: int) -> None:
+def _check_offload(settings: Mapping[str, Any], zero_stage: int | str) -> None:
     offload = settings.get("zero_optimization", {}).get("offload_optimizer")
     if offload is None:
         return

@@ -60,11 +60,13 @@ class ShardedEngine(Protocol):
         ...
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add to the gradients; after the last pack of a step they are averaged over the ranks.
+        """Add to the gradients; after the last backward of a step they are averaged over ranks.
+
+        An engine that keeps only a share of the gradients averages them after each backward.
 
         Args:
-            loss: scalar; its gradients are averaged over ranks and summed over packs.
-            last: whether this is the last pack of the step.
+            loss: scalar; its gradients are averaged over ranks and summed over a step.
+            last: whether this is the last backward of the step.
         """
         ...
 

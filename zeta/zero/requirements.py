@@ -28,6 +28,7 @@ _LIBRARY = (
     "zero.Init",
     "zero.GatheredParameters",
     "ops.__compatible_ops__",
+    "utils.set_z3_leaf_modules",
     "comm.comm.cdb",
     "runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine",
     # The records in its files that are not tensors.
@@ -39,6 +40,7 @@ _ENGINE = (
     "_copy_recovery_script",
     "backward",
     "checkpoint_engine",
+    "coalesce_grad_reduction",
     "module",
     "optimizer.param_groups",
     "save_checkpoint",
