@@ -27,6 +27,7 @@ from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
 from launch.run.validation_data import HeldOutImages, open_held_out
 from zeta.checkpoint.directory import check_same_model, read_trainer_state
+from zeta.config_field import AUTO
 from zeta.exit_codes import RunError
 from zeta.models.config import prefix_tokens, takes_one_size
 from zeta.models.parameters import parameter_shapes
@@ -34,6 +35,7 @@ from zeta.models.trainable import freeze
 from zeta.objectives import build_for_objective
 from zeta.packed import check_world_size
 from zeta.run.directory import RunDir, step_names
+from zeta.train.execution import packs_per_forward
 from zeta.train.init_sources import check_initial_weights
 from zeta.train.optim import check_optimizer
 
@@ -85,6 +87,8 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
     config = resolve_with_shards(config, manifest)
     check_resume(run_dir, config)
     check_writable(run_dir)
+    if config.train.tokens_per_forward != AUTO:
+        packs_per_forward(config.train.tokens_per_forward, config.data.token_budget)
     plan = training_plan(config, manifest)
     check_images_fit(plan, config)
     held_out = open_held_out(config, manifest)

@@ -9,22 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from data_pipeline.loading.executor import Executor
-from data_pipeline.loading.recipe import pack_recipe
-from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.summary import summarise
 from launch.config.load import ZetaConfig, to_yaml
 from launch.run.checks import CheckedRun, check_start
+from launch.run.execution import costliest_pack, run_memory
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
-from zeta.models.layers import set_checkpointing
-from zeta.models.trainable import freeze
 from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
@@ -32,10 +26,8 @@ from zeta.train.hardware import RESERVE_GIB, Accelerator
 from zeta.train.memory_model import (
     ActivationMemory,
     StateMemory,
-    activation_memory,
     state_memory,
 )
-from zeta.train.optim import state_per_weight
 from zeta.zero.passthrough import offloads_optimizer
 from zeta.zero.start import init_distributed
 
@@ -57,16 +49,10 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     checked = check_start(config, world_size)
     _say(to_yaml(checked.config))
     _say("\n".join(_steps(checked, world_size)))
-    pack = costliest_pack(checked)
-    with torch.device("meta"):
-        model = _build(checked.config)
+    pack, memory = costliest_pack(checked), run_memory(checked, count_activations=True)
     train = checked.config.train
-    freeze(model, train.trainable)
-    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
-    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
-    set_checkpointing(model, train.activation_checkpointing)
-    activations = activation_memory(model, pack, _any_loss, train.dtype)
-    moments = state_per_weight(checked.config.optim)
+    sizes, frozen, activations = memory.sizes, memory.frozen, memory.activations
+    moments = memory.moments
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     _say(f"\nparameters        {sum(sizes):,}{still}")
     _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen, moments)))
@@ -108,20 +94,6 @@ def _steps(checked: CheckedRun, world_size: int) -> Iterator[str]:
         yield f"warning: {warning}"
 
 
-def costliest_pack(checked: CheckedRun) -> PackedBatch:
-    """Return the most expensive of the first packs of lane 0, decoded.
-
-    All packs have the same shapes, tail padding included, and so take the same memory; the time of
-    attention grows with the squares of the lengths.
-    """
-    lane = checked.plan.lane(0)
-    packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
-    cost_dim = checked.plan.cost_dim
-    worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
-    executor = Executor(checked.manifest.class_names, checked.config.data.read_deadline_s)
-    return executor.execute(pack_recipe(checked.plan, worst, epoch=0)).batch
-
-
 def memory_table(
     sizes: list[int],
     train: TrainConfig,
@@ -136,7 +108,7 @@ def memory_table(
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
     settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
     stages = [state_memory(sizes, each, world_size, frozen, moments) for each in settings]
-    names = [f"ZeRO {stage}{'*' if stage == train.zero_stage else ''}" for stage in range(4)]
+    names = [f"ZeRO {stage}{'*' if stage == train.lowest_stage else ''}" for stage in range(4)]
     lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
     rows = [
         (field.name, [getattr(stage, field.name) for stage in stages])
@@ -213,10 +185,3 @@ def _free_memory(device: str) -> int:
 
 def _build(config: ZetaConfig) -> nn.Module:
     return build_for_objective(config.model, config.objective, config.train.seed)
-
-
-def _any_loss(outputs: Any, batch: PackedBatch) -> Tensor:
-    """Return some scalar that depends on all outputs; its value does not matter for memory."""
-    parts = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
-    tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)]
-    return torch.stack([t.float().square().sum() for t in tensors if t.is_floating_point()]).sum()

@@ -22,11 +22,13 @@ from launch.errors import USER_ERRORS, message
 from launch.report.first_pack import draw_first_packs
 from launch.run.checks import CheckedRun, check_shared, check_start
 from launch.run.consensus import RefusedError, check_together
+from launch.run.execution import settle
 from launch.run.lock import RunLock, this_owner
 from launch.run.starts import note_start
 from zeta.distributed import (
     RankInfo,
     Store,
+    World,
     choose_device,
     close_distributed,
     meeting_place,
@@ -41,6 +43,8 @@ from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir
 from zeta.run.watchdog import Watchdog
 from zeta.train.attention_check import check_attention
+from zeta.train.config import TrainConfig
+from zeta.train.execution import Execution
 from zeta.zero.start import init_distributed
 
 _PACK_PICTURES = 3
@@ -158,20 +162,23 @@ def _run(
     try:
         torch.manual_seed(config.train.seed)
         num_classes = config.model.resolve()["num_classes"]
+        objective = build_objective(config.objective, num_classes)
+        train, execution = settle(checked, objective, world)
+        _say_execution(execution, train, world, console)
         trainer = Trainer(
             model=build_for_training(
                 partial(build_for_objective, config.model, config.objective, config.train.seed),
-                config.train.zero,
+                train.zero,
                 world,
-                trainable=config.train.trainable,
-                seed=config.train.seed,
+                trainable=train.trainable,
+                seed=train.seed,
             ),
-            objective=build_objective(config.objective, num_classes),
+            objective=objective,
             source=loader,
             run_dir=run_dir,
             world=world,
             console=console,
-            train=config.train,
+            train=train,
             optim=config.optim,
             tracker=config.tracker,
             config=yaml.safe_load(to_yaml(config)),
@@ -202,6 +209,21 @@ def _run(
         return code
     finally:
         close_distributed()
+
+
+def _say_execution(
+    execution: Execution, train: TrainConfig, world: World, console: Console
+) -> None:
+    """Write how steps are executed into the log, and on a GPU to the terminal too."""
+    text = (
+        f"ZeRO stage {execution.stage}; {train.tokens_per_forward:,} tokens in a forward pass "
+        f"(packs: {execution.packs}); memory of a rank as predicted: "
+        f"{execution.needed / 2**30:.1f} GiB"
+    )
+    if world.device.type == "cuda":
+        console.message(text)
+    elif world.is_main:
+        log_line(f"{text} without activations", sys.stdout)
 
 
 def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) -> None:

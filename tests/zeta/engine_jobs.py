@@ -38,9 +38,11 @@ def step(engine, world, index, packs_per_step, lr=1e-3):
     """Train on the packs of this rank's lanes; missing lanes are empty packs."""
     lanes = range(world.rank, packs_per_step, world.size)
     packs = [lane_pack(index, lane) for lane in lanes]
-    packs += [lane_pack(index, 0, images=0)] * (engine.packs_per_rank - len(packs))
+    missing = engine.packs_per_rank - len(packs)
+    packs += [lane_pack(index, 0, images=0)] * missing
     images = int(world.sum([sum(pack.num_images for pack in packs)])[0])
-    return engine.train_step(packs, images, seeds=[0] * len(packs), lr=lr), images
+    seeds = [1000 * index + lane for lane in (*lanes, *[0] * missing)]
+    return engine.train_step(packs, images, seeds=seeds, lr=lr), images
 
 
 def weights(engine):

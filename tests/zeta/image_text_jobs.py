@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from deepspeed.utils import safe_get_full_grad
 
 from tests.zeta.models.test_text_tower import ARGUMENTS
-from tests.zeta.training import MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
+from tests.zeta.training import BUDGET, MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
 from zeta.distributed import close_distributed
 from zeta.models.parameters import parameter_rules
 from zeta.models.text_tower import TextTower
@@ -97,8 +97,13 @@ def reference(kind, packs_per_step):
     return losses, gradients, {name: p.detach() for name, p in named.items()}
 
 
-def build(world, kind, packs_per_step, stage, dropout=0.0):
-    train = TrainConfig(packs_per_step=packs_per_step, zero_stage=stage, dtype="fp32")
+def build(world, kind, packs_per_step, stage, dropout=0.0, packs=1):
+    train = TrainConfig(
+        packs_per_step=packs_per_step,
+        zero_stage=stage,
+        dtype="fp32",
+        tokens_per_forward=packs * BUDGET,
+    )
     objective = build_objective(ObjectiveConfig(kind), EMBED_DIM)
     return TrainEngine(tiny_model(kind, dropout), objective, world, train, OPTIM)
 

@@ -49,11 +49,11 @@ class WeightCopies:
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Give every `Linear` of `model` a copy of its weight in `dtype`."""
         self._layers = [module for module in model.modules() if isinstance(module, Linear)]
-        self._copies = [layer.weight.detach().to(dtype) for layer in self._layers]
-        for layer, copy in zip(self._layers, self._copies, strict=True):
+        self.copies: list[Tensor] = [layer.weight.detach().to(dtype) for layer in self._layers]
+        for layer, copy in zip(self._layers, self.copies, strict=True):
             layer.weight_copy = copy
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Cast the weights again, after they changed."""
-        torch._foreach_copy_(self._copies, [layer.weight for layer in self._layers])
+        torch._foreach_copy_(self.copies, [layer.weight for layer in self._layers])

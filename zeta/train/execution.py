@@ -11,28 +11,40 @@ from dataclasses import dataclass
 from typing import Any
 
 from zeta.config_field import AUTO
-from zeta.train.hardware import RESERVE_GIB
+from zeta.train.config import TrainConfig
 
 _GIB = 2**30
 _FLAT = 65_536 * 768
 """Tokens times channels of a forward pass from which a GPU computes no faster: measured on an H200
 with a B/16; the smaller a model is, the more tokens occupy the device."""
+_SHARE = 0.85
+"""Share of the memory that a choice of ours fills; the rest is for fragmentation."""
 _ON_CPU = 1
 """Packs of a forward pass that are fastest on a CPU."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """The memory of one rank, in bytes, as the memory model predicts it."""
+    """The memory that one rank needs, in bytes, as the memory model predicts it."""
 
     states: Callable[[int], int]
     """Weights, gradients, optimizer and buffers at a ZeRO stage."""
     activations: int
-    """Activations of one pack, forward and backward."""
+    """Activations of one pack, forward and backward; 0: not known, as on a CPU."""
 
-    def total(self, stage: int, packs: int) -> int:
-        """Return the bytes at a ZeRO stage with a number of packs in a forward pass."""
-        return self.states(stage) + packs * self.activations
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a run that decide how much a forward pass should hold."""
+
+    packs: int
+    """Packs of a rank in a step."""
+    token_budget: int
+    """Tokens of a pack."""
+    width: int
+    """Channels of a token."""
+    joint: bool
+    """Whether the objective compares all images of a step: one pass then saves a second one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,62 @@ class Execution:
     """ZeRO stage."""
     packs: int
     """Packs in a forward pass, at most."""
+    needed: int
+    """Bytes of memory that this takes, as predicted."""
+
+
+def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) -> Execution:
+    """Return the lowest ZeRO stage that fits, and the packs that fit there.
+
+    A stage fits if a quarter of the packs do that have use, since few packs leave the device idle;
+    if there is none, it is the stage at which most packs fit.
+
+    Args:
+        train: the settings; those that are not auto are kept.
+        need: the memory of a rank.
+        shape: the sizes of the run.
+        memory: bytes of the device.
+
+    Raises:
+        ValueError: what the settings ask for does not fit, or nothing does; with the figures.
+    """
+    chosen = train.tokens_per_forward == AUTO
+    wanted = _wanted_packs(train, need, shape)
+    stages = range(train.lowest_stage, 4) if train.zero_stage == AUTO else [train.lowest_stage]
+    best = Execution(stages[0], 0, 0)
+    for stage in stages:
+        states = need.states(stage)
+        room = (_SHARE * memory if chosen or len(stages) > 1 else memory) - states
+        fitting = int(room // need.activations) if need.activations else wanted * (room >= 0)
+        packs = min(wanted, fitting) if chosen else wanted * (fitting >= wanted)
+        if packs > best.packs:
+            best = Execution(stage, packs, states + packs * need.activations)
+        if 4 * packs >= wanted:
+            return best
+    if best.packs < 1:
+        raise ValueError(memory_message(need, stages[-1], 1 if chosen else wanted, memory))
+    return best
+
+
+def _wanted_packs(train: TrainConfig, need: Need, shape: Shape) -> int:
+    if train.tokens_per_forward != AUTO or not need.activations:
+        return min(shape.packs, packs_per_forward(train.tokens_per_forward, shape.token_budget))
+    if shape.joint:
+        return shape.packs
+    return min(shape.packs, max(1, _FLAT // shape.width // shape.token_budget))
+
+
+def memory_message(need: Need, stage: int, packs: int, memory: int) -> str:
+    """Return why a run does not fit the memory of a rank, with the settings that help."""
+    states, activations = need.states(stage), packs * need.activations
+    return (
+        f"the memory of a rank is {memory / _GIB:.1f} GiB, and at ZeRO stage {stage} it needs "
+        f"{(states + activations) / _GIB:.1f}: {states / _GIB:.1f} for weights, gradients and "
+        f"optimizer, {activations / _GIB:.1f} for the activations of {packs} "
+        f"pack{'s' if packs > 1 else ''}. Set train.zero_stage to auto or higher (and start more "
+        "ranks), train.tokens_per_forward to auto or lower, or "
+        "train.activation_checkpointing=true; a smaller data.token_budget helps too"
+    )
 
 
 def packs_per_forward(tokens: Any, token_budget: int) -> int:

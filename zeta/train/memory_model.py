@@ -24,6 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zeta.models.layers import set_stream
+from zeta.models.linear import WeightCopies
 from zeta.models.packed_vit import PackedViT
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
@@ -46,6 +48,8 @@ class StateMemory:
 
     weights: int
     """fp32 weights, or this rank's shard of them."""
+    copies: int
+    """bf16 copies of the weights, to compute with (dtype bf16, ZeRO 0-2)."""
     master: int
     """Second copy of this rank's share of the weights, which the optimizer updates (ZeRO 1-3)."""
     gradients: int
@@ -69,7 +73,7 @@ class StateMemory:
     @property
     def lasting(self) -> int:
         """Bytes that stay between two steps of ZeRO 0 to 2, without gradients and buckets."""
-        return self.weights + self.master + self.optimizer + self.average
+        return self.weights + self.copies + self.master + self.optimizer + self.average
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,7 @@ def state_memory(
         gathered = min(sum(everything), layer + prefetch) * compute + kept * _FP32
     memory = StateMemory(
         weights=_FP32 * (-(-sum(everything) // world_size) if stage == 3 else sum(everything)),
+        copies=_BF16 * sum(everything) if train.dtype == "bf16" and stage < 3 else 0,
         master=_FP32 * share if stage else 0,
         gradients=_FP32 * (share if stage >= 2 else count),
         optimizer=moments * _FP32 * share,
@@ -146,7 +151,7 @@ def activation_memory(
         model: on the meta device; it is unusable afterwards.
         pack: on the CPU; its grids must fit the model.
         loss: the scalar loss of the model's outputs.
-        dtype: bf16 (autocast) or fp32.
+        dtype: bf16 or fp32.
     """
     for module in model.modules():
         if isinstance(module, PackedViT):
@@ -154,10 +159,14 @@ def activation_memory(
             module.checks_grids = False
     with FakeTensorMode(allow_non_fake_inputs=True):
         _materialise(model)
+        copies: list[Tensor] = []
+        if dtype == "bf16":
+            set_stream(model, torch.bfloat16)
+            copies = WeightCopies(model, torch.bfloat16).copies
         fake = pack.to("cpu")
         with LiveBytes() as live:
-            for parameter in model.parameters():
-                live.add(parameter)
+            for tensor in (*model.parameters(), *copies):
+                live.add(tensor)
             weights = live.now
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
                 total = loss(model(fake), fake)

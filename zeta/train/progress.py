@@ -9,6 +9,7 @@ from typing import Any
 
 from zeta import metric_names as names
 from zeta.train.config import UNITS, TrainConfig
+from zeta.train.device_clock import DeviceTime
 from zeta.train.engine import StepResult
 
 
@@ -88,6 +89,7 @@ class Progress:
         result: StepResult | None,
         seconds: float,
         waited: float,
+        device: DeviceTime,
     ) -> None:
         """Count one step.
 
@@ -101,6 +103,7 @@ class Progress:
             result: outcome of the engine's step; None if there was no image to learn from.
             seconds: wall time of the step on this rank.
             waited: seconds of it that were spent waiting for data.
+            device: time of the device since the step before.
         """
         self.step += 1
         self.images += images
@@ -108,6 +111,8 @@ class Progress:
         self.rejected += rejected
         self.epoch = epoch
         sums = {"steps": 1, "seconds": seconds, "waited": waited}
+        sums |= {"device": device.device_s, "device_steps": device.steps}
+        sums["host"] = max(0.0, seconds - waited - device.waited_s)
         sums |= {"seen": images, "tokens": tokens, "budget": budget, "flops": flops}
         if result is not None and result.applied:
             sums |= {"learned": images, "loss": result.loss_sum}
@@ -153,6 +158,10 @@ class Progress:
             names.TOKENS_SEEN: self.tokens,
             names.EPOCH: self.epoch,
         }
+        if "host" in sums:  # not in sums that an older version saved
+            metrics[names.HOST_S] = sums["host"] / sums["steps"]
+        if sums.get("device_steps"):
+            metrics[names.DEVICE_S] = sums["device"] / sums["device_steps"]
         if peak_flops is not None:  # sums that an older version saved have no flops
             metrics[names.MFU] = sums.get("flops", 0.0) / seconds / peak_flops
         if "learned" in sums:

@@ -161,7 +161,7 @@ class RunCheckpoints:
         return {
             "progress": asdict(progress),
             "world_size": self.world.size,
-            "zero_stage": self.train.zero_stage,
+            "zero_stage": self.train.lowest_stage,
             "optimizer": self._optimizer,
             "average_updates": None if engine.average is None else engine.average.updates,
             "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,

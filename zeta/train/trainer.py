@@ -311,6 +311,7 @@ class Trainer:
             result=result,
             seconds=seconds,
             waited=waited,
+            device=self.engine.device_clock.take(),
         )
         self.balance.add(step.drawn_s, self.engine.forward_clock.take())
         skipped = result is not None and not result.applied

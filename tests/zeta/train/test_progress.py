@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from zeta.train.config import TrainConfig
+from zeta.train.device_clock import DeviceTime
 from zeta.train.engine import StepResult
 from zeta.train.progress import Progress
 
@@ -13,6 +14,7 @@ from zeta.train.progress import Progress
 def _commit(progress, images, loss, *, applied=True, result=True, rejected=0):
     made = StepResult(loss * images, {"top1": images / 2}, 3.0, applied) if result else None
     progress.commit(
+        device=DeviceTime(0.75, 1, 0.5),
         images=images,
         tokens=10 * images,
         rejected=rejected,
@@ -34,6 +36,8 @@ def test_means_are_over_images_and_rates_over_the_time_of_steps():
     assert metrics["train/top1"] == pytest.approx(0.5)
     assert metrics["throughput/images_per_s"] == pytest.approx(8.0)
     assert metrics["throughput/tokens_per_s"] == pytest.approx(80.0)
+    assert metrics["time/host_s"] == 0  # the rest of a step was a wait for data and device
+    assert metrics["time/device_s"] == pytest.approx(0.75)
     assert metrics["time/step_s"] == pytest.approx(0.5)
     assert metrics["time/data_wait_s"] == pytest.approx(0.1)
     assert metrics["data/fill"] == pytest.approx(0.4)

@@ -1,0 +1,120 @@
+"""Choose the settings of a run that are auto, from the memory of its ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from data_pipeline.loading.executor import Executor
+from data_pipeline.loading.recipe import pack_recipe
+from data_pipeline.plan.packing import image_costs
+from launch.run.checks import CheckedRun, abstract_model
+from zeta.distributed import World
+from zeta.models.layers import set_checkpointing
+from zeta.objectives import JointObjective, Objective
+from zeta.packed import PackedBatch, packs_per_rank
+from zeta.train.config import TrainConfig
+from zeta.train.execution import Execution, Need, Shape, choose_execution
+from zeta.train.memory_model import ActivationMemory, activation_memory, state_memory
+from zeta.train.optim import state_per_weight
+
+_PACKS_LOOKED_AT = 32
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """The sizes from which the memory of a run is predicted."""
+
+    sizes: list[int]
+    """Elements of each parameter that learns."""
+    frozen: list[int]
+    """Elements of each parameter that does not."""
+    moments: int
+    """Values that the optimizer keeps of each weight."""
+    activations: ActivationMemory
+    """Activations of one pack; zero if they were not counted."""
+
+    def states(self, train: TrainConfig, stage: int, world_size: int) -> int:
+        """Return the bytes besides activations at a ZeRO stage."""
+        settings = replace(train, zero_stage=stage) if stage else _without_offload(train)
+        return state_memory(self.sizes, settings, world_size, self.frozen, self.moments).total
+
+
+def settle(
+    checked: CheckedRun, objective: Objective, world: World
+) -> tuple[TrainConfig, Execution]:
+    """Return the settings of training with nothing left to choose; a collective.
+
+    Raises:
+        ValueError: what they ask for does not fit into the memory of a rank.
+    """
+    train, data = checked.config.train, checked.config.data
+    on_cuda = world.device.type == "cuda"
+    memory = int(min(world.gather(device_memory(world))))
+    sizes: RunMemory = world.broadcast(
+        run_memory(checked, count_activations=on_cuda) if world.is_main else None
+    )
+    shape = Shape(
+        packs=packs_per_rank(train.packs_per_step, world.size),
+        token_budget=data.token_budget,
+        width=checked.config.model.resolve()["dim"],
+        joint=isinstance(objective, JointObjective),
+    )
+    need = Need(lambda stage: sizes.states(train, stage, world.size), sizes.activations.peak)
+    chosen = choose_execution(train, need, shape, memory)
+    tokens = chosen.packs * data.token_budget
+    return replace(train, zero_stage=chosen.stage, tokens_per_forward=tokens), chosen
+
+
+def run_memory(checked: CheckedRun, *, count_activations: bool) -> RunMemory:
+    """Return the sizes of a run; counting the activations takes seconds for a large model."""
+    config = checked.config
+    model = abstract_model(config)
+    sizes = [p.numel() for p in model.parameters() if p.requires_grad]
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    activations = ActivationMemory(0, 0)
+    if count_activations:
+        set_checkpointing(model, config.train.activation_checkpointing)
+        pack = costliest_pack(checked)
+        activations = activation_memory(model, pack, _any_loss, config.train.dtype)
+    return RunMemory(sizes, frozen, state_per_weight(config.optim), activations)
+
+
+def costliest_pack(checked: CheckedRun) -> PackedBatch:
+    """Return the most expensive of the first packs of lane 0, decoded.
+
+    All packs have the same shapes, tail padding included, and so take the same memory; the time of
+    attention grows with the squares of the lengths.
+    """
+    lane = checked.plan.lane(0)
+    packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
+    cost_dim = checked.plan.cost_dim
+    worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
+    executor = Executor(checked.manifest.class_names, checked.config.data.read_deadline_s)
+    return executor.execute(pack_recipe(checked.plan, worst, epoch=0)).batch
+
+
+def device_memory(world: World) -> float:
+    """Return the bytes of this rank's device; on a CPU, its share of the memory of the machine."""
+    if world.device.type == "cuda":
+        return float(torch.cuda.get_device_properties(world.device).total_memory)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return machine / world.info.local_world_size
+
+
+def _without_offload(train: TrainConfig) -> TrainConfig:
+    whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
+    return replace(train, zero_stage=0, deepspeed=whole)
+
+
+def _any_loss(outputs: Any, batch: PackedBatch) -> Tensor:
+    """Return some scalar that depends on all outputs; its value does not matter for memory."""
+    parts = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
+    tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)]
+    return torch.stack([t.float().square().sum() for t in tensors if t.is_floating_point()]).sum()

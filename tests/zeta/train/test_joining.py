@@ -1,0 +1,129 @@
+"""Packs that go through one forward pass: speed changes, no result does; and what a step costs."""
+
+import json
+
+import pytest
+
+from tests.zeta.training import BUDGET
+from zeta.train.config import TrainConfig
+from zeta.train.execution import Need, Shape, choose_execution, packs_per_forward
+from zeta.train.pack_feed import forward_groups
+
+GIB = 2**30
+
+
+def _report(ranks, tmp_path, job, world_size, **arguments):
+    out = tmp_path / f"{job}{world_size}.json"
+    ranks.run(f"tests.zeta.joining_jobs.{job}", world_size, {"out": str(out), **arguments})
+    return json.loads(out.read_text())
+
+
+def _assert_equal(one, other, case):
+    for name in set(one) - {"forwards"}:
+        assert one[name] == pytest.approx(other[name], abs=1e-5), (case, name)
+
+
+@pytest.mark.slow
+def test_joined_packs_train_as_single_ones_with_dropout_on_every_stage_and_world(ranks, tmp_path):
+    packs = {1: [1, 2, 4, 99], 2: [1, 99]}  # of 6 packs a step, also in unequal passes
+    reports = {
+        world: _report(ranks, tmp_path, "joining", world, packs_per_step=6, packs=many)
+        for world, many in packs.items()
+    }
+    wanted = reports[1]["stage 0, 1 packs"]
+    assert wanted["losses"][0] != wanted["losses"][1]
+    for world, report in reports.items():
+        for case, found in report.items():
+            _assert_equal(found, wanted, f"{world} ranks, {case}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_joint_objective_that_fits_one_forward_runs_it_once_to_the_same_weights(
+    ranks, tmp_path, world_size
+):
+    report = _report(ranks, tmp_path, "joint", world_size, packs=[1, 2, 3])
+    for kind in ("siglip", "clip"):
+        found = [report[f"{kind}, {packs} packs"] for packs in (1, 2, 3)]
+        assert [one["forwards"] for one in found] == [6, 6, 1]
+        for one in found[1:]:
+            _assert_equal(one, found[0], kind)
+
+
+@pytest.mark.slow
+def test_gradients_are_reduced_once_a_step_and_weights_gathered_once_a_block(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "counts", 2)
+    print(json.dumps(report, indent=1))
+    for stage in range(4):
+        once, twice = (report[f"stage {stage}, depth 2, {n} forwards"] for n in (1, 2))
+        deeper = report[f"stage {stage}, depth 4, 1 forwards"]
+        assert deeper["collectives"] == once["collectives"]  # buckets, not one a parameter
+        assert once.get("reads of the device", 0) <= 1  # one more reads loss and norm
+        if stage < 2:
+            assert once == twice  # nothing is exchanged, copied or read for a forward pass
+            assert once["c10d::allreduce_"] == 2  # the gradients; the loss and the norm
+        else:  # they keep a share of the gradients only
+            assert twice["collectives"] - once["collectives"] == (1 if stage == 2 else 3)
+
+
+@pytest.mark.parametrize(
+    ("packs", "most", "sizes"),
+    [
+        (30, 16, [15, 15]),
+        (15, 8, [5, 5, 5]),  # three equal passes rather than 7 and 8: one shape
+        (7, 4, [3, 4]),  # but not seven
+        (240, 16, [16] * 15),
+        (1, 16, [1]),
+        (3, 1, [1, 1, 1]),
+        (4, 0, [1] * 4),
+    ],
+)
+def test_packs_are_split_into_few_passes_of_equal_size(packs, most, sizes):
+    groups = forward_groups(packs, most)
+    assert [len(group) for group in groups] == sizes
+    assert [index for group in groups for index in group] == list(range(packs))
+
+
+def test_fewer_tokens_than_a_pack_are_refused_with_the_fix():
+    with pytest.raises(ValueError, match=r"tokens_per_forward is 100, less than one pack .*= 4096"):
+        packs_per_forward(100, 4096)
+    assert packs_per_forward(10000, 4096) == 2
+    with pytest.raises(ValueError, match="it must be auto, or a whole number from 1 on"):
+        TrainConfig(tokens_per_forward="lots")
+    with pytest.raises(ValueError, match="it must be auto, or a whole number from 0 on"):
+        TrainConfig(zero_stage="autp")
+
+
+def _choose(memory, states=(30, 20, 15, 8), activations=2, joint=False, width=768, **train):
+    need = Need(lambda stage: states[stage] * GIB, activations * GIB)
+    shape = Shape(packs=30, token_budget=4096, width=width, joint=joint)
+    chosen = choose_execution(TrainConfig(**train), need, shape, memory * GIB)
+    return chosen.stage, chosen.packs
+
+
+def test_the_lowest_stage_that_fits_is_taken_with_as_many_packs_as_have_use():
+    assert _choose(141) == (0, 16)  # 65,536 tokens at 768 channels
+    assert _choose(141, width=384) == (0, 30)  # a small model takes all packs of the step
+    assert _choose(141, joint=True) == (0, 30)
+    assert _choose(60) == (0, 10)  # 0.85 of it are 51
+    assert _choose(60, zero_stage=2) == (2, 16)
+    assert _choose(37) == (1, 5)
+    assert _choose(60, zero_stage=0, tokens_per_forward=8192) == (0, 2)
+    assert _choose(24) == (3, 6)  # 2 packs at stage 2: less than a quarter of 16
+    assert _choose(1, states=(0, 0, 0, 0), activations=0) == (0, 1)  # a CPU
+
+
+def test_what_cannot_fit_is_refused_with_the_figures_and_the_settings_that_help():
+    refused = r"memory of a rank is 24.0 GiB, and at ZeRO stage 0 it needs 32.0: 30.0 for weights"
+    with pytest.raises(ValueError, match=refused) as error:
+        _choose(24, zero_stage=0)
+    for setting in ("zero_stage", "tokens_per_forward", "activation_checkpointing"):
+        assert f"train.{setting}" in str(error.value)
+    with pytest.raises(ValueError, match="at ZeRO stage 3 it needs"):
+        _choose(5)
+    with pytest.raises(ValueError, match="the activations of 30 packs"):
+        _choose(40, zero_stage=0, tokens_per_forward=10**6)
+
+
+def test_the_budget_of_the_jobs_is_that_of_their_packs():
+    assert packs_per_forward(2 * BUDGET, BUDGET) == 2
