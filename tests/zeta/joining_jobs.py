@@ -18,8 +18,9 @@ shard_small_parameters()
 DRAWS = {"dropout": 0.2, "emb_dropout": 0.1, "stochastic_depth": 0.3}
 
 
-def engine_of(world, packs_per_step, stage, packs, **changes):
+def engine_of(world, packs_per_step, stage, packs, deepspeed=None, **changes):
     train = TrainConfig(
+        deepspeed=deepspeed or {},
         packs_per_step=packs_per_step,
         zero_stage=stage,
         dtype="fp32",
@@ -103,6 +104,22 @@ def counts(arguments):
             engine.train_step = watched
             step(engine, world, 2, 4 * world.size)
             report[f"stage {stage}, depth {depth}, {4 // packs} forwards"] = seen.counts | hooks
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+
+
+def gathers(arguments):
+    """Gathers of weights in one step at ZeRO-3 without prefetching, by the number of blocks."""
+    world = init_distributed()
+    report = {}
+    nothing_ahead = {"zero_optimization": {"stage3_prefetch_bucket_size": 0}}
+    for depth in (2, 4):
+        engine = engine_of(world, world.size, 3, 1, deepspeed=nothing_ahead, depth=depth)
+        step(engine, world, 0, world.size)
+        step(engine, world, 1, world.size)
+        with _Operations() as seen:
+            step(engine, world, 2, world.size)
+        report[depth] = seen.counts["c10d::_allgather_base_"]
     if world.is_main:
         Path(arguments["out"]).write_text(json.dumps(report))
 

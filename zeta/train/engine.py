@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
+from zeta.exit_codes import RunError
 from zeta.models.dropout import image_seeds
 from zeta.models.layers import (
     Attention,
@@ -41,7 +42,7 @@ from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.device_clock import DeviceClock
-from zeta.train.execution import packs_per_forward
+from zeta.train.execution import out_of_memory_message, packs_per_forward
 from zeta.train.optim import build_optimizer
 from zeta.train.pack_feed import PackFeed, forward_groups
 from zeta.train.straggler import ForwardClock
@@ -95,7 +96,7 @@ class TrainEngine:
         self.forward_clock = ForwardClock(world.device)
         self.device_clock = DeviceClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
-        self._tokens_per_forward = train.tokens_per_forward
+        self._train = train
         self._feed = PackFeed(world.device)
         model = model.to(world.device)
         set_checkpointing(model, train.activation_checkpointing)
@@ -125,10 +126,16 @@ class TrainEngine:
             global_images: images of weight 1 in the packs of all ranks, at least 1.
             seeds: the random seed of each pack (dropout, stochastic depth).
             lr: learning rate of the step.
+
+        Raises:
+            RunError: out of memory on the device; the message names the settings that help.
         """
         assert len(packs) == self.packs_per_rank, (len(packs), self.packs_per_rank)
-        with self.device_clock.step():
-            return self._finish_step(self._gradients(packs, global_images, seeds), lr)
+        try:
+            with self.device_clock.step():
+                return self._finish_step(self._gradients(packs, global_images, seeds), lr)
+        except torch.OutOfMemoryError as error:
+            raise RunError(out_of_memory_message(self._train, error)) from error
 
     def _gradients(
         self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int]
@@ -152,7 +159,7 @@ class TrainEngine:
         self, packs: Sequence[PackedBatch], seeds: Sequence[int]
     ) -> list[tuple[list[PackedBatch], int]]:
         """Return the packs of each forward pass, and the seed of a model's own random draws."""
-        most = packs_per_forward(self._tokens_per_forward, len(packs[0].patches))
+        most = packs_per_forward(self._train.tokens_per_forward, len(packs[0].patches))
         seeded = [
             replace(pack, draw_seeds=image_seeds(seed, len(pack.weights)))
             for pack, seed in zip(packs, seeds, strict=True)

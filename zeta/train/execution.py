@@ -19,6 +19,10 @@ _FLAT = 65_536 * 768
 with a B/16; the smaller a model is, the more tokens occupy the device."""
 _SHARE = 0.85
 """Share of the memory that a choice of ours fills; the rest is for fragmentation."""
+_REMEDIES = (
+    "Set train.zero_stage to auto or higher (and start more ranks), train.tokens_per_forward to "
+    "auto or lower, or train.activation_checkpointing=true; a smaller data.token_budget helps too"
+)
 _ON_CPU = 1
 """Packs of a forward pass that are fastest on a CPU."""
 
@@ -107,9 +111,21 @@ def memory_message(need: Need, stage: int, packs: int, memory: int) -> str:
         f"the memory of a rank is {memory / _GIB:.1f} GiB, and at ZeRO stage {stage} it needs "
         f"{(states + activations) / _GIB:.1f}: {states / _GIB:.1f} for weights, gradients and "
         f"optimizer, {activations / _GIB:.1f} for the activations of {packs} "
-        f"pack{'s' if packs > 1 else ''}. Set train.zero_stage to auto or higher (and start more "
-        "ranks), train.tokens_per_forward to auto or lower, or "
-        "train.activation_checkpointing=true; a smaller data.token_budget helps too"
+        f"pack{'s' if packs > 1 else ''}. {_REMEDIES}"
+    )
+
+
+def out_of_memory_message(train: TrainConfig, error: Exception) -> str:
+    """Return what to do after a device has run out of memory.
+
+    Args:
+        train: the settings under which it did.
+        error: what torch says about it, with the figures of the device.
+    """
+    return (
+        f"out of memory at train.zero_stage={train.lowest_stage}, train.tokens_per_forward="
+        f"{train.tokens_per_forward}: {str(error).splitlines()[0]} The prediction is in the log "
+        f"of rank 0 and in `zeta train CONFIG --dry-run`. {_REMEDIES}"
     )
 
 

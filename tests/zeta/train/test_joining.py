@@ -3,9 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from tests.zeta.training import BUDGET
+from zeta.exit_codes import RunError
 from zeta.train.config import TrainConfig
+from zeta.train.device_clock import DeviceClock
+from zeta.train.engine import TrainEngine
 from zeta.train.execution import Need, Shape, choose_execution, packs_per_forward
 from zeta.train.pack_feed import forward_groups
 
@@ -51,7 +55,7 @@ def test_a_joint_objective_that_fits_one_forward_runs_it_once_to_the_same_weight
 
 
 @pytest.mark.slow
-def test_gradients_are_reduced_once_a_step_and_weights_gathered_once_a_block(ranks, tmp_path):
+def test_gradients_are_reduced_once_a_step_and_weights_exchanged_in_buckets(ranks, tmp_path):
     report = _report(ranks, tmp_path, "counts", 2)
     print(json.dumps(report, indent=1))
     for stage in range(4):
@@ -64,6 +68,12 @@ def test_gradients_are_reduced_once_a_step_and_weights_gathered_once_a_block(ran
             assert once["c10d::allreduce_"] == 2  # the gradients; the loss and the norm
         else:  # they keep a share of the gradients only
             assert twice["collectives"] - once["collectives"] == (1 if stage == 2 else 3)
+
+
+@pytest.mark.slow
+def test_zero_3_gathers_the_weights_of_a_block_at_once(ranks, tmp_path):
+    report = _report(ranks, tmp_path, "gathers", 2)
+    assert report["4"] - report["2"] == 2 * 2  # two more blocks, forward and backward
 
 
 @pytest.mark.parametrize(
@@ -127,3 +137,17 @@ def test_what_cannot_fit_is_refused_with_the_figures_and_the_settings_that_help(
 
 def test_the_budget_of_the_jobs_is_that_of_their_packs():
     assert packs_per_forward(2 * BUDGET, BUDGET) == 2
+
+
+def test_out_of_memory_names_the_settings_that_help_and_ends_the_run_for_good(monkeypatch):
+    engine = object.__new__(TrainEngine)
+    engine._train, engine.packs_per_rank = TrainConfig(zero_stage=1, tokens_per_forward=96), 1
+    engine.device_clock = DeviceClock(torch.device("cpu"))
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    monkeypatch.setattr(engine, "_gradients", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(
+        RunError, match=r"zero_stage=1, train\.tokens_per_forward=96: CUDA .*GiB\."
+    ) as told:
+        engine.train_step([None], 1, [0], 1.0)
+    for setting in ("zero_stage to", "tokens_per_forward to", "activation_checkpointing=true"):
+        assert f"train.{setting}" in str(told.value)
