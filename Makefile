@@ -3,11 +3,17 @@
 
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
-VENV_PYTHON = .venv/bin/python
-INSTALL_INPUTS = pyproject.toml constraints.txt
+VENV = .venv
+CONSTRAINTS = constraints.txt
+VENV_PYTHON = $(VENV)/bin/python
+INSTALL_INPUTS = pyproject.toml $(CONSTRAINTS)
 TORCH_GB ?= 6
+# What `make test-oldest` and `make test-pythons` run on.
+OLDEST_PYTHON = python3.11
+NEWER_PYTHONS = python3.12 python3.13
 
-.PHONY: help demo lint docs test test-fast test-gpu check-python check-disk debian-tools
+.PHONY: help demo lint docs test test-fast test-gpu test-oldest test-pythons \
+	check-python check-disk debian-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -17,47 +23,66 @@ help:
 	@echo 'make test       lint, then all tests; installs what they need'
 	@echo 'make test-fast  the tests that take less than two minutes together'
 	@echo 'make test-gpu   the tests that need a GPU'
+	@echo 'make test-oldest   the same with the oldest torch and libraries, in .venv-oldest (PYTHON: $(OLDEST_PYTHON))'
+	@echo 'make test-pythons  the same on $(NEWER_PYTHONS), those that are here'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
 
-demo: .venv/.installed
-	.venv/bin/zeta demo
+demo: $(VENV)/.installed
+	$(VENV)/bin/zeta demo
 
-lint: .venv/.installed-test
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
-docs: .venv/.installed-test
-	.venv/bin/zeta config --markdown >docs/config.md.new
+docs: $(VENV)/.installed-test
+	$(VENV)/bin/zeta config --markdown >docs/config.md.new
 	mv docs/config.md.new docs/config.md
 
 test: lint debian-tools
 	$(VENV_PYTHON) -m pytest
 
-test-fast: .venv/.installed-test
+test-fast: $(VENV)/.installed-test
+	@$(VENV_PYTHON) -c 'import sys; from importlib.metadata import version; \
+	print("Python", sys.version.split()[0] + ", torch", version("torch") + ", DeepSpeed", version("deepspeed"))'
 	$(VENV_PYTHON) -m pytest -m 'not slow and not slurm and not gpu'
 
-test-gpu: .venv/.installed-test
+test-gpu: $(VENV)/.installed-test
 	@$(VENV_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 	echo 'NOT RUN: this machine has no CUDA device. Kernel parity in bf16, ZeRO-3 over NCCL,'; \
 	echo 'torch.compile and memory on a GPU have not been checked here by any other target.'; exit 1; }
 	$(VENV_PYTHON) -m pytest -m gpu
 
+# The versions that pyproject.toml declares as the oldest, on the oldest Python or on PYTHON.
+test-oldest: PYTHON = $(OLDEST_PYTHON)
+test-oldest: check-python
+	$(call fast_on,$(PYTHON),.venv-oldest,constraints-oldest.txt)
+
+test-pythons:
+	@ran=; for python in $(NEWER_PYTHONS); do \
+		if ! $$python -c '' 2>/dev/null; then echo "NOT RUN: no $$python on this machine."; continue; fi; \
+		ran=1; $(call fast_on,$$python,.venv-$$python,$(CONSTRAINTS)) || exit; \
+	done; [ -n "$$ran" ]
+
+# $(call fast_on,PYTHON,VENV,CONSTRAINTS): the fast set there. A venv of another Python is made anew.
+fast_on = { [ ! -e $(2) ] || [ "$$($(2)/bin/python -V 2>&1)" = "$$($(1) -V 2>&1)" ] || rm -r $(2); } && \
+	$(MAKE) --no-print-directory test-fast PYTHON=$(1) VENV=$(2) CONSTRAINTS=$(3)
+
 # The stamps say which installation .venv holds; they are remade when a dependency changes.
-.venv/.installed: $(INSTALL_INPUTS)
+$(VENV)/.installed: $(INSTALL_INPUTS)
 	@$(MAKE) --no-print-directory $(VENV_PYTHON) check-disk
-	$(VENV_PYTHON) -m pip install -c constraints.txt -e .
+	$(VENV_PYTHON) -m pip install -c $(CONSTRAINTS) -e .
 	@touch $@
 
-.venv/.installed-test: $(INSTALL_INPUTS)
+$(VENV)/.installed-test: $(INSTALL_INPUTS)
 	@$(MAKE) --no-print-directory $(VENV_PYTHON) check-disk
-	$(VENV_PYTHON) -m pip install -c constraints.txt -e '.[test]'
-	@touch .venv/.installed $@
+	$(VENV_PYTHON) -m pip install -c $(CONSTRAINTS) -e '.[test]'
+	@touch $(VENV)/.installed $@
 
 $(VENV_PYTHON): check-python
-	@$@ -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
-	echo 'Could not create .venv with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
+	@$@ -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	echo 'Could not create $(VENV) with $(PYTHON). On Debian and Ubuntu: apt-get install python3-venv'; exit 1; }
 
 check-python:
 	@command -v '$(PYTHON)' >/dev/null 2>&1 || { \
@@ -68,7 +93,7 @@ check-python:
 
 check-disk:
 	@$(VENV_PYTHON) -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || { \
-	echo 'PyTorch for Linux comes with CUDA and takes about $(TORCH_GB) GB of disk in .venv. A CPU build is much'; \
+	echo 'PyTorch for Linux comes with CUDA and takes about $(TORCH_GB) GB of disk in $(VENV). A CPU build is much'; \
 	echo 'smaller: point PIP_INDEX_URL at an index of CPU wheels, and set TORCH_GB=2.'; \
 	'$(PYTHON)' -c 'import shutil, sys; free = shutil.disk_usage(".").free / 2**30; \
 	print("Free here: %.0f GB." % free); sys.exit(free < $(TORCH_GB))' || { \
@@ -85,6 +110,6 @@ debian-tools:
 		echo 'Installing slurm-wlm, munge, shellcheck and chromium for the tests ...'; \
 		export DEBIAN_FRONTEND=noninteractive; \
 		{ apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge shellcheck chromium; } \
-		>.venv/apt.log 2>&1 || { tail -n 5 .venv/apt.log; \
-		echo 'apt-get failed (.venv/apt.log); the tests that need it will be skipped.'; }; \
+		>$(VENV)/apt.log 2>&1 || { tail -n 5 $(VENV)/apt.log; \
+		echo 'apt-get failed ($(VENV)/apt.log); the tests that need it will be skipped.'; }; \
 	else echo "Not installed:$$missing (that takes Debian and root); the tests that need them will be skipped."; fi

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -24,6 +24,10 @@ from zeta.exit_codes import RunError
 
 COLLECTIVE_TIMEOUT_S = 30 * 60.0
 _LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
+# Public since torch 2.14. The older function sets the same limit, of gloo and NCCL.
+_set_timeout: Callable[[timedelta, dist.ProcessGroup], None] = getattr(
+    dist, "set_timeout", dist.distributed_c10d._set_pg_timeout
+)
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ def set_collective_timeout(seconds: float) -> None:
         return
     timeout = as_timeout(seconds)
     for group in list(dist.distributed_c10d._world.pg_map):
-        dist.set_timeout(timeout, group)
+        _set_timeout(timeout, group)
 
 
 def as_timeout(seconds: float) -> timedelta:

@@ -35,6 +35,7 @@ from zeta.models.trainable import freeze
 from zeta.objectives import build_for_objective
 from zeta.packed import check_world_size
 from zeta.run.directory import RunDir, step_names
+from zeta.run.requirements import DEEPSPEED, check_installed
 from zeta.train.execution import packs_per_forward
 from zeta.train.init_sources import check_initial_weights
 from zeta.train.optim import check_optimizer
@@ -80,6 +81,7 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
             remedy.
         OSError: the shards or the run directory are not reachable at the moment.
     """
+    check_installed(DEEPSPEED)
     check_world_size(world_size, config.train.packs_per_step)
     check_optimizer(config.optim)
     run_dir = RunDir(Path(config.run.dir).expanduser())

@@ -1,7 +1,7 @@
 """The parts of DeepSpeed that zeta relies on, checked when a run starts.
 
-Most of them are private to DeepSpeed, so another version may lack them. Such a version is refused
-here, before the first step, with a message that names the missing part and the version to install.
+Most of them are private to DeepSpeed, so even a supported version may lack them. It is refused here,
+before the first step, with a message that names the missing part and the version to install.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from torch import nn
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.parameters import full_shape
+from zeta.run.requirements import DEEPSPEED, check_installed
 from zeta.zero.protocol import OwnedRange
-
-REQUIREMENT = "deepspeed>=0.19.8,<0.20"
-"""The versions that zeta is tested with; `pyproject.toml` says the same."""
 
 _LIBRARY = (
     "init_distributed",
@@ -83,11 +81,12 @@ _MAPPING = ("hp_fragment_address.start", "lp_fragment_address.numel", "param_gro
 
 @cache
 def check_library() -> None:
-    """Check the names that zeta imports from DeepSpeed.
+    """Check the version of DeepSpeed, and the names that zeta imports from it.
 
     Raises:
-        RunError: one is missing.
+        RunError: the version is not supported, or a name is missing.
     """
+    check_installed(DEEPSPEED)
     _refuse([f"deepspeed.{name}" for name in _LIBRARY if not _is_there(f"deepspeed.{name}")])
 
 
@@ -148,5 +147,5 @@ def _refuse(missing: Sequence[str]) -> None:
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     raise RunError(
         f"deepspeed {deepspeed.__version__} is installed, which lacks {', '.join(found[:3])}{more} "
-        f"that zeta relies on: pip install '{REQUIREMENT}'"
+        f"that zeta relies on: pip install '{DEEPSPEED}'"
     )
