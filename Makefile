@@ -23,8 +23,8 @@ help:
 	@echo 'make test       lint, then all tests; installs what they need'
 	@echo 'make test-fast  the tests that take less than two minutes together'
 	@echo 'make test-gpu   the tests that need a GPU'
-	@echo 'make test-oldest   the same with the oldest torch and libraries, in .venv-oldest (PYTHON: $(OLDEST_PYTHON))'
-	@echo 'make test-pythons  the same on $(NEWER_PYTHONS), those that are here'
+	@echo 'make test-oldest   test-fast with the oldest torch and libraries, on $(OLDEST_PYTHON) or PYTHON'
+	@echo 'make test-pythons  test-fast on $(NEWER_PYTHONS), those that are here'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
 
 demo: $(VENV)/.installed
@@ -57,7 +57,7 @@ test-gpu: $(VENV)/.installed-test
 # The versions that pyproject.toml declares as the oldest, on the oldest Python or on PYTHON.
 test-oldest: PYTHON = $(OLDEST_PYTHON)
 test-oldest: check-python
-	$(call fast_on,$(PYTHON),.venv-oldest,constraints-oldest.txt)
+	+$(call fast_on,$(PYTHON),.venv-oldest,constraints-oldest.txt)
 
 test-pythons:
 	@ran=; for python in $(NEWER_PYTHONS); do \

@@ -161,6 +161,16 @@ def test_every_direct_dependency_is_pinned_in_the_constraints():
     assert names <= {name.lower() for name in pins}
 
 
+def test_the_oldest_versions_that_are_tested_are_those_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + project["optional-dependencies"]["test"]
+    oldest = dict(re.match(r"([\w-]+).*?>=([\d.]+)", text).groups() for text in declared)
+    pins = re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints-oldest.txt").read_text(), re.M)
+    assert {name for name, _ in pins} == set(oldest)
+    for name, pin in pins:
+        assert pin == oldest[name] or pin.startswith(f"{oldest[name]}."), name
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("wheel")

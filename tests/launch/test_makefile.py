@@ -27,7 +27,7 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path
 
@@ -62,6 +62,20 @@ def test_no_python_at_all_is_said(clone):
     result = make(clone, "demo", PYTHON="no-such-python")
     assert result.returncode != 0
     assert "PYTHON=/path/to/python3.11" in result.stdout
+
+
+def test_the_oldest_versions_have_a_venv_of_their_own_on_the_python_that_is_named(clone):
+    result = make(clone, "--dry-run", "test-oldest", PYTHON=sys.executable)
+    assert "-m pip install -c constraints-oldest.txt" in result.stdout
+    assert f"{sys.executable} -m venv --clear .venv-oldest" in result.stdout
+    assert "-m pytest -m 'not slow and not slurm and not gpu'" in result.stdout
+    assert "-c constraints.txt" not in result.stdout
+
+
+def test_a_newer_python_that_is_not_here_is_said_and_none_at_all_fails(clone):
+    result = make(clone, "test-pythons", NEWER_PYTHONS="no-such-python")
+    assert result.returncode != 0
+    assert "NOT RUN: no no-such-python on this machine." in result.stdout
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The parts of DeepSpeed that zeta relies on, checked when a run starts.
 
-Most of them are private to DeepSpeed, so even a supported version may lack them. It is refused here,
-before the first step, with a message that names the missing part and the version to install.
+Most of them are private to DeepSpeed, so even a supported version may lack them. It is refused
+here, before the first step, with a message that names the missing part and the version to install.
 """
 
 from __future__ import annotations
