@@ -149,6 +149,9 @@ def _jpeg_pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray | N
     sides = (header.height, header.width)
     height, width = (-(-side // scale) for side in (sides[::-1] if _turned(header) else sides))
     try:
+        # It would convert CMYK by another formula than Pillow.
+        if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+            return None
         # The decoder takes the smallest of its scales that gives at least the size asked for.
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=scale)
     except ValueError:

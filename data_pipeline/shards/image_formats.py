@@ -64,26 +64,26 @@ def jpeg_header(read: ReadAt) -> ImageHeader:
         ImageError: no frame before the image data, or one that Pillow does not decode.
     """
     offset, frame = 2, b""
-    exif, xmp = list[bytes](), list[bytes]()
+    exif, xmp = list[bytes](), b""
     for _ in range(_MAX_STEPS):
-        offset = _next_marker(read, offset)
         segment = read(offset, 10)
+        if segment[:1] != b"\xff" or segment[1:2] in _JPEG_STRAY:
+            offset = _next_marker(read, offset)
+            segment = read(offset, 10)
         marker = segment[1]
         if marker in _JPEG_STANDALONE:
             offset += 2
             continue
         if len(segment) < 10:
-            break
+            raise ImageError(_JPEG_ENDS)
         # A length below 2, its own size, stands for an empty segment.
-        length = max(2, int.from_bytes(segment[2:4], "big"))
+        length = max(2, segment[2] << 8 | segment[3])
         if marker == 0xE1:
             start = read(offset + 4, min(length - 2, len(_XMP)))
             if start.startswith(_EXIF):
                 exif.append(read(offset + 4 + len(_EXIF), length - 2 - len(_EXIF)))
-                if sum(map(len, exif)) > _MAX_METADATA:
-                    raise ImageError(f"JPEG has more than {_MAX_METADATA} bytes of EXIF")
             elif start == _XMP:
-                xmp = [read(offset + 4 + len(_XMP), length - 2 - len(_XMP))]
+                xmp = read(offset + 4 + len(_XMP), length - 2 - len(_XMP))
         elif marker in _JPEG_FRAME:
             frame = segment
         elif marker in (0xD9, 0xDA):
@@ -93,13 +93,12 @@ def jpeg_header(read: ReadAt) -> ImageHeader:
         elif marker < 0xC0:
             raise ImageError("JPEG has an unknown marker where a segment should begin")
         offset += 2 + length
-    else:
-        raise ImageError("JPEG has too many segments before its image data")
-    raise ImageError(_JPEG_ENDS)
+    raise ImageError("JPEG has too many segments before its image data")
 
 
 _JPEG_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_JPEG_STRAY = (b"", b"\0", b"\xff")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xfe]")  # 00 follows a stray FF, and FF is a fill byte
 _JPEG_ENDS = "JPEG ends before its size is given, or before its image data"
 
@@ -116,7 +115,9 @@ def _next_marker(read: ReadAt, offset: int) -> int:
     raise ImageError(_JPEG_ENDS)
 
 
-def _of_frame(frame: bytes, exif: list[bytes], xmp: list[bytes]) -> ImageHeader:
+def _of_frame(frame: bytes, exif: list[bytes], xmp: bytes) -> ImageHeader:
+    if sum(map(len, exif)) > _MAX_METADATA:
+        raise ImageError(f"JPEG has more than {_MAX_METADATA} bytes of EXIF")
     bits, layers = frame[4], frame[9]
     if bits != 8:
         raise ImageError(f"JPEG of {bits} bits a channel: save the image with 8")
@@ -127,7 +128,7 @@ def _of_frame(frame: bytes, exif: list[bytes], xmp: list[bytes]) -> ImageHeader:
     if exif:
         info["exif"] = _EXIF + b"".join(exif)  # one that is too long for a segment goes on
     if xmp:
-        info["xmp"] = xmp[0]
+        info["xmp"] = xmp
     return upright_header(ImageFormat.JPEG, height, width, _orientation(info))
 
 

@@ -80,10 +80,11 @@ class _Window:
         self._read_at, self._start, self._bytes = read_at, 0, head
 
     def read(self, offset: int, count: int) -> bytes:
-        if offset < self._start or offset + count > self._start + len(self._bytes):
-            self._start = offset
+        at = offset - self._start
+        if at < 0 or at + count > len(self._bytes):
+            self._start, at = offset, 0
             self._bytes = self._read_at(offset, max(count, _WINDOW_BYTES))
-        return self._bytes[offset - self._start : offset - self._start + count]
+        return self._bytes[at : at + count]
 
 
 def open_other(data: bytes, nbytes: int | None = None) -> Image.Image:
