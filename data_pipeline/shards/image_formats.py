@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngStream
@@ -263,7 +263,7 @@ def _skip_gif_blocks(read: ReadAt, offset: int) -> int:
     raise ImageError("GIF has no image")
 
 
-def _orientation(info: dict[str, object]) -> int:
+def _orientation(info: Mapping[Any, object]) -> int:
     """Return the orientation of an image with this metadata, named as Pillow names it."""
     if not info:
         return 1

@@ -13,14 +13,14 @@ import warnings
 from PIL import Image
 
 from data_pipeline.shards.image_formats import (
-    ImageFormat,
-    ImageHeader,
     gif_header,
     jpeg_header,
     png_header,
     upright_header,
     webp_header,
 )
+from data_pipeline.shards.image_formats import ImageFormat as ImageFormat
+from data_pipeline.shards.image_formats import ImageHeader as ImageHeader
 from data_pipeline.shards.image_formats import ReadAt as ReadAt
 from data_pipeline.shards.image_limits import ImageError as ImageError
 from data_pipeline.shards.image_limits import check_decoder, check_size

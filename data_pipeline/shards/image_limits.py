@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 MAX_DECODE_BYTES = 2**30
 """Most memory that a decode may take, from the encoded bytes to RGB."""
@@ -66,7 +66,8 @@ def check_decoder(image: Image.Image, nbytes: int, data: bytes) -> None:
             f"header says {image.width} x {image.height} pixels of {bits} bits, in tiles of "
             f"{tile[1]} x {tile[0]}; at most {MAX_DECODE_BYTES} bytes are decoded"
         )
-    codecs = {part.codec_name for part in image.tile} & set(Image.DECODERS)
+    parts = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    codecs = {part.codec_name for part in parts} & set(Image.DECODERS)
     if not codecs:
         return
     count = max(nbytes, image.height * image.width * len(image.getbands()))
