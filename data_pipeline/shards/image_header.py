@@ -12,6 +12,9 @@ import warnings
 
 from PIL import Image
 
+from data_pipeline.shards.image_formats import ImageFormat as ImageFormat
+from data_pipeline.shards.image_formats import ImageHeader as ImageHeader
+from data_pipeline.shards.image_formats import ReadAt as ReadAt
 from data_pipeline.shards.image_formats import (
     gif_header,
     jpeg_header,
@@ -19,9 +22,6 @@ from data_pipeline.shards.image_formats import (
     upright_header,
     webp_header,
 )
-from data_pipeline.shards.image_formats import ImageFormat as ImageFormat
-from data_pipeline.shards.image_formats import ImageHeader as ImageHeader
-from data_pipeline.shards.image_formats import ReadAt as ReadAt
 from data_pipeline.shards.image_limits import ImageError as ImageError
 from data_pipeline.shards.image_limits import check_decoder, check_size
 from zeta.models.pictures import obstacle, orientation
