@@ -1,7 +1,7 @@
 """The data pipeline: it turns bytes on storage into packed batches.
 
 The way of an image: shards, manifest, plan, fetch, decode, loader. The pipeline may import only
-packed tensors, config marks and host memory from `zeta`, and never `launch`.
+packed tensors, config marks, host memory and the rules for pictures from `zeta`, never `launch`.
 
 The names below are the library: index shards, plan, and read packs in your own loop, as
 docs/data.md shows. They are loaded on first use, so that command-line tools start quickly.

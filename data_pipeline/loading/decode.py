@@ -18,20 +18,14 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torch.nn import functional as F
 
-from data_pipeline.shards.image_header import (
-    ImageError as ImageError,
-)
-from data_pipeline.shards.image_header import (
-    ImageFormat,
-    ImageHeader,
-    check_size,
-    image_size,
-    open_other,
-)
+from data_pipeline.shards.image_formats import ImageFormat, ImageHeader
+from data_pipeline.shards.image_header import ImageError as ImageError
+from data_pipeline.shards.image_header import image_size, open_other
+from data_pipeline.shards.image_limits import check_scans, check_size
+from zeta.models.pictures import FLIPS, stored_pixels, upright
+from zeta.models.resizing import Window, cut, resize
 
 _PILLOW_NAMES = {
     ImageFormat.JPEG: "JPEG",
@@ -39,10 +33,6 @@ _PILLOW_NAMES = {
     ImageFormat.WEBP: "WEBP",
     ImageFormat.GIF: "GIF",
 }
-_FLIPS = {
-    1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1), 5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
-}  # fmt: skip
-"""Steps (1 or -1) through rows and columns, by EXIF orientation; 5 to 8 are transposed before."""
 
 
 class Box(NamedTuple):
@@ -102,11 +92,17 @@ def decode_image(
     extent = (stored[0] / factor, stored[1] / factor)
     if fit == "crop" or box != WHOLE:
         part = _box_as_stored(box, header.orientation)
-        resized = _crop(pixels, extent, target, part, centred=fit == "crop")
+        window = Window(
+            part.top * extent[0],
+            part.left * extent[1],
+            part.side * extent[0],
+            part.side * extent[1],
+        )
+        resized = cut(pixels, window.middle(target) if fit == "crop" else window, target)
     else:
-        resized = _resize(pixels, extent, target)
-    upright = _upright(resized, header.orientation)
-    return upright[:, ::-1] if flip else upright
+        resized = resize(pixels, target, extent)
+    image = upright(resized, header.orientation)
+    return image[:, ::-1] if flip else image
 
 
 def patch_lines(image: np.ndarray, patch_size: int) -> np.ndarray:
@@ -130,12 +126,17 @@ def patch_lines(image: np.ndarray, patch_size: int) -> np.ndarray:
 def _pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray:
     """Return [h, w, 3] uint8 RGB in the stored orientation, at 1/scale if it is a JPEG."""
     if header.format is ImageFormat.JPEG:
-        pixels = _jpeg_pixels(data, header, scale)
-        if pixels is not None:
-            return pixels
+        check_scans(data, header.height * header.width)
+        decoded = _jpeg_pixels(data, header, scale)
+        if decoded is not None:
+            return decoded
     try:
-        return np.array(_load(data, header, scale))
-    except MemoryError:
+        image = _open(data, header, scale)
+        pixels = stored_pixels(image)
+        if image.format == "TIFF":
+            _check_stored_size(image.size, header)
+        return pixels
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on malformed bytes
         # Reasons are counted, so the message leaves out the byte count of a truncated file.
@@ -148,6 +149,9 @@ def _jpeg_pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray | N
     sides = (header.height, header.width)
     height, width = (-(-side // scale) for side in (sides[::-1] if _turned(header) else sides))
     try:
+        # It would convert CMYK by another formula than Pillow.
+        if simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK"):
+            return None
         # The decoder takes the smallest of its scales that gives at least the size asked for.
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=scale)
     except ValueError:
@@ -155,96 +159,35 @@ def _jpeg_pixels(data: bytes, header: ImageHeader, scale: int) -> np.ndarray | N
     return pixels if pixels.shape == (height, width, 3) else None
 
 
-def _load(data: bytes, header: ImageHeader, scale: int) -> Image.Image:
-    """Return the image as RGB in its stored orientation, at 1/scale if it is a JPEG."""
+def _open(data: bytes, header: ImageHeader, scale: int) -> Image.Image:
+    """Open the image with Pillow, to be decoded at 1/scale if it is a JPEG."""
     if header.format is ImageFormat.OTHER:
-        image, _ = open_other(data)
+        image = open_other(data)
     else:
         image = Image.open(io.BytesIO(data), formats=[_PILLOW_NAMES[header.format]])
     check_size(image.height, image.width)
-    stored = (header.width, header.height)
-    if image.size != (stored[::-1] if _turned(header) else stored):
-        raise ImageError(f"the decoder finds {image.width} x {image.height} pixels")
+    if image.format != "TIFF":  # Pillow turns those by itself
+        _check_stored_size(image.size, header)
     if scale > 1 and header.format is ImageFormat.JPEG and min(image.size) >= scale:
         # Pillow takes the largest scale that leaves at least the size asked for.
         image.draft(None, (image.width // scale, image.height // scale))
-    image.load()
-    return _to_rgb(image)
+    return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey, read as 16 or 32 bits
-        levels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("floating-point pixels")
-    return image.convert("RGB")
-
-
-def _resize(pixels: np.ndarray, extent: tuple[float, float], target: tuple[int, int]) -> np.ndarray:
-    """Resize the first `extent` (rows, columns) of [h, w, 3] uint8 to `target`, antialiased."""
-    whole = extent == pixels.shape[:2]
-    if whole and target == pixels.shape[:2]:
-        return pixels
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, before and after
-    resized = F.interpolate(
-        image,
-        size=target if whole else None,
-        # torch rounds the size down; 1e-4 keeps a whole number from becoming one less.
-        scale_factor=None
-        if whole
-        else ((target[0] + 1e-4) / extent[0], (target[1] + 1e-4) / extent[1]),
-        mode="bicubic",
-        antialias=True,
-    )
-    return resized[0, :, : target[0], : target[1]].permute(1, 2, 0).numpy()
-
-
-def _crop(
-    pixels: np.ndarray,
-    extent: tuple[float, float],
-    target: tuple[int, int],
-    part: Box,
-    *,
-    centred: bool,
-) -> np.ndarray:
-    """Resize a part of `extent` to `target`; if `centred`, the largest box of its aspect in it."""
-    height, width = part.side * extent[0], part.side * extent[1]
-    top, left = part.top * extent[0], part.left * extent[1]
-    if centred:
-        inner = min(height, width * target[0] / target[1])
-        top, height = top + (height - inner) / 2, inner
-        inner = min(width, height * target[1] / target[0])
-        left, width = left + (width - inner) / 2, inner
-    # Rounding may put an edge slightly outside the pixels, which Pillow refuses.
-    bottom, right = min(top + height, pixels.shape[0]), min(left + width, pixels.shape[1])
-    box = (left, top, right, bottom)
-    # Only Pillow takes a box that does not begin at a whole pixel.
-    image = Image.fromarray(pixels)
-    return np.asarray(image.resize(target[::-1], Image.Resampling.BICUBIC, box=box))
+def _check_stored_size(size: tuple[int, int], header: ImageHeader) -> None:
+    """Raise ImageError unless (width, height), as stored, is that of the header."""
+    width, height = size[::-1] if _turned(header) else size
+    if (width, height) != (header.width, header.height):
+        raise ImageError(f"the decoder finds {size[0]} x {size[1]} pixels")
 
 
 def _box_as_stored(box: Box, orientation: int) -> Box:
     """Return the box in the stored image that corresponds to `box` in the upright one."""
-    rows, columns = _FLIPS[orientation]
+    rows, columns = FLIPS[orientation]
     top = box.top if rows == 1 else 1 - box.side - box.top
     left = box.left if columns == 1 else 1 - box.side - box.left
     top, left = max(top, 0.0), max(left, 0.0)
     return Box(box.side, left, top) if orientation >= 5 else Box(box.side, top, left)
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF orientation to [h, w, 3]."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    rows, columns = _FLIPS[orientation]
-    return pixels[::rows, ::columns]
 
 
 def _turned(header: ImageHeader) -> bool:

@@ -29,6 +29,8 @@ CARD_FILE = "README.md"
 TEXT = "text"
 """Stem of the file of a text encoder's weights."""
 TOKENIZER_FILE = "tokenizer.json"
+FITS = ("keep", "crop", "squash")
+"""Ways in which an image gets the shape that a model takes, see `data.resolution.fit`."""
 _VERSION = 1
 FORMAT = f"zeta-{_VERSION}"
 _MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
@@ -103,6 +105,13 @@ def read_config(path: Path | str) -> dict[str, Any]:
             "--format zeta"
         )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
+
+
+def trained_fit(config: Mapping[str, Any]) -> str | None:
+    """Return `data.resolution.fit` of the training from config.json; None where it is not kept."""
+    resolution = config["info"].get("resolution")
+    fit = resolution.get("fit") if isinstance(resolution, dict) else None
+    return fit if fit in FITS else None
 
 
 def _no_export(path: Path) -> str:

@@ -21,7 +21,7 @@ from zeta.config_field import check_whole
 from zeta.models.arguments import is_finite
 from zeta.models.attention import Segments
 from zeta.models.dropout import draws_at_random, seeded
-from zeta.models.exported import load_export, read_config
+from zeta.models.exported import load_export, read_config, trained_fit
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
 from zeta.models.layers import Norm, run_blocks
@@ -36,7 +36,6 @@ from zeta.models.patchify import (
     flatten_images,
     patchify,
 )
-from zeta.models.pillow_images import check_pillow, native_grid, pixels_of, resized
 from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
@@ -80,6 +79,9 @@ class PackedViT(nn.Module, ABC):
         self.patch_size, self.channels = patch_size, channels
         self.prefix_tokens = prefix_tokens
         self.token_dropout_prob = token_dropout_prob
+        self.fit = "crop" if self.one_size else "keep"
+        """How an image gets the shape that the model takes (`data.resolution.fit` of its training):
+        keep (its aspect ratio), crop (the middle) or squash (to a square)."""
         self.activation_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.stream_dtype: torch.dtype | None = None
@@ -128,10 +130,13 @@ class PackedViT(nn.Module, ABC):
         Raises:
             ValueError: not an export for zeta, a damaged one, or one of another architecture.
         """
-        arch = read_config(path)["model"]["arch"]
+        config = read_config(path)
+        arch = config["model"]["arch"]
         if arch != cls.arch:
             raise ValueError(f"{path} holds a {arch}, not a {cls.arch}: load it with its own class")
-        return load_export(path, cls._from_options, dtype)
+        model = load_export(path, cls._from_options, dtype)
+        model.fit = trained_fit(config) or model.fit
+        return model
 
     @classmethod
     def _from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -142,18 +147,23 @@ class PackedViT(nn.Module, ABC):
         """Return the pooled embedding [n, dim] of PIL images of any sizes, on the model's device.
 
         Each image is turned upright and encoded at its own size, rounded to whole patches; an image
-        of more than side * side pixels is shrunk to that area. A model of one size encodes the
-        largest centred square.
+        of more than side * side pixels is shrunk to that area. A model that was trained on squares
+        (`fit` is crop or squash) is shown squares: of the length of the shorter side, or of the one
+        size that it accepts. The pixels are those of `zeta embed` and `zeta eval`, which decode in
+        full too.
 
         Args:
-            images: PIL images of any mode.
+            images: PIL images; of 32-bit integers and floats nothing says which value is white.
             side: side of the largest area, in pixels.
             tokens: largest number of tokens to encode at a time; a single image may have more.
 
         Raises:
-            ValueError: no images, an object that is not a PIL image, or an image smaller than a
-                patch.
+            ValueError: no images, an object that is not a PIL image, an image smaller than a patch,
+                or one of 32-bit pixels.
         """
+        # To run on tensors a model needs neither Pillow nor numpy.
+        from zeta.models.pillow_images import check_pillow, fitted_pixels
+
         check_whole("side", side, 1)
         waiting, embeddings, used = list[Tensor](), list[Tensor](), 0
         was_training = self.training
@@ -161,15 +171,20 @@ class PackedViT(nn.Module, ABC):
         try:
             for number, image in enumerate(images):
                 check_pillow(image, number, self.patch_size)
-                pixels = pixels_of(image, self.channels)
-                _, height, width = pixels.shape
-                rows, columns = self.fixed_grid or native_grid(height, width, self.patch_size, side)
-                if waiting and used + rows * columns > tokens:
+                pixels = fitted_pixels(
+                    image,
+                    self.channels,
+                    self.patch_size,
+                    side=side,
+                    fit=self.fit,
+                    grid=self.fixed_grid,
+                )
+                count = pixels[0].numel() // self.patch_size**2
+                if waiting and used + count > tokens:
                     embeddings.append(self.forward_embeddings(waiting))
                     waiting, used = [], 0
-                sides = (rows * self.patch_size, columns * self.patch_size)
-                waiting.append(resized(pixels, *sides, crop=self.fixed_grid is not None))
-                used += rows * columns
+                waiting.append(pixels)
+                used += count
             embeddings.append(self.forward_embeddings(waiting))
         finally:
             self.train(was_training)

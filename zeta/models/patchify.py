@@ -67,6 +67,12 @@ def flatten_images(images: Images) -> list[Tensor]:
         raise ValueError(
             f"an image has shape {tuple(images.shape)}: pass [channels, height, width] tensors"
         )
+    if type(images).__module__.partition(".")[0] == "PIL":
+        raise ValueError(
+            "images holds a PIL image, and a model takes tensors: model.embed([image, ...]) turns "
+            "PIL images upright, fits them to whole patches and returns their embeddings (logits: "
+            "model.head of these)"
+        )
     if not isinstance(images, list | tuple):
         raise ValueError(f"images holds a {type(images).__name__}: pass tensors or lists of them")
     return [image for group in images for image in flatten_images(group)]

@@ -1,26 +1,26 @@
 """Convert PIL images to the input of a model: upright, RGB, with sides of whole patches.
 
-The pixels equal those of the data pipeline at native resolution, within one level of 255.
+`zeta.models.pictures` and `zeta.models.resizing` do it for the data pipeline too: of one file both
+make the same pixels.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from zeta.models.pictures import obstacle, orientation, stored_pixels, upright
+from zeta.models.resizing import Window, cut, resize
 
 
 def check_pillow(image: object, number: int, patch_size: int) -> None:
     """Raise ValueError, with its number, unless `image` is a PIL image of at least one patch."""
-    from PIL.Image import Image
-
-    if not isinstance(image, Image):
+    if not isinstance(image, Image.Image):
         raise ValueError(
             f"image {number} is a {type(image).__name__}: pass PIL images, as from Image.open(path)"
         )
@@ -29,59 +29,89 @@ def check_pillow(image: object, number: int, patch_size: int) -> None:
             f"image {number} is {image.width} x {image.height} pixels, smaller than a patch of "
             f"{patch_size}: enlarge it, or leave it out"
         )
+    reason = obstacle(image)
+    if reason is not None:
+        raise ValueError(f"image {number} has {reason}")
 
 
-def pixels_of(image: Image, channels: int) -> Tensor:
+def pixels_of(image: Image.Image, channels: int) -> Tensor:
     """Return an image as uint8 [channels, height, width], upright; transparency is laid on white.
 
     Raises:
-        ValueError: the model accepts neither grey nor RGB images.
+        ValueError: the model accepts neither grey nor RGB images, or nothing says which value of
+            the image is white.
     """
-    from PIL import Image as Images
-    from PIL import ImageOps
-
-    if channels not in (1, 3):
-        raise ValueError(
-            f"the model takes {channels} channels, which no PIL image has: use tensors"
-        )
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey keeps its high byte
-        raw = bytearray(image.convert("I").tobytes())
-        levels = torch.frombuffer(raw, dtype=torch.int32).clamp(0, 65535) >> 8
-        image = Images.frombytes("L", image.size, bytes(levels.tolist()))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Images.alpha_composite(Images.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, channels).permute(2, 0, 1)
+    pixels = _pixels(image, channels)
+    return _channels_first(upright(pixels, orientation(image)))
 
 
-def native_grid(height: int, width: int, patch_size: int, side: int) -> tuple[int, int]:
+def fitted_pixels(
+    image: Image.Image,
+    channels: int,
+    patch_size: int,
+    *,
+    side: int,
+    fit: str,
+    grid: tuple[int, int] | None,
+) -> Tensor:
+    """Return an image as uint8 [channels, height, width], upright, with sides of whole patches.
+
+    Args:
+        image: the image.
+        channels: 1 (grey) or 3 (RGB).
+        patch_size: pixels of a patch's side.
+        side: images of a larger area than side * side are shrunk to it.
+        fit: "keep" keeps the aspect ratio; "crop" takes the middle of another aspect ratio, and
+            "squash" distorts the image to it.
+        grid: rows and columns of patches of every image; None: as many as its own size gives.
+
+    Raises:
+        ValueError: as `pixels_of`.
+    """
+    pixels = _pixels(image, channels)
+    turn = orientation(image)
+    height, width, _ = upright(pixels, turn).shape
+    rows, columns = grid or native_grid(height, width, patch_size, side, square=fit != "keep")
+    target = (rows * patch_size, columns * patch_size)
+    # Resized as stored, then turned: so does the pipeline, and the two passes of a resize round.
+    stored_target = target[::-1] if turn >= 5 else target
+    if fit == "crop":
+        window = Window(0, 0, *pixels.shape[:2]).middle(stored_target)
+        pixels = cut(pixels, window, stored_target)
+    else:
+        pixels = resize(pixels, stored_target)
+    return _channels_first(upright(pixels, turn))
+
+
+def native_grid(
+    height: int, width: int, patch_size: int, side: int, *, square: bool = False
+) -> tuple[int, int]:
     """Return the (rows, columns) of patches of an image at its own size.
 
     Args:
         height, width: pixels.
         patch_size: pixels of a patch's side.
         side: images of a larger area than side * side are shrunk to it.
+        square: whether the image becomes a square, no larger than its shorter side.
     """
+    if square:
+        patches = max(1, round(min(side, height, width) / patch_size))
+        return patches, patches
     scale = min(1.0, side / math.sqrt(height * width))
     return max(1, round(height * scale / patch_size)), max(1, round(width * scale / patch_size))
 
 
-def resized(pixels: Tensor, height: int, width: int, *, crop: bool) -> Tensor:
-    """Resize uint8 [c, h, w] to [c, height, width], antialiased.
-
-    Args:
-        crop: use only the largest centred box of the wanted shape, not the whole image.
-    """
-    if crop:
-        inner_h = min(pixels.shape[1], max(1, round(pixels.shape[2] * height / width)))
-        inner_w = min(pixels.shape[2], max(1, round(pixels.shape[1] * width / height)))
-        top, left = (pixels.shape[1] - inner_h) // 2, (pixels.shape[2] - inner_w) // 2
-        pixels = pixels[:, top : top + inner_h, left : left + inner_w]
-    if pixels.shape[1:] == (height, width):
+def _pixels(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """Return [height, width, channels] as stored."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"the model takes {channels} channels, which no PIL image has: use tensors"
+        )
+    pixels = stored_pixels(image)
+    if channels == 3:
         return pixels
-    # Channels last in memory: then the kernel for uint8 rounds like the pipeline's.
-    image = pixels[None].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(image, size=(height, width), mode="bicubic", antialias=True)[0]
+    return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, None]
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)

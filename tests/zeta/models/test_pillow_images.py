@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
+from zeta.models.exported import trained_fit
 from zeta.models.pillow_images import native_grid, pixels_of
 
 
@@ -83,3 +84,39 @@ def test_what_is_no_image_or_too_small_is_refused_by_its_number(images, message)
 def test_channels_that_no_picture_has_are_refused():
     with pytest.raises(ValueError, match="the model takes 5 channels"):
         tiny_navit(channels=5).embed([_photo(8, 8)])
+
+
+def test_a_model_that_is_called_with_pil_images_names_embed():
+    for images in ([_photo(8, 8)], _photo(8, 8), [[_photo(8, 8)]]):
+        with pytest.raises(ValueError, match=r"PIL image, .* model\.embed"):
+            _model()(images)
+
+
+def test_32_bit_images_are_refused_by_their_number():
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+    for values in (ramp.astype(np.float32), (255 * ramp).astype(np.int32)):
+        with pytest.raises(ValueError, match=r"image 1 has .*nothing says which value is white"):
+            _model().embed([_photo(8, 8), Image.fromarray(values)])
+
+
+def test_a_model_trained_on_squares_is_shown_squares():
+    wide = Image.new("RGB", (48, 16), (0, 0, 255))
+    wide.paste((255, 0, 0), (16, 0, 32, 16))
+    model = _model()
+    for fit, square in (
+        ("crop", Image.new("RGB", (16, 16), (255, 0, 0))),
+        ("squash", wide.resize((16, 16), Image.Resampling.BICUBIC)),
+    ):
+        model.fit = fit
+        assert torch.allclose(model.embed([wide]), model.embed([square]), atol=0.05), fit
+    model.fit = "crop"
+    cropped = model.embed([wide])
+    model.fit = "squash"
+    assert not torch.allclose(model.embed([wide]), cropped, atol=0.05)
+
+
+def test_the_fit_of_the_training_is_read_from_an_export():
+    for fit in ("keep", "crop", "squash"):
+        assert trained_fit({"info": {"resolution": {"fit": fit}}}) == fit
+    assert trained_fit({"info": {}}) is None
+    assert trained_fit({"info": {"resolution": {"fit": "other"}}}) is None

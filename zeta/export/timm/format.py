@@ -78,7 +78,8 @@ class TimmFormat(ExportFormat):
 
     def write(self, directory: Path, model: ModelToExport, *, alone: bool) -> dict[str, Any]:
         """Write model.safetensors, as `ExportFormat.write`."""
-        config = timm_config(model.tensors, model.arguments)
+        fit = (model.resolution or {}).get("fit")
+        config = timm_config(model.tensors, model.arguments, fit)
         class_names = model.facts.get("class_names")
         if class_names is not None:
             config["label_names"] = list(class_names)
@@ -106,13 +107,14 @@ FORMAT = TimmFormat()
 
 
 def timm_config(
-    tensors: Mapping[str, StoredTensor], model_arguments: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor], model_arguments: Mapping[str, Any], fit: str | None = None
 ) -> dict[str, Any]:
     """Return timm's config.json for this model.
 
     Args:
         tensors: holds the buffers mean and std.
         model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
+        fit: `data.resolution.fit` of the training, which timm's transform is to do as well.
     """
     arguments = _with_defaults(model_arguments)
     model, pixels = _MODELS[arguments["arch"]], preprocessing(tensors, arguments)
@@ -129,6 +131,7 @@ def timm_config(
             "std": pixels["std"],
             "interpolation": "bicubic",
             "crop_pct": 1.0,
+            "crop_mode": "squash" if fit == "squash" else "center",
             "first_conv": model.FIRST_LAYER,
             "classifier": "head",
         },

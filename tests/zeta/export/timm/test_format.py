@@ -157,6 +157,9 @@ def test_every_preset_has_a_twin_in_timm(preset):
         tensors = in_memory(model.state_dict())
         stand_in = {"mean": torch.zeros(3, device="cpu"), "std": torch.ones(3, device="cpu")}
         spelled = timm_config(in_memory(stand_in), arguments)
+        squashed = timm_config(in_memory(stand_in), arguments, "squash")
+        modes = [config["pretrained_cfg"]["crop_mode"] for config in (spelled, squashed)]
+        assert modes == ["center", "squash"]
         entry = timm.models.model_entrypoint(spelled["architecture"])
         theirs = entry(num_classes=3, **spelled["model_args"])
     wanted = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}

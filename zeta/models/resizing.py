@@ -1,0 +1,69 @@
+"""The one resize that pixels go through, in the data pipeline and in `NaViT.embed` alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+
+class Window(NamedTuple):
+    """A part of an image in pixels; its edges may lie between pixels."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+    def middle(self, target: tuple[int, int]) -> Window:
+        """Return the largest centred part with the aspect ratio of `target` (height, width)."""
+        height = min(self.height, self.width * target[0] / target[1])
+        width = min(self.width, height * target[1] / target[0])
+        top = self.top + (self.height - height) / 2
+        return Window(top, self.left + (self.width - width) / 2, height, width)
+
+
+def resize(
+    pixels: NDArray[np.uint8], target: tuple[int, int], extent: tuple[float, float] | None = None
+) -> NDArray[np.uint8]:
+    """Resize [h, w, c] to `target` (height, width): bicubic, antialiased.
+
+    Args:
+        pixels: the image.
+        target: size of the result.
+        extent: rows and columns of the image to use, not always whole numbers; None: all.
+    """
+    whole = extent is None or extent == pixels.shape[:2]
+    if whole and target == pixels.shape[:2]:
+        return pixels
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, before and after
+    # torch rounds the size down; 1e-4 keeps a whole number from becoming one less.
+    factors = (
+        None
+        if extent is None or whole
+        else ((target[0] + 1e-4) / extent[0], (target[1] + 1e-4) / extent[1])
+    )
+    resized = F.interpolate(
+        image,
+        size=target if whole else None,
+        scale_factor=factors,
+        mode="bicubic",
+        antialias=True,
+    )
+    return resized[0, :, : target[0], : target[1]].permute(1, 2, 0).numpy()
+
+
+def cut(pixels: NDArray[np.uint8], window: Window, target: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize a part of [h, w, c] to `target` (height, width): bicubic, antialiased."""
+    # Rounding may put an edge slightly outside the pixels, which Pillow refuses.
+    bottom = min(window.top + window.height, pixels.shape[0])
+    right = min(window.left + window.width, pixels.shape[1])
+    # Only Pillow takes a box that does not begin at a whole pixel.
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    box = (window.left, window.top, right, bottom)
+    resized = np.asarray(image.resize(target[::-1], Image.Resampling.BICUBIC, box=box))
+    return resized.reshape(*target, pixels.shape[2])
