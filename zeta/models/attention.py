@@ -38,7 +38,7 @@ from torch import Tensor
 
 from zeta.config_field import check_choice
 from zeta.models import attention_backends
-from zeta.models.attention_segments import Queries, Segments
+from zeta.models.segment_attention import Queries, Segments
 
 __all__ = ["BACKENDS", "Segments", "attend", "obstacle", "prepare", "rotated"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zeta.models import attention_varlen, segment_attention
-from zeta.models.attention_segments import Queries, Segments
+from zeta.models.segment_attention import Queries, Segments
 
 Obstacle = Callable[[torch.device, torch.dtype, int], str | None]
 Attend = Callable[[Tensor, Tensor, Tensor, Queries, Segments], Tensor]
