@@ -7,7 +7,7 @@ VENV_PYTHON = .venv/bin/python
 INSTALL_INPUTS = pyproject.toml constraints.txt
 TORCH_GB ?= 6
 
-.PHONY: help demo lint docs test test-fast test-gpu check-python check-disk debian-tools
+.PHONY: help demo lint docs test test-fast test-gpu bench-gpu check-python check-disk debian-tools
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make test       lint, then all tests; installs what they need'
 	@echo 'make test-fast  the tests that take less than two minutes together'
 	@echo 'make test-gpu   the tests that need a GPU'
+	@echo 'make bench-gpu  speed and memory on one GPU, in about four minutes, as a table'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
 
 demo: .venv/.installed
@@ -43,6 +44,10 @@ test-gpu: .venv/.installed-test
 	echo 'NOT RUN: this machine has no CUDA device. Kernel parity in bf16, ZeRO-3 over NCCL,'; \
 	echo 'torch.compile and memory on a GPU have not been checked here by any other target.'; exit 1; }
 	$(VENV_PYTHON) -m pytest -m gpu
+
+# Peers (pip install '.[bench]') are measured where they are installed.
+bench-gpu: .venv/.installed-test
+	$(VENV_PYTHON) -m tests.benchmarks.gpu --out bench-gpu
 
 # The stamps say which installation .venv holds; they are remade when a dependency changes.
 .venv/.installed: $(INSTALL_INPUTS)

@@ -3,11 +3,11 @@
 Letters in shape suffixes: T tokens of the sequence, S segments, Q queries. A segment is one image's
 run of tokens; no token ever attends outside of its segment.
 
-`sdpa_segments` is one custom operator, so that `torch.compile` sees a single call whose shapes do not depend on
-the lengths of the segments: a new pack never recompiles. As in flash attention, the backward
-recomputes the weights, and long segments are processed in blocks of queries, so that memory is
-linear in the tokens. It uses plain products and softmax, because the fused CPU kernel of torch 2.14
-takes 2 to 7 times as long in bf16.
+`sdpa_segments` is one custom operator: `torch.compile` sees a single call whose shapes do not
+depend on the lengths of the segments: a new pack never recompiles. As in flash attention, the
+backward recomputes the weights, and long segments are processed in blocks of queries, so that
+memory is linear in the tokens. It uses plain products and softmax, because the fused CPU kernel of
+torch 2.14 takes 2 to 7 times as long in bf16.
 """
 
 from __future__ import annotations
