@@ -12,7 +12,7 @@ TORCH_GB ?= 6
 OLDEST_PYTHON = python3.11
 NEWER_PYTHONS = python3.12 python3.13
 
-.PHONY: help demo lint docs test test-fast test-gpu test-oldest test-pythons \
+.PHONY: help demo lint docs test test-fast test-gpu test-oldest test-pythons bench-gpu \
 	check-python check-disk debian-tools
 .DELETE_ON_ERROR:
 
@@ -25,6 +25,7 @@ help:
 	@echo 'make test-gpu   the tests that need a GPU'
 	@echo 'make test-oldest   test-fast with the oldest torch and libraries, on $(OLDEST_PYTHON) or PYTHON'
 	@echo 'make test-pythons  test-fast on $(NEWER_PYTHONS), those that are here'
+	@echo 'make bench-gpu  speed and memory on one GPU, in about four minutes, as a table'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
 
 demo: $(VENV)/.installed
@@ -68,6 +69,9 @@ test-pythons:
 # $(call fast_on,PYTHON,VENV,CONSTRAINTS): the fast set there. A venv of another Python is made anew.
 fast_on = { [ ! -e $(2) ] || [ "$$($(2)/bin/python -V 2>&1)" = "$$($(1) -V 2>&1)" ] || rm -r $(2); } && \
 	$(MAKE) --no-print-directory test-fast PYTHON=$(1) VENV=$(2) CONSTRAINTS=$(3)
+# Peers (pip install '.[bench]') are measured where they are installed.
+bench-gpu: $(VENV)/.installed-test
+	$(VENV_PYTHON) -m tests.benchmarks.gpu --out bench-gpu
 
 # The stamps say which installation .venv holds; they are remade when a dependency changes.
 $(VENV)/.installed: $(INSTALL_INPUTS)

@@ -13,7 +13,7 @@ from tests.benchmarks.peers import peer_imports
 from tests.benchmarks.workload import PATCH, Workload
 
 WIDTH, DEPTH, HEADS, HIDDEN, CLASSES = 384, 6, 6, 1536, 1000
-Contestant: TypeAlias = tuple[nn.Module, Callable[[], Tensor]]
+Contestant: TypeAlias = "tuple[nn.Module, partial[Tensor]]"
 
 
 def zeta_pack(work: Workload) -> Contestant:
@@ -71,8 +71,7 @@ def lucid(work: Workload, group: int) -> Contestant:
         mlp_dim=HIDDEN,
         dim_head=WIDTH // HEADS,
     )
-    images = work.normalised()
-    return model, lambda: model(images, group_images=True, group_max_seq_len=group)
+    return model, partial(model, work.normalised(), group_images=True, group_max_seq_len=group)
 
 
 def lucid_nested(work: Workload) -> Contestant:
@@ -91,8 +90,7 @@ def lucid_nested(work: Workload) -> Contestant:
         dim_head=WIDTH // HEADS,
         token_dropout_prob=0.0,
     )
-    images = work.normalised()
-    return model, lambda: model(images)
+    return model, partial(model, work.normalised())
 
 
 def padded_vit(work: Workload) -> Contestant:

@@ -5,7 +5,7 @@
 A small NaViT learns scanned digits that are stretched to sizes of their own for a fixed number of
 steps. All else being equal, its position tables start as zeta makes them, as white noise of unit
 variance, and as white noise of deviation 0.02, the usual choice. Prints the accuracy on held-out
-scans; exits with 1 if the usual choice is as good as zeta's.
+scans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -27,7 +26,7 @@ SIDES = (24, 32, 40, 48, 64)
 """Pixels of a side, drawn for height and width apart."""
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
@@ -38,7 +37,6 @@ def main() -> int:
         means[tables] = statistics.mean(scores)
         listed = ", ".join(f"{score:.1%}" for score in scores)
         print(f"{tables:10} {means[tables]:.1%} after {options.steps} steps ({listed})", flush=True)
-    return int(means["zeta"] <= means["white 0.02"])
 
 
 def accuracy_after(steps: int, tables: str, seed: int) -> float:
@@ -102,4 +100,4 @@ def pictures(scans: Tensor) -> list[Tensor]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

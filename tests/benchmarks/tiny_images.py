@@ -3,14 +3,13 @@
     python -m tests.benchmarks.tiny_images [--dtype bf16|fp32] [--rounds 10]
 
 All images are 32 x 32 pixels (4 patches of 16), the best case of a padded batch: it has no padding
-at all, so whatever packing costs shows. Exits with 1 if zeta is slower.
+at all, so whatever packing costs shows.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 
 import torch
 
@@ -18,11 +17,8 @@ from tests.benchmarks import contestants, workload
 from tests.benchmarks.timing import interleave, ratio, train_step
 from tests.benchmarks.train_step import DTYPES
 
-NOISE = 0.02
-"""A ratio this much below 1 cannot be told from 1."""
 
-
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--images", type=int, default=512)
@@ -49,8 +45,7 @@ def main() -> int:
         )
     speedups = [ratio(seconds["padded ViT"], seconds[name]) for name in ("zeta", "zeta/list")]
     print(f"padded ViT's time over zeta's: {speedups[0]:.2f} (pack), {speedups[1]:.2f} (list)")
-    return int(min(speedups) < 1 - NOISE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

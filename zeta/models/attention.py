@@ -5,77 +5,47 @@ a head. A segment is one image's run of tokens; no token ever attends outside of
 
 Back-ends:
     sdpa_segments: scaled dot-product attention of every segment by itself (CPU, and reference).
-    varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16).
+    varlen: `torch.nn.attention.varlen.varlen_attn`, one fused kernel (CUDA, bf16 and fp16):
+        FlashAttention 2 or cuDNN, as torch chooses; FlashAttention 2 where cuDNN replans.
+    varlen_fa2, varlen_cudnn: the same, each by name. cuDNN leaves cross-attention to auto.
+    varlen_fa3, varlen_fa4: FlashAttention 3 and 4, from packages of their own.
+    flex: FlexAttention with a mask of blocks (CUDA). It leaves cross-attention to auto.
+    dense: dense batches of images of equal or nearly equal length (any device).
+    auto: on CUDA what `attention_backends.MEASURED` says, varlen where it says nothing, and
+        sdpa_segments where varlen cannot run; sdpa_segments on other devices.
 
 A run chooses the back-end with `train.attention`, a model built by hand with its argument
-`attention`; the default is automatic.
+`attention`; the default is automatic. Cross-attention is that of the pooling, one query an image.
 
-Without a CUDA device, tests check only the shapes and dtypes of the CUDA path; `make test-gpu`
-compares its numbers with the reference on a device.
+What ran on a device, an H200 with torch 2.11: `varlen` as FlashAttention 2, alone and in compiled
+blocks, and the bare kernel of `dense` on images of one length. These lines never did; without a
+device, tests check shapes, dtypes and arguments, and `make test-gpu` compares the numbers of every
+back-end that can run with the reference:
+    attention_varlen: `flash` (varlen_fa2, varlen_fa3, varlen_fa4, and varlen where cuDNN replans),
+        `cudnn`, `activate`, `capability`; `varlen` with torch 2.12 or newer, where it is cuDNN for
+        more than 128 tokens.
+    attention_flex: `flex` with its compiled kernel, its gradients, and `block_mask` on a device.
+    attention_dense: `_sent` with pinned memory, and `dense` with a mask or moved rows on a device.
+    attention_backends: the branch of `automatic` that asks for the name of the card.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from zeta.config_field import check_choice
-from zeta.models import segment_attention
+from zeta.models import attention_backends
+from zeta.models.segment_attention import Queries, Segments
 
-BACKENDS = ("auto", "sdpa_segments", "varlen")
+__all__ = ["BACKENDS", "Segments", "attend", "obstacle", "prepare", "rotated"]
+
+BACKENDS = ("auto", *attention_backends.BACKENDS)
 
 _log = logging.getLogger(__name__)
 _reported_fallbacks: set[str] = set()
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The segments of a packed sequence: one run of tokens an image; built once a forward pass.
-
-    The last segment is tail padding (its length may be 0), whose output is never read.
-    """
-
-    cu_seqlens: Tensor
-    """[S + 1] int32 boundaries, on the device of the tokens."""
-    lengths: tuple[int, ...]
-    """Host copy of the S lengths, so that the forward pass never waits for the device."""
-    max_seqlen: int
-    """Upper bound of the lengths: a power of two, so that compiled code and kernels get few
-    different values."""
-    index_T: Tensor
-    """[T] int64 number of each token's segment."""
-    rotary: tuple[Tensor, Tensor] | None = None
-    """Cosines and sines [T, D/2] of the angles by which queries and keys are rotated, see
-    `rotated`; None: positions are not rotary."""
-    seeds_S: Tensor | None = None
-    """[S] int32 seeds of the random draws of a layer, see `zeta.models.dropout`; None: none."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Number of tokens T of the sequence, including tail padding."""
-        return sum(self.lengths)
-
-    @classmethod
-    def from_lengths(
-        cls, lengths: Sequence[int], device: torch.device | str, tail: int = 0
-    ) -> Segments:
-        """Build segments of these lengths, end to end, followed by `tail` tokens of padding."""
-        lengths = (*lengths, tail)
-        cu_seqlens = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
-        return cls.from_boundaries(cu_seqlens.to(device, non_blocking=True), lengths)
-
-    @classmethod
-    def from_boundaries(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Segments:
-        """Build segments from S + 1 boundaries on the device and S lengths, including the tail."""
-        numbers = torch.arange(len(lengths), device=cu_seqlens.device)
-        index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
-        return cls(cu_seqlens, lengths, 1 << max(0, max(lengths) - 1).bit_length(), index_T)
 
 
 def rotated(x_THD: Tensor, segments: Segments) -> Tensor:
@@ -118,62 +88,55 @@ def attend(
         segment: finite, otherwise unspecified, and no gradient reaches other segments from it.
 
     Raises:
-        ValueError: unknown back-end, or shapes that do not fit the segments.
+        ValueError: unknown back-end, one that cannot run here, or shapes that do not fit the
+            segments.
     """
     check_choice("backend", backend, BACKENDS)
     num_segments = len(segments.lengths)
-    queries = num_segments * queries_per_segment if queries_per_segment else k_THD.shape[0]
-    if q_QHD.shape[0] != queries or v_THD.shape != k_THD.shape:
+    count = num_segments * queries_per_segment if queries_per_segment else k_THD.shape[0]
+    if q_QHD.shape[0] != count or v_THD.shape != k_THD.shape:
         raise ValueError(
             f"q, k, v of shapes {tuple(q_QHD.shape)}, {tuple(k_THD.shape)}, {tuple(v_THD.shape)} "
-            f"do not fit: expected {queries} queries, and k and v of one shape"
+            f"do not fit: expected {count} queries, and k and v of one shape"
         )
     q_QHD, k_THD = q_QHD.to(v_THD.dtype), k_THD.to(v_THD.dtype)
-    if queries_per_segment:
-        ends = torch.arange(num_segments + 1, device=q_QHD.device, dtype=torch.int32)
-        cu_queries, max_queries = ends * queries_per_segment, queries_per_segment
-    else:
-        cu_queries, max_queries = segments.cu_seqlens, segments.max_seqlen
-    if _use_varlen(backend, v_THD):
-        from torch.nn.attention.varlen import varlen_attn
-
-        out = varlen_attn(
-            q_QHD,
-            k_THD,
-            v_THD,
-            cu_queries,
-            segments.cu_seqlens,
-            max_queries,
-            segments.max_seqlen,
-        )
-        assert isinstance(out, Tensor)
-        return out
-    return segment_attention.sdpa_segments(q_QHD, k_THD, v_THD, cu_queries, segments.cu_seqlens)
+    queries = Queries.of(segments, queries_per_segment)
+    name = _chosen(backend, v_THD, segments, cross=queries_per_segment is not None)
+    return attention_backends.BACKENDS[name].attend(q_QHD, k_THD, v_THD, queries, segments)
 
 
-def _use_varlen(backend: str, v_THD: Tensor) -> bool:
-    """Return whether to use the varlen kernel; log once why it cannot run."""
-    if backend == "sdpa_segments" or (backend == "auto" and v_THD.device.type != "cuda"):
-        return False
-    reason = varlen_obstacle(v_THD.device, v_THD.dtype, v_THD.shape[-1])
-    if reason is None:
-        return True
-    if backend == "varlen":
-        raise ValueError(f"attention backend varlen cannot run here: {reason}; choose auto")
-    if reason not in _reported_fallbacks:
+def _chosen(backend: str, v_THD: Tensor, segments: Segments, *, cross: bool) -> str:
+    """Return the back-end to use; log once why auto cannot use a fused one on CUDA."""
+    device, dtype, channels = v_THD.device, v_THD.dtype, v_THD.shape[-1]
+    if backend != "auto":
+        # Compiled code was checked and prepared before: neither can be traced.
+        if not torch.compiler.is_compiling():
+            reason = obstacle(backend, device, dtype, channels)
+            if reason is not None:
+                raise ValueError(
+                    f"attention backend {backend} cannot run here: {reason}; choose auto"
+                )
+            prepare(backend)
+        if not cross or attention_backends.BACKENDS[backend].cross_attention:
+            return backend
+    name, reason = attention_backends.automatic(device, dtype, channels, segments)
+    if reason is not None and reason not in _reported_fallbacks:
         _reported_fallbacks.add(reason)
         _log.warning("attention falls back from varlen to sdpa_segments: %s", reason)
-    return False
+    return name
 
 
-def varlen_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
-    """Return why varlen cannot compute such values, with `channels` a head; None: it can."""
-    if device.type != "cuda":
-        return f"it needs a CUDA device, the tokens are on {device.type}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"it computes in bf16 or fp16, the values are {dtype}"
-    if channels % 8 or channels > 256:
-        return f"a head has {channels} channels; it takes multiples of 8 up to 256"
-    if find_spec("torch.nn.attention.varlen") is None:
-        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
-    return None
+def obstacle(backend: str, device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
+    """Return why a back-end cannot compute such values, with `channels` a head; None: it can."""
+    if backend == "auto":
+        return None
+    return attention_backends.BACKENDS[backend].obstacle(device, dtype, channels)
+
+
+def prepare(backend: str) -> None:
+    """Make a back-end that has no obstacle ready: FlashAttention 3 and 4 are put in place."""
+    if backend == "auto":
+        return
+    ready = attention_backends.BACKENDS[backend].prepare
+    if ready is not None:
+        ready()

@@ -68,8 +68,11 @@ class TrainConfig:
     compile: str = free("auto")
     """Use torch.compile on the blocks: auto (if a compiler is found), true or false."""
     attention: str = free("auto")
-    """Attention back-end: varlen (one fused kernel; CUDA, bf16), sdpa_segments (image by image;
-    any device), or auto: varlen if it can run."""
+    """Attention back-end: varlen (one fused kernel, cuDNN or FlashAttention 2 as torch chooses; on
+    CUDA in bf16), varlen_fa2 or varlen_cudnn (each by name), varlen_fa3 or varlen_fa4 (packages of
+    their own), flex (FlexAttention; CUDA), dense (batches of images of nearly equal length; any
+    device), sdpa_segments (image by image; any device), or auto: what was measured to be fastest,
+    varlen if nothing was, sdpa_segments where varlen cannot run. `make bench-gpu` measures them."""
     activation_checkpointing: bool = free(False)
     """Recompute each block in the backward pass: a third more compute, much less memory."""
     ema_decay: float | None = free(None)

@@ -169,7 +169,7 @@ def test_a_section_cannot_be_a_value(tmp_path):
     ("setting", "part"),
     [
         ("train.zero_stage=4", "train.zero_stage is 4"),
-        ("train.attention=flash", "train.attention is 'flash'; choose one of auto, sdpa_segments"),
+        ("train.attention=flash", "train.attention is 'flash'; choose one of auto, dense"),
         ("objective.kind=hinge", "objective.kind is 'hinge'"),
         ("optim.lr=nan", "optim.lr is nan"),
         ("optim.lr=inf", "optim.lr is inf; it must be at least 0 and finite"),

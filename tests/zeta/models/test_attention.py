@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.zeta.models import plain_navit
-from zeta.models import attention, segment_attention
+from zeta.models import attention, attention_varlen, segment_attention
 from zeta.models.attention import Segments, attend
 from zeta.models.initialization import initialize
 from zeta.models.layers import Block, BlockShape, ParallelBlock
@@ -167,8 +167,8 @@ def test_without_a_device_there_is_nothing_to_fall_back_from(caplog):
 
 
 def test_a_torch_without_the_kernel_is_named(monkeypatch):
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    obstacle = attention.varlen_obstacle(torch.device("cuda"), torch.bfloat16, 64)
+    monkeypatch.setattr(attention_varlen, "_HAS_VARLEN", False)
+    obstacle = attention.obstacle("varlen", torch.device("cuda"), torch.bfloat16, 64)
     assert obstacle == f"torch {torch.__version__} has no torch.nn.attention.varlen"
 
 

@@ -1,0 +1,74 @@
+"""`zeta train` as shipped, on shards of random JPEGs that have the sizes of photographs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from data_pipeline.shards.build import build_shards
+from tests.benchmarks.gpu.common import Options, Row, guarded
+from tests.data_pipeline.photographs import photo_sizes, photograph
+from tests.data_pipeline.shard_fixtures import encode
+
+PRESETS = ("navit_b16", "navit_l16")
+METRICS = {
+    "throughput/images_per_s": "images_per_s",
+    "throughput/mfu": "mfu",
+    "time/step_s": "step_s",
+    "time/data_wait_s": "data_wait_s",
+    "time/host_s": "host_s",
+    "time/device_s": "device_s",
+    "memory/peak_gib": "peak_gib",
+}
+TO_END = ("train.log_every=1", "train.checkpoint_every=null", "tracker.wandb.mode=disabled")
+TO_END += ("optim.schedule=constant", "optim.warmup_steps=0", "optim.cooldown_steps=0")
+TOY = ("model.preset=navit_ti16", "model.depth=2", "data.token_budget=256", "data.workers=1")
+TOY += ("data.max_images_per_pack=16", "train.packs_per_step=1", "train.max_steps=3")
+TOY += ("train.device=cpu", "train.compile=false")
+
+
+def rows(options: Options) -> Iterator[Row]:
+    shards = write_shards(options.out / "shards", *((30, 60) if options.toy else (300, 6000)))
+    presets = PRESETS[:1] if options.toy else PRESETS
+    return guarded((f"zeta train {name}", partial(case, name, shards, options)) for name in presets)
+
+
+def write_shards(folder: Path, different: int, count: int) -> Path:
+    """Shards of `count` samples, made of `different` pictures."""
+    pictures = [
+        encode(photograph(height, width, number), quality=90)
+        for number, (height, width) in enumerate(photo_sizes(different))
+    ]
+    samples = (
+        (f"{number:06d}", {"jpg": pictures[number % different], "cls": b"%d" % (number % 1000)})
+        for number in range(count)
+    )
+    build_shards(samples, folder, class_names=[f"class-{number}" for number in range(1000)])
+    return folder
+
+
+def case(preset: str, shards: Path, options: Options) -> Row:
+    run = options.out / f"run-{preset}"
+    own = (f"data.shards={shards}", f"run.dir={run}", f"model.preset={preset}")
+    sizes = TOY if options.toy else ("train.packs_per_step=24", "train.max_steps=8")
+    command = [sys.executable, "-m", "launch", "train", "navit_b16_classification"]
+    done = subprocess.run([*command, *own, *TO_END, *sizes], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
+    return read(run / "metrics.jsonl", warmup=1 if options.toy else 3)
+
+
+def read(metrics: Path, warmup: int) -> Row:
+    """Medians of the steps after the first ones."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "time/step_s" in line][warmup:]
+    found = {
+        short: [line[name] for line in steps if line.get(name) is not None]
+        for name, short in METRICS.items()
+    }
+    return {short: statistics.median(values) for short, values in found.items() if values}

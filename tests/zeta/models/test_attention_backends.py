@@ -1,0 +1,370 @@
+"""Every attention back-end: on the CPU against the reference, or by its arguments and shapes."""
+
+import copy
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import attention as torch_attention
+from torch.nn.attention import flex_attention
+
+from zeta.models import attention_backends, attention_dense, attention_flex, attention_varlen
+from zeta.models.attention import BACKENDS, Segments, attend, obstacle, prepare
+from zeta.models.attention_backends import Measured, fastest, measured_choice, winners
+from zeta.models.initialization import initialize
+from zeta.models.layers import Block, BlockShape
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+MIXED = (9, 1, 16, 0, 15, 30, 9, 28)
+CASES = [(MIXED, 0), (MIXED, 5), ((12,) * 6, 0), ((12,) * 6, 3), ((1,), 2), ((257, 3), 0)]
+
+
+def inputs(tokens, queries=None, heads=2, channels=16):
+    generator = torch.Generator().manual_seed(0)
+    rows = (queries or tokens, tokens, tokens)
+    return [torch.randn(n, heads, channels, generator=generator).requires_grad_() for n in rows]
+
+
+def results(backend, xs, segments, **options):
+    """Output and gradients; what is read of the tail has no weight."""
+    out = attend(*xs, segments, backend, **options)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    tail = segments.lengths[-1] if not options else options["queries_per_segment"]
+    weight[len(weight) - tail :] = 0
+    out = out * (weight != 0)
+    return out, *torch.autograd.grad((out * weight).sum(), xs)
+
+
+@pytest.mark.parametrize(("lengths", "tail"), CASES)
+def test_dense_batches_equal_the_reference_forward_and_backward(lengths, tail):
+    xs = inputs(sum(lengths) + tail)
+    segments = Segments.from_lengths(lengths, "cpu", tail)
+    for ours, theirs in zip(
+        results("dense", xs, segments), results("sdpa_segments", xs, segments), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_dense_batches_take_queries_for_every_segment(queries):
+    segments = Segments.from_lengths(MIXED, "cpu", 4)
+    xs = inputs(sum(MIXED) + 4, queries * len(segments.lengths))
+    both = [
+        results(backend, xs, segments, queries_per_segment=queries)
+        for backend in ("dense", "sdpa_segments")
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_in_dense_batches_the_tail_has_neither_output_nor_gradient():
+    segments = Segments.from_lengths((5, 7), "cpu", 6)
+    xs = inputs(18)
+    out = attend(*xs, segments, "dense")
+    assert out[12:].eq(0).all()
+    for grad in torch.autograd.grad(out.square().sum(), xs):
+        assert grad[12:].eq(0).all()
+        assert grad[:12].ne(0).any()
+
+
+def test_a_pack_without_images_gives_zeros_and_gradients_of_zero():
+    segments = Segments.from_lengths((0, 0), "cpu", 6)
+    xs = inputs(6)
+    out = attend(*xs, segments, "dense")
+    assert out.eq(0).all()
+    grads = torch.autograd.grad(out.sum(), [xs[0], xs[2]])
+    assert all(grad.eq(0).all() for grad in grads)
+
+
+def test_dense_groups_hold_every_image_once_and_little_padding():
+    lengths = [int(n) for n in torch.randint(0, 300, (200,), generator=torch.manual_seed(0))]
+    groups = attention_dense.groups(lengths)
+    members = sorted(i for group in groups for i in group.members)
+    assert members == [i for i, length in enumerate(lengths) if length]
+    for group in groups:
+        shortest = min(lengths[i] for i in group.members)
+        assert shortest >= group.length * (1 - attention_dense.MOST_PADDING)
+    assert len(attention_dense.groups([50] * 9)) == 1
+
+
+@pytest.mark.parametrize(("lengths", "tail"), [*CASES, ((100, 200, 300, 7, 129), 40)])
+def test_flex_equals_the_reference_forward(lengths, tail):
+    """It has no gradient on a CPU, so that `attend` refuses it there."""
+    segments = Segments.from_lengths(lengths, "cpu", tail)
+    xs = [x.detach() for x in inputs(sum(lengths) + tail)]
+    queries = attention_varlen.Queries.of(segments)
+    used = sum(lengths)
+    out = attention_flex.flex(*xs, queries, segments)[:used]
+    torch.testing.assert_close(out, attend(*xs, segments)[:used], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(100, 200, 300, 7, 129), (128, 128), (5,) * 70, (1000,)])
+def test_the_block_mask_lists_exactly_the_blocks_that_hold_a_pair(lengths):
+    segments = Segments.from_lengths(lengths, "cpu", 40)
+    same_TT = segments.index_T[:, None] == segments.index_T
+    side = -(-len(same_TT) // attention_flex.BLOCK) * attention_flex.BLOCK
+    padded = torch.zeros(side, side, dtype=torch.bool)
+    padded[: len(same_TT), : len(same_TT)] = same_TT
+    tiles = padded.unflatten(0, (-1, attention_flex.BLOCK)).unflatten(2, (-1, attention_flex.BLOCK))
+    listed = attention_flex.block_mask(segments).to_dense()[0, 0].bool()
+    assert torch.equal(listed, tiles.any(3).any(1))
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Tensors without memory on a device of compute capability 9, with every package there is."""
+    monkeypatch.setattr(attention_varlen, "capability", lambda device: 9)
+    monkeypatch.setattr(attention_varlen, "_importable", lambda module: True)
+    monkeypatch.setattr(attention_varlen, "activate", lambda name: None)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def fake(tokens, heads=2, channels=64):
+    return torch.empty(tokens, heads, channels, device="cuda", dtype=torch.bfloat16)
+
+
+def fake_segments(lengths):
+    ends = torch.empty(len(lengths) + 1, device="cuda", dtype=torch.int32)
+    index = torch.empty(sum(lengths), device="cuda", dtype=torch.int64)
+    return Segments(ends, lengths, 16, index)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "sdpa_segments"])
+def test_each_back_end_gives_the_right_shapes_on_cuda_without_a_device(
+    backend, on_cuda, monkeypatch
+):
+    for name in ("varlen_fa2", "varlen_fa3", "varlen_fa4"):
+        monkeypatch.setattr(
+            attention_backends,
+            "BACKENDS",
+            attention_backends.BACKENDS
+            | {name: attention_backends.Backend(attention_varlen.flash, lambda *_: None)},
+        )
+    # Without it, FlexAttention would start the compiler, which takes no tensors without memory.
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    segments = fake_segments((9, 16, 9, 6))
+    # Its gradient is traced forward, which would need a device.
+    learns = backend != "flex"
+    q, k, v = (fake(40).requires_grad_(learns) for _ in range(3))
+    out = attend(q, k, v, segments, backend)
+    assert (out.shape, out.dtype, out.device.type) == (v.shape, v.dtype, "cuda")
+    assert out.requires_grad is learns
+    pooled = attend(q[:4], k, v, segments, backend, queries_per_segment=1)
+    assert (pooled.shape, pooled.device.type) == ((4, 2, 64), "cuda")
+
+
+def recorded(monkeypatch):
+    """Record the names of the kernels that are called, with their longest segment."""
+    from torch.nn.attention import varlen as module
+
+    calls = []
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k):
+        calls.append(("varlen_attn", max_q, max_k))
+        return torch.empty_like(q)
+
+    def flash(q, k, v, queries, keys):
+        calls.append(("flash", queries.max_seqlen, keys.max_seqlen))
+        return torch.empty_like(q)
+
+    monkeypatch.setattr(module, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention_varlen, "flash", flash)
+    return calls
+
+
+def test_a_torch_that_replans_calls_flash_attention_by_name(on_cuda, monkeypatch):
+    calls = recorded(monkeypatch)
+    x, segments = fake(40), fake_segments((9, 16, 9, 6))
+    for replans in (False, True):
+        monkeypatch.setattr(attention_varlen, "_REPLANS", replans)
+        attend(x, x, x, segments, "varlen")
+    assert calls == [("varlen_attn", 16, 16), ("flash", 16, 16)]
+
+
+def test_cudnn_is_asked_for_by_bounds_that_torch_takes_it_for(on_cuda, monkeypatch):
+    calls = recorded(monkeypatch)
+    x, segments = fake(40), fake_segments((9, 16, 9, 6))
+    attend(x, x, x, segments, "varlen_cudnn")
+    attend(x[:4], x, x, segments, "varlen_cudnn", queries_per_segment=1)
+    assert calls == [("varlen_attn", 256, 256), ("varlen_attn", 1, 16)]
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("2.10.0", False),
+        ("2.11.0+cu130", False),
+        ("2.12.1", True),
+        ("2.13.0+cu130", True),
+        ("2.14.0", False),
+        ("2.15.0.dev20261101", False),
+        ("3.0.0", False),
+    ],
+)
+def test_releases_that_replan_at_every_call_are_known_by_name(version, expected):
+    assert attention_varlen.replans(version) is expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "channels", "patches", "reason"),
+    [
+        ("varlen_cudnn", 64, {"_REPLANS": True}, r"pytorch#191576\); install torch 2\.14 or newer"),
+        ("varlen_cudnn", 256, {}, "a head has 256 channels; cuDNN takes up to 128"),
+        ("varlen_cudnn", 64, {"capability": lambda d: 8}, r"9\.x or 10\.x, the device has 8\.x"),
+        ("varlen_cudnn", 64, {"_LEAST_CUDNN": 99999}, "it needs cuDNN 9.18 or newer"),
+        ("varlen_fa3", 64, {"capability": lambda d: 10}, r"capability 9\.x, the device has 10\.x"),
+        ("varlen_fa3", 64, {"capability": lambda d: None}, "there is no device"),
+        ("varlen_fa3", 64, {"_importable": lambda m: False}, "pip install flash-attn-3"),
+        ("varlen_fa4", 64, {"_importable": lambda m: False}, "pip install flash-attn-4"),
+        ("varlen_fa4", 136, {}, "a head has 136 channels; it takes up to 128"),
+        ("varlen_fa4", 20, {}, "multiples of 8"),
+        ("flex", 8, {}, "a head has 8 channels; it takes 16 or more"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name_with_its_reason(
+    backend, channels, patches, reason, on_cuda, monkeypatch
+):
+    for name, value in patches.items():
+        monkeypatch.setattr(attention_varlen, name, value)
+    x = fake(40, channels=channels)
+    with pytest.raises(ValueError, match=rf"backend {backend} cannot run here: .*{reason}"):
+        attend(x, x, x, fake_segments((9, 16, 9, 6)), backend)
+
+
+def test_on_this_machine_the_packages_that_are_missing_are_named():
+    for module in ("no_such_package", "no_such_package.cute.interface"):
+        assert not attention_varlen._importable(module)
+    assert attention_varlen._importable("torch.nn.attention")
+
+
+def test_on_a_cpu_the_fused_back_ends_say_that_they_need_a_device():
+    x = torch.randn(4, 1, 16)
+    for backend in BACKENDS:
+        if backend.startswith(("varlen", "flex")):
+            with pytest.raises(ValueError, match=f"{backend} cannot run here: .*CUDA device"):
+                attend(x, x, x, Segments.from_lengths((4,), "cpu"), backend)
+
+
+def test_flash_attention_3_is_put_in_place_once_and_taken_back(monkeypatch):
+    """By a stand-in for the package, which torch's own registry calls."""
+    from torch.nn.attention import _registry
+
+    calls = []
+
+    class Handle:
+        def remove(self):
+            calls.append("removed")
+
+    def register():
+        calls.append("registered")
+        return Handle()
+
+    monkeypatch.setitem(_registry._FLASH_ATTENTION_IMPLS, "FA3", register)
+    try:
+        for _ in range(2):
+            prepare("varlen_fa3")
+        assert torch_attention.current_flash_attention_impl() == "FA3"
+        prepare("varlen")  # whatever is active is torch's choice
+        assert torch_attention.current_flash_attention_impl() == "FA3"
+        prepare("varlen_fa2")
+        assert torch_attention.current_flash_attention_impl() is None
+    finally:
+        attention_varlen.activate(None)
+    assert calls == ["registered", "removed"]
+
+
+def row(tokens, torch_release="2.14", card="H200", channels=64, **times):
+    return Measured(card, torch_release, "2026-11-23", channels, tokens, times)
+
+
+def test_what_was_measured_so_far_leaves_auto_at_varlen():
+    """Dense was faster only as a bare kernel, whose launches follow the lengths of each pack."""
+    assert attention_backends.MEASURED
+    for release in ("2.11.0", torch.__version__):
+        assert winners(attention_backends.MEASURED, release) == ()
+
+
+def test_a_row_wins_for_its_release_card_and_head_and_at_the_nearest_length(monkeypatch):
+    rows = (
+        row(51, varlen=2.0, varlen_cudnn=1.0, dense=0.5),
+        row(1024, varlen=2.0, varlen_cudnn=3.0, flex=1.5),
+        row(51, "2.13", varlen=2.0, flex=0.1),
+        row(110, varlen=2.0, dense=0.1),
+    )
+    assert winners(rows, "2.14.1+cu130") == rows[:2]
+    monkeypatch.setattr(attention_backends, "_WINNERS", winners(rows, "2.14.1"))
+    assert measured_choice("NVIDIA H200", 64, 64) == "varlen_cudnn"
+    assert measured_choice("NVIDIA H200", 64, 2048) == "flex"
+    assert measured_choice("NVIDIA H200", 72, 64) is None
+    assert measured_choice("NVIDIA H100", 64, 64) is None
+    assert measured_choice("NVIDIA H200", 64, 0) is None
+    assert fastest(row(51, varlen=1.0, flex=2.0)) is None
+
+
+def test_auto_takes_the_winner_where_it_can_run_and_varlen_elsewhere(on_cuda, monkeypatch):
+    calls = recorded(monkeypatch)
+    monkeypatch.setattr(attention_backends, "_WINNERS", (row(16, varlen=2.0, varlen_cudnn=1.0),))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    x, segments = fake(40), fake_segments((9, 16, 9, 6))
+    known = Segments(*list(vars(segments).values())[:4], mean_seqlen=16)
+    attend(x, x, x, known)
+    monkeypatch.setattr(attention_varlen, "capability", lambda device: 8)
+    attend(x, x, x, known)
+    assert calls == [("varlen_attn", 256, 256), ("varlen_attn", 16, 16)]
+
+
+def test_the_mean_length_leaves_out_empty_images_and_the_tail():
+    assert Segments.from_lengths((60, 0, 40, 0), "cpu", 900).mean_seqlen == 64
+    assert Segments.from_lengths((0,), "cpu", 9).mean_seqlen == 0
+
+
+def test_auto_may_take_only_back_ends_whose_launches_fit_every_pack():
+    """A CUDA graph of one pack is replayed for others."""
+    for name in attention_backends.AUTOMATIC:
+        assert attention_backends.BACKENDS[name].fixed_launches
+    assert not attention_backends.BACKENDS["dense"].fixed_launches
+    assert not attention_backends.BACKENDS["sdpa_segments"].fixed_launches
+
+
+def test_the_choice_on_cuda_is_traced_without_a_break():
+    """Compiled blocks must not stop for the choice; a device is not needed to trace it."""
+    torch._dynamo.reset()
+
+    def choice(x):
+        name, _ = attention_backends.automatic(CUDA, torch.bfloat16, 64, None)
+        return x + (name == "varlen")
+
+    compiled = torch.compile(choice, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)).item() == 1
+
+
+def test_dense_batches_work_within_a_compiled_block():
+    torch._dynamo.reset()
+    plain = Block(BlockShape(dim=32, heads=2, dim_head=16, mlp_dim=48, backend="dense"))
+    initialize(plain, 0)
+    compiled = copy.deepcopy(plain)
+    compiled.compile(backend="eager")
+    for lengths in ((5, 9, 5), (4, 4, 11), (19, 0, 0)):
+        x = torch.randn(20, 32, generator=torch.Generator().manual_seed(len(lengths)))
+        outs = [
+            block(x, Segments.from_lengths(lengths, "cpu", 20 - sum(lengths)))
+            for block in (plain, compiled)
+        ]
+        torch.testing.assert_close(outs[1], outs[0], atol=1e-6, rtol=1e-5)
+
+
+def test_every_back_end_has_an_answer_on_every_device():
+    for name in BACKENDS:
+        for device in (CPU, CUDA):
+            found = obstacle(name, device, torch.float32, 64)
+            assert found is None or isinstance(found, str)
+
+
+def test_a_dry_run_can_count_the_memory_of_dense_batches():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q, k, v = (torch.empty(24, 2, 16, requires_grad=True) for _ in range(3))
+        out = attend(q, k, v, Segments.from_lengths((9, 8, 4), "cpu", 3), "dense")
+        grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert [grad.shape for grad in grads] == [q.shape] * 3
