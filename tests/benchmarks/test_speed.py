@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import contestants, workload
-from zeta.models import segment_attention
+from zeta.models.attention import segments as segment_attention
 
 
 @pytest.mark.parametrize(

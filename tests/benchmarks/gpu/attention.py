@@ -1,7 +1,7 @@
 """Every attention back-end at 51 to 1,024 tokens an image and heads of 64 to 128 channels.
 
 Lengths vary by a quarter around the mean, as those of photographs do; `one length` is the same
-with none. Rows have what `zeta.models.attention_backends.MEASURED` needs.
+with none. Rows have what `zeta.models.attention.backends.MEASURED` needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from tests.benchmarks.gpu.common import Options, Row, guarded, timed
 from zeta.models.attention import BACKENDS, Segments, attend, obstacle
-from zeta.models.attention_varlen import activate
+from zeta.models.attention.varlen import activate
 
 TOKENS, CHANNELS = (110, 51, 256, 1024), (64, 72, 128, 88)
 _WIDTH, _TOTAL = 768, 65536

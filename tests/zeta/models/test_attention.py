@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from tests.zeta.models import plain_navit
-from zeta.models import attention, attention_varlen, segment_attention
+from zeta.models import attention
 from zeta.models.attention import Segments, attend
+from zeta.models.attention import segments as segment_attention
+from zeta.models.attention import varlen as attention_varlen
+from zeta.models.attention.segments import _by_autograd
 from zeta.models.initialization import initialize
 from zeta.models.layers import Block, BlockShape, ParallelBlock
-from zeta.models.segment_attention import _by_autograd
 
 LENGTHS = (9, 1, 16, 0, 9, 30, 9)
 

@@ -8,9 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import attention as torch_attention
 from torch.nn.attention import flex_attention
 
-from zeta.models import attention_backends, attention_dense, attention_flex, attention_varlen
 from zeta.models.attention import BACKENDS, Segments, attend, obstacle, prepare
-from zeta.models.attention_backends import Measured, fastest, measured_choice, winners
+from zeta.models.attention import backends as attention_backends
+from zeta.models.attention import dense as attention_dense
+from zeta.models.attention import flex as attention_flex
+from zeta.models.attention import varlen as attention_varlen
+from zeta.models.attention.backends import Measured, fastest, measured_choice, winners
 from zeta.models.initialization import initialize
 from zeta.models.layers import Block, BlockShape
 

@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from zeta.models import attention_varlen, segment_attention
-from zeta.models.segment_attention import Queries, Segments
+from zeta.models.attention import segments as segment_attention
+from zeta.models.attention import varlen as attention_varlen
+from zeta.models.attention.segments import Queries, Segments
 
 Obstacle = Callable[[torch.device, torch.dtype, int], str | None]
 Attend = Callable[[Tensor, Tensor, Tensor, Queries, Segments], Tensor]
@@ -134,19 +135,19 @@ def _sdpa_segments(
 
 # FlexAttention and torch.compiler take more than a second to import: only where they are used.
 def _flex(q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, queries: Queries, keys: Segments) -> Tensor:
-    from zeta.models.attention_flex import flex
+    from zeta.models.attention.flex import flex
 
     return flex(q_QHD, k_THD, v_THD, queries, keys)
 
 
 def _flex_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> str | None:
-    from zeta.models.attention_flex import flex_obstacle
+    from zeta.models.attention.flex import flex_obstacle
 
     return flex_obstacle(device, dtype, channels)
 
 
 def _dense(q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, queries: Queries, keys: Segments) -> Tensor:
-    from zeta.models.attention_dense import dense
+    from zeta.models.attention.dense import dense
 
     return dense(q_QHD, k_THD, v_THD, queries, keys)
 

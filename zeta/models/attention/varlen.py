@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import attention as torch_attention
 
-from zeta.models.segment_attention import Queries, Segments
+from zeta.models.attention.segments import Queries, Segments
 
 REPLANNING = ("2.12", "2.14")
 """First release of torch that may replan at every call, and first that does not. The cache is

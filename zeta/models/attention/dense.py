@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from zeta.models.segment_attention import Queries, Segments
+from zeta.models.attention.segments import Queries, Segments
 
 MOST_PADDING = 1 / 8
 """Largest share of a padded row that is padding."""

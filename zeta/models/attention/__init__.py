@@ -11,7 +11,7 @@ Back-ends:
     varlen_fa3, varlen_fa4: FlashAttention 3 and 4, from packages of their own.
     flex: FlexAttention with a mask of blocks (CUDA). It leaves cross-attention to auto.
     dense: dense batches of images of equal or nearly equal length (any device).
-    auto: on CUDA what `attention_backends.MEASURED` says, varlen where it says nothing, and
+    auto: on CUDA what `backends.MEASURED` says, varlen where it says nothing, and
         sdpa_segments where varlen cannot run; sdpa_segments on other devices.
 
 A run chooses the back-end with `train.attention`, a model built by hand with its argument
@@ -21,12 +21,12 @@ What ran on a device, an H200 with torch 2.11: `varlen` as FlashAttention 2, alo
 blocks, and the bare kernel of `dense` on images of one length. These lines never did; without a
 device, tests check shapes, dtypes and arguments, and `make test-gpu` compares the numbers of every
 back-end that can run with the reference:
-    attention_varlen: `flash` (varlen_fa2, varlen_fa3, varlen_fa4, and varlen where cuDNN replans),
+    varlen: `flash` (varlen_fa2, varlen_fa3, varlen_fa4, and varlen where cuDNN replans),
         `cudnn`, `activate`, `capability`; `varlen` with torch 2.12 or newer, where it is cuDNN for
         more than 128 tokens.
-    attention_flex: `flex` with its compiled kernel, its gradients, and `block_mask` on a device.
-    attention_dense: `_sent` with pinned memory, and `dense` with a mask or moved rows on a device.
-    attention_backends: the branch of `automatic` that asks for the name of the card.
+    flex: `flex` with its compiled kernel, its gradients, and `block_mask` on a device.
+    dense: `_sent` with pinned memory, and `dense` with a mask or moved rows on a device.
+    backends: the branch of `automatic` that asks for the name of the card.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ import torch
 from torch import Tensor
 
 from zeta.config_field import check_choice
-from zeta.models import attention_backends
-from zeta.models.segment_attention import Queries, Segments
+from zeta.models.attention import backends
+from zeta.models.attention.segments import Queries, Segments
 
 __all__ = ["BACKENDS", "Segments", "attend", "obstacle", "prepare", "rotated"]
 
-BACKENDS = ("auto", *attention_backends.BACKENDS)
+BACKENDS = ("auto", *backends.BACKENDS)
 
 _log = logging.getLogger(__name__)
 _reported_fallbacks: set[str] = set()
@@ -102,7 +102,7 @@ def attend(
     q_QHD, k_THD = q_QHD.to(v_THD.dtype), k_THD.to(v_THD.dtype)
     queries = Queries.of(segments, queries_per_segment)
     name = _chosen(backend, v_THD, segments, cross=queries_per_segment is not None)
-    return attention_backends.BACKENDS[name].attend(q_QHD, k_THD, v_THD, queries, segments)
+    return backends.BACKENDS[name].attend(q_QHD, k_THD, v_THD, queries, segments)
 
 
 def _chosen(backend: str, v_THD: Tensor, segments: Segments, *, cross: bool) -> str:
@@ -117,9 +117,9 @@ def _chosen(backend: str, v_THD: Tensor, segments: Segments, *, cross: bool) -> 
                     f"attention backend {backend} cannot run here: {reason}; choose auto"
                 )
             prepare(backend)
-        if not cross or attention_backends.BACKENDS[backend].cross_attention:
+        if not cross or backends.BACKENDS[backend].cross_attention:
             return backend
-    name, reason = attention_backends.automatic(device, dtype, channels, segments)
+    name, reason = backends.automatic(device, dtype, channels, segments)
     if reason is not None and reason not in _reported_fallbacks:
         _reported_fallbacks.add(reason)
         _log.warning("attention falls back from varlen to sdpa_segments: %s", reason)
@@ -130,13 +130,13 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype, channels: i
     """Return why a back-end cannot compute such values, with `channels` a head; None: it can."""
     if backend == "auto":
         return None
-    return attention_backends.BACKENDS[backend].obstacle(device, dtype, channels)
+    return backends.BACKENDS[backend].obstacle(device, dtype, channels)
 
 
 def prepare(backend: str) -> None:
     """Make a back-end that has no obstacle ready: FlashAttention 3 and 4 are put in place."""
     if backend == "auto":
         return
-    ready = attention_backends.BACKENDS[backend].prepare
+    ready = backends.BACKENDS[backend].prepare
     if ready is not None:
         ready()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from zeta.models.segment_attention import Queries, Segments
+from zeta.models.attention.segments import Queries, Segments
 
 BLOCK = 128
 """Queries, and keys, of one block of the mask."""
