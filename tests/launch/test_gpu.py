@@ -65,3 +65,52 @@ def test_zero_3_in_bf16_over_nccl_on_all_devices_follows_the_cpu_in_fp32_and_res
     checkpoints = RunDir(out).checkpoints
     weights = load_full_weights(checkpoints / step_names(checkpoints)[-1])
     assert all(torch.isfinite(weight).all() for weight in weights.values())
+
+
+CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+ONE_RANK = ("train.packs_per_step=2", "train.dtype=bf16")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu") / "shards"
+    write_shard(folder / "0.tar", labelled(60))
+    index_shards(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def in_fp32(photos, tmp_path_factory):
+    """Losses of two steps on the CPU in fp32."""
+    out = tmp_path_factory.mktemp("fp32") / "run"
+    return losses(photos, out, 1, 2, "train.packs_per_step=2", "train.device=cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_each_zero_stage_in_bf16_follows_fp32(photos, in_fp32, tmp_path, device, stage):
+    own = (f"train.device={device}", f"train.zero_stage={stage}")
+    got = losses(photos, tmp_path / "run", 1, 2, *ONE_RANK, *own)
+    assert got == pytest.approx(in_fp32, rel=5e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("cpu", "cpu"),
+        pytest.param("cuda", "cpu", marks=CUDA),
+        pytest.param("cpu", "cuda", marks=CUDA),
+    ],
+)
+def test_a_checkpoint_of_one_device_is_resumed_on_another(photos, tmp_path, first, then, stage):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    own = (*ONE_RANK, f"train.zero_stage={stage}")
+    losses(photos, run, 1, 1, *own, f"train.device={first}")
+    got = losses(photos, run, 1, 2, *own, f"train.device={then}")
+    assert got == pytest.approx(losses(photos, whole, 1, 2, *own, f"train.device={then}"), rel=5e-2)

@@ -65,3 +65,10 @@ def test_a_device_that_fails_outright_is_a_fault_and_no_crash(monkeypatch):
 
     monkeypatch.setattr(kernel_check, "attend", lost)
     assert kernel_faults(CPU, 5) == ["cpu: CUDA error: uncorrectable ECC error encountered"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_sound_cuda_devices_pass():
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    assert kernel_faults(devices, 3) == []

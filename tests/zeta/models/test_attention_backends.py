@@ -371,3 +371,43 @@ def test_a_dry_run_can_count_the_memory_of_dense_batches():
         out = attend(q, k, v, Segments.from_lengths((9, 8, 4), "cpu", 3), "dense")
         grads = torch.autograd.grad(out.sum(), (q, k, v))
     assert [grad.shape for grad in grads] == [q.shape] * 3
+
+
+ON_CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    ],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", ON_CUDA])
+@pytest.mark.parametrize("channels", [64, 72])
+@pytest.mark.parametrize("queries", [None, 1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_back_end_present_agrees_with_the_reference_in_bf16(
+    backend, queries, channels, device
+):
+    if reason := obstacle(backend, torch.device(device), torch.bfloat16, channels):
+        pytest.skip(reason)
+    lengths = (9, 1, 160, 0, 150, 300, 33)
+    count = queries and queries * (len(lengths) + 1)
+    xs = [x.detach().bfloat16() for x in inputs(sum(lengths) + 70, count, 4, channels)]
+    options = {"queries_per_segment": queries} if queries else {}
+    both = []
+    try:
+        for where, dtype, name in (
+            ("cpu", torch.float32, "sdpa_segments"),
+            (device, torch.bfloat16, backend),
+        ):
+            own = [x.to(where, dtype).requires_grad_() for x in xs]
+            out = attend(*own, Segments.from_lengths(lengths, where, 70), name, **options)
+            weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+            weight[len(weight) - (queries or 70) :] = 0
+            grads = torch.autograd.grad((out.float() * weight.to(where)).sum(), own)
+            both.append([(out.float().cpu() * (weight != 0)), *(g.float().cpu() for g in grads)])
+    finally:
+        attention_varlen.activate(None)
+    for got, expected in zip(*reversed(both), strict=True):
+        torch.testing.assert_close(got, expected, atol=5e-2, rtol=5e-2)
