@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data_pipeline.shards.weighted import open_shards
+from launch.config.destinations import run_directory
 from launch.config.load import DEFAULT, Setting, ZetaConfig, read_settings, to_yaml
 from launch.config.resolve import resolve_with_shards
 from launch.evaluate.scores import evaluate_plan
@@ -79,7 +80,7 @@ def finetune(
     user = [setting for setting in user if setting[0] != f"in {SHIPPED}"]
     base = [*settings_of_export(export), *recipe_settings(mode)]
     draft = _draft(export, base, user, mode)
-    run_dir = RunDir(Path(draft.run.dir).expanduser())
+    run_dir = run_directory(draft)
     if images is not None and not images.are_shards:
         check_writable(run_dir)
         if not run_dir.config.exists():

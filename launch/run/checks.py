@@ -21,6 +21,7 @@ from data_pipeline.loading.loader import check_state
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.weighted import open_shards
+from launch.config.destinations import check_destinations, run_directory
 from launch.config.load import ZetaConfig, fixed_changes, load_config
 from launch.config.resolve import resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
@@ -78,9 +79,10 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
             remedy.
         OSError: the shards or the run directory are not reachable at the moment.
     """
+    check_destinations(config)
     check_world_size(world_size, config.train.packs_per_step)
     check_optimizer(config.optim)
-    run_dir = RunDir(Path(config.run.dir).expanduser())
+    run_dir = run_directory(config)
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
     check_resume(run_dir, config)

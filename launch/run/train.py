@@ -17,6 +17,7 @@ import yaml
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.loading.tokenizer import BYTES
 from data_pipeline.shards.manifest import Manifest
+from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.report.first_pack import draw_first_packs
@@ -60,7 +61,7 @@ def train(config: ZetaConfig) -> int:
     info = rank_from_environment(os.environ)
     start_s = config.train.watchdog.limit("start")
     store = meeting_place(info, start_s)
-    run_dir = RunDir(Path(config.run.dir).expanduser())
+    run_dir = run_directory(config)
     lock = RunLock(run_dir, this_owner(os.environ, config.train.watchdog.heartbeat_s))
     with closing(lock):
         try:

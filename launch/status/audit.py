@@ -16,7 +16,7 @@ from launch.config.resolve import resolve_with_shards, training_plan
 from zeta.run.directory import RunDir
 
 
-def audit_run(path: str) -> Audit:
+def audit_run(path: str | Path) -> Audit:
     """Audit the run in the directory `path`, while it runs or at any time after.
 
     Raises:

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from launch.config.yaml_text import parse_yaml
 from launch.run.lock import last_owner, lives_here
 from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from launch.status.state import Limits, QueueEntry, Snapshot
@@ -76,10 +75,9 @@ def take_snapshot(path: Path) -> Snapshot:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError):
         return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _setting(config: dict[str, Any], key: str) -> Any:

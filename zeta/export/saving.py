@@ -52,7 +52,7 @@ def save_pretrained(
     )
     with whole_directory(out_dir) as partial:
         write_formats(partial, formats, model)
-    return Path(out_dir)
+    return Path(out_dir).expanduser()
 
 
 def check_formats(formats: Sequence[ExportFormat], model_arguments: Mapping[str, Any]) -> None:
