@@ -212,7 +212,7 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     write_whole_text(run_dir.config, text)
     note_code(run_dir.code_diff)
     if manifest.class_names is not None:
-        run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
+        write_whole_text(run_dir.classes, json.dumps(manifest.class_names) + "\n")
     if config.data.require_captions and config.data.text.tokenizer != BYTES:
         shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
 

@@ -115,7 +115,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in _tail(path, _TAIL_BYTES):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield row

@@ -55,7 +55,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             out_dir.rename(old)
             partial.rename(out_dir)
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # may be in use, as on NFS: a later export tries
         else:
             partial.rename(out_dir)
         sync(out_dir.parent)
