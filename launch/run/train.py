@@ -30,7 +30,6 @@ from zeta.distributed import (
     Store,
     choose_device,
     close_distributed,
-    meeting_place,
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
@@ -40,6 +39,7 @@ from zeta.objectives import build_for_objective, build_objective
 from zeta.run.code_version import note_code
 from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir
+from zeta.run.meeting import LeavingError, meet
 from zeta.run.watchdog import Watchdog
 from zeta.train.attention_check import check_attention
 from zeta.zero.start import init_distributed
@@ -60,7 +60,10 @@ def train(config: ZetaConfig) -> int:
     """
     info = rank_from_environment(os.environ)
     start_s = config.train.watchdog.limit("start")
-    store = meeting_place(info, start_s)
+    try:
+        store = meet(info, start_s)
+    except LeavingError as leaving:
+        return _left(leaving, info)
     run_dir = run_directory(config)
     lock = RunLock(run_dir, this_owner(os.environ, config.train.watchdog.heartbeat_s))
     with closing(lock):
@@ -69,7 +72,17 @@ def train(config: ZetaConfig) -> int:
             checked = check_together(check, store, info, start_s)
         except RefusedError as refused:
             return refused.status
+        except LeavingError as leaving:
+            return _left(leaving, info)
         return _train_checked(checked, info, store)
+
+
+def _left(leaving: LeavingError, info: RankInfo) -> int:
+    """Report a start that was asked to stop while the ranks met; return its exit status."""
+    if info.rank == 0:
+        what = "stopped as asked, before any step"
+        print(f"zeta: {what}; the same command starts the run", file=sys.stderr, flush=True)
+    return leaving.status
 
 
 def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:

@@ -73,7 +73,7 @@ def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = Tr
 
 
 def _listed(directory: Path) -> dict[str, list[Any]]:
-    """Return the files of a checkpoint, [size, SHA-256] by name: all it must have, and none outside.
+    """Return the files of a checkpoint, [size, SHA-256] by name: all it needs, none outside.
 
     Raises:
         ValueError: the manifest is damaged, names a file outside the directory, or lacks one

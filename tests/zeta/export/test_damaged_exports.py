@@ -1,4 +1,4 @@
-"""An export that was changed by a disk, on the way or by somebody is refused, before it is built."""
+"""An export that a disk, or somebody, has changed is refused before anything of it is built."""
 
 from __future__ import annotations
 
