@@ -68,6 +68,7 @@ def check_yaml(text: str, source: str) -> bool | None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _DEEPEST:
+            assert event.start_mark is not None, "an event of a text has its place"
             raise ValueError(
                 f"{source} is not valid YAML of a config: more than {_DEEPEST} brackets or "
                 f"sections are open inside each other (line {event.start_mark.line + 1}, column "

@@ -26,6 +26,7 @@ from launch.config.load import ZetaConfig, fixed_changes, load_config
 from launch.config.resolve import resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
+from launch.run.shared_memory import check_shared_memory
 from launch.run.validation_data import HeldOutImages, open_held_out
 from zeta.checkpoint.directory import check_same_model, read_trainer_state
 from zeta.exit_codes import RunError
@@ -87,6 +88,7 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
     config = resolve_with_shards(config, manifest)
     check_resume(run_dir, config)
     check_writable(run_dir)
+    check_shared_memory(config.data)
     plan = training_plan(config, manifest)
     check_images_fit(plan, config)
     held_out = open_held_out(config, manifest)

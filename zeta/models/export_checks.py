@@ -16,7 +16,15 @@ CHECKSUMS = "sha256"
 """Key of config.json."""
 AGAIN = "export the model again"
 """What to do about a damaged export."""
-_WHOLE_NUMBERS = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels")
+_WHOLE_NUMBERS: tuple[str, ...] = (
+    "patch_size",
+    "num_classes",
+    "dim",
+    "depth",
+    "heads",
+    "mlp_dim",
+    "channels",
+)
 _WHOLE_NUMBERS += ("dim_head", "registers", "vocab_size", "max_tokens", "embed_dim")
 _MOST = 2**31
 """Bound of every size in a model: far more than any file holds, and no overflow in torch."""

@@ -28,10 +28,9 @@ def after(seconds, number):
 def test_a_rank_that_is_asked_to_leave_while_it_waits_does_so(capfd, rank, number, ending):
     info = RankInfo(rank=rank, world_size=2, master_port=free_port())
     began = time.monotonic()
+    after(1.5, number)
     with StopSignals(interrupts=False), pytest.raises(ending) as left:
-        after(1.5, number)
-        store = meet(info, 60)
-        wait_for_ranks(store, info, 60)
+        wait_for_ranks(meet(info, 60), info, 60)
     assert time.monotonic() - began < 10
     if number == signal.SIGTERM:
         assert left.value.status == ExitCode.REQUEUE
