@@ -158,6 +158,15 @@ def read_trainer_state(directory: Path) -> dict[str, Any]:
     return state
 
 
+def require_entries(directory: Path, state: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError, naming the first, unless a trainer.json has all entries of these names."""
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(
+            f"{directory / TRAINER_STATE} is damaged ({missing[0]} is missing); move {directory} "
+            "away to go on from the checkpoint before it"
+        )
+
+
 def _fault_of_state(state: object) -> str:
     """Return the fault of a trainer.json of any format in words; empty: it has the right types."""
     if not isinstance(state, dict):
@@ -168,12 +177,12 @@ def _fault_of_state(state: object) -> str:
     if written > FORMAT:
         return ""  # refused by its number
     for name, least in (("world_size", 1), ("zero_stage", 0)):
-        value = state.get(name)
+        value = state.get(name, least)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             return f"{name} is {str(value)[:40]}"
-    if not isinstance(state.get("progress"), dict):
+    if not isinstance(state.get("progress", {}), dict):
         return "progress is no object"
-    shapes = state.get("parameters")
+    shapes = state.get("parameters", {})
     if not isinstance(shapes, dict) or not all(
         isinstance(shape, list) and all(isinstance(side, int) for side in shape)
         for shape in shapes.values()
@@ -196,7 +205,12 @@ def check_same_model(
 
 
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
-    """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
+    """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size.
+
+    Raises:
+        ValueError: see `require_entries`.
+    """
+    require_entries(directory, trainer_state, "zero_stage", "parameters")
     return ZeroState(
         directory / ZERO,
         trainer_state["zero_stage"],

@@ -8,6 +8,7 @@ from zeta.checkpoint.directory import (
     FORMAT,
     find_fault,
     load_full_weights,
+    open_zero_state,
     read_trainer_state,
     write_manifest,
 )
@@ -116,7 +117,7 @@ def test_a_device_in_the_place_of_a_file_is_not_read(directory):
         {"zero_stage": None},
         {"progress": []},
         {"parameters": {"a": "x"}},
-        {"parameters": None},
+        {"parameters": 7},
         {"format": "new"},
         {"format": True},
     ],
@@ -129,3 +130,9 @@ def test_a_trainer_state_that_was_rewritten_is_refused_in_one_line(tmp_path, cha
         ) as refused:
             read_trainer_state(tmp_path)
         assert "\n" not in str(refused.value)
+
+
+def test_an_entry_that_is_missing_is_named_where_it_is_needed(tmp_path):
+    state = {name: value for name, value in STATE.items() if name != "zero_stage"}
+    with pytest.raises(ValueError, match=r"trainer\.json is damaged \(zero_stage is missing\)"):
+        open_zero_state(tmp_path, state)
