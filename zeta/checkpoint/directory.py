@@ -95,7 +95,7 @@ def _listed(directory: Path) -> dict[str, list[Any]]:
             and isinstance(record[1], str)
         ):
             raise ValueError(f"its record of {name[:80]} is no size and SHA-256")
-    for needed in (TRAINER_STATE, CONFIG, f"{ZERO}/", f"{RANKS}/"):
+    for needed in (TRAINER_STATE, CONFIG, f"{ZERO}/"):
         if not any(name.startswith(needed) for name in files):
             raise ValueError(f"it lists no {needed}, which every checkpoint has")
     return files
