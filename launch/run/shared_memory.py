@@ -41,6 +41,7 @@ def check_shared_memory(data: DataConfig, folder: Path = _FOLDER) -> None:
                 f"the loader's workers hand over packs through {folder}, and nothing can be "
                 f"written there ({error.strerror}): {advice}"
             ) from error
+    assert data.patch_size is not None, "the config is resolved"
     needed = _PACKS_A_WORKER * data.workers * data.token_budget * data.patch_size**2 * 3
     usage = shutil.disk_usage(folder)
     if usage.total < needed:
