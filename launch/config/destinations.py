@@ -25,10 +25,16 @@ def check_destinations(config: ZetaConfig) -> None:
     """Check that a run which starts keeps what it makes where the config says.
 
     Raises:
-        ValueError: `run.dir` or `data.cache_dir` is no path on this machine, or W&B would refuse
-            the names that the run is filed under.
+        ValueError: `run.dir` or `data.cache_dir` is no path on this machine, a name cannot be
+            written to a file, or W&B would refuse the names that the run is filed under.
     """
     run_directory(config)
+    for key, text in (("run.dir", config.run.dir), ("run.name", config.run.name)):
+        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise ValueError(
+                f"{key} is {ascii(text)}, which is not valid UTF-8, so the config of the run could "
+                "not be written: choose another name"
+            )
     if config.data.cache_dir is not None:
         local_path(config.data.cache_dir, "data.cache_dir")
     check_filing(config.tracker.wandb)

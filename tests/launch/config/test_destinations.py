@@ -23,6 +23,8 @@ SHARDS = "data.shards=shards/train"
         ("run.dir=$SCRATCH/run", r"\$SCRATCH is not expanded here"),
         ("run.dir=/data/$USER/run", r"\$USER is not expanded"),
         ("run.dir=~no-such-user/run", "the home folder of ~no-such-user is not known"),
+        ("run.dir=runs/b\udce9te", r"run.dir is 'runs/b\\udce9te', which is not valid UTF-8"),
+        ("run.name=b\udce9te", "run.(name|dir) is .*, which is not valid UTF-8"),
         ("data.cache_dir=$TMPDIR/cache", r"data.cache_dir is '\$TMPDIR/cache'"),
         (
             "tracker.wandb.project=my-team/vision",
