@@ -32,7 +32,7 @@ def check_destinations(config: ZetaConfig) -> None:
     for key, text in (("run.dir", config.run.dir), ("run.name", config.run.name)):
         if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise ValueError(
-                f"{key} is {ascii(text)}, which is not valid UTF-8, so the config of the run could "
+                f"{key} is {text!a}, which is not valid UTF-8, so the config of the run could "
                 "not be written: choose another name"
             )
     if config.data.cache_dir is not None:
