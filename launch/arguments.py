@@ -6,7 +6,10 @@ import argparse
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
+
+from zeta.files import local_path
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Type of the result of `add_subparsers`, which argparse does not name publicly."""
@@ -69,6 +72,24 @@ def size_mb(text: str) -> float:
     if factor is None or not re.fullmatch(r"\d+(\.\d+)?", number) or float(number) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 512MB or 2GB")
     return float(number) * factor
+
+
+def input_path(text: str) -> Path:
+    """Read an argument that names a file or folder to read, with `~` expanded."""
+    return Path(expanded(text))
+
+
+def expanded(text: str) -> str:
+    """Return a path, glob or URL with a leading `~` expanded; that of an unknown user stays."""
+    return os.path.expanduser(text)  # noqa: PTH111 - pathlib makes one slash of a URL's two
+
+
+def output_path(text: str) -> Path:
+    """Read an argument that names a file or folder to write, see `zeta.files.local_path`."""
+    try:
+        return local_path(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ process, which uses DeepSpeed all the same).
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from torch.distributed import Store as Store
 from zeta.exit_codes import RunError
 
 COLLECTIVE_TIMEOUT_S = 30 * 60.0
+LAUNCHED_RANKS = "ZETA_LAUNCHED_RANKS"
+"""Variable by which the ranks that `zeta launch local` starts know that they are its own."""
 _LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 # Public since torch 2.14. The older function sets the same limit, of gloo and NCCL.
 _set_timeout: Callable[[timedelta, dist.ProcessGroup], None] = getattr(
@@ -52,8 +54,9 @@ def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
     """Read the rank from torchrun's variables, else from a Slurm step's, else a single process.
 
     A batch script also sees SLURM_PROCID; only the SLURM_STEP_* variables show that `srun` started
-    this process. Variables of torchrun with fewer ranks than the step has tasks were left in the
-    shell that submitted the job: the step decides.
+    this process. Variables with fewer ranks than the step has tasks were left in the shell that
+    submitted the job: the step decides, unless a launcher has just started this process, as in a
+    shell of `srun --pty`.
 
     Raises:
         ValueError: some variables of a launcher are set and others missing.
@@ -62,7 +65,8 @@ def rank_from_environment(environment: Mapping[str, str]) -> RankInfo:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         torchrun = _from_torchrun(environment)
         tasks = int(environment["SLURM_STEP_NUM_TASKS"]) if in_slurm else 1
-        if torchrun.world_size >= tasks:
+        own = environment.get(LAUNCHED_RANKS) == environment["WORLD_SIZE"]
+        if own or "TORCHELASTIC_RUN_ID" in environment or torchrun.world_size >= tasks:
             return torchrun
         environment = {k: v for k, v in environment.items() if not k.startswith("MASTER_")}
     return _from_slurm(environment) if in_slurm else RankInfo()
@@ -118,17 +122,15 @@ def _expand_counts(text: str) -> list[int]:
 
 
 def _first_host(nodelist: str) -> str:
-    if "[" not in nodelist:
-        return nodelist.split(",")[0]
-    expand = ["scontrol", "show", "hostnames", nodelist]
-    try:
-        asked = subprocess.run(expand, check=True, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ValueError(
-            f"the first node of {nodelist} is not known, as `{' '.join(expand)}` failed: {error}; "
-            "set MASTER_ADDR to the address of rank 0"
-        ) from error
-    return asked.stdout.split()[0]
+    """Return the first node of Slurm's list: `a[01-03,7]-ib,b` begins with a01-ib."""
+    first = ""
+    while nodelist and nodelist[0] != ",":
+        plain, bracket, rest = nodelist.partition("[")
+        if not bracket or "," in plain:
+            return first + plain.partition(",")[0]
+        inside, _, nodelist = rest.partition("]")
+        first += plain + re.split("[,-]", inside, maxsplit=1)[0]
+    return first
 
 
 class World:

@@ -20,7 +20,7 @@ from data_pipeline.loading.prefetch import Prefetcher
 from data_pipeline.loading.recipe import PackRecipe, pack_recipe
 from data_pipeline.plan.plan import LaneState, Plan
 from data_pipeline.shards.remote import is_remote
-from zeta.packed import StepPacks, check_world_size, lanes_of_rank
+from zeta.packed import PackedBatch, StepPacks, check_world_size, lanes_of_rank
 from zeta.run.cpu_tuning import keep_freed_memory
 
 PREFETCH_PACKS_PER_WORKER = 4
@@ -225,8 +225,14 @@ def _step_packs(
         packs=batches,
         lanes=tuple(lanes),
         num_images=sum(batch.num_images for batch in batches),
-        num_tokens=sum(batch.num_tokens for batch in batches),
+        num_tokens=sum(map(_trained_tokens, batches)),
         epoch=min(pack.epoch for pack in packs),
         more=more,
         rejected=tuple(rejected for pack in packs for rejected in pack.rejected),
     )
+
+
+def _trained_tokens(batch: PackedBatch) -> int:
+    """Return the tokens of the images that count in the loss; undecoded ones keep their slots."""
+    weights = batch.weights.tolist()
+    return sum(n for n, weight in zip(batch.lengths, weights, strict=False) if weight > 0)

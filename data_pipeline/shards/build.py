@@ -27,6 +27,7 @@ from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import write_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sources import FilePart, Source, SourceSample, from_memory, open_source
+from zeta.files import local_path
 
 BUILD_NAME = "build.json"
 _BLOCK = 512
@@ -71,11 +72,12 @@ def build_shards(
         ValueError: the source holds no images, or `out` holds something else.
         OtherSourceError: `out` holds the shards of another source.
     """
+    folder = local_path(out, "out")
     opened = _open(source, labels, class_names)
     if progress:
         _report(opened.skipped)
     limits = (max_size_mb * 1e6, max_count)
-    return _build(opened, Path(out), limits, seed, workers, progress)
+    return _build(opened, folder, limits, seed, workers, progress)
 
 
 def build_split(
@@ -109,7 +111,7 @@ def build_split(
     """
     if not 0 < val_share < 1:
         raise ValueError(f"val_share is {val_share:g}; it must be above 0 and below 1, as in 0.05")
-    folder = Path(out)
+    folder = local_path(out, "out")
     if (folder / BUILD_NAME).exists():
         raise ValueError(
             f"{folder} holds shards that were built without a held-out share; choose another "

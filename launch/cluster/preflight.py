@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -34,6 +33,7 @@ from launch.cluster.node_checks import (
     gpu_faults,
     shard_view,
 )
+from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig
 from launch.errors import exit_code
 from launch.run.checks import CheckedRun, abstract_model, check_start
@@ -117,7 +117,7 @@ def _measure(config: ZetaConfig, info: RankInfo, meeting: Store) -> Mapping[str,
             words = (answer or "well" for answer in error.answers)
             found = grouped(dict(zip(nodes, words, strict=True)))
             raise ConnectionError(f"preflight: the nodes cannot all-reduce: {found}") from error
-        _exclude(RunDir(Path(config.run.dir).expanduser()), Verdict(bad))
+        _exclude(run_directory(config), Verdict(bad))
         return bad
     if info.rank == 0:
         _log(str(measured))
@@ -127,7 +127,7 @@ def _measure(config: ZetaConfig, info: RankInfo, meeting: Store) -> Mapping[str,
 def _lead(config: ZetaConfig, info: RankInfo, store: Store) -> Mapping[str, str]:
     """Check the first node, collect the reports and judge; return the bad nodes with reasons."""
     run_dir, timeout_s = (
-        RunDir(Path(config.run.dir).expanduser()),
+        run_directory(config),
         config.cluster.preflight_timeout_s,
     )
     with closing(RunLock(run_dir, this_owner(os.environ, timeout_s))) as lock:
@@ -195,7 +195,7 @@ def _follow(config: ZetaConfig, info: RankInfo, store: Store) -> int:
 
 def _report(config: ZetaConfig, proof: str, clock: float | None) -> NodeReport:
     """Check this node."""
-    run_dir = RunDir(Path(config.run.dir).expanduser())
+    run_dir = run_directory(config)
     fingerprint, faults = shard_view(config)
     # What is free in the run directory is the same for all nodes: the first one has checked it.
     faults += folder_faults(run_dir.path, "run.dir", least_bytes=0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.config.cluster import ClusterConfig, node_range, seconds_of
+from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig
 from launch.shipped import slurm_root
 from launch.slurm_queries import (
@@ -159,7 +160,7 @@ def _tasks_per_node(cluster: ClusterConfig, ranks: int) -> tuple[str, str]:
 
 def absolute_run_dir(config: ZetaConfig) -> RunDir:
     """Return the run directory as a job sees it, which starts in the folder it is submitted in."""
-    return RunDir(Path.cwd() / Path(config.run.dir).expanduser())
+    return RunDir(Path.cwd() / run_directory(config).path)
 
 
 def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:

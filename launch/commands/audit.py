@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from launch.arguments import Subparsers, add_command, add_json
+from launch.arguments import Subparsers, add_command, add_json, input_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,7 +17,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "prove from a run's files that each sample was used once an epoch, or list the deviations",
         "zeta data audit runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="directory of the run, finished or not")
+    parser.add_argument(
+        "run_dir",
+        metavar="RUN_DIR",
+        type=input_path,
+        help="directory of the run, finished or not",
+    )
     add_json(parser)
 
 

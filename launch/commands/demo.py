@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, output_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -18,7 +18,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta demo --out runs/demo",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder (default: runs/demo)"
+        "--out", type=output_path, default=Path("runs/demo"), help="folder (default: runs/demo)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default: 0)")
     parser.add_argument(

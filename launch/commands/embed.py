@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from launch.arguments import (
     Subparsers,
     add_command,
     add_evaluation_ranks,
     add_json,
+    input_path,
+    output_path,
     positive_int,
 )
 
@@ -24,9 +25,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "write the features of all images of shards as features.npy, with keys.txt and labels.npy",
         "zeta embed exports/first shards/photos/val features/val",
     )
-    parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
+    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="as for data.shards")
-    parser.add_argument("out", metavar="OUT", type=Path, help="new folder")
+    parser.add_argument("out", metavar="OUT", type=output_path, help="new folder")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--resolution",

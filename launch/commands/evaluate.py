@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, add_evaluation_ranks, add_json
+from launch.arguments import (
+    Subparsers,
+    add_command,
+    add_evaluation_ranks,
+    add_json,
+    input_path,
+    output_path,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -19,7 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "measure top-1 and top-5 of an export on labelled shards, by size, class and aspect ratio",
         "zeta eval exports/first shards/photos/val --resolutions native,128,224 --tokens 64",
     )
-    parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
+    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="labelled shards")
     parser.add_argument(
         "--resolutions",
@@ -51,9 +57,11 @@ def add_parser(subparsers: Subparsers) -> None:
         help="for image-text models: a prompt with {} for the name of the class; several are "
         "averaged (default: 'a photo of a {}')",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all scores as a table")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the scores: .png, .svg or .pdf"
+        "--csv", type=output_path, metavar="FILE", help="write all scores as a table"
+    )
+    parser.add_argument(
+        "--plot", type=output_path, metavar="FILE", help="draw the scores: .png, .svg or .pdf"
     )
     add_evaluation_ranks(parser)
     add_json(parser)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, positive_int
+from launch.arguments import Subparsers, add_command, expanded, output_path, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -20,12 +20,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "source",
         metavar="SRC",
+        type=expanded,
         nargs="?",
         help="folder of images, its subfolders the classes (default: the digits of zeta demo)",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=output_path,
         default=Path("runs/experiment"),
         help="folder (default: runs/experiment)",
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, size_mb
+from launch.arguments import Subparsers, add_command, input_path, output_path, size_mb
 from zeta.export.formats import COMBINED, FORMATS, format_names
 
 
@@ -18,8 +17,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "write a checkpoint of a run as safetensors, for zeta, for timm or for both",
         "zeta export runs/first exports/first --step best --format both",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
+    parser.add_argument("out", metavar="OUT", type=output_path, help="folder to write")
     parser.add_argument(
         "--step",
         type=_step,

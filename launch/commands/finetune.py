@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, positive_int
+from launch.arguments import Subparsers, add_command, input_path, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "train an export on labelled images: all of it, its last blocks, or a new head alone",
         "zeta finetune exports/first path/to/images --mode probe",
     )
-    parser.add_argument("export", metavar="EXPORT", type=Path, help="folder from zeta export")
+    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
     parser.add_argument(
         "config",
         metavar="CONFIG|IMAGES",

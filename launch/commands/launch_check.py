@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.arguments import Subparsers, add_command, add_config
@@ -32,9 +31,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the run directory, or everything that slurm/pretrain.sbatch reads."""
+    from launch.config.destinations import check_destinations
     from launch.config.load import load_config
 
     config = load_config(args.config, args.overrides)
+    check_destinations(config)
     if args.for_script:
         print(*(f"{word}\0" for word in script_words(config)), sep="", end="")
     else:
@@ -48,10 +49,12 @@ def script_words(config: ZetaConfig) -> list[str]:
     ``run_dir:DIR``, ``env:NAME=VALUE``, ``srun:OPTION``, ``wrap:WORD`` (of the command in front of
     `zeta`) and ``preflight:SECONDS`` if the nodes are to be checked: it takes less.
     """
+    from launch.config.destinations import run_directory
+
     cluster = config.cluster
     container = cluster.container
     return [
-        f"run_dir:{Path(config.run.dir).expanduser()}",
+        f"run_dir:{run_directory(config).path}",
         *(f"env:{name}={value}" for name, value in cluster.environment.items()),
         *(f"srun:{word}" for word in container.srun_options(list(cluster.environment))),
         *(f"wrap:{word}" for word in container.command_prefix(gpus=config.train.device != "cpu")),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, add_json
+from launch.arguments import Subparsers, add_command, add_json, input_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -18,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "print how a run is doing, from its files and the Slurm queue",
         "zeta launch status runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
     add_json(parser)
 
 

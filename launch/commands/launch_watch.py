@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, input_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "follow how a run is doing until it is finished; Ctrl-C stops watching, not the run",
         "zeta launch watch runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
     parser.add_argument(
         "--every",
         type=_seconds,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, input_path, output_path
 from launch.errors import USER_ERRORS, message
 
 
@@ -19,10 +18,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "write one self-contained HTML page about a run, finished or not, alone or with others",
         "zeta report runs/first --compare runs/second --axis tokens",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
     parser.add_argument(
         "--compare",
-        type=Path,
+        type=input_path,
         nargs="+",
         default=[],
         metavar="OTHER",
@@ -35,7 +34,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="x-axis of the charts: step, tokens, images, or time (default: step)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write (default: RUN_DIR/report.html)"
+        "--out",
+        type=output_path,
+        metavar="FILE",
+        help="file to write (default: RUN_DIR/report.html)",
     )
 
 

@@ -12,6 +12,8 @@ from launch.arguments import (
     add_json,
     add_shards,
     add_workers,
+    expanded,
+    output_path,
     positive_int,
     size_mb,
 )
@@ -32,10 +34,11 @@ def add_parser(subparsers: Subparsers) -> None:
     build.add_argument(
         "source",
         metavar="SRC",
+        type=expanded,
         help="folder of images (its subfolders are the classes), a .csv or .jsonl file with "
         "columns path and label or caption, or .tar shards",
     )
-    build.add_argument("out", metavar="OUT", help="new folder for the shards")
+    build.add_argument("out", metavar="OUT", type=output_path, help="new folder for the shards")
     build.add_argument(
         "--max-size",
         type=size_mb,

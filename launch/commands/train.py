@@ -50,10 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from launch.config.destinations import check_destinations
     from launch.config.load import load_config
 
     try:
         config = load_config(args.config, args.overrides)
+        check_destinations(config)
     except ValueError as error:
         from launch.run.consensus import refuse_together
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, input_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -17,7 +16,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "send what Weights & Biases lacks of a run: offline sessions, and the rest",
         "zeta wandb-sync runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -12,6 +13,12 @@ from typing import Any
 
 import yaml
 
+from launch.config.yaml_text import check_yaml
+
+_MOST_BITS = 63
+"""Bits of the largest whole number; floats hold no more than 1024."""
+_SHOWN = 120
+"""Characters of a value that a message shows."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
@@ -70,7 +77,7 @@ def parse_override(text: str, config_type: type) -> tuple[str, Any]:
         raise ValueError(_unknown(key, source, config_type))
     if is_dataclass(hint):
         raise ValueError(_not_a_value(key, value, hint, source))
-    return key, _read_value(value, hint)
+    return key, _read_value(key, value, hint)
 
 
 def whole_number(value: object, config_type: type, key: str) -> object:
@@ -85,21 +92,51 @@ def whole_number(value: object, config_type: type, key: str) -> object:
     return int(number) if number.is_integer() else value
 
 
+def has_key(config_type: type, key: str) -> bool:
+    """Return whether a dotted key names a field or a section."""
+    return _hint(config_type, key) is not None
+
+
+def check_numbers(key: str, value: object, source: str) -> None:
+    """Raise ValueError if a value, or a part of it, is a whole number beyond 64 bits."""
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        digits = round(value.bit_length() * math.log10(2))
+        raise ValueError(
+            f"{key} is a number of about {digits:,} digits ({source}); whole numbers go up to "
+            f"{2**_MOST_BITS - 1}: write a smaller one"
+        )
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_numbers(key, item, source)
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: its `repr`, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"
+
+
 def expected_type(config_type: type, key: str) -> str:
     """Describe the type of the field `key` in words."""
     return _describe(_hint(config_type, key))
 
 
-def _read_value(text: str, hint: object) -> object:
+def _read_value(key: str, text: str, hint: object) -> object:
+    is_text = typing.get_origin(hint) is not list and str in (hint, *typing.get_args(hint))
     try:
-        parsed = yaml.safe_load(text)
+        check_yaml(text, f"{key} on the command line")
     except yaml.YAMLError:
         return text  # globs such as *.tar or {0..9}.tar are not YAML
+    try:
+        parsed = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, OverflowError):  # a date of no calendar, too many digits
+        return text
     if parsed is None:
         return None
     if hint is object or typing.get_origin(hint) is dict:
         return _with_numbers(parsed)
-    is_text = typing.get_origin(hint) is not list and str in (hint, *typing.get_args(hint))
     # A glob or brace list may also be valid YAML, a mapping or a tag. No field for globs has the
     # type Any, so only lists are read as YAML there.
     if is_text or (hint is Any and not isinstance(parsed, list | int)):

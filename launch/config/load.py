@@ -19,18 +19,27 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
 from launch.config.cluster import ClusterConfig
-from launch.config.keys import expected_type, leaves, parse_override, whole_number
+from launch.config.keys import (
+    check_numbers,
+    expected_type,
+    leaves,
+    parse_override,
+    shown,
+    whole_number,
+)
 from launch.config.moved_keys import with_moved_keys
+from launch.config.references import check_references
+from launch.config.yaml_text import parse_yaml
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
@@ -161,11 +170,11 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
         new: config of the resumed run.
     """
     # A run older than a field has used the field's default.
-    before = dict(leaves(_parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
+    before = dict(leaves(parse_yaml(to_yaml(ZetaConfig()), "the defaults"), ZetaConfig, ""))
     source = "the saved config"
-    saved = leaves(_parse_yaml(old_yaml, source), ZetaConfig, source)
+    saved = leaves(parse_yaml(old_yaml, source), ZetaConfig, source)
     before |= {key: value for _, key, value in with_moved_keys((source, *each) for each in saved)}
-    after = dict(leaves(_parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
+    after = dict(leaves(parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
     free_keys = free_fields(ZetaConfig)
     return [
         (key, before[key], value)
@@ -181,13 +190,16 @@ def compose(settings: Iterable[Setting]) -> ZetaConfig:
         ValueError: a value of the wrong type or outside its range.
     """
     composed = OmegaConf.structured(ZetaConfig)
-    for source, key, value in with_moved_keys(settings):
+    settings = list(with_moved_keys(settings))
+    check_references(settings, ZetaConfig)
+    for source, key, value in settings:
         try:
             value = whole_number(value, ZetaConfig, key)
+            check_numbers(key, value, source)
             OmegaConf.update(composed, key, value, merge=False)
         except OmegaConfBaseException as error:
             raise ValueError(
-                f"{key} is {value!r} ({source}); it must be {expected_type(ZetaConfig, key)}"
+                f"{key} is {shown(value)} ({source}); it must be {expected_type(ZetaConfig, key)}"
             ) from error
     try:
         config = OmegaConf.to_object(composed)
@@ -212,7 +224,7 @@ def _read_with_includes(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the config {path}: {error}") from error
-    tree = _parse_yaml(text, str(path))
+    tree = parse_yaml(text, str(path))
     includes = tree.pop("include", None) or []
     if not isinstance(includes, list) or not all(isinstance(item, str) for item in includes):
         raise ValueError(f"include in {path} must be a list of file names, not {includes!r}")
@@ -229,14 +241,15 @@ def _read_with_includes(
 def _find_include(name: str, included_by: Path) -> Path:
     for folder in (included_by.parent, configs_root()):
         for candidate in (folder / name, folder / f"{name}.yaml"):
-            if candidate.is_file():
-                return candidate
+            with suppress(OSError):  # a name that is too long for a file
+                if candidate.is_file():
+                    return candidate
     pieces = sorted(
         str(path.relative_to(configs_root()).with_suffix(""))
         for path in configs_root().glob("*/*.yaml")
     )
     raise ValueError(
-        f"{included_by} includes {name!r}, which is neither beside it nor shipped; "
+        f"{included_by} includes {shown(name)}, which is neither beside it nor shipped; "
         f"shipped pieces: {', '.join(pieces)}"
     )
 
@@ -250,18 +263,6 @@ def _find_cluster(name: str) -> Path:
     raise ValueError(
         f"no cluster {name!r}: give the path of a YAML file, or one of those shipped: {shipped}"
     )
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise ValueError(
-            f"{source} must hold sections and keys, such as 'train: {{max_steps: 10}}'"
-        )
-    return {str(key): value for key, value in tree.items()}
 
 
 def _check_sections_together(config: ZetaConfig) -> None:

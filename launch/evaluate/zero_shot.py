@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from data_pipeline.loading.tokenizer import BYTES, open_tokenizer
 from zeta.export.text_encoder import load_text_encoder
-from zeta.models.exported import read_config
+from zeta.models.export_checks import check_file
+from zeta.models.exported import TOKENIZER_FILE, read_config
 from zeta.packed import PackedBatch
 
 TEMPLATES = ("a photo of a {}",)
@@ -37,7 +38,12 @@ class ZeroShotClassifier:
             if "{}" not in template:
                 raise ValueError(f"the template {template!r} has no {{}} for the name of a class")
         text, self._scale, self._bias = load_text_encoder(export)
-        named = read_config(export)["text"]["tokenizer"]
+        config = read_config(export)
+        named = config["text"].get("tokenizer")
+        if named not in (BYTES, TOKENIZER_FILE):  # a name in a file is never used as a path
+            raise ValueError(f"{export} names no tokenizer of its own: export the model again")
+        if named != BYTES:
+            check_file(export / named, config)
         tokenizer = open_tokenizer(BYTES if named == BYTES else str(export / named))
         sums = torch.zeros(len(class_names), text.head.out_features)
         for template in templates:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from data_pipeline.shards.weighted import open_shards
+from launch.config.destinations import run_directory
 from launch.config.load import DEFAULT, Setting, ZetaConfig, read_settings, to_yaml
 from launch.config.resolve import resolve_with_shards
 from launch.evaluate.scores import evaluate_plan
@@ -40,6 +41,7 @@ from launch.run.validation_data import open_held_out
 from zeta import metric_names as names
 from zeta.distributed import rank_from_environment
 from zeta.exit_codes import ExitCode
+from zeta.files import write_whole_text
 from zeta.models.config import build_model, load_pretrained
 from zeta.objectives import build_objective
 from zeta.probes.image_scores import RowObjective
@@ -79,7 +81,7 @@ def finetune(
     user = [setting for setting in user if setting[0] != f"in {SHIPPED}"]
     base = [*settings_of_export(export), *recipe_settings(mode)]
     draft = _draft(export, base, user, mode)
-    run_dir = RunDir(Path(draft.run.dir).expanduser())
+    run_dir = run_directory(draft)
     if images is not None and not images.are_shards:
         check_writable(run_dir)
         if not run_dir.config.exists():
@@ -137,8 +139,8 @@ def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
     if not record or any(record.get(key, value) != value for key, value in about.items()):
         record = about | {"before": score_beginning(config)}
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    run_dir.fine_tuning_config.write_text(to_yaml(config))
-    run_dir.fine_tuning.write_text(json.dumps(record) + "\n")
+    write_whole_text(run_dir.fine_tuning_config, to_yaml(config))
+    write_whole_text(run_dir.fine_tuning, json.dumps(record) + "\n")
 
 
 def score_beginning(config: ZetaConfig) -> dict[str, Any] | None:
@@ -189,7 +191,7 @@ def _finish(run_dir: RunDir) -> None:
         score_names = ("top1", "top5", "loss")
         record["after"] = {name: last[names.val_score(name)] for name in score_names}
         record["after"]["images"] = last[names.VAL_IMAGES]
-        run_dir.fine_tuning.write_text(json.dumps(record) + "\n")
+        write_whole_text(run_dir.fine_tuning, json.dumps(record) + "\n")
         untrained = " (its head is new: chance)" if record["new_head"] else ""
         print(
             f"held-out top-1: {record['before']['top1']:.2%} before{untrained}, "

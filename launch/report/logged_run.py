@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from launch.config.yaml_text import parse_yaml
 from zeta import metric_names as names
 from zeta.run.directory import RunDir
 
@@ -210,11 +210,10 @@ def _read_text(path: Path, notes: list[str]) -> str:
 
 def _parse_config(text: str, notes: list[str]) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse_yaml(text, "config.yaml")
+    except ValueError:
         notes.append("config.yaml is not valid YAML; it is shown as text only.")
         return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _read_pack(run_dir: Path, notes: list[str]) -> tuple[str, bytes] | None:

@@ -21,10 +21,12 @@ from data_pipeline.loading.loader import check_state
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.weighted import open_shards
+from launch.config.destinations import check_destinations, run_directory
 from launch.config.load import ZetaConfig, fixed_changes, load_config
 from launch.config.resolve import resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
+from launch.run.shared_memory import check_shared_memory
 from launch.run.validation_data import HeldOutImages, open_held_out
 from zeta.checkpoint.directory import check_same_model, read_trainer_state
 from zeta.config_field import AUTO
@@ -82,15 +84,17 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
         OSError: the shards or the run directory are not reachable at the moment.
     """
     check_installed(DEEPSPEED)
+    check_destinations(config)
     check_world_size(world_size, config.train.packs_per_step)
     check_optimizer(config.optim)
-    run_dir = RunDir(Path(config.run.dir).expanduser())
+    run_dir = run_directory(config)
     manifest = open_shards(config.data.shards)
     config = resolve_with_shards(config, manifest)
     check_resume(run_dir, config)
     check_writable(run_dir)
     if config.train.tokens_per_forward != AUTO:
         packs_per_forward(config.train.tokens_per_forward, config.data.token_budget)
+    check_shared_memory(config.data)
     plan = training_plan(config, manifest)
     check_images_fit(plan, config)
     held_out = open_held_out(config, manifest)

@@ -13,13 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from launch.errors import exit_code
-from zeta.distributed import (
-    RankInfo,
-    Store,
-    as_timeout,
-    meeting_place,
-    rank_from_environment,
-)
+from zeta.distributed import RankInfo, Store, rank_from_environment
+from zeta.run.meeting import LeavingError, meet, wait_for
 
 _FIRST_ANSWER = "zeta/start/first_answer"
 _HEARD = "zeta/start/heard"
@@ -62,7 +57,7 @@ def check_together(
         _hear(_FIRST_ANSWER, store, info, timeout_s)
         checked = _further_check(check, store)
     if store.add(_PASSED, 1) == info.world_size:
-        store.set(_ALL_ANSWER, _GO)
+        store.compare_set(_ALL_ANSWER, "", _GO)  # unless a rank has left meanwhile
     try:
         _hear(_ALL_ANSWER, store, info, timeout_s)
     except RefusedError:
@@ -89,9 +84,9 @@ def refuse_together(error: ValueError) -> int:
         raise error
 
     try:
-        store = meeting_place(info, _SECONDS_TO_REFUSE)
+        store = meet(info, _SECONDS_TO_REFUSE)
         return check_together(check, store, info, _SECONDS_TO_REFUSE)
-    except RefusedError as refused:
+    except (RefusedError, LeavingError) as refused:
         return refused.status
     except ConnectionError:  # nobody to agree with: rank 0 is gone, or its port is taken
         raise error from None
@@ -132,11 +127,15 @@ def _linger(store: Store, info: RankInfo) -> None:
 def _hear(key: str, store: Store, info: RankInfo, timeout_s: float) -> None:
     """Wait for an answer; raise RefusedError if it is a refusal."""
     try:
-        store.wait([key], as_timeout(timeout_s))
+        wait_for(store, key, info, timeout_s)
         answer = store.get(key).decode()
         if answer != _GO and info.rank != 0:
             store.add(_HEARD, 1)
-    except RuntimeError as error:
+    except (LeavingError, KeyboardInterrupt) as leaving:
+        status = getattr(leaving, "status", exit_code(leaving, in_training=True))
+        store.compare_set(_ALL_ANSWER, "", str(int(status)))  # no other rank may wait for this one
+        raise
+    except (RuntimeError, TimeoutError) as error:
         raise ConnectionError(
             f"another rank did not report whether it can start: {error}"
         ) from error

@@ -12,6 +12,7 @@ import torch
 from launch.run.local import combined_exit_code
 from launch.run.ranks import run_ranks
 from zeta.distributed import RankInfo, World, close_distributed, rank_from_environment
+from zeta.run.meeting import meet, wait_for_ranks
 from zeta.zero.start import init_distributed
 
 
@@ -35,6 +36,8 @@ def evaluation_world() -> Iterator[World]:
         yield World(RankInfo(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return
     try:
-        yield init_distributed(info)
+        store = meet(info)
+        wait_for_ranks(store, info)
+        yield init_distributed(info, store=store)
     finally:
         close_distributed()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from launch.slurm_queries import SlurmUnavailableError, ask_queue
 from zeta.exit_codes import RunError
-from zeta.files import write_whole_text
+from zeta.files import as_record, read_json, write_whole_text
 from zeta.run.directory import RunDir
 
 _WRITING_S = 10.0
@@ -224,8 +224,9 @@ def _read(path: Path) -> Owner | None:
 
 def _parse(path: Path) -> Owner | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return Owner(**{field.name: record[field.name] for field in fields(Owner)})
+        record = read_json(path, limit=2**20, what="delete it")
+        known = {field.name: record[field.name] for field in fields(Owner)}
+        return as_record(Owner, known, place=str(path), what="delete it")
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from launch.run.orphans import Guardian
+from zeta.distributed import LAUNCHED_RANKS
 from zeta.exit_codes import ExitCode
 from zeta.run.signals import ONE_PRESS_SECONDS
 
@@ -71,6 +72,7 @@ def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:
         "LOCAL_RANK": str(rank),
         "LOCAL_SIZE": str(nproc),
         "LOCAL_WORLD_SIZE": str(nproc),
+        LAUNCHED_RANKS: str(nproc),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

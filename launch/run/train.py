@@ -17,6 +17,7 @@ import yaml
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.loading.tokenizer import BYTES
 from data_pipeline.shards.manifest import Manifest
+from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.report.first_pack import draw_first_packs
@@ -31,7 +32,6 @@ from zeta.distributed import (
     World,
     choose_device,
     close_distributed,
-    meeting_place,
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
@@ -41,6 +41,7 @@ from zeta.objectives import build_for_objective, build_objective
 from zeta.run.code_version import note_code
 from zeta.run.console import Console, log_line
 from zeta.run.directory import RunDir
+from zeta.run.meeting import LeavingError, meet
 from zeta.run.watchdog import Watchdog
 from zeta.train.attention_check import check_attention
 from zeta.train.config import TrainConfig
@@ -63,8 +64,11 @@ def train(config: ZetaConfig) -> int:
     """
     info = rank_from_environment(os.environ)
     start_s = config.train.watchdog.limit("start")
-    store = meeting_place(info, start_s)
-    run_dir = RunDir(Path(config.run.dir).expanduser())
+    try:
+        store = meet(info, start_s)
+    except LeavingError as leaving:
+        return _left(leaving, info)
+    run_dir = run_directory(config)
     lock = RunLock(run_dir, this_owner(os.environ, config.train.watchdog.heartbeat_s))
     with closing(lock):
         try:
@@ -72,7 +76,17 @@ def train(config: ZetaConfig) -> int:
             checked = check_together(check, store, info, start_s)
         except RefusedError as refused:
             return refused.status
+        except LeavingError as leaving:
+            return _left(leaving, info)
         return _train_checked(checked, info, store)
+
+
+def _left(leaving: LeavingError, info: RankInfo) -> int:
+    """Report a start that was asked to stop while the ranks met; return its exit status."""
+    if info.rank == 0:
+        what = "stopped as asked, before any step"
+        print(f"zeta: {what}; the same command starts the run", file=sys.stderr, flush=True)
+    return leaving.status
 
 
 def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:
@@ -233,7 +247,7 @@ def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) ->
     write_whole_text(run_dir.config, text)
     note_code(run_dir.code_diff)
     if manifest.class_names is not None:
-        run_dir.classes.write_text(json.dumps(manifest.class_names) + "\n")
+        write_whole_text(run_dir.classes, json.dumps(manifest.class_names) + "\n")
     if config.data.require_captions and config.data.text.tokenizer != BYTES:
         shutil.copyfile(Path(config.data.text.tokenizer).expanduser(), run_dir.tokenizer)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from data_pipeline.audit import Audit, EpochAccount, LedgerStep, audit_ledger
 from data_pipeline.shards.weighted import open_shards
 from launch.config.load import load_config
 from launch.config.resolve import resolve_with_shards, training_plan
+from zeta.checkpoint.directory import read_trainer_state
+from zeta.files import parse_json
 from zeta.run.directory import RunDir
 
 
-def audit_run(path: str) -> Audit:
+def audit_run(path: str | Path) -> Audit:
     """Audit the run in the directory `path`, while it runs or at any time after.
 
     Raises:
@@ -88,7 +89,7 @@ def _ledger_steps(run_dir: RunDir, max_epochs: int | None) -> Iterator[LedgerSte
 
     `max_epochs` is that of the config, for runs whose ledger does not hold it.
     """
-    files = [_lines(path) for path in sorted(run_dir.ledger.glob("rank_*.jsonl"))]
+    files = [_lines(path, _is_of_ledger) for path in sorted(run_dir.ledger.glob("rank_*.jsonl"))]
     merged = heapq.merge(*files, key=_step)
     for step, lines in groupby(merged, key=_step):
         result = LedgerStep(step, {}, set(), False, [], max_epochs)
@@ -106,18 +107,55 @@ def _step(line: dict[str, Any]) -> int:
     return int(line["step"])
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a ledger file; only its last line can be torn by a kill."""
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            if text.endswith("\n"):
-                yield json.loads(text)
+def _lines(path: Path, is_right: Callable[[dict[str, Any]], bool]) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of lines; only its last line can be torn by a kill.
+
+    Raises:
+        ValueError: a line is no JSON object, or `is_right` says no to it; names file and line.
+    """
+    what = "restore the file from a copy: the account of a run cannot be proved without it"
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if not text.endswith(b"\n"):
+                return
+            place = f"{path} line {number}"
+            line = parse_json(text, place=place, what=what)
+            if not isinstance(line, dict) or not is_right(line):
+                raise ValueError(f"{place} is damaged (no line of such a file); {what}")
+            yield line
+
+
+def _is_of_ledger(line: dict[str, Any]) -> bool:
+    lanes, rejected = line.get("lanes"), line.get("rejected")
+    return (
+        _is_number(line.get("step"))
+        and isinstance(lanes, dict)
+        and all(
+            lane.isdecimal() and isinstance(of, list) and len(of) == 2 and _is_number(of[0])
+            for lane, of in lanes.items()
+        )
+        and isinstance(rejected, list)
+        and all(map(_is_number, rejected))
+        and (line.get("max_epochs") is None or _is_number(line["max_epochs"]))
+    )
+
+
+def _is_of_quarantine(line: dict[str, Any]) -> bool:
+    return _is_number(line.get("sample_id")) and "reason" in line
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _quarantined(run_dir: RunDir) -> Iterator[dict[str, Any]]:
+    return _lines(run_dir.quarantine, _is_of_quarantine)
 
 
 def _reasons(run_dir: RunDir) -> dict[int, str]:
     if not run_dir.quarantine.exists():
         return {}
-    return {int(line["sample_id"]): str(line["reason"]) for line in _lines(run_dir.quarantine)}
+    return {int(line["sample_id"]): str(line["reason"]) for line in _quarantined(run_dir)}
 
 
 def _checkpointed(run_dir: RunDir) -> tuple[int, str | None]:
@@ -125,7 +163,7 @@ def _checkpointed(run_dir: RunDir) -> tuple[int, str | None]:
     latest = run_dir.checkpoints / "latest"
     if not latest.exists():
         return 0, None
-    name = latest.read_text().strip()
-    trainer = json.loads((run_dir.checkpoints / name / "trainer.json").read_text())
-    progress = trainer["progress"]
-    return int(progress["step"]), (progress["data"] or {}).get("fingerprint")
+    progress = read_trainer_state(run_dir.checkpoints / latest.read_text().strip())["progress"]
+    state = progress.get("data")
+    fingerprint = state.get("fingerprint") if isinstance(state, dict) else None
+    return int(progress.get("step") or 0), fingerprint

@@ -13,11 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from launch.config.yaml_text import parse_yaml
 from launch.run.lock import last_owner, lives_here
 from launch.slurm_queries import SlurmUnavailableError, ask_queue
-from launch.status.state import Limits, QueueEntry, Snapshot
+from launch.status.state import Limits, QueueEntry, Snapshot, silence_s
 from zeta.run.directory import RunDir
 from zeta.run.heartbeat import read_heartbeats
 
@@ -26,6 +25,9 @@ _LOG_TAIL_BYTES = 2**15
 _MOST_LOGS = 16
 """Number of logs searched for errors, those written to last."""
 _SQUEUE_S = 10.0
+_WATCHED_BEATS = 2.0
+"""Heartbeats that a rank has time for while it is watched."""
+_LOOK_S = 0.5
 _ERROR = re.compile(
     r"^(?:\[[^\]]*\]:? )?(?:zeta: (?:job \d+: (?:giving up|ended with)|error|rank \d+ )|"
     r"(?:slurmstepd|srun|sbatch): error:|[\w.]*(?:Error|Exception)\b:?)"
@@ -52,18 +54,22 @@ def take_snapshot(path: Path) -> Snapshot:
     owner = last_owner(files)
     queue_known, job = _ask_queue(files, None if owner is None else owner.job)
     step, saved_at = _newest_checkpoint(files.checkpoints)
+    heartbeat_s = float(_setting(config, "train.watchdog.heartbeat_s") or 5.0)
+    alive = None if owner is None else lives_here(owner)
+    # On this machine there is one clock, and the process itself can be asked.
+    elsewhere = owner is not None and not owner.released and alive is None
     return Snapshot(
-        time=time.time(),
+        time=_time_of_ranks(files.heartbeats, heartbeat_s) if elsewhere else time.time(),
         name=str(_setting(config, "run.name") or path.name),
         rows=tuple(_rows(files.metrics)),
         limits=_limits(config, str(files.config)),
         beats=tuple(read_heartbeats(files.heartbeats)),
-        heartbeat_s=float(_setting(config, "train.watchdog.heartbeat_s") or 5.0),
+        heartbeat_s=heartbeat_s,
         finished=_text(files.finished),
         checkpoint_step=step,
         checkpoint_time=saved_at,
         owner=owner,
-        owner_alive=None if owner is None else lives_here(owner),
+        owner_alive=alive,
         starts=_count_lines(files.starts),
         stalled=_stalled(files),
         job=job,
@@ -74,12 +80,35 @@ def take_snapshot(path: Path) -> Snapshot:
     )
 
 
+def _time_of_ranks(folder: Path, heartbeat_s: float) -> float:
+    """Return the time by the clock of the ranks, as far as it matters whether they are silent.
+
+    Clocks differ between machines: by one that is a minute ahead, every rank would seem stuck, and
+    by one that is behind a dead one alive. If the newest heartbeat seems too old, or of the future,
+    it is watched until it changes, which tells the time there.
+    """
+    now, newest = time.time(), _newest_beat(folder)
+    limit_s = silence_s(heartbeat_s)
+    if newest is None or 0 <= now - newest < limit_s:
+        return now
+    deadline = time.monotonic() + _WATCHED_BEATS * heartbeat_s
+    while time.monotonic() < deadline:
+        time.sleep(min(_LOOK_S, heartbeat_s / 4))
+        if (beat := _newest_beat(folder)) is not None and beat != newest:
+            return beat
+    return max(now, newest + limit_s)
+
+
+def _newest_beat(folder: Path) -> float | None:
+    beats = (beat.time for beat in read_heartbeats(folder) if beat.phase != "ended")
+    return max(beats, default=None)
+
+
 def _config(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError):
         return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _setting(config: dict[str, Any], key: str) -> Any:
@@ -117,7 +146,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for line in _tail(path, _TAIL_BYTES):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield row

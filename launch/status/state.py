@@ -226,8 +226,12 @@ def _stuck(seen: Snapshot) -> Iterator[StuckRank]:
 
 
 def _is_fresh(seen: Snapshot, beat: Heartbeat) -> bool:
-    silence = max(_SHORTEST_SILENCE_S, _SILENT_BEATS * seen.heartbeat_s)
-    return beat.phase != "ended" and seen.time - beat.time < silence
+    return beat.phase != "ended" and seen.time - beat.time < silence_s(seen.heartbeat_s)
+
+
+def silence_s(heartbeat_s: float) -> float:
+    """Return the seconds without a heartbeat from which on a rank counts as silent."""
+    return max(_SHORTEST_SILENCE_S, _SILENT_BEATS * heartbeat_s)
 
 
 def _steps_left(seen: Snapshot, last: Mapping[str, Any], step: int) -> Iterator[float]:

@@ -129,6 +129,8 @@ def _is_sending(files: RunDir) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a file system without locks: the status of the run must do
+            return False
     return False
 
 

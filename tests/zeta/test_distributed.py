@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from launch.run.ranks import rank_environment
 from tests.zeta.training import ROOT
 from zeta.distributed import RankInfo, choose_device, meeting_place, rank_from_environment
 
@@ -137,3 +138,31 @@ def test_training_starts_and_saves_with_no_compiler_or_ninja_to_be_found(tmp_pat
     )
     assert (tmp_path / "run" / "FINISHED").exists()
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step_00000002\n"
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "first"),
+    [
+        ("node001", "node001"),
+        ("a,b", "a"),
+        ("a-b[1-2]-ib", "a-b1-ib"),
+        ("n[3,5-7]", "n3"),
+        ("n[003-120],m[1-2]", "n003"),
+        ("rack[2-3]n[04-09]-ib,x", "rack2n04-ib"),
+        ("a,b[1-2]", "a"),
+    ],
+)
+def test_the_first_node_of_a_list_is_found_without_tools_of_slurm(monkeypatch, nodelist, first):
+    monkeypatch.setenv("PATH", "")
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_NODEID": "0"}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": nodelist}
+    assert rank_from_environment(step).master_addr == first
+
+
+def test_ranks_that_a_launcher_has_started_are_its_own_whatever_the_step():
+    shell = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "4"}
+    started = shell | rank_environment(1, 2, 20100)
+    info = rank_from_environment(started)
+    assert (info.rank, info.world_size, info.master_port) == (1, 2, 20100)
+    left_over = {name: value for name, value in started.items() if name != "ZETA_LAUNCHED_RANKS"}
+    assert rank_from_environment(left_over).world_size == 4

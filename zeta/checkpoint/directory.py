@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zeta.checkpoint.hashed_file import FileRecord, write_text
 from zeta.exit_codes import RunError
+from zeta.files import read_json
 from zeta.run.directory import TRAINER_STATE, step_name, step_names, step_of
 from zeta.stored_tensors import StoredTensor, in_memory
 from zeta.zero.state import AVERAGE, WEIGHTS, ZeroState
@@ -32,6 +33,9 @@ CONFIG = "config.yaml"
 ZERO = "zero"
 RANKS = "ranks"
 AVERAGES = "average"
+_MOST_BYTES = 2**28
+"""Most bytes of a JSON file in a checkpoint."""
+_ASIDE = "it is set aside at the next start"
 
 
 def write_manifest(directory: Path, records: list[FileRecord]) -> None:
@@ -51,9 +55,10 @@ def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = Tr
         hashes: also read every byte; else sizes only.
     """
     try:
-        files = json.loads((directory / MANIFEST).read_text())["files"]
-        for name, (size, digest) in sorted(files.items())[rank::ranks]:
+        for name, (size, digest) in sorted(_listed(directory).items())[rank::ranks]:
             path = directory / name
+            if path.exists() and not path.is_file():  # a device has no end to be hashed
+                return f"{name} is not a regular file"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, not {size}"
             if hashes:
@@ -65,6 +70,35 @@ def find_fault(directory: Path, rank: int = 0, ranks: int = 1, hashes: bool = Tr
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} or a file it lists cannot be read: {error}"
     return None
+
+
+def _listed(directory: Path) -> dict[str, list[Any]]:
+    """Return the files of a checkpoint, [size, SHA-256] by name: all it needs, none outside.
+
+    Raises:
+        ValueError: the manifest is damaged, names a file outside the directory, or lacks one
+            without which nothing can be loaded.
+        FileNotFoundError: there is none.
+    """
+    content = read_json(directory / MANIFEST, limit=_MOST_BYTES, what=_ASIDE)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError("it lists no files")
+    for name, record in files.items():
+        parts = PurePosixPath(name).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            raise ValueError(f"it lists {name[:80]!r}, which is not inside the checkpoint")
+        if not (
+            isinstance(record, list)
+            and len(record) == 2
+            and isinstance(record[0], int)
+            and isinstance(record[1], str)
+        ):
+            raise ValueError(f"its record of {name[:80]} is no size and SHA-256")
+    for needed in (TRAINER_STATE, CONFIG, f"{ZERO}/"):
+        if not any(name.startswith(needed) for name in files):
+            raise ValueError(f"it lists no {needed}, which every checkpoint has")
+    return files
 
 
 def require_whole(directory: Path) -> None:
@@ -108,14 +142,53 @@ def read_trainer_state(directory: Path) -> dict[str, Any]:
 
     Raises:
         RunError: a newer zeta wrote it, in a format that this one does not know.
+        ValueError: it is damaged, or was rewritten with other types; names file and place.
+        OSError: it cannot be read.
     """
-    state: dict[str, Any] = json.loads((directory / TRAINER_STATE).read_text())
+    path = directory / TRAINER_STATE
+    what = f"move {directory} away to go on from the checkpoint before it"
+    state: dict[str, Any] = read_json(path, limit=_MOST_BYTES, what=what)
+    if fault := _fault_of_state(state):
+        raise ValueError(f"{path} is damaged ({fault}); {what}")
     if (written := state.get("format", 1)) > FORMAT:
         raise RunError(
             f"{directory} was written by a newer zeta, in format {written}; this one reads up to "
             f"format {FORMAT}: upgrade zeta"
         )
     return state
+
+
+def require_entries(directory: Path, state: Mapping[str, Any], *names: str) -> None:
+    """Raise ValueError, naming the first, unless a trainer.json has all entries of these names."""
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(
+            f"{directory / TRAINER_STATE} is damaged ({missing[0]} is missing); move {directory} "
+            "away to go on from the checkpoint before it"
+        )
+
+
+def _fault_of_state(state: object) -> str:
+    """Return the fault of a trainer.json of any format in words; empty: it has the right types."""
+    if not isinstance(state, dict):
+        return "no object"
+    written = state.get("format", 1)
+    if not isinstance(written, int) or isinstance(written, bool):
+        return "format is no number"
+    if written > FORMAT:
+        return ""  # refused by its number
+    for name, least in (("world_size", 1), ("zero_stage", 0)):
+        value = state.get(name, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            return f"{name} is {str(value)[:40]}"
+    if not isinstance(state.get("progress", {}), dict):
+        return "progress is no object"
+    shapes = state.get("parameters", {})
+    if not isinstance(shapes, dict) or not all(
+        isinstance(shape, list) and all(isinstance(side, int) for side in shape)
+        for shape in shapes.values()
+    ):
+        return "parameters is no object of shapes"
+    return ""
 
 
 def check_same_model(
@@ -132,7 +205,12 @@ def check_same_model(
 
 
 def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroState:
-    """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size."""
+    """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size.
+
+    Raises:
+        ValueError: see `require_entries`.
+    """
+    require_entries(directory, trainer_state, "zero_stage", "parameters")
     return ZeroState(
         directory / ZERO,
         trainer_state["zero_stage"],

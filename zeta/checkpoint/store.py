@@ -15,6 +15,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
@@ -95,8 +97,7 @@ class CheckpointStore:
         Newer ones that fail are set aside as `step_X.bad-N`; what a killed save left is deleted.
         """
         if self.world.is_main:
-            for leftover in self.folder.glob(f"{_BUILDING}*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self._remove_leftovers()
         while True:
             names = step_names(self.folder) if self.world.is_main else []
             newest: str | None = self.world.broadcast(names[-1] if names else None)
@@ -112,6 +113,20 @@ class CheckpointStore:
                 self.say(
                     f"checkpoint {candidate.name} is damaged ({fault}); kept as {aside.name}, "
                     "going back to the one before it"
+                )
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a killed save left; what cannot be deleted now is left for the next start.
+
+        On NFS a file that a process still has open becomes `.nfs...` when it is deleted, and its
+        folder stays until that process has ended.
+        """
+        for leftover in sorted(self.folder.glob(f"{_BUILDING}*")):
+            error = _attempt(partial(_delete, leftover))
+            if error is not None:
+                self.say(
+                    f"WARNING: {leftover} of an earlier start cannot be deleted now ({error}); the "
+                    "next start tries again"
                 )
 
     def load(self, directory: Path, engine: Checkpointed) -> None:
@@ -249,7 +264,7 @@ class CheckpointStore:
             if kept >= self.keep_last and not kept_for_good:
                 # Renamed first, so that a half-deleted directory is not taken for a checkpoint.
                 # Nobody waits for the rest, which may take as long as a part of the saving.
-                old = directory.rename(self.folder / f"{_BUILDING}old-{name}")
+                old = directory.rename(_unused(self.folder / f"{_BUILDING}old-{name}"))
                 Thread(target=shutil.rmtree, args=(old, True)).start()
             elif find_fault(directory, hashes=False) is None:
                 kept += 1
@@ -274,7 +289,14 @@ def _first(errors: Sequence[str | None]) -> str | None:
 
 
 def _set_aside(directory: Path) -> Path:
-    attempt = 1
-    while (aside := directory.with_name(f"{directory.name}.bad-{attempt}")).exists():
-        attempt += 1
-    return directory.rename(aside)
+    return directory.rename(_unused(directory.with_name(f"{directory.name}.bad"), first=1))
+
+
+def _unused(path: Path, first: int = 0) -> Path:
+    """Return the path, or with `-N` behind it the first that does not exist."""
+    names = (path if n == 0 else path.with_name(f"{path.name}-{n}") for n in count(first))
+    return next(name for name in names if not name.exists())
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

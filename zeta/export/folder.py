@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zeta.export.formats import all_formats
-from zeta.files import sync
+from zeta.files import local_path, sync
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
 
 _UNFINISHED, _OLD = ".tmp-", "-old"
@@ -22,7 +22,7 @@ _LOCK = ".writing"
 
 def check_free(out_dir: Path | str) -> None:
     """Raise ValueError if `out_dir` is not empty and holds anything but an export."""
-    out_dir = Path(out_dir)
+    out_dir = local_path(out_dir, "the folder of the export")
     if out_dir.is_file():
         raise ValueError(f"{out_dir} is a file: name a directory to write the model to")
     if out_dir.is_dir() and any(out_dir.iterdir()) and not _is_only_an_export(out_dir):
@@ -42,7 +42,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
     """
     check_free(out_dir)
     remove_leftovers(out_dir)
-    out_dir = Path(out_dir).resolve()  # a link stays, and what it leads to is replaced
+    out_dir = Path(out_dir).expanduser().resolve()  # a link stays, and what it leads to is replaced
     partial = out_dir.with_name(f"{_UNFINISHED}{out_dir.name}-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
@@ -55,7 +55,7 @@ def whole_directory(out_dir: Path | str) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             out_dir.rename(old)
             partial.rename(out_dir)
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # may be in use, as on NFS: a later export tries
         else:
             partial.rename(out_dir)
         sync(out_dir.parent)
@@ -69,7 +69,7 @@ def remove_leftovers(out_dir: Path | str) -> None:
 
     If one was killed while it replaced a former export, that one is kept until a new one is whole.
     """
-    out_dir = Path(out_dir).resolve()
+    out_dir = Path(out_dir).expanduser().resolve()
     ending = f"({_OLD})?" if (out_dir / CONFIG_FILE).is_file() else ""
     for path in _leftovers(out_dir, ending):
         shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from zeta.export.folder import whole_directory
 from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, TextExport
+from zeta.models.export_checks import CHECKSUMS, checksums
 from zeta.models.exported import CONFIG_FILE
 from zeta.stored_tensors import in_memory
 
@@ -52,7 +53,7 @@ def save_pretrained(
     )
     with whole_directory(out_dir) as partial:
         write_formats(partial, formats, model)
-    return Path(out_dir)
+    return Path(out_dir).expanduser()
 
 
 def check_formats(formats: Sequence[ExportFormat], model_arguments: Mapping[str, Any]) -> None:
@@ -72,4 +73,5 @@ def write_formats(directory: Path, formats: Sequence[ExportFormat], model: Model
     config: dict[str, Any] = {}
     for each in reversed(formats):  # where two formats use one key, the first wins
         config |= each.write(directory, model, alone=len(formats) == 1)
+    config[CHECKSUMS] = checksums(directory)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")

@@ -18,6 +18,8 @@ from zeta.models.packed_vit import PackedViT
 from zeta.models.presets import PRESETS
 
 _SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
+_DEEPEST = 10_000
+"""Most blocks, each of which is an object: building more than any model has would not end."""
 _RATES = ("dropout", "emb_dropout", "stochastic_depth")
 ARCHITECTURES: dict[str, type[NaViT | MegaVit]] = {kind.arch: kind for kind in (NaViT, MegaVit)}
 
@@ -80,7 +82,8 @@ class ModelConfig:
             if name in _RATES:
                 check_range(f"model.{name}", value, 0, 1, open_high=True)
             else:
-                check_range(f"model.{name}", value, int(name in _SIZES))
+                most = _DEEPEST if name == "depth" else float("inf")
+                check_range(f"model.{name}", value, int(name in _SIZES), most)
 
     def resolve(self) -> dict[str, Any]:
         """Return arch and constructor arguments: the preset's, overridden by the fields set here.

@@ -6,7 +6,6 @@ Loading needs torch, einops and safetensors. No pickle is written or read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from zeta.files import read_json
+from zeta.models.export_checks import AGAIN, check_config, check_depth, check_file
 from zeta.run.directory import RunDir
 from zeta.run.places import find_run
 from zeta.stored_tensors import StoredTensor
@@ -33,6 +34,11 @@ FITS = ("keep", "crop", "squash")
 """Ways in which an image gets the shape that a model takes, see `data.resolution.fit`."""
 _VERSION = 1
 FORMAT = f"zeta-{_VERSION}"
+_MOST_BYTES = 2**28
+"""Most bytes of a JSON file in an export, most of which are names of classes."""
+_PART = re.compile(rf"({WEIGHTS}|{ZETA_WEIGHTS})-\d+-of-\d+\.safetensors")
+_CANNOT_BUILD = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, KeyError)
+"""Errors of a model's constructor on arguments that no config of ours would hold."""
 _MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
 """Keys that every model has."""
 Model = TypeVar("Model", bound=nn.Module)
@@ -53,15 +59,15 @@ def load_export(
     """
     path = Path(path)
     arguments = read_config(path)["model"]
+    stored = open_export(path)  # before the model is built: see `check_depth`
     try:
         with torch.device("meta"):
             model = build(arguments).to(dtype)
-    except (TypeError, ValueError) as error:
+    except _CANNOT_BUILD as error:
         raise ValueError(
             f"the model in {path / CONFIG_FILE} cannot be built: {error}; if a newer zeta wrote "
             "it, upgrade zeta"
         ) from error
-    stored = open_export(path)
     _check_fit(path, model, stored)
     with torch.no_grad():
         for name, tensor in model.to_empty(device="cpu").state_dict().items():
@@ -78,10 +84,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(_no_export(Path(path)))
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): export the model again") from error
+    config = read_json(file, limit=_MOST_BYTES, what=AGAIN)
     form = config.get("format") if isinstance(config, dict) else None
     if isinstance(config, dict) and form == FORMAT:
         for key in ("model", "info"):
@@ -91,6 +94,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
             raise ValueError(
                 f"{file} is damaged: its model has no {missing[0]}; export the model again"
             )
+        check_config(file, config)
         return config
     version = re.fullmatch(r"zeta-(\d+)", str(form))
     if version and int(version[1]) > _VERSION:
@@ -135,18 +139,39 @@ def open_export(path: Path | str) -> dict[str, StoredTensor]:
         ValueError: not an export, or some of its files are damaged or missing.
     """
     path = Path(path)
-    stem = read_config(path).get("weights", WEIGHTS)
-    index = path / f"{stem}.safetensors.index.json"
-    files = [f"{stem}.safetensors"]
+    config = read_config(path)
+    tensors: dict[str, StoredTensor] = {}
     try:
-        if index.is_file():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        tensors: dict[str, StoredTensor] = {}
-        for file in files:
+        for file in _weight_files(path, config):
+            check_file(path / file, config)
             tensors |= open_safetensors(path / file)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a whole export ({error}): export again") from error
+    check_depth(path, config["model"], tensors)
     return tensors
+
+
+def _weight_files(path: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files of weights, from their index if there are several."""
+    stem = config.get("weights", WEIGHTS)
+    if stem not in (WEIGHTS, ZETA_WEIGHTS):
+        raise ValueError(f"weights is {str(stem)[:40]!r} in {CONFIG_FILE}")
+    index = path / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        name = f"{stem}.safetensors"
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+        return [name]
+    check_file(index, config)
+    content = read_json(index, limit=_MOST_BYTES, what=AGAIN)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+    if not names or not all(_PART.fullmatch(str(name)) for name in names):  # never a path
+        raise ValueError(f"{index.name} lists no files of weights")
+    for name in names:
+        if not (path / name).is_file():
+            raise ValueError(f"{name} is missing")
+    return names
 
 
 def open_safetensors(path: Path) -> dict[str, StoredTensor]:

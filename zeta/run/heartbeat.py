@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from zeta.files import as_record, read_json
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
     beats = []
     for path in sorted(folder.glob("rank_*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            beats.append(Heartbeat(**{item.name: record[item.name] for item in fields(Heartbeat)}))
+            record = read_json(path, limit=2**20, what="")
+            known = {item.name: record[item.name] for item in fields(Heartbeat)}
+            beats.append(as_record(Heartbeat, known, place=str(path), what=""))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # just being replaced, or from another version: read it next time
     return beats

@@ -60,7 +60,8 @@ class Ledger:
         self._limit = {} if max_epochs is None else {"max_epochs": max_epochs}
         if rank == 0 and world_size is not None:
             for path in sorted(run_dir.ledger.glob("rank_*.jsonl")):
-                if int(path.stem.removeprefix("rank_")) >= world_size:
+                number = path.stem.removeprefix("rank_")
+                if number.isdecimal() and int(number) >= world_size:
                     cut_after(path, resume_step)
         self._file = JsonlFile(run_dir.ledger / f"rank_{rank:05d}.jsonl", resume_step)
 
@@ -112,9 +113,9 @@ class Quarantine:
         """Lines that are not in the file yet, for example on a full disk."""
         self._on_disk = True
         if world.is_main and path.exists():
-            content = path.read_text()
+            content = path.read_text(errors="replace")
             whole = [line for line in content.splitlines() if line.endswith("}")]
-            self._known = {json.loads(line)["sample_id"] for line in whole}
+            self._known = {known for line in whole if (known := _sample_of(line)) is not None}
             if content and not content.endswith("\n"):
                 self._unwritten += b"\n"  # after a line that a kill cut off
 
@@ -160,6 +161,15 @@ class Quarantine:
                 del self._unwritten[: file.write(self._unwritten)]
             if durable:
                 os.fsync(file.fileno())
+
+
+def _sample_of(line: str) -> int | None:
+    """Return the sample of a line of the quarantine; None for a damaged line, which stays there."""
+    try:
+        sample = json.loads(line)["sample_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return sample if isinstance(sample, int) else None
 
 
 class QuarantineNews(NamedTuple):

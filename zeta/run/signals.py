@@ -70,6 +70,12 @@ class StopSignals:
             self._noted = ExitCode.INTERRUPTED
 
 
+def asked_to_stop() -> ExitCode | None:
+    """Return what the entered `StopSignals` of this process has recorded; None: no request."""
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return handler.requested if isinstance(handler, StopSignals) else None
+
+
 def stop_votes(requested: ExitCode | None) -> list[bool]:
     """Return the two numbers that a rank adds to a sum over ranks, so that all agree to stop."""
     return [requested is ExitCode.INTERRUPTED, requested is ExitCode.REQUEUE]

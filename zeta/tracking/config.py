@@ -8,6 +8,10 @@ from zeta.config_field import check_choice, check_range, free
 
 _LONGEST_TAG = 64
 """Most characters that W&B accepts in a tag."""
+_LONGEST_NAMES = {"project": 128, "entity": 128, "group": 128, "job_type": 64}
+"""Most characters that W&B's client or server accepts in a name."""
+_NOT_IN_URLS = "/\\#?%:"
+"""Characters that W&B's client refuses in the name of a project (`Settings.validate_project`)."""
 
 
 @dataclass
@@ -42,6 +46,36 @@ class WandbConfig:
                 raise ValueError(
                     f"tracker.wandb.tags holds {tag!r}; use tags of 1 to {_LONGEST_TAG} characters"
                 )
+
+
+def check_filing(config: WandbConfig) -> None:
+    """Check the names that a run is filed under by W&B's own rules, before the run starts.
+
+    W&B would refuse them at each start and each upload, so that it never had anything of the run.
+
+    Raises:
+        ValueError: a name with characters that W&B does not take, or a too long one.
+    """
+    if config.mode == "disabled":
+        return
+    for name, most in _LONGEST_NAMES.items():
+        text = getattr(config, name)
+        if text is None:
+            continue
+        if len(text) > most:
+            raise ValueError(
+                f"tracker.wandb.{name} has {len(text)} characters; W&B takes {most} at most: "
+                "choose a shorter one"
+            )
+        wrong = [character for character in _NOT_IN_URLS if character in text]
+        if name in ("project", "entity") and wrong:
+            entity, slash, project = config.project.partition("/")
+            both = name == "project" and wrong == ["/"] and "/" not in project and entity and slash
+            fix = f"set tracker.wandb.entity={entity} tracker.wandb.project={project}"
+            raise ValueError(
+                f"tracker.wandb.{name} is {text!r}, which W&B refuses for its {' '.join(wrong)}: "
+                f"{fix if both and project else 'choose a name of letters, digits, - and _'}"
+            )
 
 
 @dataclass

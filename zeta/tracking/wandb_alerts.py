@@ -53,7 +53,8 @@ class Alerts:
         return [alert] if self._may_send(alert.kind, 0.0, now) else []
 
     def _may_send(self, kind: str, value: float, now: float) -> bool:
-        if now - self.memory.get(f"{kind}_at", float("-inf")) < INTERVAL_S:
+        # A clock that was set back must not silence alerts until it is there again.
+        if 0 <= now - self.memory.get(f"{kind}_at", float("-inf")) < INTERVAL_S:
             return False
         self.memory |= {kind: value, f"{kind}_at": now}
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zeta import metric_names as names
-from zeta.files import write_whole_text
+from zeta.files import as_record, read_json, write_whole_text
 from zeta.tracking.sinks import last_logged_steps
 
 AXES = (names.IMAGES_SEEN, names.TOKENS_SEEN)
@@ -91,14 +91,13 @@ def read_state(path: Path) -> WandbState | None:
     Raises:
         ValueError: the file is damaged.
     """
+    what = "remove it, and W&B gets what is logged from then on"
     try:
-        return WandbState(**json.loads(path.read_text(encoding="utf-8")))
+        return as_record(
+            WandbState, read_json(path, limit=2**28, what=what), place=str(path), what=what
+        )
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and W&B gets what is logged from then on"
-        ) from error
 
 
 def begin_state(path: Path, metrics: Path, sessions: Path) -> WandbState:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zeta import metric_names as names
+from zeta.files import as_record
 from zeta.train.config import UNITS, TrainConfig
 from zeta.train.device_clock import DeviceTime
 from zeta.train.engine import StepResult
@@ -45,11 +46,16 @@ class Progress:
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> Progress:
-        """Return the progress that `dataclasses.asdict` made for a checkpoint of any format."""
+        """Return the progress that `dataclasses.asdict` made for a checkpoint of any format.
+
+        Raises:
+            ValueError: a field is missing, not known, or of another type; names it.
+        """
         fields = dict(saved)
         if "window" in fields:  # its name in format 1
             fields["since_log"] = fields.pop("window")
-        return cls(**fields)
+        what = "move this checkpoint away to go on from the one before it"
+        return as_record(cls, fields, place="progress in trainer.json", what=what)
 
     @property
     def steps(self) -> int:

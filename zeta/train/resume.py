@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from zeta.checkpoint.directory import RANKS, check_same_model, read_trainer_state
+from zeta.checkpoint.directory import (
+    RANKS,
+    check_same_model,
+    read_trainer_state,
+    require_entries,
+)
 from zeta.checkpoint.store import CheckpointStore
 from zeta.distributed import World
 from zeta.exit_codes import RunError
@@ -96,6 +101,7 @@ class RunCheckpoints:
                 self._begin_at(model, self.train.init_from)
             return
         saved = read_trainer_state(found)
+        require_entries(found, saved, "progress", "parameters", "world_size", "zero_stage")
         check_same_model(saved["parameters"], parameter_shapes(model), str(found))
         check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
         load_frozen_weights(model, found, self.world)
@@ -114,7 +120,15 @@ class RunCheckpoints:
             self.wandb_run_id = saved.get("wandb_run_id")
             self.console.message(f"continuing from {folder.name}")
         if self._found is not None and saved["world_size"] == self.world.size:
-            restore_random_state(folder / RANKS / f"rank_{self.world.rank:05d}.pt")
+            own = folder / RANKS / f"rank_{self.world.rank:05d}.pt"
+            try:
+                restore_random_state(own)
+            except (KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
+                what = (str(error).splitlines() or [""])[0][:200]
+                raise RunError(
+                    f"{own} holds no random state ({type(error).__name__}: {what}); move {folder} "
+                    "away to go on from the checkpoint before it"
+                ) from error
         else:
             seed_everything(derive_seed(self.train.seed, progress.step, self.world.rank))
         self.saved_step = progress.step

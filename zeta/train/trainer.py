@@ -38,6 +38,7 @@ from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import StepResult, TrainEngine
 from zeta.train.evaluation import HeldOut
 from zeta.train.evaluation_schedule import Validation
+from zeta.train.learned import check_learned
 from zeta.train.resume import RunCheckpoints
 from zeta.train.schedule import build_schedule
 from zeta.train.straggler import Balance
@@ -232,6 +233,7 @@ class Trainer:
             if stop is None and save:
                 self._begin_save()
         if stop is None:
+            check_learned(self.progress, self.run_dir.quarantine, finished=True)
             stop = self._validate(signals, at_end=True)
         return ExitCode.FINISHED if stop is None else stop
 
@@ -407,6 +409,7 @@ class Trainer:
         if progress.step == self.checkpoints.saved_step:
             self.requests.saved()
             return
+        check_learned(progress, self.run_dir.quarantine)
         with self._blocked_by_save():
             states = self.world.gather(dict(self.source.state_after(progress.step - 1)))
             progress.data = merge_states(states)

@@ -159,6 +159,15 @@ def test_a_bad_image_costs_its_own_slot_only(tmp_path: Path, manifest):
     assert rejected[0].key == "s00077"
     assert "shard-001.tar" in rejected[0].shard
     for a, b in zip(good, damaged, strict=True):
+        lost = sum(
+            length
+            for pack in b.packs
+            for length, weight, sample in zip(
+                pack.lengths, pack.weights, pack.sample_ids, strict=False
+            )
+            if weight == 0 and sample >= 0
+        )
+        assert b.num_tokens == a.num_tokens - lost  # what was not decoded was not seen
         for pack, other in zip(a.packs, b.packs, strict=True):
             assert pack.lengths == other.lengths
             same = torch.ones(256, dtype=torch.bool)

@@ -34,6 +34,7 @@ def test_a_new_format_is_written_by_the_command_and_shown_in_its_card(run, tmp_p
     numbers = [float(line) for line in (tmp_path / "out/plain.txt").read_text().split()]
     assert torch.equal(torch.tensor(numbers), weights_of(4)["head.weight"].flatten())
     config = json.loads((tmp_path / "out/config.json").read_text())
+    assert set(config.pop("sha256")) == {"plain.txt"}
     assert config == {"plain": {"classes": CLASSES, "alone": True}}
     card = (tmp_path / "out/README.md").read_text()
     assert "With a text editor: open plain.txt, 16 numbers a class." in card

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import launch.status.audit
 from data_pipeline.shards.build import build_shards
 from data_pipeline.shards.manifest import Manifest
 from launch.recipes.digits import CLASS_NAMES, render_split
@@ -116,3 +117,29 @@ def test_bad_images_in_a_row_end_the_run_with_93(world: Path):
     assert refused.returncode == 93
     assert "1 images in a row could not be used (train.quarantine.max_in_a_row)" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+CORPUS = [
+    b'{"step": null, "lanes": {}, "rejected": []}',
+    b'{"step": true, "lanes": {}, "rejected": []}',
+    b'{"lanes": {}, "rejected": []}',
+    b'{"step": 1, "lanes": [], "rejected": []}',
+    b'{"step": 1, "lanes": {"x": [1, "a"]}, "rejected": []}',
+    b'{"step": 1, "lanes": {"0": [null, "a"]}, "rejected": []}',
+    b'{"step": 1, "lanes": {"0": 7}, "rejected": []}',
+    b'{"step": 1, "lanes": {}, "rejected": ["x"]}',
+    b'{"step": 1, "lanes": {}, "rejected": [], "max_epochs": "two"}',
+    b"[" * 100_000,
+    b"7",
+    b"\xff\xfe",
+    b'{"step": ' + b"9" * 400 + b"}",
+]
+
+
+@pytest.mark.parametrize("line", CORPUS, ids=range(len(CORPUS)))
+def test_a_damaged_line_of_the_ledger_is_named_by_file_and_number(tmp_path, line):
+    path = tmp_path / "rank_00000.jsonl"
+    path.write_bytes(b'{"step": 1, "lanes": {"0": [4, "ab"]}, "rejected": [3]}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"rank_00000\.jsonl line 2 is damaged") as refused:
+        list(launch.status.audit._lines(path, launch.status.audit._is_of_ledger))
+    assert "\n" not in str(refused.value)

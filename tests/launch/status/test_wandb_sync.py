@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 
 import pytest
 
+import launch.status.wandb_sync
 from launch.config.load import load_config, to_yaml
 from launch.run.lock import RunLock, this_owner
 from launch.status.wandb_sync import sync_command, unsent_sessions, wandb_sync
@@ -94,3 +97,15 @@ def test_sessions_are_sent_in_the_order_of_their_start_and_only_once(tmp_path):
     assert command[8:] == [str(path) for path in sessions]
     (sessions[0] / "run-x.wandb.synced").touch()
     assert unsent_sessions(files) == sessions[1:]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_not_hold_up_the_upload(tmp_path, monkeypatch, number):
+    def refuse(stream, operation):
+        raise OSError(number, os.strerror(number))
+
+    files = RunDir(tmp_path)
+    files.wandb_files.mkdir()
+    (files.wandb_files / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert launch.status.wandb_sync._is_sending(files) is False

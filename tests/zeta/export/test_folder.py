@@ -2,14 +2,18 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.zeta.small_models import small
 from tests.zeta.training import ROOT
 from zeta.export.folder import remove_leftovers, whole_directory
+from zeta.export.saving import save_pretrained
+from zeta.models.exported import read_config
 
 _EXPORTING = """
 import sys, time
@@ -118,3 +122,21 @@ def test_a_former_export_is_kept_until_there_is_a_whole_one_again(tmp_path, dead
     assert names_in(tmp_path) == [old.name]
     write_export(tmp_path / "out", "new")
     assert names_in(tmp_path) == ["out"]
+
+
+def test_an_export_in_the_place_of_one_that_is_in_use_succeeds(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    model, arguments = small()
+    save_pretrained(out, model.state_dict(), arguments, {"step": 1})
+    real = shutil.rmtree
+
+    def busy(path, ignore_errors=False, **options):
+        if str(path).endswith("-old"):
+            if ignore_errors:
+                return
+            raise OSError(39, "Directory not empty", str(path))
+        real(path, ignore_errors=ignore_errors, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    save_pretrained(out, model.state_dict(), arguments, {"step": 2})
+    assert read_config(out)["info"] == {"step": 2}

@@ -120,3 +120,18 @@ def test_a_line_that_a_kill_cut_off_does_not_spoil_the_next_one(tmp_path: Path):
 
 def rejected(sample_id: int) -> Rejected:
     return Rejected(sample_id=sample_id, key=f"k{sample_id}", shard="a.tar", reason="truncated")
+
+
+def test_damaged_lines_of_the_quarantine_are_passed_over_and_kept(tmp_path):
+    path = tmp_path / "quarantine.jsonl"
+    lines = [
+        '{"sample_id": 3}',
+        "[}",
+        '{"sample_id": "x"}',
+        "7}",
+        '{"other": 1}',
+        "[" * 10**5 + "}",
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    assert Quarantine(path, World(RankInfo(), torch.device("cpu"))).count == 1
+    assert path.read_text().splitlines() == lines

@@ -48,3 +48,11 @@ def test_a_crash_loop_alerts_once_an_interval_even_over_processes():
 
 def test_a_line_without_numbers_is_no_cause():
     assert _kinds(Alerts(), 0, balance__slowest_host="n1", train__loss="NaN") == []
+
+
+def test_a_clock_that_was_set_back_silences_no_alert():
+    alerts = Alerts()
+    alert = Alert("restart", "title", "text")
+    assert alerts.of_event(alert, now=10_000.0) == [alert]
+    assert alerts.of_event(alert, now=10_001.0) == []
+    assert alerts.of_event(alert, now=5_000.0) == [alert]

@@ -108,3 +108,13 @@ def test_progress_is_read_from_checkpoints_of_today_and_of_format_1():
     assert Progress.from_saved(saved) == progress
     saved["window"] = saved.pop("since_log")  # its name before
     assert Progress.from_saved(saved) == progress
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": None}, {"step": "2"}, {"tokens": [1]}, {"since_log": {"a": "b"}}, {"unknown": 1}],
+)
+def test_a_progress_that_was_rewritten_with_other_types_is_refused_by_field(change):
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=rf"progress in trainer\.json is damaged .*{name}"):
+        Progress.from_saved(asdict(Progress(step=1)) | change)

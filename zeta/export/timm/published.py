@@ -7,7 +7,6 @@ the other position systems.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from zeta.export.timm.published_names import TOWER, named_as_navit
+from zeta.files import read_json
+from zeta.models.export_checks import check_file
 from zeta.models.exported import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import IMAGENET_MEAN, IMAGENET_STD
@@ -119,7 +120,9 @@ def open_timm(source: Path | str | Mapping[str, Tensor]) -> TimmWeights:
         )
     if path.is_file():
         return TimmWeights(open_safetensors(path), {})
-    return TimmWeights(open_safetensors(path / f"{WEIGHTS}.safetensors"), _config(path))
+    config, weights = _config(path), path / f"{WEIGHTS}.safetensors"
+    check_file(weights, config)  # where zeta exported them for timm
+    return TimmWeights(open_safetensors(weights), config)
 
 
 def navit_arguments(
@@ -301,8 +304,5 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         return {}
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
+    config = read_json(file, limit=2**28, what="download or export it again")
     return config if isinstance(config, dict) else {}

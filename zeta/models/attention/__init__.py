@@ -1,5 +1,7 @@
 """Attention within the segments of a packed token sequence, behind one function: `attend`.
 
+Imports the ground of `zeta` only; the back-ends are one file each.
+
 Letters in shape suffixes: T tokens of the sequence, S segments, Q queries, H heads, D channels of
 a head. A segment is one image's run of tokens; no token ever attends outside of its segment.
 
