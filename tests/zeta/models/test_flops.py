@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
-from zeta.models import MegaVit, segment_attention
+from zeta.models import MegaVit
+from zeta.models.attention import segments as segment_attention
 from zeta.models.flops import CountsFlops
 from zeta.models.trainable import freeze
 
