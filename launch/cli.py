@@ -11,9 +11,11 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from data_pipeline.shards.notes import DataWarning
 from launch import errors
 
 Run = Callable[[argparse.Namespace], int]
@@ -65,6 +67,7 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words  # before or after the command
     args = parse_arguments([word for word in words if word != "--debug"])
     run: Run = args.run
+    warnings.formatwarning = _one_line
     try:
         return run(args)
     except BrokenPipeError:  # the reader, such as `head`, has ended
@@ -82,6 +85,15 @@ def entry_point(arguments: Sequence[str] | None = None) -> int:
             how = "; the same command continues from the last checkpoint, if any"
             print(f"zeta: interrupted{how if in_training else ''}", file=sys.stderr)
         return errors.exit_code(error, in_training=in_training)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: object = None
+) -> str:
+    """Return a warning about the user's data as one line, and any other as Python shows it."""
+    if issubclass(category, DataWarning):
+        return f"zeta: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:

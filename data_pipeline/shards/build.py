@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data_pipeline.shards.atomic_file import remove_leftovers, write_atomically
 from data_pipeline.shards.folder import ShardSpec
+from data_pipeline.shards.held_out import split_source
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import write_class_names
@@ -47,6 +48,7 @@ def build_shards(
     seed: int | None = 0,
     labels: bool = True,
     class_names: Sequence[str] | None = None,
+    root: str | Path | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> Manifest:
@@ -61,6 +63,7 @@ def build_shards(
             class; None keeps the order of the source.
         labels: treat the subfolders of an image folder as classes.
         class_names: class map of an in-memory source.
+        root: folder that the files of a table must lie in; by default that of the table.
         workers: number of processes that write and index.
         progress: print progress bars and the counts of skipped files to stderr.
 
@@ -73,7 +76,7 @@ def build_shards(
         OtherSourceError: `out` holds the shards of another source.
     """
     folder = local_path(out, "out")
-    opened = _open(source, labels, class_names)
+    opened = _open(source, labels, class_names, root)
     if progress:
         _report(opened.skipped)
     limits = (max_size_mb * 1e6, max_count)
@@ -90,17 +93,20 @@ def build_split(
     seed: int | None = 0,
     labels: bool = True,
     class_names: Sequence[str] | None = None,
+    root: str | Path | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Manifest]:
     """Write `source` as two sets of shards, `out`/train and `out`/val, and index them.
 
-    A hash of its key alone decides whether a sample is held out: another order, or more images in
-    the source, move no sample between the sets. Each set has at least one image.
+    A hash of its key decides whether a sample is held out, and samples of one picture (rows of a
+    table that name one file, or files with equal bytes) fall on one side, by the first of their
+    keys: another order, or more pictures in the source, move no sample between the sets. Each set
+    has at least one image.
 
     Args:
-        source, out, max_size_mb, max_count, seed, labels, class_names, workers, progress: see
-            `build_shards`.
+        source, out, max_size_mb, max_count, seed, labels, class_names, root, workers, progress:
+            see `build_shards`.
         val_share: share of the samples that is held out, above 0 and below 1.
 
     Returns:
@@ -117,37 +123,16 @@ def build_split(
             f"{folder} holds shards that were built without a held-out share; choose another "
             "folder, or delete this one"
         )
-    opened = _open(source, labels, class_names)
+    opened = _open(source, labels, class_names, root)
     if progress:
         _report(opened.skipped)
     limits = (max_size_mb * 1e6, max_count)
     manifests = {}
-    for name, part in _split(opened, val_share).items():
+    for name, part in split_source(opened, val_share).items():
         if progress:
             print(f"{name}: {len(part.samples):,} samples", file=sys.stderr)
         manifests[name] = _build(part, folder / name, limits, seed, workers, progress)
     return manifests
-
-
-def _split(source: Source, val_share: float) -> dict[str, Source]:
-    """Return the samples to train on and those to hold out, by a hash of their keys."""
-    if len(source.samples) < 2:
-        raise ValueError("the source holds one image, so none can be held out: add more images")
-    share_of = {sample.key: _hash_share(sample.key) for sample in source.samples}
-    low, high = min(share_of, key=share_of.__getitem__), max(share_of, key=share_of.__getitem__)
-    val = {key for key, share in share_of.items() if share < val_share} - {high} | {low}
-    train = [sample for sample in source.samples if sample.key not in val]
-    held_out = [sample for sample in source.samples if sample.key in val]
-    return {
-        "train": replace(source, samples=train),
-        "val": replace(source, samples=held_out, skipped=Counter()),
-    }
-
-
-def _hash_share(key: str) -> float:
-    """Return a number in [0, 1) that depends on the key alone."""
-    digest = hashlib.blake2b(key.encode(), person=b"zeta val", digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 def _build(
@@ -183,9 +168,10 @@ def _open(
     source: ShardSpec | Iterable[tuple[str, Mapping[str, bytes]]],
     labels: bool,
     class_names: Sequence[str] | None,
+    root: str | Path | None,
 ) -> Source:
     if isinstance(source, str | Path):
-        return open_source(source, labels=labels)
+        return open_source(source, labels=labels, root=root)
     paths: list[str | Path] = []
     pairs: list[tuple[str, Mapping[str, bytes]]] = []
     for number, item in enumerate(source):

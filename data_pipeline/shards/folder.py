@@ -95,7 +95,7 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
     Raises:
         ValueError: a part of the spec, named in the error, matches nothing or cannot be read.
     """
-    found: dict[str, None] = {}
+    found: dict[object, str] = {}
     for text in spec_parts(spec):
         try:
             resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
@@ -103,8 +103,14 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
             raise ValueError(
                 f"{error.filename or text} cannot be read: {error.strerror}; make it readable"
             ) from error
-        found.update(dict.fromkeys(resolved))
-    return list(found)
+        for shard in resolved:
+            found.setdefault(_identity(shard), shard)
+    return list(found.values())
+
+
+def _identity(shard: str) -> object:
+    """Return a mark that is equal for all spellings of one file."""
+    return shard if remote.is_remote(shard) else os.path.realpath(shard)
 
 
 def spec_parts(spec: ShardSpec) -> list[str]:

@@ -50,6 +50,7 @@ from data_pipeline.shards.sample import (
     labels_in_json,
     parse_labels,
     pick_image,
+    pick_roles,
     suffix_of,
 )
 from data_pipeline.shards.tar_reader import Member, iter_samples
@@ -170,15 +171,16 @@ def _examine(
     image = by_suffix[pick_image(by_suffix)]
     header = read_header(_within(read_at, image), image.nbytes)
     targets = _Targets()
-    if "cls" in by_suffix:
-        targets.labels = parse_labels(_content(read_at, by_suffix["cls"]), class_names)
-    if "txt" in by_suffix:
-        targets.captioned = by_suffix["txt"].nbytes > 0
-    if "json" in by_suffix and not {"cls", "txt"} <= by_suffix.keys():
-        content = _content(read_at, by_suffix["json"])
-        if "cls" not in by_suffix:
+    roles = {role: by_suffix[suffix] for role, suffix in pick_roles(by_suffix).items()}
+    if "cls" in roles:
+        targets.labels = parse_labels(_content(read_at, roles["cls"]), class_names)
+    if "txt" in roles:
+        targets.captioned = roles["txt"].nbytes > 0
+    if "json" in roles and not {"cls", "txt"} <= roles.keys():
+        content = _content(read_at, roles["json"])
+        if "cls" not in roles:
             targets.labels = labels_in_json(content, class_names)
-        if "txt" not in by_suffix:
+        if "txt" not in roles:
             targets.captioned = _is_captioned(content)
     return header, targets
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from enum import IntFlag
 from pathlib import Path
@@ -17,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.shards.atomic_file import write_atomically
+from zeta.files import as_record, read_json, read_json_lines
 
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "manifest_rejected.jsonl"
 CLASSES_NAME = "classes.json"
+_MAX_JSON = 2**30
 VERSION = 1
 READER = 2
 """Version of the code that reads samples. Reader 1 took lists of labels for errors, and read
@@ -98,23 +101,37 @@ def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
     Raises:
         ValueError: the index is damaged.
     """
+    path, what = folder / MANIFEST_NAME, f"delete it and type `zeta shards index {folder}`"
     try:
-        text = (folder / MANIFEST_NAME).read_text("utf-8")
+        content = read_json(path, limit=_MAX_JSON, what=what)
     except FileNotFoundError:
         return None
     try:
-        content = json.loads(text)
         if content["version"] != VERSION:
             return None
-        entries = [ShardEntry(**entry) for entry in content["shards"]]
-        samples = np.load(folder / content["samples"], mmap_mode="r", allow_pickle=False)
-        if samples.dtype != SAMPLE_DTYPE or len(samples) != sum(e.count for e in entries):
-            raise ValueError("the array does not match the list")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(
-            f"{folder / MANIFEST_NAME} is damaged ({error}); delete it and type "
-            f"`zeta shards index {folder}`"
-        ) from error
+        listed, name = content["shards"], content["samples"]
+        if not isinstance(listed, list) or not re.fullmatch(r"manifest-[0-9a-f]{16}\.npy", name):
+            raise ValueError("it lists no shards, or no array beside it")
+        samples = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+        if samples.dtype != SAMPLE_DTYPE or samples.ndim != 1:
+            raise ValueError(f"{name} holds no samples")
+    except Exception as error:  # damaged arrays raise errors of many kinds
+        raise ValueError(f"{path} is damaged ({error}); {what}") from error
+    entries = [
+        as_record(ShardEntry, entry, place=f"{path} shard {number}", what=what)
+        for number, entry in enumerate(listed)
+    ]
+    first = 0
+    for entry in entries:
+        rows = samples[first : first + entry.count] if entry.count >= 0 else samples[:0]
+        if len(rows) != entry.count or hashlib.sha256(rows.tobytes()).hexdigest() != entry.digest:
+            raise ValueError(
+                f"{path} is damaged (the rows of {entry.name} in {name} are not those that were "
+                f"written); {what}"
+            )
+        first += entry.count
+    if first != len(samples):
+        raise ValueError(f"{path} is damaged (the array does not match the list); {what}")
     return entries, samples
 
 
@@ -139,13 +156,16 @@ def write_entries(
 def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
     """Return the lines of the rejected list of a folder, by name of shard."""
     lines: dict[str, list[RejectedLine]] = {}
+    path, what = (
+        folder / REJECTED_NAME,
+        f"delete manifest.json and type `zeta shards index {folder}`",
+    )
     try:
-        text = (folder / REJECTED_NAME).read_text("utf-8")
+        for place, record in read_json_lines(path, limit=_MAX_JSON, what=what):
+            line = as_record(RejectedLine, record, place=place, what=what)
+            lines.setdefault(line.shard, []).append(line)
     except FileNotFoundError:
         return lines
-    for record in text.splitlines():
-        line = RejectedLine(**json.loads(record))
-        lines.setdefault(line.shard, []).append(line)
     return lines
 
 

@@ -219,4 +219,5 @@ def _options(protocol: str) -> dict[str, Any]:
 
     # A stalled connection counts as broken; a slow one that still progresses does not.
     timeout = ClientTimeout(total=None, sock_connect=_STALL_S, sock_read=_STALL_S)
-    return {"client_kwargs": {"timeout": timeout}}
+    # Proxies of the environment, as curl and pip use them: often there is no other way out.
+    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}

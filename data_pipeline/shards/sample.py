@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 IMAGE_SUFFIXES = (
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2", "ppm", "image", "img",
+    "jfif", "jpe", "pgm", "pnm", "pbm",
 )  # fmt: skip
 """Suffixes that mark the image of a sample, the preferred one first."""
 
@@ -23,6 +24,8 @@ _INTEGER = re.compile(r"[0-9]{1,10}")
 _SEPARATOR = re.compile(r"[\s,]+")
 _INTEGERS = re.compile(r"[0-9]{1,10}([\s,]+[0-9]{1,10})+")
 _MAX_LABEL = 2**31 - 1
+_MOST_LABELS = 10_000
+_MAX_LABEL_BYTES = 2**20
 
 
 class SampleError(ValueError):
@@ -50,10 +53,11 @@ class Sample:
         Raises:
             SampleError: the labels are malformed.
         """
-        if "cls" in self.members:
-            return parse_labels(self.members["cls"], class_names)
-        if "json" in self.members:
-            return labels_in_json(self.members["json"], class_names)
+        roles = pick_roles(self.members)
+        if "cls" in roles:
+            return parse_labels(self.members[roles["cls"]], class_names)
+        if "json" in roles:
+            return labels_in_json(self.members[roles["json"]], class_names)
         return None
 
     @property
@@ -63,13 +67,14 @@ class Sample:
         Raises:
             SampleError: the text is not UTF-8.
         """
-        if "txt" in self.members:
+        roles = pick_roles(self.members)
+        if "txt" in roles:
             try:
-                text = self.members["txt"].decode("utf-8")
+                text = self.members[roles["txt"]].decode("utf-8")
             except UnicodeDecodeError as error:
                 raise SampleError(f"caption is not UTF-8 (byte {error.start})") from None
             return text if text.strip() else None
-        return caption_in_json(self.members["json"]) if "json" in self.members else None
+        return caption_in_json(self.members[roles["json"]]) if "json" in roles else None
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -100,6 +105,56 @@ def pick_image(suffixes: Iterable[str]) -> str:
 
 
 _RANK = {suffix: rank for rank, suffix in enumerate(IMAGE_SUFFIXES)}
+_ROLES = ("cls", "txt", "json")
+
+
+def pick_roles(suffixes: Iterable[str]) -> dict[str, str]:
+    """Return the suffix of the label (cls), caption (txt) and facts (json), as far as they exist.
+
+    The plain suffix comes first. A key with dots (``photo.v2.jpg``, ``photo.v2.txt``) leaves none:
+    then it is the member beside the image (``v2.txt`` for ``v2.jpg``), or the only label or
+    caption (``output.cls`` for ``input.jpg``). Facts of another name may be anything.
+    """
+    listed = tuple(suffixes)
+    roles = {role: role for role in _ROLES if role in listed}
+    dotted = [s for s in listed if "." in s and s.rpartition(".")[2] in _ROLES]
+    if not dotted:
+        return roles
+    try:
+        stem = pick_image(listed).rpartition(".")[0]
+    except SampleError:
+        stem = ""
+    for role in _ROLES:
+        named = [suffix for suffix in dotted if suffix.endswith(f".{role}")]
+        beside = f"{stem}.{role}"
+        if role in roles or not named:
+            continue
+        if beside in named:
+            roles[role] = beside
+        elif len(named) == 1 and role != "json":
+            roles[role] = named[0]
+    return roles
+
+
+def unread_members(suffixes: Iterable[str]) -> dict[str, int]:
+    """Return the number of images, labels and captions that nobody reads, by kind.
+
+    The members of several samples whose keys hold dots look like one sample.
+    """
+    listed = list(suffixes)
+    images = [suffix for suffix in listed if suffix.rpartition(".")[2] in _RANK]
+    targets = [suffix for suffix in listed if suffix.rpartition(".")[2] in _ROLES[:2]]
+    if len(images) < 2 and len(targets) < 2:
+        return {}
+    plain = any("." not in suffix for suffix in images)
+    unread = len(targets) - sum(role in _ROLES[:2] for role in pick_roles(listed))
+    counts = {BESIDE_PLAIN if plain else BESIDE: len(images) - 1, UNREAD_TARGETS: unread}
+    return {kind: count for kind, count in counts.items() if count > 0}
+
+
+BESIDE = "image beside the one that is used, under one key: do keys hold dots?"
+BESIDE_PLAIN = "image with a longer suffix beside the one that is used, such as a mask"
+UNREAD_TARGETS = "label or caption that is not read, because its key has several"
 
 
 def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...]:
@@ -111,11 +166,13 @@ def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int
     Raises:
         SampleError: the member is malformed, or names a class that does not exist.
     """
+    if len(content) > _MAX_LABEL_BYTES:
+        raise SampleError(f"label of {len(content)} bytes; at most {_MAX_LABEL_BYTES} are read")
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError:
         raise SampleError("label is not UTF-8") from None
-    if text.startswith("[") and text not in (class_names or ()):
+    if text.startswith("[") and text not in _positions(class_names or ()):
         try:
             return _label_set(json.loads(text), class_names)
         except (ValueError, RecursionError) as error:
@@ -141,9 +198,23 @@ def parse_label(value: str | int, class_names: Sequence[str] | None) -> int:
         return label
     if class_names is None:
         raise SampleError(f"label {text[:80]!r} is a name, but there is no classes.json")
-    if text not in class_names:
+    label_of = _positions(class_names)
+    if text not in label_of:
         raise SampleError(f"label {text[:80]!r} is a name that is not in classes.json")
-    return class_names.index(text)
+    return label_of[text]
+
+
+_known: tuple[Sequence[str], dict[str, int]] = ((), {})
+
+
+def _positions(class_names: Sequence[str]) -> dict[str, int]:
+    """Return the index of each name; kept for the next call, which has the same names."""
+    global _known
+    names, positions = _known
+    if names is not class_names:
+        positions = {name: index for index, name in enumerate(class_names)}
+        _known = class_names, positions
+    return positions
 
 
 def labels_in_json(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...] | None:
@@ -186,6 +257,8 @@ def caption_in_json(content: bytes) -> str | None:
 def _label_set(values: object, class_names: Sequence[str] | None) -> tuple[int, ...]:
     if not isinstance(values, list):
         raise SampleError(f"label is a {type(values).__name__}, not an integer, name or list")
+    if len(values) > _MOST_LABELS:
+        raise SampleError(f"{len(values)} labels; an image has at most {_MOST_LABELS}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int | str):
             what = type(value).__name__

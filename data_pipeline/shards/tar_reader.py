@@ -20,7 +20,18 @@ from data_pipeline.shards.sample import Sample, split_name
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
 _MAX_EXTENDED = 2**20  # bytes of a PAX or long-name header; real ones have a few hundred
+_LONGEST_SIZE = 4000  # digits; Python refuses to read numbers of more than 4300
 _CHUNK = 2**20
+_COMPRESSED = (
+    b"\x1f\x8b",  # gzip
+    b"\xfd7zXZ\0",
+    b"BZh",
+    b"\x28\xb5\x2f\xfd",  # zstd
+    b"\x04\x22\x4d\x18",  # lz4
+    b"PK\x03\x04",  # zip
+    b"7z\xbc\xaf\x27\x1c",
+)
+"""First bytes of compressed files."""
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
@@ -181,9 +192,10 @@ def iter_members(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
         TarError: the archive is malformed, truncated (even between two entries: without the
             end-of-archive marker nobody knows what is missing) or followed by other data.
     """
-    start = read_at(0, 6)
-    if start[:2] == b"\x1f\x8b" or start == b"\xfd7zXZ\0" or start[:3] == b"BZh":
-        raise TarError(shard, 0, "the shard is compressed; shards must be plain .tar files")
+    start = read_at(0, BLOCK)
+    if start.startswith(_COMPRESSED) and not (len(start) == BLOCK and _checksum_holds(start)):
+        what = "the shard is compressed; samples are read at any place: unpack it to a plain .tar"
+        raise TarError(shard, 0, what)
     end = 0
     for member in _walk(read_at, nbytes, shard):
         end = member.end
@@ -212,11 +224,7 @@ def _walk(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[Member]:
             raise TarError(shard, offset, "this is not a tar header")
         kind, size = header[156:157], _number(header[124:136])
         if "size" in extended:
-            size = (
-                int(extended["size"])
-                if extended["size"].isascii() and extended["size"].isdigit()
-                else -1
-            )
+            size = _decimal(extended["size"])
         if kind not in _WITHOUT_DATA and not 0 <= size <= nbytes - offset - BLOCK:
             what = "negative or unreadable size" if size < 0 else "the shard is cut inside an entry"
             raise TarError(shard, offset, what)
@@ -295,6 +303,13 @@ def _number(field: bytes) -> int:
         return int(digits, 8) if b"_" not in digits else -1
     except ValueError:
         return -1 if digits else 0
+
+
+def _decimal(text: str) -> int:
+    """Return the number in a PAX record; -1 if it is none, or larger than any file."""
+    if not text.isascii() or not text.isdigit() or len(text) > _LONGEST_SIZE:
+        return -1
+    return int(text)
 
 
 def _name(header: bytes) -> str:

@@ -61,9 +61,14 @@ def add_parser(subparsers: Subparsers) -> None:
         type=float,
         metavar="X",
         help="hold out this share of the images, such as 0.05: they are written to OUT/val, the "
-        "others to OUT/train",
+        "others to OUT/train; a picture is on one side with all its rows and copies",
     )
     build.add_argument("--no-labels", action="store_true", help="write no classes")
+    build.add_argument(
+        "--root",
+        metavar="DIR",
+        help="folder that the files of a table must lie in (default: that of the table)",
+    )
     add_workers(build)
     add_json(build)
     index = add_command(
@@ -87,6 +92,7 @@ def run_build(args: argparse.Namespace) -> int:
         "max_count": args.max_count,
         "seed": None if args.no_shuffle else args.seed,
         "labels": not args.no_labels,
+        "root": args.root,
         "workers": args.workers,
         "progress": not args.json,
     }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from data_pipeline.config import (
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.sampling import token_grids
 from data_pipeline.shards.manifest import Manifest, WeightedSource
+from data_pipeline.shards.notes import warn
 from zeta.models.config import takes_one_size
 from zeta.packed import PackedBatch, StepPacks, StepSource
 
@@ -192,19 +194,47 @@ def class_map(
         raise ValueError("no image in the shards has a class label to compare with")
     names = manifest.class_names
     if trained is not None and names is not None:
-        unknown = [name for name in names if name not in trained]
+        # A name may be spelled in two forms of Unicode that look alike.
+        index_of = {unicodedata.normalize("NFC", name): i for i, name in enumerate(trained)}
+        classes = [index_of.get(unicodedata.normalize("NFC", name)) for name in names]
+        unknown = [name for name, index in zip(names, classes, strict=True) if index is None]
         if unknown:
             raise ValueError(
                 f"class {unknown[0]!r} of the shards is none of {whose} {len(trained)} "
                 f"classes: {', '.join(list(trained)[:10])}{', ...' if len(trained) > 10 else ''}"
             )
-        return [list(trained).index(name) for name in names]
+        return [index for index in classes if index is not None]
+    _check_half_named(trained, manifest, whose)
     if manifest.highest_label >= num_classes:
         raise ValueError(
             f"the shards hold the class index {manifest.highest_label}, but the model has only "
             f"{num_classes} classes"
         )
     return list(range(num_classes))
+
+
+def _check_half_named(trained: Sequence[str] | None, manifest: Manifest, whose: str) -> None:
+    """Warn if only one side names its classes, so that labels are compared by index alone.
+
+    Raises:
+        ValueError: the names are numbers that are not their indices ("10" before "2", in the order
+            of text), so that nearly every label would be compared with another one.
+    """
+    names = manifest.class_names if trained is None else trained
+    if names is None:
+        return
+    sides = (f"{whose} classes", "those of the shards")
+    if trained is None:
+        sides = ("the classes of the shards", f"{whose} classes")
+    told = f"{sides[0]} have names (classes.json), and {sides[1]} do not"
+    wrong = next((n for i, n in enumerate(names) if n.isdecimal() and int(n) != i), None)
+    if wrong is not None and all(name.isdecimal() for name in names):
+        raise ValueError(
+            f"{told}: the class named {wrong} has the index {list(names).index(wrong)}, so labels "
+            "would be mixed up; build both from tables with the same kind of labels, or put the "
+            "same classes.json beside both and index them again"
+        )
+    warn(f"{told}: their labels are compared by index")
 
 
 class Relabelled:

@@ -289,7 +289,8 @@ def key_sets(parts: dict[str, Manifest]) -> dict[str, set[str]]:
 
 
 def in_memory(count: int) -> list[tuple[str, dict[str, bytes]]]:
-    return [(f"{i:05d}", {"jpg": jpeg(8, 8, 0), "cls": b"%d" % (i % 3)}) for i in range(count)]
+    image = jpeg(8, 8, 0)  # with a tail that decoders pass over, so that no two are equal
+    return [(f"{i:05d}", {"jpg": image + b"%d" % i, "cls": b"%d" % (i % 3)}) for i in range(count)]
 
 
 def test_a_share_is_held_out_by_key_whatever_the_order_and_what_else_there_is(tmp_path):
@@ -330,3 +331,59 @@ def test_a_split_that_cannot_be_is_refused(tmp_path):
         build_shards(in_memory(30), tmp_path / "split")
     with pytest.raises(ValueError, match="split/train, or another folder in it"):
         Manifest.open(str(tmp_path / "split"))
+
+
+def pictures(folder: Path) -> set[bytes]:
+    """Return the bytes of the images in the shards of a folder."""
+    found = set()
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found |= {tar.extractfile(m).read() for m in tar if m.name.endswith((".jpg", ".png"))}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["rows", "copies", "links"])
+def test_a_picture_is_held_out_with_all_its_rows_and_copies(tmp_path, kind):
+    """Five captions an image, one row each, as the tables of COCO and Flickr30k have them."""
+    source = tmp_path / "src"
+    source.mkdir()
+    rows = []
+    for number in range(20):
+        for copy in range(5):
+            path = source / f"{number}_{copy if kind != 'rows' else 0}.jpg"
+            if kind == "links" and copy:
+                path.unlink(missing_ok=True)
+                path.symlink_to(source / f"{number}_0.jpg")
+            else:
+                path.write_bytes(jpeg(seed=number) + bytes(10_000) + b"%03d" % number)
+            rows.append(f"{path.name},caption {copy} of picture {number}\n")
+    table = source / "t.csv"
+    table.write_text("path,caption\n" + "".join(rows))
+    parts = build_split(table, tmp_path / "out", 0.3)
+    train, val = pictures(tmp_path / "out/train"), pictures(tmp_path / "out/val")
+    assert not train & val
+    assert len(train) + len(val) == 20
+    assert 2 <= len(val) <= 11
+    assert sum(len(part.samples) for part in parts.values()) == 100
+    # Copies of equal length and ends, that differ in between, are other pictures.
+    for number in range(20):
+        (source / f"{number}_0.jpg").write_bytes(
+            jpeg() + bytes(8192) + b"%03d" % number + bytes(8192)
+        )
+    split = build_split(source, tmp_path / "other", 0.3)
+    assert sum(len(pictures(tmp_path / "other" / name)) for name in split) == (
+        40 if kind == "copies" else 20
+    )
+
+
+def test_one_picture_in_many_samples_cannot_be_split(tmp_path):
+    with pytest.raises(ValueError, match="one image, in several samples"):
+        build_split([("a", {"jpg": jpeg()}), ("b", {"jpg": jpeg()})], tmp_path / "out", 0.5)
+
+
+def test_shards_are_written_to_local_folders_only(images, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="s3://b/r is remote; build the shards in a local folder"):
+        build_shards(images, "s3://b/r")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    build_shards(images, "~/out")
+    assert shards_in(tmp_path / "out")

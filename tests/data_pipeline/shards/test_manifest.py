@@ -220,3 +220,38 @@ def test_unfinished_shards_are_not_named_by_their_folder(folder):
     (folder / ".train-9.tar.123.tmp").write_bytes(b"")
     (folder / ".hidden.tar").write_bytes(b"")
     assert len(resolve_shards(folder)) == 3
+
+
+def test_a_shard_with_two_spellings_counts_once(tmp_path, monkeypatch):
+    folder = tmp_path / "s"
+    write_shard(folder / "a.tar", labelled(3))
+    index_shards(folder)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for spec in (["s", str(folder)], ["s", "./s"], ["s", "link"]):
+        assert len(Manifest.open(spec).samples) == 3
+
+
+def test_a_flipped_bit_in_the_index_array_is_found_at_open_and_by_the_index(tmp_path):
+    write_shard(tmp_path / "a.tar", labelled(3))
+    index_shards(tmp_path)
+    (array,) = tmp_path.glob("manifest-*.npy")
+    whole = array.read_bytes()
+    for content in (whole[:-3] + b"\x01" + whole[-2:], b"", whole[:-24], b"PK\x03\x04" + whole):
+        array.write_bytes(content)
+        for use in (Manifest.open, index_shards):
+            with pytest.raises(
+                ValueError, match=r"manifest.json is damaged .*; delete it and type"
+            ):
+                use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"[]", b"\xff", b'{"version": 1, "shards": 3}']
+)
+def test_a_damaged_manifest_is_one_line(tmp_path, content):
+    write_shard(tmp_path / "a.tar", labelled(3))
+    index_shards(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest.json is damaged .*; delete it and type"):
+        Manifest.open(tmp_path)

@@ -136,3 +136,31 @@ def test_captions_hold_any_unicode_and_nothing_else():
         _ = Sample("k", {"json": b'{"caption": "\\ud800"}'}).caption
     with pytest.raises(SampleError, match=r"caption is not UTF-8 \(byte 2\)"):
         _ = Sample("k", {"txt": b"ab\xff"}).caption
+
+
+@pytest.mark.parametrize(
+    ("members", "label"),
+    [
+        ({"20.30.jpg": b"", "20.30.cls": b"1"}, (1,)),  # a key with dots
+        ({"input.jpg": b"", "output.cls": b"2"}, (2,)),
+        ({"a.jpg": b"", "a.cls": b"3", "b.jpg": b"", "b.cls": b"4"}, (3,)),
+        ({"jpg": b"", "a.cls": b"3", "b.cls": b"4"}, None),  # nobody can tell which
+        ({"jpg": b"", "meta.json": b'{"label": 5}'}, None),
+        ({"v2.jpg": b"", "v2.json": b'{"label": 5}'}, (5,)),
+    ],
+)
+def test_the_only_label_beside_the_only_image_is_its_label(members, label):
+    assert Sample("k", members).labels(None) == label
+
+
+def test_the_caption_of_a_key_with_dots_is_read():
+    assert Sample("photo", {"v2.jpg": b"", "v2.txt": b"a cat"}).caption == "a cat"
+
+
+def test_a_label_of_a_million_names_ends_soon_with_its_reason():
+    names = tuple(f"class {n}" for n in range(21_000))
+    many = ("[" + ",".join(['"class 20999"'] * 60_000) + "]").encode()
+    with pytest.raises(SampleError, match="60000 labels; an image has at most"):
+        parse_labels(many, names)
+    with pytest.raises(SampleError, match="bytes; at most"):
+        parse_labels(b"x" * 2**21, names)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.shards.notes import DataWarning
 from data_pipeline.shards.sources import FilePart, SourceSample, from_memory, open_source
 from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
 
@@ -125,7 +128,7 @@ def test_a_csv_of_paths_names_and_captions(tmp_path):
         '\ufeffpath,label,caption\n../img/1.jpg,dog,"a, b\n世界"\n../img/2.png,cat,\n'
         f"{elsewhere},,\ngone.jpg,dog,\n".encode(),
     )
-    source = open_source(table)
+    source = open_source(table, root=tmp_path)
     assert source.class_names == ("cat", "dog")
     assert [(s.key, s.members.get("cls"), s.members.get("txt")) for s in source.samples] == [
         ("img/1", b"1", "a, b\n世界".encode()),
@@ -157,12 +160,179 @@ def test_captions_keep_every_unicode_character(tmp_path):
         assert stored == expected
 
 
-@pytest.mark.parametrize("label", ["-1", "1.0", "+3", "2e3"])
+@pytest.mark.parametrize("label", ["-1", "1.0", "+3", "2e3", "inf", "2147483648", "9" * 5000])
 def test_a_number_that_is_no_class_index_does_not_turn_indices_into_names(tmp_path, label):
     put(tmp_path / "1.jpg")
     table = put(tmp_path / "t.csv", f"path,label\n1.jpg,10\n1.jpg,{label}\n".encode())
     with pytest.raises(ValueError, match=rf"has the label {re.escape(label)}; labels must be"):
         open_source(table)
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        (["1", "nan", "3"], "line 3 has the label nan, which stands for a missing value"),
+        (["cat", "dog", "None"], "line 4 has the label None, which stands for a missing value"),
+        (["1", "N/A"], "line 3 has the label N/A"),
+        (["1", "", "NULL"], "line 4 has the label NULL"),
+        (["<NA>"], "line 2 has the label <NA>"),
+        (["1", "2", "cat"], "line 2 has the label 1, a number, and line 4 the label cat, a name"),
+        (["cat", "1.5"], "line 3 has the label 1.5, a number, and line 2 the label cat"),
+    ],
+)
+def test_one_label_of_another_kind_does_not_renumber_the_others(tmp_path, labels, fault):
+    put(tmp_path / "1.jpg")
+    csv = put(
+        tmp_path / "t.csv", ("path,label\n" + "".join(f"1.jpg,{x}\n" for x in labels)).encode()
+    )
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        open_source(csv)
+    lines = [json.dumps({"path": "1.jpg", "label": x}) for x in labels]
+    table = put(tmp_path / "t.jsonl", "\n".join(lines).encode())
+    with pytest.raises(ValueError, match="has the label"):
+        open_source(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        ("path,label,caption\n1.jpg,3,a cat, asleep\n", "line 2 has 4 values under a header of 3"),
+        ("path,label\n1.jpg\n", "line 2 has 1 values under a header of 2"),
+        (
+            'path,caption\n1.jpg,"a cat\n1.jpg,a dog\n1.jpg,a cow\n',
+            "line 4 is not CSV: unexpected end",
+        ),
+        ("path,label,label\n1.jpg,1,2\n", "two columns label"),
+    ],
+)
+def test_rows_that_would_lose_a_value_or_the_rows_after_them_are_refused(tmp_path, table, fault):
+    put(tmp_path / "1.jpg")
+    with pytest.raises(ValueError, match=fault):
+        open_source(put(tmp_path / "t.csv", table.encode()))
+
+
+def test_the_keys_of_json_lines_are_found_whatever_their_case(tmp_path):
+    put(tmp_path / "1.jpg")
+    rows = [{"Path": "1.jpg", "Label": 7, "caption": "x"}]
+    table = put(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert listing(open_source(table)) == {"1": b"7"}
+    table = put(tmp_path / "t.jsonl", b'{"path": "1.jpg", "label": 1, "Label": 2}')
+    with pytest.raises(ValueError, match="line 1 has a key twice"):
+        open_source(table)
+
+
+def test_a_table_reads_no_file_outside_its_folder_unless_asked(tmp_path):
+    secret = put(tmp_path / "secret/key.jpg")
+    put(tmp_path / "t/in/1.jpg")
+    (tmp_path / "t/link").symlink_to(tmp_path / "secret")
+    (tmp_path / "t/in/2.jpg").symlink_to(secret)
+    for path in (
+        str(secret),
+        "../secret/key.jpg",
+        "in/../../secret/key.jpg",
+        "link/key.jpg",
+        "in/2.jpg",
+    ):
+        table = put(tmp_path / "t/t.csv", f"path,label\nin/1.jpg,0\n{path},1\n".encode())
+        with pytest.raises(ValueError, match=r"line 3 names .* outside .*--root") as raised:
+            open_source(table)
+        assert f"--root {tmp_path}`" in str(raised.value)
+        assert len(open_source(table, root=tmp_path).samples) == 2
+
+
+def test_a_table_takes_no_file_that_is_no_image_by_name_and_content(tmp_path):
+    put(tmp_path / "passwd", b"root:x:0:0:root:/root:/bin/bash\n")
+    put(tmp_path / "photo", jpeg())
+    source = open_source(put(tmp_path / "t.csv", b"path,label\npasswd,0\nphoto,1\n"))
+    assert listing(source) == {"photo": b"1"}
+    assert source.skipped == {"row whose file is no image, by its name and its content": 1}
+
+
+def test_files_of_several_rows_are_said_and_so_are_their_conflicts(tmp_path):
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        put(tmp_path / name)
+    table = put(tmp_path / "t.csv", b"path,label\n1.jpg,0\n./1.jpg,0\n2.jpg,0\n2.jpg,1\n3.jpg,1\n")
+    with pytest.warns(DataWarning) as told:
+        open_source(table)
+    first, second = (str(each.message) for each in told)
+    assert first.startswith(f"2 files are named in several rows of {table} (4 rows)")
+    assert second.startswith(
+        f"1 of them has different labels in different rows, as {tmp_path}/2.jpg"
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg"), "train, val"),
+        (("Train/cat/1.jpg", "Test/1.jpg"), "Test, Train"),
+        (("train/cat/1.jpg", "train/dog/1.jpg"), "train"),
+        (("train/cat/1.jpg", "valid/cat/1.jpg", "extra/1.jpg"), "train, valid"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, files, splits):
+    for name in files:
+        put(tmp_path / name)
+    with pytest.raises(ValueError, match=f"the folders {splits} of .* look like splits"):
+        open_source(tmp_path)
+    assert open_source(tmp_path, labels=False).class_names is None
+
+
+def test_classes_may_have_the_name_of_a_split(tmp_path):
+    for name in ("train/1.jpg", "bus/1.jpg", "test/1.jpg"):
+        put(tmp_path / name)
+    assert open_source(tmp_path).class_names == ("bus", "test", "train")
+
+
+def test_class_folders_whose_names_cannot_be_written_are_named_before_anything_is(tmp_path):
+    for name in (b"b\xe9te", b"b\xe8te"):
+        put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/src/" + name)) / "1.jpg")
+    with pytest.raises(ValueError, match=r"b'b\\xe8te' and b'b\\xe9te', whose names are not UTF-8"):
+        open_source(tmp_path / "src")
+
+
+def test_classes_that_look_alike_are_refused(tmp_path):
+    for form in ("NFC", "NFD"):
+        put(tmp_path / "src" / unicodedata.normalize(form, "café") / "1.jpg")
+    with pytest.raises(ValueError, match=r"look alike, '.*' and '.*'.*two forms of Unicode"):
+        open_source(tmp_path / "src")
+    put(tmp_path / "1.jpg")
+    rows = "".join(f"1.jpg,{unicodedata.normalize(form, 'café')}\n" for form in ("NFC", "NFD"))
+    with pytest.raises(ValueError, match="look alike"):
+        open_source(put(tmp_path / "t.csv", f"path,label\n{rows}".encode()))
+
+
+def test_images_that_are_left_out_with_their_folder_are_said(tmp_path):
+    for name in ("cat/1.jpg", "..x/2.jpg", "..x/deep/3.png", "owl/4.heic"):
+        put(tmp_path / name)
+    with pytest.warns(DataWarning) as told:
+        assert listing(open_source(tmp_path)) == {"cat/1": b"0"}
+    texts = " ".join(str(each.message) for each in told)
+    assert f"2 images in the folder {tmp_path}/..x are left out" in texts
+    assert f"1 of the folders of {tmp_path} hold no image that can be used" in texts
+    assert "'owl'" in texts
+
+
+def test_images_of_less_common_names_keep_their_class(tmp_path):
+    names = ("a/1.jfif", "b/1.jpe", "c/1.pgm", "d/1.AVIF", "e/1.pbm", "f/1.pnm")
+    for name in names:
+        put(tmp_path / name)
+    source = open_source(tmp_path)
+    assert source.class_names == ("a", "b", "c", "d", "e", "f")
+    suffixes = [next(iter(sample.members)) for sample in source.samples]
+    assert suffixes == ["jpg", "jpg", "pgm", "avif", "pbm", "pnm"]
+
+
+def test_members_of_a_sample_that_lie_apart_come_together(tmp_path):
+    apart = [
+        *((f"{n}.jpg", jpeg(seed=n)) for n in range(3)),
+        *((f"{n}.cls", b"%d" % n) for n in range(3)),
+    ]
+    write_shard(tmp_path / "s/a.tar", [*apart, ("0.jpg", jpeg(seed=9))])
+    source = open_source(tmp_path / "s")
+    assert [(s.key, sorted(s.members)) for s in source.samples] == [
+        ("0", ["cls", "jpg"]), ("1", ["cls", "jpg"]), ("2", ["cls", "jpg"]), ("0-2", ["jpg"]),
+    ]  # fmt: skip
 
 
 def test_labels_of_a_table_are_left_out_on_request(tmp_path):
