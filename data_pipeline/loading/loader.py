@@ -182,7 +182,8 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
     """
     if state is None:
         return 0
-    if state["fingerprint"] != plan.manifest.fingerprint:
+    manifest = plan.manifest
+    if state["fingerprint"] not in (manifest.fingerprint, manifest.older_fingerprint):
         raise ValueError(
             "data.shards are not the shards that this run was started on (their fingerprint "
             "differs): restore them, or start a new run in another run.dir"

@@ -96,7 +96,8 @@ class Manifest:
     """Rows [N] of `SAMPLE_DTYPE`, memory-mapped if the shards of each folder are one run."""
     class_names: tuple[str, ...] | None
     fingerprint: str
-    """SHA-256 of names, sizes, mtimes, counts and row digests of the shards, and of the classes."""
+    """SHA-256 of names, sizes, counts and row digests of the shards, and of the classes: equal for
+    the same bytes, wherever and whenever they were copied."""
     highest_label: int = -1
     """Largest class index of any sample; -1 without labels."""
     label_lists: int = 0
@@ -107,6 +108,8 @@ class Manifest:
     """A folder whose index is older than the support for ``.json`` captions and lists of labels."""
     sources: tuple[WeightedSource, ...] = ()
     """Sources in order of their shards, if the spec gives weights."""
+    older_fingerprint: str = ""
+    """The fingerprint as runs of earlier versions saved it, with mtimes."""
 
     @staticmethod
     def open(spec: ShardSpec) -> Manifest:
@@ -239,12 +242,15 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
     """Lay the shards of all folders end to end; a single folder stays memory-mapped."""
     shards, first = list[Shard](), 0
     digest = hashlib.sha256(classes_digest(folders[0].class_names).encode())
+    older = digest.copy()
     for folder in folders:
         for entry in folder.entries:
             if entry.count:
                 path = folder.path.shard(entry.name)
                 shards.append(Shard(path, entry.nbytes, entry.mtime_ns, first, entry.count))
             facts = [entry.name, entry.nbytes, entry.mtime_ns, entry.count, entry.digest]
+            older.update(json.dumps(facts).encode())
+            del facts[2]  # when the shard was copied
             digest.update(json.dumps(facts).encode())
             first += entry.count
     parts = [folder.samples for folder in folders]
@@ -258,6 +264,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
         label_lists=sum(entry.label_lists for entry in entries),
         most_labels=max(entry.most_labels for entry in entries),
         old_index=next((str(folder.path) for folder in folders if folder.is_old), None),
+        older_fingerprint=older.hexdigest(),
     )
 
 

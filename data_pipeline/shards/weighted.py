@@ -67,12 +67,14 @@ def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
         first += len(manifest.samples)
     manifests = [manifest for _, _, manifest in parts]
     digest = hashlib.sha256("\n".join(manifest.fingerprint for manifest in manifests).encode())
+    older = hashlib.sha256("\n".join(m.older_fingerprint for m in manifests).encode())
     return Manifest(
         shards=tuple(shards),
         samples=join_rows([manifest.samples for manifest in manifests]),
         class_names=class_names,
         fingerprint=digest.hexdigest(),
         highest_label=max(manifest.highest_label for manifest in manifests),
+        older_fingerprint=older.hexdigest(),
         sources=tuple(sources),
         label_lists=sum(manifest.label_lists for manifest in manifests),
         most_labels=max(manifest.most_labels for manifest in manifests),

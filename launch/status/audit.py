@@ -33,7 +33,7 @@ def audit_run(path: str | Path) -> Audit:
     manifest = open_shards(config.data.shards)
     plan = training_plan(resolve_with_shards(config, manifest), manifest)
     committed, fingerprint = _checkpointed(run_dir)
-    if fingerprint not in (None, manifest.fingerprint):
+    if fingerprint not in (None, manifest.fingerprint, manifest.older_fingerprint):
         raise ValueError(
             f"the shards {config.data.shards} are not those that {path} was trained on (their "
             "fingerprint differs): restore the old shards to audit the run"
