@@ -136,22 +136,6 @@ def pick_roles(suffixes: Iterable[str]) -> dict[str, str]:
     return roles
 
 
-def unread_members(suffixes: Iterable[str]) -> dict[str, int]:
-    """Return the number of images, labels and captions that nobody reads, by kind.
-
-    The members of several samples whose keys hold dots look like one sample.
-    """
-    listed = list(suffixes)
-    images = [suffix for suffix in listed if suffix.rpartition(".")[2] in _RANK]
-    targets = [suffix for suffix in listed if suffix.rpartition(".")[2] in _ROLES[:2]]
-    if len(images) < 2 and len(targets) < 2:
-        return {}
-    plain = any("." not in suffix for suffix in images)
-    unread = len(targets) - sum(role in _ROLES[:2] for role in pick_roles(listed))
-    counts = {BESIDE_PLAIN if plain else BESIDE: len(images) - 1, UNREAD_TARGETS: unread}
-    return {kind: count for kind, count in counts.items() if count > 0}
-
-
 BESIDE = "image beside the one that is used, under one key: do keys hold dots?"
 BESIDE_PLAIN = "image with a longer suffix beside the one that is used, such as a mask"
 UNREAD_TARGETS = "label or caption that is not read, because its key has several"

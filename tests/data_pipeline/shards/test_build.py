@@ -382,7 +382,7 @@ def test_one_picture_in_many_samples_cannot_be_split(tmp_path):
 
 
 def test_shards_are_written_to_local_folders_only(images, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="s3://b/r is remote; build the shards in a local folder"):
+    with pytest.raises(ValueError, match="out is 's3://b/r', a URL; it must be a folder"):
         build_shards(images, "s3://b/r")
     monkeypatch.setenv("HOME", str(tmp_path))
     build_shards(images, "~/out")
