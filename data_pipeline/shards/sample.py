@@ -136,11 +136,6 @@ def pick_roles(suffixes: Iterable[str]) -> dict[str, str]:
     return roles
 
 
-BESIDE = "image beside the one that is used, under one key: do keys hold dots?"
-BESIDE_PLAIN = "image with a longer suffix beside the one that is used, such as a mask"
-UNREAD_TARGETS = "label or caption that is not read, because its key has several"
-
-
 def parse_labels(content: bytes, class_names: Sequence[str] | None) -> tuple[int, ...]:
     """Return the class indices of a ``.cls`` member, without repeats.
 

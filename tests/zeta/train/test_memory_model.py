@@ -118,7 +118,7 @@ def test_nothing_is_allocated_for_a_model_that_would_not_fit():
     pack = make_pack([torch.zeros(3, 224, 224, dtype=torch.uint8)] * 2, 14, 514, 2, 1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     memory = activation_memory(model, pack, _loss, "bf16")
-    assert memory.saved > 2**29
+    assert memory.saved > 2**28
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
 
 
@@ -126,9 +126,9 @@ def test_states_follow_the_stage():
     sizes = [1000, 200_000, 800_000]
     kinds = {stage: state_memory(sizes, TrainConfig(zero_stage=stage), 4) for stage in range(4)}
     million = 1_001_000
-    assert kinds[0].lasting == 12 * million
+    assert kinds[0].lasting == 14 * million  # with the bf16 copies
     for stage in (1, 2):
-        assert kinds[stage].lasting == (4 + 12 / 4) * million
+        assert kinds[stage].lasting == (6 + 12 / 4) * million
     assert kinds[3].lasting == 16 / 4 * million
     assert [kinds[stage].gradients for stage in range(4)] == [4 * million] * 2 + [million] * 2
     averaged = state_memory(sizes, TrainConfig(zero_stage=3, ema_decay=0.99), 4)
