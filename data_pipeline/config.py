@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,3 +227,12 @@ class DataConfig:
         check_range("data.cache_gb", self.cache_gb, 0)
         check_range("data.read_deadline_s", self.read_deadline_s, 0)
         check_range("data.prefix_tokens", self.prefix_tokens, 0)
+
+
+class DataWarning(UserWarning):
+    """A fault in the data that no rule can mend; the command line shows it as one line."""
+
+
+def warn(text: str) -> None:
+    """Warn about data that can be used, but perhaps not as it is meant."""
+    warnings.warn(text, DataWarning, stacklevel=3)

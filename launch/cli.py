@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from data_pipeline.shards.notes import DataWarning
+from data_pipeline.config import DataWarning
 from launch import errors
 
 Run = Callable[[argparse.Namespace], int]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 
-from data_pipeline.shards.notes import warn
+from data_pipeline.config import warn
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
 from data_pipeline.shards.source_sample import (
     FilePart,

@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from pathlib import Path, PurePath
 
+from data_pipeline.config import warn
 from data_pipeline.shards.image_header import ImageError, read_header
-from data_pipeline.shards.notes import warn
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
 from data_pipeline.shards.source_sample import (
     FilePart,

@@ -20,11 +20,11 @@ from data_pipeline.config import (
     DecodeConfig,
     DropConfig,
     ResolutionConfig,
+    warn,
 )
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.sampling import token_grids
 from data_pipeline.shards.manifest import Manifest, WeightedSource
-from data_pipeline.shards.notes import warn
 from zeta.models.config import takes_one_size
 from zeta.packed import PackedBatch, StepPacks, StepSource
 
