@@ -40,7 +40,9 @@ class ZeroEngine:
             RunError: the installed DeepSpeed lacks something that zeta relies on.
         """
         self._stage, self._device = zero.stage, world.device
-        if self._stage == 3:
+        # One gather a block, not one a layer. Behind a frozen part a block would be released too
+        # early: its input needs no gradient, by which DeepSpeed sees the end of its backward.
+        if self._stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
             set_z3_leaf_modules(model, list(block_types(model)), raise_if_not_found=False)
         self._offloaded = offloads_optimizer(zero.extra)
         names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -88,9 +88,10 @@ def test_a_supported_version_passes_whatever_its_build(pretend, requirement, ver
     ],
 )
 def test_another_version_is_refused_with_what_is_there_what_is_supported_and_the_fix(
-    pretend, requirement, version, message
+    pretend, monkeypatch, requirement, version, message
 ):
     pretend(requirement.partition(">")[0], version)
+    monkeypatch.setattr("zeta.run.requirements.find_spec", lambda name: None)
     with pytest.raises(UnsupportedVersionError) as refused:
         check_installed(requirement)
     assert str(refused.value) == message
