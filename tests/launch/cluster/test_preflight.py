@@ -24,12 +24,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """A folder of shards, and one of the same images that were written later."""
+    """A folder of shards, and one of other images."""
     folder = tmp_path_factory.mktemp("shards")
-    for name in ("first", "later"):
-        samples = [(f"s{i}", {"jpg": jpeg(24, 24, i), "cls": b"0"}) for i in range(6)]
+    for name, side in (("first", 24), ("later", 32)):
+        samples = [(f"s{i}", {"jpg": jpeg(side, 24, i), "cls": b"0"}) for i in range(6)]
         build_shards(samples, folder / name, class_names=["a"])
-        time.sleep(0.01)
     return folder
 
 
