@@ -11,6 +11,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from tests.zeta.packs import make_pack
 from zeta import NaViT
 from zeta.models import MegaVit
+from zeta.models.layers import set_stream
+from zeta.models.linear import WeightCopies
 from zeta.models.text_tower import TextTower
 from zeta.objectives.image_text_model import ImageTextModel
 from zeta.train import memory_model
@@ -38,6 +40,9 @@ def _pack(model_type):
 
 def _really_allocated(model, pack, dtype, loss_of=_loss):
     """The most bytes that PyTorch's CPU allocator handed out at one time, by the profiler."""
+    if dtype == "bf16":
+        set_stream(model, torch.bfloat16)
+        WeightCopies(model, torch.bfloat16)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
