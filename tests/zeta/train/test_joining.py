@@ -120,7 +120,9 @@ def test_the_lowest_stage_that_fits_is_taken_with_as_many_packs_as_have_use():
     assert _choose(37) == (1, 5)
     assert _choose(60, zero_stage=0, tokens_per_forward=8192) == (0, 2)
     assert _choose(24) == (3, 6)  # 2 packs at stage 2: less than a quarter of 16
-    assert _choose(1, states=(0, 0, 0, 0), activations=0) == (0, 1)  # a CPU
+    on_cpu = {"states": (0, 0, 0, 0), "activations": 0}
+    assert _choose(1, **on_cpu) == (0, 1)
+    assert _choose(1, **on_cpu, width=16) == (0, 4)  # a very small model
 
 
 def test_what_cannot_fit_is_refused_with_the_figures_and_the_settings_that_help():
