@@ -24,8 +24,8 @@ _REMEDIES = (
     "auto or lower, or train.activation_checkpointing=true; a smaller data.token_budget helps too"
 )
 _FLAT_ON_CPU = 4_096 * 64
-"""The same for one core of a CPU: with 64 channels and 4 blocks, a step of four packs of 1,024 tokens
-took half as long in one pass as in four, with 384 channels and 12 blocks 4 to 7% longer."""
+"""The same for one core of a CPU: with 64 channels and 4 blocks, a step of four packs of 1,024
+tokens took half as long in one pass as in four; with 384 channels and 12 blocks 4 to 7% longer."""
 
 
 @dataclass(frozen=True)
