@@ -128,6 +128,7 @@ def test_training_from_urls_reads_the_packs_of_the_files(server, tmp_path, worke
     write_shards(server.folder, [30, 40, 35, 30, 42, 31])
     spec = f"{server.url}/shard-{{000..005}}.tar"
     near, far = index_shards(str(server.folder / "shard-00?.tar")), index_shards(spec)
+    assert near.fingerprint == far.fingerprint  # shards may move
     largest = max(s.nbytes for s in far.shards)
     room = (LANES + 0.5) * largest
     server.faults.extend([500, "short", 429])
@@ -149,7 +150,6 @@ def test_training_from_urls_reads_the_packs_of_the_files(server, tmp_path, worke
     assert content(remote) == content(local)
     assert remote[0][-1].epoch >= 1
     assert largest < seen <= room
-    assert near.fingerprint != far.fingerprint
 
 
 @pytest.mark.parametrize("workers", [0, 1])
