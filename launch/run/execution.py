@@ -13,9 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from data_pipeline.loading.executor import Executor
 from data_pipeline.loading.recipe import pack_recipe
+from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.packing import image_costs
 from launch.run.checks import CheckedRun, abstract_model
 from zeta.distributed import World
+from zeta.exit_codes import RunError
 from zeta.models.layers import set_checkpointing
 from zeta.objectives import JointObjective, Objective
 from zeta.packed import PackedBatch, packs_per_rank
@@ -57,9 +59,15 @@ def settle(
     train, data = checked.config.train, checked.config.data
     on_cuda = world.device.type == "cuda"
     memory = int(min(world.gather(device_memory(world))))
-    sizes: RunMemory = world.broadcast(
-        run_memory(checked, count_activations=on_cuda) if world.is_main else None
-    )
+    counted, failure = None, None
+    if world.is_main:
+        try:
+            counted = run_memory(checked, count_activations=on_cuda)
+        except (OSError, ValueError, RunError) as error:
+            failure = error
+    if not world.all(failure is None):
+        world.raise_together(failure)
+    sizes: RunMemory = world.broadcast(counted)
     shape = Shape(
         packs=packs_per_rank(train.packs_per_step, world.size),
         token_budget=data.token_budget,
@@ -87,13 +95,17 @@ def run_memory(checked: CheckedRun, *, count_activations: bool) -> RunMemory:
 
 
 def costliest_pack(checked: CheckedRun) -> PackedBatch:
-    """Return the most expensive of the first packs of lane 0, decoded.
+    """Return the most expensive of the first packs of a lane, decoded.
 
     All packs have the same shapes, tail padding included, and so take the same memory; the time of
     attention grows with the squares of the lengths.
     """
-    lane = checked.plan.lane(0)
-    packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
+    packs: list[PackPlan] = []
+    for number in range(checked.plan.num_lanes):  # a small data set leaves some lanes empty
+        lane = checked.plan.lane(number)
+        packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
+        if packs:
+            break
     cost_dim = checked.plan.cost_dim
     worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
     executor = Executor(checked.manifest.class_names, checked.config.data.read_deadline_s)
