@@ -58,7 +58,7 @@ test-gpu: $(VENV)/.installed-test
 # The versions that pyproject.toml declares as the oldest, on the oldest Python or on PYTHON.
 test-oldest: PYTHON = $(OLDEST_PYTHON)
 test-oldest: check-python
-	+$(call fast_on,$(PYTHON),.venv-oldest,constraints-oldest.txt)
+	+$(call fast_on,$(PYTHON),.venv-oldest,tests/constraints-oldest.txt)
 
 test-pythons:
 	@ran=; for python in $(NEWER_PYTHONS); do \

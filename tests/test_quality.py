@@ -165,7 +165,9 @@ def test_the_oldest_versions_that_are_tested_are_those_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = project["dependencies"] + project["optional-dependencies"]["test"]
     oldest = dict(re.match(r"([\w-]+).*?>=([\d.]+)", text).groups() for text in declared)
-    pins = re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints-oldest.txt").read_text(), re.M)
+    pins = re.findall(
+        r"^([\w-]+)==(.+)$", (ROOT / "tests/constraints-oldest.txt").read_text(), re.M
+    )
     assert {name for name, _ in pins} == set(oldest)
     for name, pin in pins:
         assert pin == oldest[name] or pin.startswith(f"{oldest[name]}."), name

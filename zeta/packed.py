@@ -129,24 +129,28 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
     Image i of pack k has row k * I + i, so outputs of [n * I] rows are those of the packs in order.
 
     Args:
-        packs: on the host, at least one; pinned memory is copied without waiting for the device.
+        packs: on the host, at least one.
         device: where the joined pack goes.
     """
-    if len(packs) == 1:
-        return packs[0].to(device)
+    on_cuda = torch.device(device).type == "cuda"
+
+    def pinned(tensor: Tensor) -> Tensor:
+        """A copy from memory that is not pinned would wait for the device."""
+        return tensor.pin_memory() if on_cuda else tensor
 
     def moved(tensor: Tensor) -> Tensor:
-        on_cuda = torch.device(device).type == "cuda"
-        return (tensor.pin_memory() if on_cuda else tensor).to(device, non_blocking=True)
+        return pinned(tensor).to(device, non_blocking=True)
 
     def stacked(name: str) -> Tensor:
         return moved(torch.cat([getattr(pack, name) for pack in packs]))
 
+    if len(packs) == 1:
+        return packs[0]._map(moved)
     first, rows = packs[0], [pack.num_tokens for pack in packs]
     tail = sum(len(pack.patches) for pack in packs) - sum(rows)
     patches = first.patches.new_empty(sum(rows) + tail, first.patches.shape[1], device=device)
     for part, pack in zip(patches[: sum(rows)].split(rows), packs, strict=True):
-        part.copy_(pack.patches[: len(part)], non_blocking=True)
+        part.copy_(pinned(pack.patches[: len(part)]), non_blocking=True)
     patches[sum(rows) :].zero_()
     coords = [pack.coords[:used] for pack, used in zip(packs, rows, strict=True)]
     lengths = _joined_lengths([pack.lengths for pack in packs])

@@ -49,7 +49,8 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     checked = check_start(config, world_size)
     _say(to_yaml(checked.config))
     _say("\n".join(_steps(checked, world_size)))
-    pack, memory = costliest_pack(checked), run_memory(checked, count_activations=True)
+    pack = costliest_pack(checked)
+    memory = run_memory(checked, pack)
     train = checked.config.train
     sizes, frozen, activations = memory.sizes, memory.frozen, memory.activations
     moments = memory.moments

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from data_pipeline.loading.executor import Executor
 from data_pipeline.loading.recipe import pack_recipe
@@ -23,7 +19,12 @@ from zeta.objectives import JointObjective, Objective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution, Need, Shape, choose_execution
-from zeta.train.memory_model import ActivationMemory, activation_memory, state_memory
+from zeta.train.memory_model import (
+    ActivationMemory,
+    activation_memory,
+    state_memory,
+    sum_of_outputs,
+)
 from zeta.train.optim import state_per_weight
 
 _PACKS_LOOKED_AT = 32
@@ -62,7 +63,7 @@ def settle(
     counted, failure = None, None
     if world.is_main:
         try:
-            counted = run_memory(checked, count_activations=on_cuda)
+            counted = run_memory(checked, costliest_pack(checked) if on_cuda else None)
         except (OSError, ValueError, RunError) as error:
             failure = error
     if not world.all(failure is None):
@@ -80,17 +81,22 @@ def settle(
     return replace(train, zero_stage=chosen.stage, tokens_per_forward=tokens), chosen
 
 
-def run_memory(checked: CheckedRun, *, count_activations: bool) -> RunMemory:
-    """Return the sizes of a run; counting the activations takes seconds for a large model."""
+def run_memory(checked: CheckedRun, pack: PackedBatch | None) -> RunMemory:
+    """Return the sizes of a run.
+
+    Args:
+        checked: the run.
+        pack: a decoded pack, whose activations are counted, which takes seconds for a large model;
+            None: they are not counted.
+    """
     config = checked.config
     model = abstract_model(config)
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     activations = ActivationMemory(0, 0)
-    if count_activations:
+    if pack is not None:
         set_checkpointing(model, config.train.activation_checkpointing)
-        pack = costliest_pack(checked)
-        activations = activation_memory(model, pack, _any_loss, config.train.dtype)
+        activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype)
     return RunMemory(sizes, frozen, state_per_weight(config.optim), activations)
 
 
@@ -123,10 +129,3 @@ def device_memory(world: World) -> float:
 def _without_offload(train: TrainConfig) -> TrainConfig:
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     return replace(train, zero_stage=0, deepspeed=whole)
-
-
-def _any_loss(outputs: Any, batch: PackedBatch) -> Tensor:
-    """Return some scalar that depends on all outputs; its value does not matter for memory."""
-    parts = vars(outputs) if dataclasses.is_dataclass(outputs) else outputs
-    tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, Tensor)]
-    return torch.stack([t.float().square().sum() for t in tensors if t.is_floating_point()]).sum()

@@ -27,8 +27,9 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt"):
-        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "tests").mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "tests/constraints-oldest.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def test_no_python_at_all_is_said(clone):
 
 def test_the_oldest_versions_have_a_venv_of_their_own_on_the_python_that_is_named(clone):
     result = make(clone, "--dry-run", "test-oldest", PYTHON=sys.executable)
-    assert "-m pip install -c constraints-oldest.txt" in result.stdout
+    assert "-m pip install -c tests/constraints-oldest.txt" in result.stdout
     assert f"{sys.executable} -m venv --clear .venv-oldest" in result.stdout
     assert "-m pytest -m 'not slow and not slurm and not gpu'" in result.stdout
     assert "-c constraints.txt" not in result.stdout

@@ -116,6 +116,10 @@ class PackedViT(nn.Module, ABC):
         return self._flop_rates.of(pack.lengths[:-1])
 
     @cached_property
+    def _draws_at_random(self) -> bool:
+        return draws_at_random(self)
+
+    @cached_property
     def _flop_rates(self) -> FlopRates:
         return flop_rates(self)
 
@@ -230,7 +234,7 @@ class PackedViT(nn.Module, ABC):
 
     def _pack(self, images: PackedBatch | Images) -> PackedTokens:
         packed = self._from_pack(images) if isinstance(images, PackedBatch) else self._cut(images)
-        if self.training and draws_at_random(self):
+        if self.training and self._draws_at_random:
             seeds_I = images.draw_seeds if isinstance(images, PackedBatch) else None
             packed = replace(packed, segments=seeded(packed.segments, seeds_I))
         return packed.sorted_by_length() if packed.patches.device.type == "cpu" else packed

@@ -112,7 +112,7 @@ class TextTower(nn.Module):
             ids_T, segments = _from_pack(captions)
         else:
             ids_T, segments = self._from_lists(captions)
-        if self.training and draws_at_random(self):
+        if self.training and self._draws_at_random:
             seeds_I = captions.draw_seeds if isinstance(captions, PackedBatch) else None
             segments = seeded(segments, seeds_I, salt=_DRAWS)
         starts_T = segments.cu_seqlens[segments.index_T]
@@ -127,6 +127,10 @@ class TextTower(nn.Module):
     def training_flops(self, pack: PackedBatch) -> float:
         """Return the operations of training on the captions of `pack`, see `zeta.models.flops`."""
         return self._flop_rates.of(pack.text_lengths[:-1])
+
+    @cached_property
+    def _draws_at_random(self) -> bool:
+        return draws_at_random(self)
 
     @cached_property
     def _flop_rates(self) -> FlopRates:

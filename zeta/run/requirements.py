@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from zeta.exit_codes import RunError
 
 TORCH = "torch>=2.10"
-"""Versions that the tests pass with (`make test-oldest`); `pyproject.toml` says the same."""
+"""Versions that are accepted; `pyproject.toml` says the same. The tests run with that of
+`constraints.txt`, and `make test-oldest` with the oldest, which has not passed as a whole yet."""
 DEEPSPEED = "deepspeed>=0.19.8,<0.20"
 """As `TORCH`. Much of what zeta uses of it is private, so the next minor version may lack it."""
 

@@ -41,11 +41,10 @@ from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
-from zeta.train.device_clock import DeviceClock
+from zeta.train.device_clock import DeviceClock, Stopwatch
 from zeta.train.execution import out_of_memory_message, packs_per_forward
 from zeta.train.optim import build_optimizer
 from zeta.train.pack_feed import PackFeed, forward_groups
-from zeta.train.straggler import ForwardClock
 from zeta.zero.engine import ZeroEngine
 from zeta.zero.protocol import ShardedEngine
 from zeta.zero.weight_average import WeightAverage
@@ -93,7 +92,7 @@ class TrainEngine:
         self.world = world
         self.objective = objective
         self.clip = optim.clip
-        self.forward_clock = ForwardClock(world.device)
+        self.forward_clock = Stopwatch(world.device)
         self.device_clock = DeviceClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
         self._train = train

@@ -1,7 +1,8 @@
 """Choose how a step is executed: the ZeRO stage, and how many packs go through a forward pass.
 
-Neither changes a result. Both are chosen by the memory model (`zeta.train.memory_model`), whose
-figures for a B/16 on an H200 were 5.2 and 27.0 GiB where 5.3 and 27.4 GiB were measured.
+Neither changes a result. Both are chosen by the memory model (`zeta.train.memory_model`). Its
+figures for a B/16 on an H200, with autocast and an fp32 residual stream as zeta had then, were 5.2
+and 27.0 GiB where 5.3 and 27.4 GiB were measured.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from zeta.train.config import TrainConfig
 
 _GIB = 2**30
 _FLAT = 65_536 * 768
-"""Tokens times channels of a forward pass from which a GPU computes no faster: measured on an H200
-with a B/16; the smaller a model is, the more tokens occupy the device."""
+"""Tokens times channels of a forward pass that keep a GPU at work: the most that was measured for a
+B/16 on an H200 (MFU 0.34; 0.22 with a quarter of it). That other widths go in proportion is a
+guess: the smaller a model is, the more tokens occupy the device."""
 _SHARE = 0.85
-"""Share of the memory that a choice of ours fills; the rest is for fragmentation."""
+"""Share of the memory that a choice of ours fills; the rest is for fragmentation. Not measured."""
 _REMEDIES = (
     "Set train.zero_stage to auto or higher (and start more ranks), train.tokens_per_forward to "
     "auto or lower, or train.activation_checkpointing=true; a smaller data.token_budget helps too"

@@ -50,8 +50,7 @@ class PackFeed:
         if self._stream is None:
             return join_packs(packs, self._device)
         with torch.cuda.stream(self._stream):
-            # A copy from memory that is not pinned would wait for the device.
-            return join_packs([pack.pin_memory() for pack in packs], self._device)
+            return join_packs(packs, self._device)
 
     def _received(self, batch: PackedBatch) -> PackedBatch:
         """Let the computation wait for the copy, and keep its memory until it has been used."""

@@ -14,45 +14,11 @@ lower bound.
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import torch
 
 from zeta import metric_names as names
 from zeta.tracking.slow_rank import SlowRank
-
-
-class ForwardClock:
-    """Stopwatch for parts of a step, on the device that does the work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds = 0.0
-        self._events: list[tuple[torch.Event, torch.Event]] = []
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time the code inside."""
-        if self._device.type == "cuda":
-            start, end = (torch.Event(self._device, enable_timing=True) for _ in range(2))
-            start.record()
-            yield
-            end.record()
-            self._events.append((start, end))
-        else:
-            began = time.perf_counter()
-            yield
-            self._seconds += time.perf_counter() - began
-
-    def take(self) -> float:
-        """Return the seconds since the last call; the device must have reached the last event."""
-        milliseconds = sum(start.elapsed_time(end) for start, end in self._events)
-        seconds = self._seconds + milliseconds / 1e3
-        self._seconds, self._events = 0.0, []
-        return seconds
 
 
 @dataclass(frozen=True)

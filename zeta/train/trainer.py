@@ -315,7 +315,8 @@ class Trainer:
             waited=waited,
             device=self.engine.device_clock.take(),
         )
-        self.balance.add(step.drawn_s, self.engine.forward_clock.take())
+        forward_s, _ = self.engine.forward_clock.take()
+        self.balance.add(step.drawn_s, forward_s)
         skipped = result is not None and not result.applied
         self.ledger.write(progress.step, packs, skipped)
         in_a_row = self.streaks.update(packs)
