@@ -60,7 +60,7 @@ def check_together(
         store.compare_set(_ALL_ANSWER, "", _GO)  # unless a rank has left meanwhile
     try:
         _hear(_ALL_ANSWER, store, info, timeout_s)
-    except RefusedError:
+    except (RefusedError, LeavingError, KeyboardInterrupt):
         if info.rank == 0:
             _linger(store, info)
         raise
@@ -134,6 +134,8 @@ def _hear(key: str, store: Store, info: RankInfo, timeout_s: float) -> None:
     except (LeavingError, KeyboardInterrupt) as leaving:
         status = getattr(leaving, "status", exit_code(leaving, in_training=True))
         store.compare_set(_ALL_ANSWER, "", str(int(status)))  # no other rank may wait for this one
+        if info.rank != 0:
+            store.add(_HEARD, 1)
         raise
     except (RuntimeError, TimeoutError) as error:
         raise ConnectionError(

@@ -18,6 +18,9 @@ _ARRIVED = "zeta/arrived"
 _SAY_S = 1.0
 """Seconds of waiting after which it is said for whom."""
 _SAY_FOLLOWER_S = 5.0
+_TELL_S = 20.0
+"""Seconds that a rank which is asked to stop goes on looking for rank 0: one that leaves without a
+word would be waited for. Less than the 30 s after which Slurm kills."""
 _UNKNOWN_HOST_S = 30.0
 """Seconds that the name of the first host may be unknown: name servers take a while."""
 _SLICE_S = 0.1
@@ -93,10 +96,13 @@ def _missing(store: Store, info: RankInfo) -> int:
 
 def _reach(info: RankInfo, timeout_s: float) -> None:
     """Wait until rank 0 listens, or on rank 0 until its own name is known."""
-    began, said = time.monotonic(), False
+    began, said, asked_at = time.monotonic(), False, float("inf")
     while (error := _obstacle(info)) is not None:
-        _leave_if_asked()
         waited = time.monotonic() - began
+        if asked_to_stop() is not None:
+            asked_at = min(asked_at, waited)
+        if waited - asked_at >= (0 if info.rank == 0 else _TELL_S):
+            _leave_if_asked()
         limit = min(timeout_s, _UNKNOWN_HOST_S) if isinstance(error, socket.gaierror) else timeout_s
         if waited > limit:
             raise ConnectionError(

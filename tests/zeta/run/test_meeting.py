@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from torch.distributed import HashStore
@@ -25,7 +26,10 @@ def after(seconds, number):
 @pytest.mark.parametrize(
     ("number", "ending"), [(signal.SIGTERM, LeavingError), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_a_rank_that_is_asked_to_leave_while_it_waits_does_so(capfd, rank, number, ending):
+def test_a_rank_that_is_asked_to_leave_while_it_waits_does_so(
+    capfd, monkeypatch, rank, number, ending
+):
+    monkeypatch.setattr("zeta.run.meeting._TELL_S", 1.0)
     info = RankInfo(rank=rank, world_size=2, master_port=free_port())
     began = time.monotonic()
     after(1.5, number)
@@ -36,6 +40,17 @@ def test_a_rank_that_is_asked_to_leave_while_it_waits_does_so(capfd, rank, numbe
         assert left.value.status == ExitCode.REQUEUE
     if rank == 0:
         assert f"waiting for 1 of 2 ranks at 127.0.0.1:{info.master_port}" in capfd.readouterr().err
+
+
+def test_a_rank_that_is_asked_to_leave_before_rank_0_is_there_still_meets_it_to_say_so():
+    port = free_port()
+    first, second = (RankInfo(rank=rank, world_size=2, master_port=port) for rank in range(2))
+    with StopSignals(interrupts=False), ThreadPoolExecutor(1) as other:
+        os.kill(os.getpid(), signal.SIGTERM)
+        late = other.submit(lambda: time.sleep(0.5) or meet(first, 60))
+        with pytest.raises(LeavingError):
+            wait_for(meet(second, 60), "never", second, 60)
+        assert late.result().add("zeta/arrived", 0) == 2
 
 
 def test_a_step_of_slurm_is_named_with_what_to_type(capfd, monkeypatch):
