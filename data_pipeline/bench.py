@@ -17,7 +17,7 @@ from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.plan.plan import Plan
-from data_pipeline.shards.image_header import ImageError
+from data_pipeline.shards.images.header import ImageError
 from data_pipeline.shards.parallel import SpawnPool
 from zeta.run.cpu_tuning import keep_freed_memory
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_pipeline.loading.decode import decode_image
 from data_pipeline.shards.folder import ShardSpec, folder_of, resolve_shards
-from data_pipeline.shards.image_header import ImageError, image_size
+from data_pipeline.shards.images.header import ImageError, image_size
 from data_pipeline.shards.manifest_files import read_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import Sample, SampleError

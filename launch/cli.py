@@ -22,7 +22,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 class Command(NamedTuple):
-    """A module of launch.commands and the group of commands it belongs to, if any."""
+    """A module of launch.commands, and the group of commands in whose folder it is, if any."""
 
     module: str
     group: str = ""
@@ -36,21 +36,21 @@ GROUPS = {
 COMMANDS = (
     Command("demo"),
     Command("config"),
-    Command("shards", "shards"),
-    Command("shards_verify", "shards"),
-    Command("shards_stats", "shards"),
+    Command("write", "shards"),
+    Command("verify", "shards"),
+    Command("stats", "shards"),
     Command("plan", "data"),
     Command("bench", "data"),
     Command("audit", "data"),
     Command("train"),
-    Command("launch_local", "launch"),
-    Command("launch_slurm", "launch"),
-    Command("launch_doctor", "launch"),
-    Command("launch_check", "launch"),
-    Command("launch_sizes", "launch"),
-    Command("launch_preflight", "launch"),
-    Command("launch_status", "launch"),
-    Command("launch_watch", "launch"),
+    Command("local", "launch"),
+    Command("slurm", "launch"),
+    Command("doctor", "launch"),
+    Command("check", "launch"),
+    Command("sizes", "launch"),
+    Command("preflight", "launch"),
+    Command("status", "launch"),
+    Command("watch", "launch"),
     Command("wandb_sync"),
     Command("finetune"),
     Command("export"),
@@ -129,5 +129,6 @@ def build_parser() -> argparse.ArgumentParser:
             groups[group] = group_parser.add_subparsers(
                 dest="subcommand", metavar="COMMAND", required=True
             )
-        importlib.import_module(f"launch.commands.{module_name}").add_parser(groups[group])
+        module = ".".join(filter(None, ("launch.commands", group, module_name)))
+        importlib.import_module(module).add_parser(groups[group])
     return parser

@@ -1,6 +1,6 @@
 """Decoding: encoded bytes become the pixels of a resized image, and patches.
 
-Every format in `data_pipeline.shards.image_header` becomes RGB: grey and palettes are expanded,
+Every format in `data_pipeline.shards.images.header` becomes RGB: grey and palettes are expanded,
 transparency is blended onto white, 16-bit channels keep their high byte, CMYK is converted by
 formula. Colour profiles (ICC) are ignored, as in the ImageNet convention; EXIF orientation is
 applied; an animation is read as its first frame.
@@ -20,10 +20,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_pipeline.shards.image_formats import ImageFormat, ImageHeader
-from data_pipeline.shards.image_header import ImageError as ImageError
-from data_pipeline.shards.image_header import image_size, open_other
-from data_pipeline.shards.image_limits import check_scans, check_size
+from data_pipeline.shards.images.formats import ImageFormat, ImageHeader
+from data_pipeline.shards.images.header import ImageError as ImageError
+from data_pipeline.shards.images.header import image_size, open_other
+from data_pipeline.shards.images.limits import check_scans, check_size
 from zeta.models.pictures import FLIPS, stored_pixels, upright
 from zeta.models.resizing import Window, cut, resize
 

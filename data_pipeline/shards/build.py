@@ -27,7 +27,13 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import write_class_names
 from data_pipeline.shards.parallel import run_tasks
-from data_pipeline.shards.sources import FilePart, Source, SourceSample, from_memory, open_source
+from data_pipeline.shards.sources.read import (
+    FilePart,
+    Source,
+    SourceSample,
+    from_memory,
+    open_source,
+)
 from zeta.files import local_path
 
 BUILD_NAME = "build.json"

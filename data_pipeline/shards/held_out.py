@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.shards.sample import SampleError, pick_image
-from data_pipeline.shards.source_sample import FilePart, Source, SourceSample
+from data_pipeline.shards.sources.sample import FilePart, Source, SourceSample
 
 _END_BYTES = 4096
 

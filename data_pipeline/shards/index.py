@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data_pipeline.shards.atomic_file import write_atomically
 from data_pipeline.shards.folder import ShardFolder, ShardSpec, by_folder, resolve_shards
-from data_pipeline.shards.image_header import (
+from data_pipeline.shards.images.header import (
     ImageError,
     ImageFormat,
     ImageHeader,

@@ -27,7 +27,7 @@ from data_pipeline.shards.folder import (
     spec_parts,
 )
 from data_pipeline.shards.folder import ShardSpec as ShardSpec
-from data_pipeline.shards.image_header import ImageFormat as ImageFormat
+from data_pipeline.shards.images.header import ImageFormat as ImageFormat
 from data_pipeline.shards.manifest_files import (
     CLASSES_NAME,
     READER,

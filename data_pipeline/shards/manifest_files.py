@@ -36,7 +36,7 @@ SAMPLE_DTYPE = np.dtype(
         ("height", "<u2"),  # pixels, after EXIF orientation
         ("width", "<u2"),  # pixels, after EXIF orientation
         ("label", "<i4"),  # class index, -1 without one
-        ("format", "u1"),  # data_pipeline.shards.image_header.ImageFormat
+        ("format", "u1"),  # data_pipeline.shards.images.header.ImageFormat
         ("flags", "u1"),  # SampleFlag
         ("reserved", "<u2"),
     ]

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
-from data_pipeline.shards.image_header import ReadAt
+from data_pipeline.shards.images.header import ReadAt
 from data_pipeline.shards.sample import Sample, split_name
 
 BLOCK = 512

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from data_pipeline.shards.build import OtherSourceError, build_shards, build_split
 from data_pipeline.shards.folder import spec_parts
-from data_pipeline.shards.sources import open_source
-from data_pipeline.shards.table_rows import TABLE_SUFFIXES
+from data_pipeline.shards.sources.read import open_source
+from data_pipeline.shards.sources.table_rows import TABLE_SUFFIXES
 from launch.config.load import DEFAULT, Setting
 from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir

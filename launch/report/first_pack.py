@@ -13,7 +13,7 @@ from data_pipeline.loading.executor import Executor, decode_recipe
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.loading.tokenizer import open_tokenizer
 from data_pipeline.plan.plan import Plan
-from data_pipeline.shards.image_header import ImageError
+from data_pipeline.shards.images.header import ImageError
 from data_pipeline.shards.sample import SampleError
 from data_pipeline.shards.tar_reader import read_sample
 from data_pipeline.shards.weighted import open_shards

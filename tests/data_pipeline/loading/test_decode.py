@@ -9,7 +9,7 @@ import simplejpeg
 from PIL import Image, ImageCms, ImageOps
 
 from data_pipeline.loading.decode import Box, decode_image, patch_lines
-from data_pipeline.shards.image_header import ImageError, image_size
+from data_pipeline.shards.images.header import ImageError, image_size
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode, exif, jpeg, mutated, photo
 

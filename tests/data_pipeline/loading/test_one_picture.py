@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_pipeline.loading.decode import decode_image
-from data_pipeline.shards.image_header import ImageError, image_size, read_header
-from data_pipeline.shards.image_limits import MAX_DECODE_BYTES, check_decoder
+from data_pipeline.shards.images.header import ImageError, image_size, read_header
+from data_pipeline.shards.images.limits import MAX_DECODE_BYTES, check_decoder
 from tests.data_pipeline.odd_pictures import odd_pictures, opened
 from tests.data_pipeline.shard_fixtures import encode, exif, mutated, photo
 from zeta.models.pillow_images import fitted_pixels, pixels_of

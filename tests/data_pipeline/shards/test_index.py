@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.shards import index, parallel
-from data_pipeline.shards.image_header import ImageFormat
+from data_pipeline.shards.images.header import ImageFormat
 from data_pipeline.shards.index import index_shard, index_shards
 from data_pipeline.shards.manifest import Manifest, SampleFlag
 from data_pipeline.shards.tar_reader import ShardFile, TarError, read_sample

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import DataWarning
-from data_pipeline.shards.sources import FilePart, SourceSample, from_memory, open_source
+from data_pipeline.shards.sources.read import FilePart, SourceSample, from_memory, open_source
 from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
 
 

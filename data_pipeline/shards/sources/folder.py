@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from data_pipeline.config import warn
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
-from data_pipeline.shards.source_sample import (
+from data_pipeline.shards.sources.sample import (
     FilePart,
     Source,
     SourceSample,
@@ -18,7 +18,7 @@ from data_pipeline.shards.source_sample import (
     key_of,
     utf8,
 )
-from data_pipeline.shards.table_rows import refuse_alike
+from data_pipeline.shards.sources.table_rows import refuse_alike
 
 _SPLITS = frozenset(
     ("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval")
@@ -26,7 +26,7 @@ _SPLITS = frozenset(
 
 
 def from_folder(folder: Path, labels: bool) -> Source:
-    """List the images of a folder; see `data_pipeline.shards.sources.open_source`."""
+    """List the images of a folder; see `data_pipeline.shards.sources.read.open_source`."""
     skipped: Counter[str] = Counter()
     files = [(path.relative_to(folder).parts, path) for path in _walk(folder, skipped)]
     classes = sorted({parts[0] for parts, _ in files if len(parts) > 1}) if labels else []

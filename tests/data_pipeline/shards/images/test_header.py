@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from data_pipeline.shards.image_header import ImageError, ImageFormat, image_size, read_header
+from data_pipeline.shards.images.header import ImageError, ImageFormat, image_size, read_header
 from tests.data_pipeline.shard_fixtures import encode, exif, mutated, photo
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Pillow, about the damaged files

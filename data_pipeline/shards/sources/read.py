@@ -14,13 +14,13 @@ from data_pipeline.shards.folder import ShardSpec, resolve_shards, spec_parts
 from data_pipeline.shards.manifest_files import read_class_names
 from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.sample import IMAGE_SUFFIXES, SampleError, pick_image, suffix_of
-from data_pipeline.shards.source_folder import from_folder, unreadable
-from data_pipeline.shards.source_sample import FilePart as FilePart
-from data_pipeline.shards.source_sample import Source as Source
-from data_pipeline.shards.source_sample import SourceSample as SourceSample
-from data_pipeline.shards.source_sample import clean_key
-from data_pipeline.shards.source_table import from_table
-from data_pipeline.shards.table_rows import TABLE_SUFFIXES
+from data_pipeline.shards.sources.folder import from_folder, unreadable
+from data_pipeline.shards.sources.sample import FilePart as FilePart
+from data_pipeline.shards.sources.sample import Source as Source
+from data_pipeline.shards.sources.sample import SourceSample as SourceSample
+from data_pipeline.shards.sources.sample import clean_key
+from data_pipeline.shards.sources.table import from_table
+from data_pipeline.shards.sources.table_rows import TABLE_SUFFIXES
 from data_pipeline.shards.tar_reader import ShardFile, iter_samples
 
 

@@ -12,18 +12,18 @@ import warnings
 
 from PIL import Image
 
-from data_pipeline.shards.image_formats import ImageFormat as ImageFormat
-from data_pipeline.shards.image_formats import ImageHeader as ImageHeader
-from data_pipeline.shards.image_formats import ReadAt as ReadAt
-from data_pipeline.shards.image_formats import (
+from data_pipeline.shards.images.formats import ImageFormat as ImageFormat
+from data_pipeline.shards.images.formats import ImageHeader as ImageHeader
+from data_pipeline.shards.images.formats import ReadAt as ReadAt
+from data_pipeline.shards.images.formats import (
     gif_header,
     jpeg_header,
     png_header,
     upright_header,
     webp_header,
 )
-from data_pipeline.shards.image_limits import ImageError as ImageError
-from data_pipeline.shards.image_limits import check_decoder, check_size
+from data_pipeline.shards.images.limits import ImageError as ImageError
+from data_pipeline.shards.images.limits import check_decoder, check_size
 from zeta.models.pictures import obstacle, orientation
 
 # Pillow warns about every odd tag of a malformed file; the index has the reason already.
@@ -51,7 +51,7 @@ def read_header(read_at: ReadAt, nbytes: int) -> ImageHeader:
 
     Raises:
         ImageError: the header is malformed or truncated, the image is larger than the limits in
-            `data_pipeline.shards.image_limits` (a decompression bomb), or nothing says what its
+            `data_pipeline.shards.images.limits` (a decompression bomb), or nothing says what its
             values mean (32-bit pixels).
     """
     if nbytes == 0:

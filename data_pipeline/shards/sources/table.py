@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path, PurePath
 
 from data_pipeline.config import warn
-from data_pipeline.shards.image_header import ImageError, read_header
+from data_pipeline.shards.images.header import ImageError, read_header
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
-from data_pipeline.shards.source_sample import (
+from data_pipeline.shards.sources.sample import (
     FilePart,
     Source,
     SourceSample,
@@ -17,12 +17,12 @@ from data_pipeline.shards.source_sample import (
     image_suffix,
     key_of,
 )
-from data_pipeline.shards.table_rows import TableRow, class_indices, read_rows
+from data_pipeline.shards.sources.table_rows import TableRow, class_indices, read_rows
 from data_pipeline.shards.tar_reader import ShardFile
 
 
 def from_table(table: Path, labels: bool, root: str | Path | None) -> Source:
-    """List the rows of a table; see `data_pipeline.shards.sources.open_source`."""
+    """List the rows of a table; see `data_pipeline.shards.sources.read.open_source`."""
     skipped: Counter[str] = Counter()
     rows = read_rows(table)
     inside = _Inside(table, root)

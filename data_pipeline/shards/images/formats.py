@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import PngStream
 
-from data_pipeline.shards.image_limits import ImageError
+from data_pipeline.shards.images.limits import ImageError
 from zeta.models.pictures import orientation
 
 ReadAt = Callable[[int, int], bytes]

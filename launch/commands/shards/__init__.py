@@ -1,0 +1,4 @@
+"""The commands `zeta shards ...`: write, index, check and shrink shards.
+
+Imports data_pipeline, inside `run`.
+"""
