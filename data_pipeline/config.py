@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeta.config_field import check_choice, check_range, free
+from zeta.config_field import AUTO, check_auto_or_whole, check_choice, check_range, free
 
 
 @dataclass
@@ -192,8 +192,9 @@ class DataConfig:
     pack_window: int = 2048
     """Number of samples that a lane packs together; at most 4096, so that its saved state stays
     small."""
-    workers: int = free(2)
-    """Number of decoding processes of a rank; 0 decodes in the training process."""
+    workers: Any = free(AUTO)
+    """Number of decoding processes of a rank; 0 decodes in the training process. auto takes the
+    cores of the rank but one where it trains on a GPU, and an eighth of them on a CPU."""
     cache_dir: str | None = free(None)
     """Folder on a local disk where each rank keeps the remote shards that it reads next; unset, it
     is zeta-cache in the folder for temporary files ($TMPDIR)."""
@@ -223,7 +224,7 @@ class DataConfig:
         check_range("data.window_shards", self.window_shards, 1)
         check_range("data.pack_window", self.pack_window, 1, 4096)
         check_choice("data.mix_by", self.mix_by, ("images", "tokens"))
-        check_range("data.workers", self.workers, 0)
+        check_auto_or_whole("data.workers", self.workers, 0)
         check_range("data.cache_gb", self.cache_gb, 0)
         check_range("data.read_deadline_s", self.read_deadline_s, 0)
         check_range("data.prefix_tokens", self.prefix_tokens, 0)

@@ -19,6 +19,11 @@ a CPU is the host itself. Near `STEP_S`, the host binds."""
 DEVICE_S = "time/device_s"
 """Seconds of a step from the device's first operation to its last."""
 DATA_WAIT_S = "time/data_wait_s"
+SUPPLY_RATIO = "data/supply_ratio"
+"""Share of the images that training could take which the loader gives: 1 less the share of a step's
+time spent waiting for data. Below 1 the loader binds."""
+SUPPLY_FROM = 0.9
+"""Supply ratio below which the loader counts as binding (`zeta.train.supply`)."""
 FILL = "data/fill"
 """Tokens of images over token budget, for all packs of the steps; empty packs are all padding."""
 IMAGES_SEEN = "data/images_seen"

@@ -22,7 +22,9 @@ from launch.config.load import ZetaConfig, load_config
 from launch.errors import USER_ERRORS, message
 from launch.filesystems import existing_parent, filesystem_kind, only_here, perhaps_only_here
 from launch.run.checks import CheckedRun, abstract_model, check_start
+from launch.run.pace import forecast, pace_rows, run_length
 from launch.slurm_queries import SlurmUnavailableError
+from zeta.train.hardware import Accelerator
 from zeta.train.memory_model import state_memory
 from zeta.train.optim import state_per_weight
 
@@ -41,10 +43,17 @@ class Check:
     """The finding and, unless it is ok, what to do about it."""
 
 
-def examine(config_name: str, overrides: Sequence[str]) -> Iterator[Check]:
+def examine(
+    config_name: str, overrides: Sequence[str], gpu: Accelerator | None = None
+) -> Iterator[Check]:
     """Yield the checks of a run, each as soon as it is known.
 
     A check that depends on one that failed is left out.
+
+    Args:
+        config_name: name or path of the config.
+        overrides: settings that win over it.
+        gpu: the GPU of each rank; None: what it takes is not compared with the loader.
     """
     try:
         config = load_config(config_name, overrides)
@@ -69,6 +78,7 @@ def examine(config_name: str, overrides: Sequence[str]) -> Iterator[Check]:
         yield Check("failed", "start", message(error))
     else:
         yield from _start(checked, several=several)
+        yield from _pace(checked, ranks, gpu)
     yield _program(config, several=several)
     yield from _slurm(config, config_name, overrides)
     yield from container(config, run_dir)
@@ -192,6 +202,19 @@ def _program(config: ZetaConfig, *, several: bool) -> Check:
         fix = "not on PATH, where the job looks for it: activate the environment it is installed in"
         return Check("failed", "zeta", fix)
     return place("zeta", folder, several=several)
+
+
+def _pace(checked: CheckedRun, ranks: int, gpu: Accelerator | None) -> Iterator[Check]:
+    """Compare what a GPU takes with what the loader gives on this machine."""
+    try:
+        found = forecast(checked, gpu)
+        rows = list(pace_rows(found, ranks, run_length(checked, ranks).images_left))
+    except USER_ERRORS as error:
+        yield Check("failed", "loader", message(error))
+        return
+    for subject, finding in rows:
+        binds = subject == "binds" and found.loader_binds
+        yield Check("warning" if binds else "ok", subject, finding)
 
 
 def _start(checked: CheckedRun, *, several: bool) -> Iterator[Check]:

@@ -8,6 +8,7 @@ rank 0 while the other ranks wait for the answer, `zeta launch local` before it 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
 from launch.run.shared_memory import check_shared_memory
 from launch.run.validation_data import HeldOutImages, open_held_out
+from launch.run.workers import loader_workers, with_workers
 from zeta.checkpoint.directory import check_same_model, read_trainer_state
 from zeta.config_field import AUTO
 from zeta.exit_codes import RunError
@@ -94,10 +96,13 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
     check_writable(run_dir)
     if config.train.tokens_per_forward != AUTO:
         packs_per_forward(config.train.tokens_per_forward, config.data.token_budget)
-    check_shared_memory(config.data)
-    plan = training_plan(config, manifest)
+    workers = loader_workers(config, os.environ)
+    check_shared_memory(workers)
+    # The plan's config alone has the number: another machine that continues the run has its own.
+    here = with_workers(config, workers)
+    plan = training_plan(here, manifest)
     check_images_fit(plan, config)
-    held_out = open_held_out(config, manifest)
+    held_out = open_held_out(here, manifest)
     saved = _check_checkpoint(run_dir, config, plan)
     checked = CheckedRun(config, run_dir, manifest, plan, held_out, saved)
     if checked.already_finished is None and run_dir.stop_request.exists():

@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from math import ceil
 
 import torch
 from torch import nn
 
-from data_pipeline.plan.summary import summarise
 from launch.config.load import ZetaConfig, to_yaml
 from launch.run.checks import CheckedRun, check_start
 from launch.run.execution import costliest_pack, run_memory
+from launch.run.pace import RunLength, forecast, pace_rows, run_length
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo, close_distributed
 from zeta.objectives import build_for_objective, build_objective
@@ -32,7 +31,6 @@ from zeta.zero.passthrough import offloads_optimizer
 from zeta.zero.start import init_distributed
 
 _GIB = 2**30
-_PACKS_LOOKED_AT = 32
 
 
 def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int:
@@ -48,7 +46,10 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     """
     checked = check_start(config, world_size)
     _say(to_yaml(checked.config))
-    _say("\n".join(_steps(checked, world_size)))
+    length = run_length(checked, world_size)
+    _say("\n".join(_steps(checked, length, world_size)))
+    for subject, finding in pace_rows(forecast(checked, gpu), world_size, length.images_left):
+        _say(f"{subject:<18}{finding}")
     pack = costliest_pack(checked)
     memory = run_memory(checked, pack)
     train = checked.config.train
@@ -67,24 +68,14 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _steps(checked: CheckedRun, world_size: int) -> Iterator[str]:
+def _steps(checked: CheckedRun, length: RunLength, world_size: int) -> Iterator[str]:
     """Yield the lines about steps and tokens."""
-    train, data = checked.config.train, checked.config.data
-    summary = summarise(checked.plan, world_size)
-    epochs = train.max_epochs
-    by_epochs = None if epochs is None else epochs * summary.steps_per_epoch
-    per_step = train.packs_per_step * data.token_budget * summary.fill
-    images_per_step = train.packs_per_step * summary.images_per_pack
-    by_images = None if train.max_images is None else ceil(train.max_images / images_per_step)
-    by_tokens = None if train.max_tokens is None else ceil(train.max_tokens / per_step)
-    planned = (train.max_steps, by_epochs, by_images, by_tokens)
-    ends = [steps for steps in planned if steps is not None]
+    train, summary, per_step = checked.config.train, length.summary, length.tokens_per_step
     yield f"images            {summary.images:,}"
     yield f"steps an epoch    {summary.steps_per_epoch:,}"
     packs = train.packs_per_step
     yield f"tokens a step     {per_step:,.0f} in {packs} packs, on {world_size} ranks"
-    if ends:
-        steps = min(ends)
+    if (steps := length.steps) is not None:
         yield f"steps             {steps:,}"
         yield f"tokens            {steps * per_step:,.0f}"
     if train.max_images is not None:

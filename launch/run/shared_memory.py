@@ -1,4 +1,4 @@
-"""Check the shared memory through which the workers of the loader hand over their packs."""
+"""Check the shared memory in which the workers of the loader keep their locks."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from data_pipeline.config import DataConfig
-
 _FOLDER = Path("/dev/shm")
-_PACKS_A_WORKER = 2
-"""Packs of a worker that lie in shared memory at a time, at least."""
+_KIB_A_WORKER, _KIB_BESIDES = 16, 64
+"""Room that locks take: 8 workers were seen to start with 192 KiB and 32 with 512 KiB. Packs are
+handed over in memory without a name, which needs no room there (`loading.pack_buffers`), so the 64
+MB that a container has by default are enough."""
 
 
-def check_shared_memory(data: DataConfig, folder: Path = _FOLDER) -> None:
-    """Check that a rank's workers can hand over packs, which fails in the middle of a run else.
+def check_shared_memory(workers: int, folder: Path = _FOLDER) -> None:
+    """Check that a rank's workers can start, instead of a traceback of multiprocessing.
 
     Args:
-        data: the resolved config: patch size, token budget and number of workers.
+        workers: number of processes of the loader.
         folder: where the operating system keeps shared memory.
 
     Raises:
-        ValueError: nothing can be written there, or it is too small for the packs.
+        ValueError: nothing can be written there, or it is too small.
         OSError: it is full at the moment.
     """
-    if data.workers == 0 or not folder.is_dir():
+    if workers == 0 or not folder.is_dir():
         return
     advice = (
-        "give the container more (docker run --shm-size=8g; for apptainer --bind /dev/shm), or set "
+        "give the container more (docker run --shm-size=1g; for apptainer --bind /dev/shm), or set "
         "data.workers=0"
     )
     try:
@@ -38,21 +38,20 @@ def check_shared_memory(data: DataConfig, folder: Path = _FOLDER) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise ValueError(
-                f"the loader's workers hand over packs through {folder}, and nothing can be "
-                f"written there ({error.strerror}): {advice}"
+                f"the loader's workers keep their locks in {folder}, and nothing can be written "
+                f"there ({error.strerror}): {advice}"
             ) from error
-    assert data.patch_size is not None, "the config is resolved"
-    needed = _PACKS_A_WORKER * data.workers * data.token_budget * data.patch_size**2 * 3
+    needed = _KIB_A_WORKER * workers + _KIB_BESIDES
     usage = shutil.disk_usage(folder)
-    if usage.total < needed:
+    if usage.total < needed * 1024:
         raise ValueError(
-            f"the packs of {data.workers} workers take {needed / 1e6:,.0f} MB in {folder}, which "
-            f"has {usage.total / 1e6:,.0f} MB: {advice}"
+            f"the locks of {workers} workers of the loader take {needed} KiB in {folder}, which "
+            f"has {usage.total // 1024} KiB: {advice}"
         )
-    if usage.free < needed:
+    if usage.free < needed * 1024:
         words = (
-            f"{os.strerror(errno.ENOSPC)}: {usage.free / 1e6:,.0f} MB are free for the "
-            f"{needed / 1e6:,.0f} MB of packs of {data.workers} workers; remove files that others "
-            f"left there, or set data.workers=0"
+            f"{os.strerror(errno.ENOSPC)}: {usage.free // 1024} KiB are free for the {needed} KiB "
+            f"of locks of {workers} workers; remove files that others left there, or set "
+            "data.workers=0"
         )
         raise OSError(errno.ENOSPC, words, str(folder))

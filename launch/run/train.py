@@ -25,6 +25,7 @@ from launch.run.checks import CheckedRun, check_shared, check_start
 from launch.run.consensus import RefusedError, check_together
 from launch.run.execution import settle
 from launch.run.lock import RunLock, this_owner
+from launch.run.pace import forecast, pace_rows
 from launch.run.starts import note_start
 from zeta.distributed import (
     RankInfo,
@@ -46,6 +47,7 @@ from zeta.run.watchdog import Watchdog
 from zeta.train.attention_check import check_attention
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution
+from zeta.train.hardware import find_accelerator
 from zeta.zero.start import init_distributed
 
 _PACK_PICTURES = 3
@@ -179,6 +181,7 @@ def _run(
         objective = build_objective(config.objective, num_classes)
         train, execution = settle(checked, objective, world)
         _say_execution(execution, train, world, console)
+        _say_pace(checked, world, console)
         trainer = Trainer(
             model=build_for_training(
                 partial(build_for_objective, config.model, config.objective, config.train.seed),
@@ -238,6 +241,15 @@ def _say_execution(
         console.message(text)
     elif world.is_main:
         log_line(f"{text} without activations", sys.stdout)
+
+
+def _say_pace(checked: CheckedRun, world: World, console: Console) -> None:
+    """Say what this GPU takes and what the loader gives; on a CPU the GPU's part is not known."""
+    if not world.is_main or world.device.type != "cuda":
+        return
+    found = forecast(checked, find_accelerator(torch.cuda.get_device_name(world.device)))
+    for subject, finding in pace_rows(found, world.size, None):
+        console.message(f"{subject}: {finding}")
 
 
 def _write_run_files(run_dir: RunDir, config: ZetaConfig, manifest: Manifest) -> None:

@@ -159,6 +159,7 @@ class Progress:
             names.TOKENS_PER_S: sums["tokens"] / seconds,
             names.STEP_S: seconds / sums["steps"],
             names.DATA_WAIT_S: sums["waited"] / sums["steps"],
+            names.SUPPLY_RATIO: 1 - min(1.0, sums["waited"] / seconds),
             names.FILL: sums["tokens"] / sums["budget"],
             names.IMAGES_SEEN: self.images,
             names.TOKENS_SEEN: self.tokens,

@@ -42,6 +42,7 @@ from zeta.train.learned import check_learned
 from zeta.train.resume import RunCheckpoints
 from zeta.train.schedule import build_schedule
 from zeta.train.straggler import Balance
+from zeta.train.supply import SupplyWatch
 from zeta.train.utilisation import Utilisation
 
 
@@ -153,6 +154,7 @@ class Trainer:
         self.progress = self.checkpoints.resume(self.engine)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
         self.balance = Balance(console.message)
+        self.supply = SupplyWatch()
         self.ledger = Ledger(
             run_dir, world.rank, self.progress.step, world.size, self.train.max_epochs
         )
@@ -353,8 +355,9 @@ class Trainer:
         """Log the steps since the last log."""
         step = self.progress.step
         loads = self.world.gather(self.balance.take(peak_memory_gib(self.world.device)))
+        measured = self.progress.take_metrics(self.utilisation.peak)
         metrics: dict[str, float | str] = {
-            **self.progress.take_metrics(self.utilisation.peak),
+            **measured,
             **self.balance.metrics(loads),
             names.LEARNING_RATE: self.learning_rate,
             names.QUARANTINED: self.quarantine.count,
@@ -363,6 +366,9 @@ class Trainer:
         }
         self.sink.log(step, metrics)
         self.console.metrics(step, metrics)
+        seconds = measured[names.STEP_S] * self.train.log_every
+        if warning := self.supply.warning(measured[names.SUPPLY_RATIO], seconds):
+            self.console.message(warning)
         if self.tracker is not None:
             self.tracker.poll()
 

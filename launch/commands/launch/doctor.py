@@ -20,14 +20,21 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_config(parser)
     add_cluster_options(parser)
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="the GPU of each rank, such as h100: says whether the loader can keep up with it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of checks and return 1 if any failed."""
     from launch.cluster.doctor import examine
+    from zeta.train.hardware import accelerator
 
+    gpu = None if args.gpu is None else accelerator(args.gpu)
     failed = 0
-    for check in examine(args.config, with_cluster_settings(args)):
+    for check in examine(args.config, with_cluster_settings(args), gpu):
         failed += check.state == "failed"
         print(f"{check.state:<9}{check.subject:<15}{check.finding}", flush=True)
     if failed:

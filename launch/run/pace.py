@@ -1,0 +1,184 @@
+"""Say before a run which of GPU and loader will bind, and how long the run will take."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from data_pipeline.plan.summary import PlanSummary, summarise
+from data_pipeline.supply import Supply, measure_supply
+from launch.report.logged_run import read_run
+from launch.run.checks import CheckedRun, abstract_model
+from zeta import metric_names as names
+from zeta.models.flops import CountsFlops
+from zeta.train.hardware import Accelerator
+from zeta.train.pace import Pace, predicted_pace
+
+_LOGS = 20
+"""Number of lines of metrics whose utilisation counts as that of the run."""
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The rates of a run, in images a second of one rank, as far as they are known."""
+
+    need: Pace | None
+    """What the GPU takes; None: the GPU, its peak or the model's operations are not known."""
+    supply: Supply | None
+    """What one loader process gives here; None: the shards hold too few images to measure."""
+    workers: int
+    """Loader processes of a rank; 0: the training process decodes."""
+
+    @property
+    def supplied(self) -> float | None:
+        """Images a second that the loader of a rank gives."""
+        return None if self.supply is None else self.supply.images_per_s * max(self.workers, 1)
+
+    @property
+    def rate(self) -> float | None:
+        """Images a second of a rank, by the slower of the two; None: either is not known."""
+        if self.need is None or self.supplied is None:
+            return None
+        return min(self.need.images_per_s, self.supplied)
+
+    @property
+    def loader_binds(self) -> bool:
+        """Whether the loader is the slower of the two."""
+        return self.need is not None and self.rate is not None and self.rate == self.supplied
+
+
+@dataclass(frozen=True)
+class RunLength:
+    """The length of a run by its plan."""
+
+    summary: PlanSummary
+    tokens_per_step: float
+    images_per_step: float
+    steps: int | None
+    """Steps of the whole run; None: it has no end."""
+    images_seen: int
+    """Images of the steps that the newest checkpoint has done."""
+
+    @property
+    def images_left(self) -> float | None:
+        """Images to the end; None: it has no end."""
+        if self.steps is None:
+            return None
+        return max(0.0, self.steps * self.images_per_step - self.images_seen)
+
+
+def run_length(checked: CheckedRun, world_size: int) -> RunLength:
+    """Return the length of a run, by the nearest of its limits."""
+    train, data = checked.config.train, checked.config.data
+    summary = summarise(checked.plan, world_size)
+    epochs = train.max_epochs
+    tokens = train.packs_per_step * data.token_budget * summary.fill
+    images = train.packs_per_step * summary.images_per_pack
+    planned = (
+        train.max_steps,
+        None if epochs is None else epochs * summary.steps_per_epoch,
+        None if train.max_images is None else ceil(train.max_images / images),
+        None if train.max_tokens is None else ceil(train.max_tokens / tokens),
+    )
+    ends = [steps for steps in planned if steps is not None]
+    seen = 0 if checked.saved is None else int(checked.saved["progress"]["images"])
+    return RunLength(summary, tokens, images, min(ends, default=None), seen)
+
+
+def forecast(checked: CheckedRun, gpu: Accelerator | None) -> Forecast:
+    """Measure the supply of a run here for some seconds, and predict the need of a GPU.
+
+    Args:
+        checked: the run.
+        gpu: the GPU of each rank; None: not known.
+
+    Raises:
+        OSError, TarError: a shard cannot be read.
+    """
+    supply = measure_supply(checked.plan)
+    workers = int(checked.plan.config.workers)
+    config, need = checked.config, None
+    model = abstract_model(config)
+    peak = config.train.peak_tflops
+    if peak is None and gpu is not None:
+        peak = gpu.peak_tflops(config.train.dtype)
+    if supply is not None and peak is not None and isinstance(model, CountsFlops):
+        per_image = model.training_flops(supply.pack) / supply.pack.num_images
+        width = int(config.model.resolve()["dim"])
+        need = predicted_pace(per_image, peak, width, logged_mfu(checked.run_dir.path))
+    return Forecast(need, supply, workers)
+
+
+def logged_mfu(run_dir: Path) -> float | None:
+    """Return the utilisation that a run has logged lately; None: it has logged none."""
+    try:
+        series = read_run(run_dir).series.get(names.MFU)
+    except ValueError:  # not begun
+        return None
+    return None if series is None else statistics.median(series.values[-_LOGS:].tolist())
+
+
+def pace_rows(found: Forecast, world_size: int, images: float | None) -> Iterator[tuple[str, str]]:
+    """Yield what there is to say of need, supply, what binds, and how long it takes.
+
+    Args:
+        found: the rates of a rank.
+        world_size: W.
+        images: images to the end of the run; None: it has no end, or it is not asked for.
+
+    Returns:
+        Pairs of a subject of one word and a finding.
+    """
+    need, supply = found.need, found.supply
+    if need is None:
+        yield "need", "not known without the GPU: give --gpu NAME, or train.peak_tflops"
+    else:
+        yield (
+            "need",
+            f"{need.images_per_s:,.0f} images/s of a rank, at MFU {need.mfu:.2f} ({need.source})",
+        )
+    if supply is None:
+        yield "supply", "not measured: the shards hold less than two packs"
+    else:
+        processes = f"{found.workers} workers" if found.workers else "the training process"
+        yield (
+            "supply",
+            f"{found.supplied:,.0f} images/s of a rank: {processes}, {supply.images_per_s:,.0f} a "
+            f"process, measured on {supply.images} images here",
+        )
+    if need is None or found.rate is None:
+        return
+    yield "binds", binding(found)
+    if images is not None:
+        seconds = images / (found.rate * world_size)
+        yield (
+            "time",
+            f"{_duration(seconds)} on {world_size} ranks, {world_size * seconds / 3600:,.1f} "
+            "GPU-hours, if each has the cores and storage of this machine; evaluation, "
+            "checkpoints, restarts and the exchange of gradients are not counted",
+        )
+
+
+def binding(found: Forecast) -> str:
+    """Return what limits the rate, and what to change if that is the loader."""
+    assert found.need is not None
+    assert found.supplied is not None
+    share = found.supplied / found.need.images_per_s
+    if not found.loader_binds:
+        return f"the GPU: the loader gives {share:.2g} times what it takes"
+    return (
+        f"the loader, which gives {share:.0%} of what the GPU takes: more cores for data.workers, "
+        "smaller images (`zeta shards shrink`), or several views of each (data.views)"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:,.1f} minutes"
+    return (
+        f"{seconds / 3600:,.1f} hours" if seconds < 2 * _DAY_S else f"{seconds / _DAY_S:,.1f} days"
+    )
