@@ -10,6 +10,7 @@ from launch.config.load import ZetaConfig
 from zeta.files import local_path
 from zeta.run.directory import RunDir
 from zeta.tracking.config import check_filing
+from zeta.tracking.tensorboard_sink import check_tensorboard
 
 
 def run_directory(config: ZetaConfig) -> RunDir:
@@ -38,3 +39,5 @@ def check_destinations(config: ZetaConfig) -> None:
     if config.data.cache_dir is not None:
         local_path(config.data.cache_dir, "data.cache_dir")
     check_filing(config.tracker.wandb)
+    if "tensorboard" in config.tracker.kind:
+        check_tensorboard()

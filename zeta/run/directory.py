@@ -55,6 +55,10 @@ class RunDir:
     """The tokenizer.json of captions, unless they are read as bytes."""
     metrics = Entry("metrics.jsonl", before_config=True, marks_run=True)
     """One JSON object a line: `step` and the metrics logged at it."""
+    metrics_table = Entry("metrics.csv", before_config=True)
+    """The same as a table, a column a metric (`tracker.kind: csv`)."""
+    tensorboard = Entry("tensorboard", before_config=True)
+    """Folder of TensorBoard's event files (`tracker.kind: tensorboard`)."""
     ledger = Entry("ledger", before_config=True)
     """Folder of the ranks' records of the samples that each step trained on."""
     quarantine = Entry("quarantine.jsonl", before_config=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from zeta.config_field import check_choice, check_range, free
 
+KINDS = ("wandb", "tensorboard", "csv")
+"""Trackers that metrics can be sent to."""
 _LONGEST_TAG = 64
 """Most characters that W&B accepts in a tag."""
 _LONGEST_NAMES = {"project": 128, "entity": 128, "group": 128, "job_type": 64}
@@ -82,4 +85,14 @@ def check_filing(config: WandbConfig) -> None:
 class TrackerConfig:
     """Settings of the trackers that metrics are sent to besides metrics.jsonl."""
 
+    kind: Any = free(factory=lambda: ["wandb"])
+    """Trackers, one or a list: wandb, tensorboard (the folder tensorboard/ of the run) and csv
+    (metrics.csv). metrics.jsonl is written in any case."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        self.kind = [self.kind] if isinstance(self.kind, str) else list(self.kind or ())
+        for kind in self.kind:
+            check_choice("tracker.kind", kind, KINDS)
+        if "wandb" not in self.kind:
+            self.wandb = replace(self.wandb, mode="disabled")

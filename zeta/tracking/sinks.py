@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +83,28 @@ class NoSink:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class SinkOfAll:
+    """Sink that passes everything on to several sinks, in their order."""
+
+    def __init__(self, sinks: Sequence[MetricSink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def log(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Log the values to each."""
+        for sink in self._sinks:
+            sink.log(step, values)
+
+    def flush(self) -> None:
+        """Flush each."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Close each."""
+        for sink in self._sinks:
+            sink.close()
 
 
 class WithAxes:

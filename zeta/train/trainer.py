@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -31,7 +31,17 @@ from zeta.run.requests import RequestFiles
 from zeta.run.signals import StopSignals, agreed_stop, stop_votes
 from zeta.run.watchdog import PhaseWatch, Unwatched
 from zeta.tracking.config import TrackerConfig, WandbConfig
-from zeta.tracking.sinks import JsonlSink, MetricSink, NoSink, OnlyNew, WithAxes, last_logged_steps
+from zeta.tracking.csv_sink import CsvSink
+from zeta.tracking.sinks import (
+    JsonlSink,
+    MetricSink,
+    NoSink,
+    OnlyNew,
+    SinkOfAll,
+    WithAxes,
+    last_logged_steps,
+)
+from zeta.tracking.tensorboard_sink import TensorBoardSink
 from zeta.tracking.wandb_mode import stable_run_id
 from zeta.tracking.wandb_sink import WandbSink
 from zeta.train.config import OptimConfig, TrainConfig
@@ -160,7 +170,7 @@ class Trainer:
         )
         self.streaks = Streaks()
         self.quarantine = Quarantine(run_dir.quarantine, world)
-        self.sink = self._open_sink()
+        self.sink = self._open_sink(tracker.kind)
         self.validation = Validation(
             held_out, train.evaluate, self.engine, run_dir, console, self.watchdog
         )
@@ -372,11 +382,16 @@ class Trainer:
         if self.tracker is not None:
             self.tracker.poll()
 
-    def _open_sink(self) -> MetricSink:
+    def _open_sink(self, kinds: Collection[str]) -> MetricSink:
         if not self.world.is_main:
             return NoSink()
         path, progress = self.run_dir.metrics, self.progress
-        jsonl_sink = JsonlSink(path, progress.step, self.console.message)
+        notify = self.console.message
+        sinks: list[MetricSink] = [JsonlSink(path, progress.step, notify)]
+        if "csv" in kinds:
+            sinks.append(CsvSink(self.run_dir.metrics_table, path, notify))
+        if "tensorboard" in kinds:
+            sinks.append(TensorBoardSink(self.run_dir.tensorboard, progress.step, notify))
 
         def axes(step: int) -> dict[str, float]:
             # The seconds of a checkpoint are known some steps later, when these have moved on.
@@ -385,7 +400,7 @@ class Trainer:
             return {names.IMAGES_SEEN: progress.images, names.TOKENS_SEEN: progress.tokens}
 
         # A step that is evaluated only after a restart has some of its metrics already.
-        return OnlyNew(WithAxes(jsonl_sink, axes), last_logged_steps(path))
+        return OnlyNew(WithAxes(SinkOfAll(sinks), axes), last_logged_steps(path))
 
     def _open_tracker(
         self, config: WandbConfig, run_config: Mapping[str, Any], name: str
