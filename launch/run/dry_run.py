@@ -79,7 +79,8 @@ def _steps(checked: CheckedRun, world_size: int) -> Iterator[str]:
     by_tokens = None if train.max_tokens is None else ceil(train.max_tokens / per_step)
     planned = (train.max_steps, by_epochs, by_images, by_tokens)
     ends = [steps for steps in planned if steps is not None]
-    yield f"images            {summary.images:,}"
+    views = "" if summary.views == 1 else f", {summary.views} views of each"
+    yield f"images            {summary.images:,}{views}"
     yield f"steps an epoch    {summary.steps_per_epoch:,}"
     packs = train.packs_per_step
     yield f"tokens a step     {per_step:,.0f} in {packs} packs, on {world_size} ranks"
