@@ -53,6 +53,8 @@ class EpochAccount:
     """Number of samples that no epoch plans, by reason."""
     planned: int = 0
     trained: int = 0
+    views: int = 0
+    """Number of images shown of the samples trained on: each sample has `data.views` of them."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Number of planned samples that could not be used, by reason."""
 
@@ -181,9 +183,10 @@ def _count(
     reasons: Mapping[int, str],
     accounts: dict[tuple[int, int], EpochAccount],
 ) -> None:
-    """Enter the images of one pack into the accounts of their epochs."""
-    sources = plan.source_of(pack.sample_ids).tolist()
-    epochs, ids = pack.epochs.tolist(), pack.sample_ids.tolist()
+    """Enter the samples of one pack into the accounts of their epochs."""
+    samples = pack.select(np.flatnonzero(pack.views == 0))
+    sources = plan.source_of(samples.sample_ids).tolist()
+    epochs, ids = samples.epochs.tolist(), samples.sample_ids.tolist()
     for source, epoch, sample_id in zip(sources, epochs, ids, strict=True):
         if (source, epoch) not in accounts:
             accounts[source, epoch] = _new_account(plan, source, epoch)
@@ -195,6 +198,7 @@ def _count(
             account.rejected[NOT_FINITE] += 1
         else:
             account.trained += 1
+            account.views += plan.config.views
 
 
 def _new_account(plan: Plan, source: int, epoch: int) -> EpochAccount:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.loading.executor import ExecutedPack, decode_recipe
+from data_pipeline.loading.executor import ExecutedPack, decode_views
 from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
@@ -31,7 +31,8 @@ class BenchResult:
     """The measurements of `zeta data bench`."""
 
     images_per_s: float
-    """Images a second from shards to packs, with `data.workers` processes."""
+    """Images a second from shards to packs, with `data.workers` processes; each view of a sample
+    is an image."""
     decode_bound_images_per_s: float
     """Images a second if the same number of processes only decode and resize the images of the
     first packs, from memory."""
@@ -111,7 +112,7 @@ class _TimedRecipes(Iterator[PackRecipe]):
         lane = next(self._lanes)
         recipe = pack_recipe(self._plan, lane.next_pack(), lane.epoch)
         self.seconds += time.perf_counter() - start
-        self.images += len(recipe.images)
+        self.images += recipe.views * len(recipe.images)
         return recipe
 
     def first_images(self, count: int) -> list[ImageRecipe]:
@@ -203,8 +204,10 @@ def _decode_all(images: list[ImageRecipe], patch_size: int, fit: str) -> _Rate:
     start, cpu_start = time.perf_counter(), time.process_time()
     for image in images:
         try:
-            decode_recipe(_samples[image.sample_id], image, patch_size, fit)
+            for _ in decode_views(_samples[image.sample_id], image, patch_size, fit):
+                pass
         except ImageError:
             continue
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-    return _Rate(len(images) / seconds, cpu / len(images))
+    made = sum(len(image.views) for image in images)
+    return _Rate(made / seconds, cpu / made)

@@ -181,6 +181,9 @@ class DataConfig:
     """Dropping of patches."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Crops and mirroring."""
+    views: int = 1
+    """Number of views of each image, all in one pack: it is read and decoded once, and each view
+    has its own size, crop, flip and dropped patches. Evaluation uses one."""
     mix_by: str = "images"
     """Unit of the weights of sources: images or tokens."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -221,6 +224,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_range("data.token_budget", self.token_budget, 1)
         check_range("data.max_images_per_pack", self.max_images_per_pack, 1)
+        check_range("data.views", self.views, 1)
+        if self.views > self.max_images_per_pack:
+            raise ValueError(
+                f"data.views is {self.views}, above data.max_images_per_pack, which is "
+                f"{self.max_images_per_pack}: all views of an image lie in one pack, each an "
+                f"image of it; set data.max_images_per_pack to at least {self.views}"
+            )
         check_range("data.window_shards", self.window_shards, 1)
         check_range("data.pack_window", self.pack_window, 1, 4096)
         check_choice("data.mix_by", self.mix_by, ("images", "tokens"))

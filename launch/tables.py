@@ -19,6 +19,7 @@ def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
     about = "~" if summary.approximate else ""
     rows = [
         ("images", f"{summary.images:,}"),
+        *([("views of each", f"{summary.views}")] if summary.views > 1 else []),
         ("tokens", f"{about}{summary.tokens:,}"),
         ("packs", f"{about}{summary.packs:,}  ({summary.images_per_pack:.1f} images each)"),
         ("steps an epoch", f"{about}{summary.steps_per_epoch:,}"),

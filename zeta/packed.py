@@ -82,6 +82,9 @@ class PackedBatch:
     keys: tuple[str, ...] = ()
     """Key of each image in its shard, those that failed to decode included; unused rows have none.
     Empty where the packs do not come from shards, and in joined packs."""
+    view_of: Tensor | None = None
+    """[I] int64 row of the first view of the same image, -1 where unused: the views of an image are
+    the rows with the same number. None: every row is an image of its own (`data.views` = 1)."""
     draw_seeds: Tensor | None = None
     """[I] int32 seed of each image's dropout and stochastic depth, see `zeta.models.dropout`; None:
     from torch's global generator."""
@@ -100,6 +103,13 @@ class PackedBatch:
     def num_images(self) -> int:
         """Images that count in the loss."""
         return int(self.weights.sum().item())
+
+    @property
+    def first_views(self) -> Tensor:
+        """[I] bool: the row is an image's first view; every used row if images have one."""
+        if self.view_of is None:
+            return self.sample_ids >= 0
+        return self.view_of == torch.arange(len(self.view_of), device=self.view_of.device)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """Return the pack with every tensor on `device` (asynchronously from pinned memory)."""
@@ -165,6 +175,7 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
         lengths=lengths,
         prefix_tokens=first.prefix_tokens,
         label_sets=None if first.label_sets is None else stacked("label_sets"),
+        view_of=None if first.view_of is None else moved(_joined_views(packs)),
         draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
     )
     if first.text_ids is None:
@@ -187,6 +198,16 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
 def _joined_lengths(lengths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the lengths of all packs without their tails, then the sum of the tails."""
     return (*(n for each in lengths for n in each[:-1]), sum(each[-1] for each in lengths))
+
+
+def _joined_views(packs: Sequence[PackedBatch]) -> Tensor:
+    """Return `view_of` of packs whose rows follow one another."""
+    parts, row = list[Tensor](), 0
+    for pack in packs:
+        assert pack.view_of is not None, "all packs of a run have views, or none has"
+        parts.append(torch.where(pack.view_of < 0, pack.view_of, pack.view_of + row))
+        row += len(pack.view_of)
+    return torch.cat(parts)
 
 
 def _boundaries(lengths: Sequence[int]) -> Tensor:
@@ -214,7 +235,15 @@ class StepPacks:
     """Whether a lane of this rank has samples left after this step. A run by epochs ends when
     the all-reduced OR of this is false."""
     rejected: tuple[Rejected, ...] = ()
-    """Images of this step that could not be decoded, for quarantine.jsonl and the ledger."""
+    """Samples of this step that could not be decoded, for quarantine.jsonl and the ledger."""
+
+    @property
+    def num_rejected(self) -> int:
+        """Images that could not be used: all views of each rejected sample."""
+        if not self.rejected or self.packs[0].view_of is None:
+            return len(self.rejected)
+        unused = ((pack.sample_ids >= 0) & (pack.weights == 0) for pack in self.packs)
+        return sum(int(rows.sum()) for rows in unused)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,60 @@ def decode_image(
         flip: mirror the result left to right.
 
     Raises:
+        ImageError: see `decode`.
+    """
+    picture = decode(data, scale=scale, stored_size=stored_size)
+    return picture.resized(height=height, width=width, fit=fit, box=box, flip=flip)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, not yet upright, of which any number of views can be made."""
+
+    pixels: np.ndarray
+    """[h, w, 3] uint8 RGB as stored, at 1/scale of the size if it is a JPEG."""
+    extent: tuple[float, float]
+    """Rows and columns of `pixels` that the image covers: not whole numbers if its size is no
+    multiple of the scale."""
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+    def resized(
+        self,
+        *,
+        height: int,
+        width: int,
+        fit: str = "keep",
+        box: Box = WHOLE,
+        flip: bool = False,
+        snap: bool = False,
+    ) -> np.ndarray:
+        """Return the upright view [height, width, 3] uint8.
+
+        `snap` cuts out the part at whole pixels of `pixels`, which is faster; the other arguments
+        are those of `decode_image`.
+        """
+        target = (width, height) if self.orientation >= 5 else (height, width)
+        if fit == "crop" or box != WHOLE:
+            part, extent = _box_as_stored(box, self.orientation), self.extent
+            window = Window(
+                part.top * extent[0],
+                part.left * extent[1],
+                part.side * extent[0],
+                part.side * extent[1],
+            )
+            window = window.middle(target) if fit == "crop" else window
+            resized = cut(self.pixels, window, target, snap=snap)
+        else:
+            resized = resize(self.pixels, target, self.extent)
+        image = upright(resized, self.orientation)
+        return image[:, ::-1] if flip else image
+
+
+def decode(data: bytes, *, scale: int = 1, stored_size: tuple[int, int] | None = None) -> Picture:
+    """Decode an image; the arguments are those of `decode_image`.
+
+    Raises:
         ImageError: the data cannot be decoded in full: it is not an image, truncated, too large,
             or of another size than the index says.
     """
@@ -83,26 +138,11 @@ def decode_image(
             f"the index says {stored_size[1]} x {stored_size[0]}"
         )
     pixels = _pixels(data, header, scale)
-    turned = _turned(header)
-    stored = (header.width, header.height) if turned else (header.height, header.width)
-    target = (width, height) if turned else (height, width)
+    stored = (header.width, header.height) if _turned(header) else (header.height, header.width)
     # At 1/scale the last pixel may cover less than `scale` pixels of the image. A fractional
     # extent keeps the picture from shifting.
     factor = 1 if pixels.shape[:2] == stored else scale
-    extent = (stored[0] / factor, stored[1] / factor)
-    if fit == "crop" or box != WHOLE:
-        part = _box_as_stored(box, header.orientation)
-        window = Window(
-            part.top * extent[0],
-            part.left * extent[1],
-            part.side * extent[0],
-            part.side * extent[1],
-        )
-        resized = cut(pixels, window.middle(target) if fit == "crop" else window, target)
-    else:
-        resized = resize(pixels, target, extent)
-    image = upright(resized, header.orientation)
-    return image[:, ::-1] if flip else image
+    return Picture(pixels, (stored[0] / factor, stored[1] / factor), header.orientation)
 
 
 def patch_lines(image: np.ndarray, patch_size: int) -> np.ndarray:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.loading.decode import ImageError, decode_image, patch_lines
+from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.fetch import SampleReader
-from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
+from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
 from data_pipeline.loading.targets import PackTargets
 from data_pipeline.plan.random_draws import hashes
 from data_pipeline.shards.sample import SampleError
@@ -96,8 +96,9 @@ class Executor:
 
         `patches` [token budget, p * p * 3] uint8 is memory for its patches; None allocates it.
 
-        An image that cannot be decoded keeps its rows, as zeros of weight 0, and is listed in
-        `rejected`. Its neighbours in the pack, and all other packs, do not change.
+        An image that cannot be decoded keeps the rows of all its views, as zeros of weight 0, and
+        is listed once in `rejected`. Its neighbours in the pack, and all other packs, do not
+        change.
 
         Raises:
             OSError: a shard cannot be read (the error names shard and byte).
@@ -125,34 +126,39 @@ def _execute(
     lengths = np.zeros(limit + 1, dtype=np.int64)
     rejected: list[Rejected] = []
     keys: list[str] = []
-    row = 0
+    view_of = None if recipe.views == 1 else np.full(limit, -1, dtype=np.int64)
+    index = row = 0
     samples = reader.read(recipe.images)
-    for index, (image, (sample, waited)) in enumerate(zip(recipe.images, samples, strict=True)):
+    for image, (sample, waited) in zip(recipe.images, samples, strict=True):
         times.read += waited
-        keys.append(sample.key)
-        lengths[index] = recipe.prefix_tokens + image.keep
-        rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
-        patches[row : rows.start] = 0
-        row += int(lengths[index])
-        kept = kept_patches(image)
-        grids[index], sample_ids[index] = image.grid, image.sample_id
-        y, x = np.divmod(kept, image.grid[1])
-        coords[rows, 0], coords[rows, 1] = y, x
+        first, first_row, places = index, row, list[_Place]()
+        for index, view in enumerate(image.views, start=first):
+            keys.append(sample.key)
+            lengths[index] = recipe.prefix_tokens + view.keep
+            rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
+            patches[row : rows.start] = 0
+            row = rows.stop
+            grids[index], sample_ids[index] = view.grid, image.sample_id
+            y, x = np.divmod(kept_patches(view), view.grid[1])
+            coords[rows, 0], coords[rows, 1] = y, x
+            places.append(_Place(rows, y, x))
+            if view_of is not None:
+                view_of[index] = first
+        index += 1
         try:
             target = targets.read(sample, class_names)
             before = time.perf_counter()
-            pixels = decode_recipe(sample.image, image, side, recipe.fit)
-            times.decode += time.perf_counter() - before
-            lines = patch_lines(pixels, side)
-            into = patches[rows].view(lines.dtype)
-            if image.keep == lines.shape[0] * lines.shape[1]:
-                into.reshape(lines.shape)[:] = lines  # straight, without a copy in between
-            else:
-                into[:] = lines[y, x]
-            targets.put(index, target)
-            weights[index] = 1
+            for place, pixels in zip(
+                places, decode_views(sample.image, image, side, recipe.fit), strict=True
+            ):
+                times.decode += time.perf_counter() - before
+                _copy_patches(patches, place, patch_lines(pixels, side))
+                before = time.perf_counter()
+            for number in range(first, index):
+                targets.put(number, target)
+            weights[first:index] = 1
         except (SampleError, ImageError) as error:
-            patches[rows] = 0
+            patches[first_row:row] = 0
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
     patches[row:] = 0
@@ -166,6 +172,7 @@ def _execute(
         lengths=tuple(lengths.tolist()),
         prefix_tokens=recipe.prefix_tokens,
         keys=tuple(keys),
+        view_of=None if view_of is None else torch.from_numpy(view_of),
         **targets.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
@@ -174,28 +181,49 @@ def _execute(
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
 
 
-def kept_patches(image: ImageRecipe) -> NDArray[np.int64]:
+class _Place(NamedTuple):
+    """The rows of a pack that a view fills, and the patches that go there."""
+
+    rows: slice
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+
+
+def _copy_patches(patches: NDArray[np.uint8], place: _Place, lines: NDArray[np.void]) -> None:
+    into = patches[place.rows].view(lines.dtype)
+    if len(into) == lines.shape[0] * lines.shape[1]:
+        into.reshape(lines.shape)[:] = lines  # straight, without a copy in between
+    else:
+        into[:] = lines[place.y, place.x]
+
+
+def kept_patches(view: ViewRecipe) -> NDArray[np.int64]:
     """Return the indices of the kept patches, [keep]: row-major, ascending, a uniform subset."""
-    total = image.grid[0] * image.grid[1]
-    if image.keep == total:
+    total = view.grid[0] * view.grid[1]
+    if view.keep == total:
         return np.arange(total)
-    words = hashes(np.uint64(image.keep_key), np.arange(total))
-    return np.sort(np.argpartition(words, image.keep)[: image.keep])
+    words = hashes(np.uint64(view.keep_key), np.arange(total))
+    return np.sort(np.argpartition(words, view.keep)[: view.keep])
 
 
-def decode_recipe(data: bytes, image: ImageRecipe, side: int, fit: str) -> NDArray[np.uint8]:
-    """Return the image at its planned size: [rows * p, columns * p, 3] uint8.
+def decode_views(
+    data: bytes, image: ImageRecipe, side: int, fit: str
+) -> Iterator[NDArray[np.uint8]]:
+    """Decode an image once, and yield its views at their planned sizes.
+
+    Each is [rows * p, columns * p, 3] uint8.
 
     Raises:
         ImageError: the image cannot be decoded, or not at the size in the index.
     """
-    return decode_image(
-        data,
-        height=image.grid[0] * side,
-        width=image.grid[1] * side,
-        scale=image.scale,
-        fit=fit,
-        stored_size=image.stored_size,
-        box=image.box,
-        flip=image.flip,
-    )
+    picture = decode(data, scale=image.scale, stored_size=image.stored_size)
+    several = len(image.views) > 1
+    for view in image.views:
+        yield picture.resized(
+            height=view.grid[0] * side,
+            width=view.grid[1] * side,
+            fit=fit,
+            box=view.box,
+            flip=view.flip,
+            snap=several,  # resizing is most of the work once decoding is shared
+        )

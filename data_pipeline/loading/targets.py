@@ -46,7 +46,7 @@ class PackTargets:
             SampleError: a target that the objective needs is missing, or cannot be used.
         """
         if self._captions is not None:
-            return Target((), self._captions.tokens(sample))
+            return Target((), self._captions.tokens(sample, self._recipe.views))
         recipe, labels = self._recipe, sample.labels(class_names)
         if labels is None and recipe.require_labels:
             raise SampleError("no label: the objective needs .cls, or label in .json")
@@ -87,8 +87,8 @@ class _PackedCaptions:
         self._cut = np.zeros(max_images, dtype=np.bool_)
         self._used = 0
 
-    def tokens(self, sample: Sample) -> list[int]:
-        """Return all token ids of a sample's caption."""
+    def tokens(self, sample: Sample, copies: int) -> list[int]:
+        """Return all token ids of a sample's caption, for which there is room `copies` times."""
         caption, limit = sample.caption, self._config.max_tokens
         if caption is None:
             raise SampleError("no caption: the objective needs .txt, or caption in .json")
@@ -100,7 +100,7 @@ class _PackedCaptions:
                 f"the caption has {len(ids)} tokens, above data.text.max_tokens = {limit} "
                 "(data.text.truncate=true would cut it)"
             )
-        if self._used + min(len(ids), limit) > len(self._ids):
+        if self._used + copies * min(len(ids), limit) > len(self._ids):
             raise SampleError(
                 f"no room for the caption in data.text.budget = {len(self._ids)} tokens a pack"
             )

@@ -9,9 +9,10 @@ import base64
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.lanes import Cursor
@@ -21,6 +22,7 @@ from data_pipeline.plan.packing import PackLimits, image_costs, num_full_packs, 
 _UNEVEN_PACKS = range(12, 48)
 """With 12-47 packs a window holds too few cost quantiles; merge two epochs. (With fewer, each epoch
 of a tiny set is better kept to itself.)"""
+Number = TypeVar("Number", np.int64, np.float64)
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 
 
@@ -43,6 +45,14 @@ class PackPlan:
     """Share of each side that the crop keeps, in (0, 1]; 1 keeps the whole image."""
     shrunk: Bools
     """True for an image that was made smaller than drawn, to fit into the budget."""
+    views: Ints
+    """Number of the view of its sample, from 0. Each view is an image, and those of a sample follow
+    one another."""
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples that these images are views of."""
+        return int((self.views == 0).sum())
 
     def select(self, index: Ints | slice) -> PackPlan:
         """Return the images at `index`, in that order."""
@@ -121,6 +131,21 @@ class WindowRules:
     """Width d of the model in the cost of an image."""
     pack_window: int
     """Most samples of a window."""
+    views: int = 1
+    """Number of images that `size` returns for each sample, one after the other."""
+
+    @property
+    def sample_limits(self) -> PackLimits:
+        """The limits of a pack, counted in samples instead of images."""
+        return PackLimits(self.limits.token_budget, self.limits.max_images // self.views)
+
+    def images_of(self, samples: Ints) -> Ints:
+        """Return the positions of all images of the samples at these positions, in order."""
+        return (samples[:, None] * self.views + np.arange(self.views)).ravel()
+
+    def by_sample(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Return the sum over the images of each sample."""
+        return np.asarray(values.reshape(-1, self.views).sum(axis=1))
 
 
 class LanePacker:
@@ -211,7 +236,8 @@ class LanePacker:
             dealt += len(samples.sample_ids)
             # The end of an epoch ends the window, unless one epoch does not fill a pack, or has a
             # number of packs that two epochs together balance better.
-            full = num_full_packs(np.concatenate([p.lengths for p in parts]), rules.limits)
+            lengths = rules.by_sample(np.concatenate([p.lengths for p in parts]))
+            full = num_full_packs(lengths, rules.sample_limits)
             epochs = len(parts) - bool(carried)
             if full and not (epochs == 1 and full in _UNEVEN_PACKS):
                 break
@@ -219,16 +245,17 @@ class LanePacker:
             self._packs, self._next = [], (self._window, cursors, None)
             return
         images = PackPlan.concatenate(parts)
-        costs = image_costs(images.lengths, rules.cost_dim)
+        # A sample is placed as a whole: its views lie in one pack.
+        costs = rules.by_sample(image_costs(images.lengths, rules.cost_dim))
         packs, leftovers = pack_window(
-            images.lengths,
+            rules.by_sample(images.lengths),
             costs,
-            rules.limits,
+            rules.sample_limits,
             num_first=carried,
             flush=self._mix.ended(cursors),
         )
         order = step_order([float(costs[pack].sum()) for pack in packs], self._window.step)
-        self._packs, self._taken = [images.select(packs[i]) for i in order], 0
+        self._packs, self._taken = [images.select(rules.images_of(packs[i])) for i in order], 0
         step = self._window.step + len(packs)
         if len(leftovers) == 0:
             self._next = (LaneState(cursors, 0, (), step), cursors, None)
@@ -236,7 +263,7 @@ class LanePacker:
         assert leftovers[0] >= carried, "leftovers of the previous window are placed first"
         carry = tuple((leftovers - carried).tolist())
         after = LaneState(self._cursors, dealt, carry, step)
-        self._next = (after, cursors, images.select(leftovers))
+        self._next = (after, cursors, images.select(rules.images_of(leftovers)))
 
     def _replay(self, state: LaneState) -> tuple[tuple[Cursor, ...], PackPlan | None]:
         """Deal the window before `state` again; return the cursors after it, and its leftovers."""

@@ -17,7 +17,7 @@ from data_pipeline.plan.arrays import Floats, Ints
 from data_pipeline.plan.lanes import Cursor, LaneStream
 
 CountTokens = Callable[[Ints, Ints, Ints], Ints]
-"""Function (sample ids, epochs, images seen) -> tokens; all [n]."""
+"""Function (sample ids, epochs, samples dealt before) -> tokens of all views; all [n]."""
 
 
 class Dealt(NamedTuple):

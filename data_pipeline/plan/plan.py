@@ -61,11 +61,14 @@ class Plan:
             raise ValueError("data.patch_size and data.cost_dim must be set (from the model)")
         self.patch_size, self.cost_dim = config.patch_size, config.cost_dim
         self.limits = PackLimits(config.token_budget, config.max_images_per_pack)
-        self.max_tokens = config.token_budget - config.prefix_tokens
+        # The views of a sample share a pack, so each may take an equal part of it.
+        self.max_tokens = config.token_budget // config.views - config.prefix_tokens
         if self.max_tokens < 1:
+            least = config.views * (config.prefix_tokens + 1)
+            of_each = "an image" if config.views == 1 else f"a view and data.views = {config.views}"
             raise ValueError(
                 f"data.token_budget is {config.token_budget}; with {config.prefix_tokens} prefix "
-                f"tokens an image it must be at least {config.prefix_tokens + 1}"
+                f"tokens {of_each} it must be at least {least}"
             )
         if self.max_patches is not None:
             self.max_tokens = min(self.max_tokens, self.max_patches)
@@ -91,12 +94,15 @@ class Plan:
             | asdict(config.resolution),
         )
         self._deals = [self._deal(index, source) for index, source in enumerate(self.sources)]
-        self._rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window)
+        self._rules = WindowRules(
+            self._size, self.limits, self.cost_dim, config.pack_window, config.views
+        )
         self._rows_read = 0
 
     @property
     def num_images(self) -> int:
-        """Number of usable images; each is dealt once in every epoch of its source."""
+        """Number of usable images, views not counted; each is dealt once in every epoch of its
+        source."""
         return int(self.masses.usable.sum())
 
     def lane(self, lane: int, state: LaneState | None = None) -> LanePacker:
@@ -128,17 +134,29 @@ class Plan:
         return np.searchsorted(stops, self.manifest.shard_of(sample_ids), side="right")
 
     def size_images(self, sample_ids: Ints, epochs: Ints, seen: Ints | None = None) -> PackPlan:
-        """Draw the grid and keep count of each sample in its epoch; all arrays are [n].
+        """Draw the grid and keep count of every view of each sample in its epoch.
 
-        `seen` is the number of images dealt before each one, for schedules (None: 0).
+        Args:
+            sample_ids: [n] samples.
+            epochs: [n] epoch of each.
+            seen: [n] number of images dealt before each one, views included, for schedules (None:
+                0).
+
+        Returns:
+            [n * views] images: those of a sample follow one another.
         """
         self._release(len(sample_ids))
-        config, samples = self.config, self.manifest.samples[sample_ids]
+        config = self.config
+        seen = np.zeros_like(sample_ids) if seen is None else seen
+        views = np.tile(np.arange(config.views), len(sample_ids))
+        sample_ids, epochs, seen = (
+            np.repeat(column, config.views) for column in (sample_ids, epochs, seen)
+        )
+        samples = self.manifest.samples[sample_ids]
 
         def draw(purpose: Draw) -> Floats:
-            return sample_uniforms(purpose, config.seed, epochs, sample_ids)
+            return sample_uniforms(purpose, config.seed, epochs, sample_ids, views)
 
-        seen = np.zeros_like(sample_ids) if seen is None else seen
         crops = np.ones(len(sample_ids))
         if config.augment.crop_min_area < 1:
             crops = crop_sides(config.augment, draw(Draw.CROP_AREA))
@@ -162,13 +180,17 @@ class Plan:
                 seen=seen,
             )
         lengths = keep + config.prefix_tokens
-        return PackPlan(sample_ids, epochs, seen, rows, columns, keep, lengths, crops, shrunk)
+        return PackPlan(
+            sample_ids, epochs, seen, rows, columns, keep, lengths, crops, shrunk, views
+        )
 
     def _size(self, dealt: Dealt) -> PackPlan:
-        return self.size_images(*dealt)
+        sample_ids, epochs, samples_before = dealt
+        return self.size_images(sample_ids, epochs, self.config.views * samples_before)
 
-    def _count_tokens(self, sample_ids: Ints, epochs: Ints, seen: Ints) -> Ints:
-        return self.size_images(sample_ids, epochs, seen).lengths
+    def _count_tokens(self, sample_ids: Ints, epochs: Ints, samples_before: Ints) -> Ints:
+        images = self._size(Dealt(sample_ids, epochs, samples_before))
+        return self._rules.by_sample(images.lengths)
 
     def _usable(self, sample_ids: Ints) -> Bools:
         return usable_samples(self.manifest.samples[sample_ids], self._needs)

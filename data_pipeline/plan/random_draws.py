@@ -61,9 +61,24 @@ def uniforms(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> NDArra
 
 
 def sample_uniforms(
-    draw: Draw, seed: int, epochs: NDArray[np.integer], sample_ids: NDArray[np.integer]
+    draw: Draw,
+    seed: int,
+    epochs: NDArray[np.integer],
+    sample_ids: NDArray[np.integer],
+    views: NDArray[np.integer] | None = None,
 ) -> NDArray[np.float64]:
-    """Return the float in (0, 1) that each sample draws for one purpose in its epoch: [n]."""
+    """Return the float in (0, 1) that each view of a sample draws for one purpose in its epoch.
+
+    All arrays are [n]. `views` is the number of each view (None: 0); view 0 draws what a sample
+    with a single view draws.
+    """
     epoch_values = np.unique(epochs)
     keys = np.array([stream_key(draw, seed, int(e)) for e in epoch_values], dtype=np.uint64)
-    return uniforms(keys[np.searchsorted(epoch_values, epochs)], sample_ids)
+    return uniforms(view_keys(keys[np.searchsorted(epoch_values, epochs)], views), sample_ids)
+
+
+def view_keys(keys: UInt64s, views: NDArray[np.integer] | None) -> UInt64s:
+    """Return the key of each view of a stream, [n]; the key of view 0 is that of the stream."""
+    if views is None or not views.any():
+        return keys
+    return np.where(views == 0, keys, mix64(keys ^ views.astype(np.uint64)))

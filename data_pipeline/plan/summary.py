@@ -33,7 +33,9 @@ class PlanSummary:
     """The summary of an epoch on W ranks: as many images as the shards hold."""
 
     images: int
-    """Number of usable images."""
+    """Number of usable images, views not counted."""
+    views: int
+    """Number of views of each, `data.views`; the numbers of images below count them."""
     tokens: int
     """Tokens of those images in the first epoch, after dropping."""
     packs: int
@@ -63,6 +65,7 @@ class _Totals:
     """Sums over the lanes that were planned."""
 
     images: int = 0
+    """Images dealt, all views counted."""
     tokens: int = 0
     dropped: float = 0.0
     shrunk: int = 0
@@ -103,7 +106,8 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     for index in range(plan.num_lanes):
         _plan_lane(plan, plan.lane(index), totals, approximate)
     budget, images = plan.limits.token_budget, plan.num_images
-    scale = images / max(totals.images, 1)
+    shown = images * plan.config.views
+    scale = shown / max(totals.images, 1)
     tokens = totals.tokens if scale == 1 else round(totals.tokens * scale)
     lane_fill = totals.packed_tokens / (totals.packs * budget)
     slots = packs_per_rank(plan.num_lanes, world_size) * world_size
@@ -112,11 +116,12 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     lane_tokens = np.array(totals.lane_tokens) * (scale if approximate else 1)
     return PlanSummary(
         images=images,
+        views=plan.config.views,
         tokens=tokens,
         packs=max(1, round(packs)),
         steps_per_epoch=max(1, round(packs / plan.num_lanes)),
         fill=lane_fill * plan.num_lanes / slots,
-        images_per_pack=images / packs,
+        images_per_pack=shown / packs,
         drop_mean=totals.dropped / totals.images,
         straggler_ratio=_straggler_ratio(totals.costs, world_size),
         approximate=approximate,
@@ -163,6 +168,7 @@ def _plan_lane(plan: Plan, lane: LanePacker, totals: _Totals, approximate: bool)
 def _sources(plan: Plan, totals: _Totals) -> tuple[SourceSummary, ...]:
     if len(plan.sources) == 1:
         return ()
+    # Both counts of a source hold every view, so these cancel.
     scale = plan.num_images / totals.images
     result = []
     for index, source in enumerate(plan.sources):

@@ -66,6 +66,12 @@ def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             f"{manifest.old_index} were indexed by a version that did not read all of them: type "
             f"`zeta shards index {manifest.old_index}`"
         )
+    if config.data.views > 1:
+        raise ValueError(
+            f"data.views is {config.data.views}, but objective.kind {config.objective.kind} takes "
+            "every other image for a wrong partner of a caption, and so would other views of its "
+            "own image be: set data.views=1"
+        )
     text = config.data.text
     vocabulary = {
         "vocab_size": open_tokenizer(text.tokenizer).vocab_size,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.loading.executor import Executor, decode_recipe
+from data_pipeline.loading.executor import Executor, decode_views
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.loading.tokenizer import open_tokenizer
 from data_pipeline.plan.plan import Plan
@@ -60,8 +60,13 @@ def first_pack_picture(plan: Plan, lane: int) -> PackPicture:
     batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch
     return PackPicture.from_batch(
         batch,
-        [_whole_image(image, recipe) for image in recipe.images],
-        titles(batch, len(recipe.images), class_names, plan.config.text.tokenizer),
+        [pixels for image in recipe.images for pixels in _whole_images(image, recipe)],
+        titles(
+            batch,
+            recipe.views * len(recipe.images),
+            class_names,
+            plan.config.text.tokenizer,
+        ),
     )
 
 
@@ -83,11 +88,14 @@ def titles(
     ]
 
 
-def _whole_image(image: ImageRecipe, recipe: PackRecipe) -> NDArray[np.uint8]:
-    """Return [rows * p, columns * p, 3] pixels, dropped patches included; grey if undecodable."""
+def _whole_images(image: ImageRecipe, recipe: PackRecipe) -> list[NDArray[np.uint8]]:
+    """Return [rows * p, columns * p, 3] pixels of each view, dropped patches included.
+
+    They are grey if the image cannot be decoded.
+    """
     sample = read_sample(image.shard, image.offset, image.nbytes)
     try:
-        return decode_recipe(sample.image, image, recipe.patch_size, recipe.fit)
+        return list(decode_views(sample.image, image, recipe.patch_size, recipe.fit))
     except (SampleError, ImageError):
-        rows, columns = (count * recipe.patch_size for count in image.grid)
-        return np.full((rows, columns, 3), 127, dtype=np.uint8)
+        sides = np.array([view.grid for view in image.views]) * recipe.patch_size
+        return [np.full((*side, 3), 127, dtype=np.uint8) for side in sides.tolist()]

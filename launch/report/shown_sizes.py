@@ -41,13 +41,14 @@ def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
             break
         drawn += packs
     first = PackPlan.concatenate(drawn).select(slice(wanted))
+    first = first.select(np.flatnonzero(first.views == 0))
     seen = np.linspace(0, max(images_seen - 1, 0), len(first.sample_ids)).astype(np.int64)
-    epochs = first.epochs + seen // plan.num_images
+    epochs = first.epochs + seen // (plan.config.views * plan.num_images)
     shown = plan.size_images(first.sample_ids, epochs, seen)
     patches = shown.rows * shown.columns
     sides = np.rint(np.sqrt(patches) * plan.patch_size).astype(np.int64)
     drops = np.rint(100 * (1 - shown.keep / patches)).astype(np.int64)
-    return {"images": len(seen), SIDES: _counts(sides), DROPS: _counts(drops)}
+    return {"images": len(sides), SIDES: _counts(sides), DROPS: _counts(drops)}
 
 
 def write_shown_sizes(run_dir: RunDir, plan: Plan, images_seen: int) -> Path:

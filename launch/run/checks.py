@@ -180,21 +180,23 @@ def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
     """
     model = config.model.resolve()
     budget, prefix = config.data.token_budget, prefix_tokens(model)
+    views = config.data.views
+    shared = "" if views == 1 else f" for data.views = {views} views of each image in one pack"
     if takes_one_size(model):
         pixels = config.data.resolution.max
         tokens = (pixels // model["patch_size"]) ** 2 + prefix
-        if tokens > budget:
+        if views * tokens > budget:
             raise ValueError(
-                f"data.token_budget is {budget}, but an image of {pixels} x {pixels} pixels has "
-                f"{tokens} tokens, and model.arch megavit takes no smaller one: set it to at least "
-                f"{tokens}"
+                f"data.token_budget is {budget}{shared}, but an image of {pixels} x {pixels} "
+                f"pixels has {tokens} tokens, and model.arch megavit takes no smaller one: set it "
+                f"to at least {views * tokens}"
             )
     elif plan.masses.shrunk.sum() >= plan.masses.usable.sum():
-        side = int((budget - prefix) ** 0.5) * model["patch_size"]
+        side = int((budget // views - prefix) ** 0.5) * model["patch_size"]
         raise ValueError(
-            f"data.token_budget is {budget}, but every image has more tokens at the size that "
-            f"data.resolution gives it (up to {config.data.resolution.max} pixels a side): raise "
-            f"data.token_budget, or lower data.resolution.max to {side}"
+            f"data.token_budget is {budget}{shared}, but every image has more tokens at the size "
+            f"that data.resolution gives it (up to {config.data.resolution.max} pixels a side): "
+            f"raise data.token_budget, or lower data.resolution.max to {side}"
         )
 
 

@@ -71,7 +71,8 @@ def _say(text: str) -> None:
 def _steps(checked: CheckedRun, length: RunLength, world_size: int) -> Iterator[str]:
     """Yield the lines about steps and tokens."""
     train, summary, per_step = checked.config.train, length.summary, length.tokens_per_step
-    yield f"images            {summary.images:,}"
+    views = "" if summary.views == 1 else f", {summary.views} views of each"
+    yield f"images            {summary.images:,}{views}"
     yield f"steps an epoch    {summary.steps_per_epoch:,}"
     packs = train.packs_per_step
     yield f"tokens a step     {per_step:,.0f} in {packs} packs, on {world_size} ranks"

@@ -129,6 +129,7 @@ def held_out_plan(
         resolution=view.resolution,
         drop=DropConfig(kind="none"),
         augment=AugmentConfig(),
+        views=1,
         decode=DecodeConfig(scaled=False),
     )
     longest = _longest_image(manifest, data, view) + data.prefix_tokens

@@ -78,8 +78,9 @@ def audit_table(audit: Audit) -> list[str]:
 
 def _in_words(account: EpochAccount) -> str:
     state = f"open, {account.open:,} to come" if account.open else "closed"
+    views = "" if account.views == account.trained else f" ({account.views:,} views)"
     return (
-        f"{state}; planned {account.planned:,} = trained {account.trained:,} + rejected "
+        f"{state}; planned {account.planned:,} = trained {account.trained:,}{views} + rejected "
         f"{sum(account.rejected.values()):,}, remainder {account.remainder:,}"
     )
 

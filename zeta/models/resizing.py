@@ -57,11 +57,21 @@ def resize(
     return resized[0, :, : target[0], : target[1]].permute(1, 2, 0).numpy()
 
 
-def cut(pixels: NDArray[np.uint8], window: Window, target: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize a part of [h, w, c] to `target` (height, width): bicubic, antialiased."""
+def cut(
+    pixels: NDArray[np.uint8], window: Window, target: tuple[int, int], *, snap: bool = False
+) -> NDArray[np.uint8]:
+    """Resize a part of [h, w, c] to `target` (height, width): bicubic, antialiased.
+
+    `snap` moves the edges of the part to whole pixels, which takes a third of the time.
+    """
     # Rounding may put an edge slightly outside the pixels, which Pillow refuses.
     bottom = min(window.top + window.height, pixels.shape[0])
     right = min(window.left + window.width, pixels.shape[1])
+    if snap:
+        top = min(round(window.top), pixels.shape[0] - 1)
+        left = min(round(window.left), pixels.shape[1] - 1)
+        part = pixels[top : max(round(bottom), top + 1), left : max(round(right), left + 1)]
+        return resize(np.ascontiguousarray(part), target)
     # Only Pillow takes a box that does not begin at a whole pixel.
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     box = (window.left, window.top, right, bottom)

@@ -40,9 +40,11 @@ class Ledger:
     """The file `ledger/rank_XXXXX.jsonl`: one line a step with the samples of this rank.
 
     A line has `step` (committed steps, this one included), `epoch`, `images`, `tokens`, `lanes`
-    (lane: [images, digest of their ids in order]) and `rejected` ids. A step that was skipped
-    because its loss or gradient was not finite also lists all its `sample_ids`. `max_epochs` is
-    present if the run had one, because the last packs depend on it.
+    (lane: [images, digest of their sample ids in order]) and `rejected` ids. If samples have
+    several views, each view is an image, so its sample id is there once for every view, and
+    `samples` is the number of samples. A step that was skipped because its loss or gradient was not
+    finite also lists all its `sample_ids`. `max_epochs` is present if the run had one, because the
+    last packs depend on it.
     """
 
     def __init__(
@@ -85,8 +87,11 @@ class Ledger:
             "rejected": [rejected.sample_id for rejected in packs.rejected],
             **self._limit,
         }
+        if any(pack.view_of is not None for pack in packs.packs):
+            line["samples"] = sum(len(used_samples(pack)) for pack in packs.packs)
         if skipped:
-            line |= {"skipped": True, "sample_ids": [i for pack_ids in ids for i in pack_ids]}
+            samples = [i for pack in packs.packs for i in used_samples(pack)]
+            line |= {"skipped": True, "sample_ids": samples}
         self._file.write(line)
         if skipped:
             with suppress(OSError):  # a full disk: the line is written later
@@ -182,7 +187,7 @@ class QuarantineNews(NamedTuple):
 
 
 class Streaks:
-    """Counter of the rejected images in a row, for each lane of this rank."""
+    """Counter of the rejected samples in a row, for each lane of this rank."""
 
     def __init__(self) -> None:
         self._lanes: dict[int, int] = {}
@@ -192,7 +197,7 @@ class Streaks:
         longest = 0
         for lane, pack in zip(packs.lanes, packs.packs, strict=True):
             run = self._lanes.get(lane, 0)
-            for weight in pack.weights[pack.sample_ids >= 0].tolist():
+            for weight in pack.weights[pack.first_views].tolist():
                 run = 0 if weight > 0 else run + 1
                 longest = max(longest, run)
             self._lanes[lane] = run
@@ -226,6 +231,12 @@ def check_budgets(
 
 
 def used_sample_ids(pack: PackedBatch) -> list[int]:
-    """Return the ids of the images of weight 1, in order."""
+    """Return the ids of the images of weight 1, in order; one for each view of a sample."""
     ids: list[int] = pack.sample_ids[pack.weights > 0].tolist()
+    return ids
+
+
+def used_samples(pack: PackedBatch) -> list[int]:
+    """Return the ids of the samples of weight 1, in order; one whatever the number of views."""
+    ids: list[int] = pack.sample_ids[(pack.weights > 0) & pack.first_views].tolist()
     return ids

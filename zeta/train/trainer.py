@@ -279,7 +279,7 @@ class Trainer:
             images=packs.num_images if packs else 0,
             tokens=packs.num_tokens if packs else 0,
             budget=sum(pack.patches.shape[0] for pack in packs.packs) if packs else 0,
-            rejected=len(packs.rejected) if packs else 0,
+            rejected=packs.num_rejected if packs else 0,
             flops=int(self.utilisation.count(packs.packs)) if packs else 0,
             more=packs is not None and packs.more,
             save=by_clock or self.requests.save_asked(),

@@ -149,7 +149,8 @@ def test_boxes_lie_inside_the_image_and_half_of_the_images_are_mirrored(manifest
     )
     plan = Plan(manifest, data, num_lanes=4)
     ids = np.arange(4000)
-    images = pack_recipe(plan, plan.size_images(ids, ids * 0), 0).images
+    recipe = pack_recipe(plan, plan.size_images(ids, ids * 0), 0)
+    images = [view for image in recipe.images for view in image.views]
     boxes = np.array([image.box for image in images])
     assert (boxes[:, 1:] >= 0).all()
     assert (boxes[:, 1:] + boxes[:, :1] <= 1 + 1e-9).all()
