@@ -198,7 +198,7 @@ def _count(
             account.rejected[NOT_FINITE] += 1
         else:
             account.trained += 1
-            account.views += plan.config.views
+            account.views += plan.config.views_of_sample
 
 
 def _new_account(plan: Plan, source: int, epoch: int) -> EpochAccount:

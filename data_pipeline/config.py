@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from zeta.config_field import AUTO, check_auto_or_whole, check_choice, check_range, free
 
@@ -16,6 +16,7 @@ class ResolutionConfig:
     A side s means the area s * s; the aspect ratio of the image is kept.
     """
 
+    place: ClassVar[str] = "data.resolution"
     kind: str = "native"
     """fixed (side = max), area (s * s uniform), side (s uniform), side_normal (s from a normal
     truncated towards small sides) or native (the image's own size, its side capped at max)."""
@@ -31,16 +32,16 @@ class ResolutionConfig:
 
     def __post_init__(self) -> None:
         kinds = ("fixed", "area", "side", "side_normal", "native")
-        check_choice("data.resolution.kind", self.kind, kinds)
-        check_choice("data.resolution.fit", self.fit, ("keep", "crop", "squash"))
-        check_range("data.resolution.min", self.min, 1)
-        check_range("data.resolution.max", self.max, 1)
+        check_choice(f"{self.place}.kind", self.kind, kinds)
+        check_choice(f"{self.place}.fit", self.fit, ("keep", "crop", "squash"))
+        check_range(f"{self.place}.min", self.min, 1)
+        check_range(f"{self.place}.max", self.max, 1)
         if self.max < self.min:
             raise ValueError(
-                f"data.resolution.max is {self.max}, below data.resolution.min, which is "
+                f"{self.place}.max is {self.max}, below {self.place}.min, which is "
                 f"{self.min}: set both"
             )
-        check_range("data.resolution.max_upscale", self.max_upscale, 1)
+        check_range(f"{self.place}.max_upscale", self.max_upscale, 1)
 
 
 @dataclass
@@ -75,6 +76,7 @@ class DropScheduleConfig:
 class DropConfig:
     """The share of patches dropped before packing; see `data_pipeline.plan.sampling`."""
 
+    place: ClassVar[str] = "data.drop"
     kind: str = "none"
     """none, constant (rate), beta (mean rate, at most max) or resolution (rate from min at few
     tokens to max at many)."""
@@ -89,16 +91,18 @@ class DropConfig:
     max, at a constant distance."""
 
     def __post_init__(self) -> None:
-        check_choice("data.drop.kind", self.kind, ("none", "constant", "beta", "resolution"))
+        check_choice(f"{self.place}.kind", self.kind, ("none", "constant", "beta", "resolution"))
         for name in ("rate", "min", "max"):
-            check_range(f"data.drop.{name}", getattr(self, name), 0, 1, open_high=True)
+            check_range(f"{self.place}.{name}", getattr(self, name), 0, 1, open_high=True)
         if self.kind == "beta" and not 0 < self.rate < self.max:
             raise ValueError(
-                f"data.drop.rate is {self.rate:g}; for kind beta it is the mean rate and must lie "
-                f"between 0 and data.drop.max = {self.max:g}"
+                f"{self.place}.rate is {self.rate:g}; for kind beta it is the mean rate and must "
+                f"lie between 0 and {self.place}.max = {self.max:g}"
             )
         if self.min > self.max:
-            raise ValueError(f"data.drop.min is {self.min:g}, above data.drop.max = {self.max:g}")
+            raise ValueError(
+                f"{self.place}.min is {self.min:g}, above {self.place}.max = {self.max:g}"
+            )
         schedule = self.schedule
         if schedule.kind != "none" and self.kind == "none":
             raise ValueError(
@@ -113,21 +117,113 @@ class DropConfig:
 
 
 @dataclass
+class ColourConfig:
+    """Changes of colour of a training image; see `data_pipeline.loading.colour`.
+
+    Each is made with a probability of its own; 0 leaves it out.
+    """
+
+    place: ClassVar[str] = "data.augment.colour"
+    jitter: float = 0.0
+    """Probability that brightness, contrast, saturation and hue change."""
+    brightness: float = 0.4
+    """Largest change of brightness: the factor is drawn from 1 - this to 1 + this."""
+    contrast: float = 0.4
+    """Largest change of contrast."""
+    saturation: float = 0.2
+    """Largest change of saturation."""
+    hue: float = 0.1
+    """Largest turn of the hue, as a share of the whole circle."""
+    grey: float = 0.0
+    """Probability of grey instead of colours."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur, of 0.1 to 2 pixels at a size of 224 x 224."""
+    solarise: float = 0.0
+    """Probability that all values from 128 on are inverted."""
+
+    def __post_init__(self) -> None:
+        for name in ("jitter", "grey", "blur", "solarise", "brightness", "contrast", "saturation"):
+            check_range(f"{self.place}.{name}", getattr(self, name), 0, 1)
+        check_range(f"{self.place}.hue", self.hue, 0, 0.5)
+
+    @property
+    def changes_any(self) -> bool:
+        """Whether any image may change."""
+        return max(self.jitter, self.grey, self.blur, self.solarise) > 0
+
+
+@dataclass
 class AugmentConfig:
     """Augmentation of training images besides their size; evaluation uses none."""
 
+    place: ClassVar[str] = "data.augment"
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
     crop_min_area: float = 1.0
     """Smallest share of the area kept by a random crop ("random resized crop") of the image's own
-    aspect ratio: the share is drawn between this and 1, the place at random. 1 crops nothing."""
+    aspect ratio: the share is drawn between this and `crop_max_area`, the place at random. 1 crops
+    nothing."""
+    crop_max_area: float = 1.0
+    """Largest share of the area kept by a random crop."""
+    colour: ColourConfig = field(default_factory=ColourConfig)
+    """Changes of colour."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_min_area <= 1:
             raise ValueError(
-                f"data.augment.crop_min_area is {self.crop_min_area:g}; it must be above 0 and "
+                f"{self.place}.crop_min_area is {self.crop_min_area:g}; it must be above 0 and "
                 "at most 1"
             )
+        if not self.crop_min_area <= self.crop_max_area <= 1:
+            raise ValueError(
+                f"{self.place}.crop_max_area is {self.crop_max_area:g}; it must be at least "
+                f"{self.place}.crop_min_area = {self.crop_min_area:g} and at most 1"
+            )
+
+
+class LocalResolutionConfig(ResolutionConfig):
+    """The sizes of local views."""
+
+    place: ClassVar[str] = "data.local.resolution"
+
+
+class LocalDropConfig(DropConfig):
+    """The dropped patches of local views."""
+
+    place: ClassVar[str] = "data.local.drop"
+
+
+class LocalColourConfig(ColourConfig):
+    """The changes of colour of local views."""
+
+    place: ClassVar[str] = "data.local.augment.colour"
+
+
+@dataclass
+class LocalAugmentConfig(AugmentConfig):
+    """The augmentation of local views."""
+
+    place: ClassVar[str] = "data.local.augment"
+    colour: LocalColourConfig = field(default_factory=LocalColourConfig)
+    """Changes of colour."""
+
+
+@dataclass
+class LocalViewsConfig:
+    """Local views of each image besides its `data.views` global ones, for objectives that compare
+    views: each has its own size, crop and dropped patches by rules of their own."""
+
+    views: int = 0
+    """Number of local views of each image."""
+    resolution: LocalResolutionConfig = field(default_factory=LocalResolutionConfig)
+    """Sizes of local views. Their fit is that of data.resolution."""
+    drop: LocalDropConfig = field(default_factory=LocalDropConfig)
+    """Dropping of patches of local views."""
+    augment: LocalAugmentConfig = field(default_factory=LocalAugmentConfig)
+    """Crops, mirroring and colours of local views."""
+
+    def __post_init__(self) -> None:
+        check_range("data.local.views", self.views, 0)
 
 
 @dataclass
@@ -184,6 +280,8 @@ class DataConfig:
     views: int = 1
     """Number of views of each image, all in one pack: it is read and decoded once, and each view
     has its own size, crop, flip and dropped patches. Evaluation uses one."""
+    local: LocalViewsConfig = field(default_factory=LocalViewsConfig)
+    """Further views of each image, usually smaller, in the same pack."""
     mix_by: str = "images"
     """Unit of the weights of sources: images or tokens."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -225,11 +323,17 @@ class DataConfig:
         check_range("data.token_budget", self.token_budget, 1)
         check_range("data.max_images_per_pack", self.max_images_per_pack, 1)
         check_range("data.views", self.views, 1)
-        if self.views > self.max_images_per_pack:
+        if self.views_of_sample > self.max_images_per_pack:
+            local = f" and data.local.views {self.local.views}" if self.local.views else ""
             raise ValueError(
-                f"data.views is {self.views}, above data.max_images_per_pack, which is "
-                f"{self.max_images_per_pack}: all views of an image lie in one pack, each an "
-                f"image of it; set data.max_images_per_pack to at least {self.views}"
+                f"data.views is {self.views}{local}, above data.max_images_per_pack, which is "
+                f"{self.max_images_per_pack}: all views of an image lie in one pack, each an image "
+                f"of it; set data.max_images_per_pack to at least {self.views_of_sample}"
+            )
+        if self.local.views and self.local.resolution.fit != self.resolution.fit:
+            raise ValueError(
+                f"data.local.resolution.fit is {self.local.resolution.fit} and data.resolution.fit "
+                f"{self.resolution.fit}: all views of an image have one; set both"
             )
         check_range("data.window_shards", self.window_shards, 1)
         check_range("data.pack_window", self.pack_window, 1, 4096)
@@ -238,6 +342,11 @@ class DataConfig:
         check_range("data.cache_gb", self.cache_gb, 0)
         check_range("data.read_deadline_s", self.read_deadline_s, 0)
         check_range("data.prefix_tokens", self.prefix_tokens, 0)
+
+    @property
+    def views_of_sample(self) -> int:
+        """Number of views of each image, global and local ones."""
+        return self.views + self.local.views
 
 
 class DataWarning(UserWarning):

@@ -85,6 +85,8 @@ class PackedBatch:
     view_of: Tensor | None = None
     """[I] int64 row of the first view of the same image, -1 where unused: the views of an image are
     the rows with the same number. None: every row is an image of its own (`data.views` = 1)."""
+    local_views: Tensor | None = None
+    """[I] bool: the row is a local view of its image (`data.local`); None: no image has any."""
     draw_seeds: Tensor | None = None
     """[I] int32 seed of each image's dropout and stochastic depth, see `zeta.models.dropout`; None:
     from torch's global generator."""
@@ -176,6 +178,7 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
         prefix_tokens=first.prefix_tokens,
         label_sets=None if first.label_sets is None else stacked("label_sets"),
         view_of=None if first.view_of is None else moved(_joined_views(packs)),
+        local_views=None if first.local_views is None else stacked("local_views"),
         draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
     )
     if first.text_ids is None:

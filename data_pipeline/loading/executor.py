@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.fetch import SampleReader
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
@@ -127,6 +128,7 @@ def _execute(
     rejected: list[Rejected] = []
     keys: list[str] = []
     view_of = None if recipe.views == 1 else np.full(limit, -1, dtype=np.int64)
+    local = np.zeros(limit, dtype=np.bool_) if recipe.has_local else None
     index = row = 0
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
@@ -144,6 +146,8 @@ def _execute(
             places.append(_Place(rows, y, x))
             if view_of is not None:
                 view_of[index] = first
+            if local is not None:
+                local[index] = view.local
         index += 1
         try:
             target = targets.read(sample, class_names)
@@ -173,6 +177,7 @@ def _execute(
         prefix_tokens=recipe.prefix_tokens,
         keys=tuple(keys),
         view_of=None if view_of is None else torch.from_numpy(view_of),
+        local_views=None if local is None else torch.from_numpy(local),
         **targets.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
@@ -219,7 +224,7 @@ def decode_views(
     picture = decode(data, scale=image.scale, stored_size=image.stored_size)
     several = len(image.views) > 1
     for view in image.views:
-        yield picture.resized(
+        pixels = picture.resized(
             height=view.grid[0] * side,
             width=view.grid[1] * side,
             fit=fit,
@@ -227,3 +232,4 @@ def decode_views(
             flip=view.flip,
             snap=several,  # resizing is most of the work once decoding is shared
         )
+        yield pixels if view.colour is None else recoloured(pixels, view.colour, view.colour_key)

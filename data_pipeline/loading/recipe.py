@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import TextConfig
+from data_pipeline.config import ColourConfig, TextConfig
 from data_pipeline.loading.decode import WHOLE, Box
 from data_pipeline.plan.plan import PackPlan, Plan
 from data_pipeline.plan.random_draws import (
@@ -36,6 +36,12 @@ class ViewRecipe:
     """Part of the image to use."""
     flip: bool = False
     """Mirror the image left to right."""
+    local: bool = False
+    """It is a local view (`data.local`)."""
+    colour: ColourConfig | None = None
+    """Changes of colour that it may have; None: none."""
+    colour_key: int = 0
+    """Key of their draws."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,9 @@ class PackRecipe:
 
     images: tuple[ImageRecipe, ...]
     views: int
-    """Number of views of each image."""
+    """Number of views of each image, global and local ones."""
+    has_local: bool
+    """Whether some views are local ones."""
     token_budget: int
     max_images: int
     prefix_tokens: int
@@ -100,7 +108,8 @@ def pack_recipe(
     config = plan.config
     return PackRecipe(
         images=() if pack is None else _image_recipes(plan, plan.manifest, pack, locate),
-        views=config.views,
+        views=config.views_of_sample,
+        has_local=config.local.views > 0,
         token_budget=config.token_budget,
         max_images=config.max_images_per_pack,
         prefix_tokens=config.prefix_tokens,
@@ -116,7 +125,7 @@ def pack_recipe(
 def _image_recipes(
     plan: Plan, manifest: Manifest, pack: PackPlan, locate: Locate | None
 ) -> tuple[ImageRecipe, ...]:
-    k = plan.config.views
+    k = plan.config.views_of_sample
     ids = pack.sample_ids[::k]
     samples = manifest.samples[ids]
     shards = [manifest.shards[index] for index in manifest.shard_of(ids).tolist()]
@@ -149,7 +158,11 @@ def _image_recipes(
 def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     """Return the recipes of all images of a pack, each a view of a sample."""
     boxes, flips = _augmentation(plan, pack)
-    keep_keys = _keep_keys(plan, pack)
+    keep_keys = _keys(Draw.KEPT_PATCHES, plan, pack)
+    local = pack.views >= plan.config.views
+    rules = [rule.augment.colour for rule in (plan.config, plan.config.local)]
+    colours = [colour if colour.changes_any else None for colour in rules]
+    colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else [0] * len(pack.views)
     return tuple(
         ViewRecipe(
             grid=(int(pack.rows[i]), int(pack.columns[i])),
@@ -157,6 +170,9 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
             keep_key=keep_keys[i],
             box=boxes[i],
             flip=flips[i],
+            local=bool(local[i]),
+            colour=colours[int(local[i])],
+            colour_key=colour_keys[i],
         )
         for i in range(len(pack.sample_ids))
     )
@@ -169,7 +185,10 @@ def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
         return sample_uniforms(purpose, plan.config.seed, pack.epochs, pack.sample_ids, pack.views)
 
     boxes, flips = [WHOLE] * len(pack.sample_ids), [False] * len(pack.sample_ids)
-    if plan.config.augment.crop_min_area < 1:
+    rules = [plan.config.augment]
+    if plan.config.local.views:
+        rules.append(plan.config.local.augment)
+    if min(rule.crop_min_area for rule in rules) < 1:
         sides = zip(
             pack.crops.tolist(),
             draw(Draw.CROP_TOP).tolist(),
@@ -177,17 +196,19 @@ def _augmentation(plan: Plan, pack: PackPlan) -> tuple[list[Box], list[bool]]:
             strict=True,
         )
         boxes = [Box(side, u * (1 - side), v * (1 - side)) for side, u, v in sides]
-    if plan.config.augment.flip:
-        flips = (draw(Draw.FLIP) < 0.5).tolist()
+    if any(rule.flip for rule in rules):
+        may_flip = np.array([rule.flip for rule in rules])
+        local = (pack.views >= plan.config.views).astype(np.int64)
+        flips = ((draw(Draw.FLIP) < 0.5) & may_flip[local]).tolist()
     return boxes, flips
 
 
-def _keep_keys(plan: Plan, pack: PackPlan) -> list[int]:
-    """Return the key by which each image of a pack chooses its patches.
+def _keys(purpose: Draw, plan: Plan, pack: PackPlan) -> list[int]:
+    """Return the key by which each image of a pack makes several draws for a purpose.
 
-    For view 0 it is `stream_key(Draw.KEPT_PATCHES, seed, epoch, sample)`, made for all at once.
+    For view 0 it is `stream_key(purpose, seed, epoch, sample)`, made for all at once.
     """
-    keys = np.full(len(pack.epochs), stream_key(Draw.KEPT_PATCHES, plan.config.seed), np.uint64)
+    keys = np.full(len(pack.epochs), stream_key(purpose, plan.config.seed), np.uint64)
     for part in (pack.epochs, pack.sample_ids):
         keys = mix64(keys ^ part.astype(np.uint64))
     return [int(key) for key in view_keys(keys, pack.views).tolist()]

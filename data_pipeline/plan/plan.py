@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import DataConfig
+from data_pipeline.config import DataConfig, LocalViewsConfig, ResolutionConfig
 from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.lane_packer import LanePacker, WindowRules
 from data_pipeline.plan.lane_packer import LaneState as LaneState
@@ -62,10 +62,11 @@ class Plan:
         self.patch_size, self.cost_dim = config.patch_size, config.cost_dim
         self.limits = PackLimits(config.token_budget, config.max_images_per_pack)
         # The views of a sample share a pack, so each may take an equal part of it.
-        self.max_tokens = config.token_budget // config.views - config.prefix_tokens
+        views = config.views_of_sample
+        self.max_tokens = config.token_budget // views - config.prefix_tokens
         if self.max_tokens < 1:
-            least = config.views * (config.prefix_tokens + 1)
-            of_each = "an image" if config.views == 1 else f"a view and data.views = {config.views}"
+            least = views * (config.prefix_tokens + 1)
+            of_each = "an image" if views == 1 else f"a view and {views} views of an image"
             raise ValueError(
                 f"data.token_budget is {config.token_budget}; with {config.prefix_tokens} prefix "
                 f"tokens {of_each} it must be at least {least}"
@@ -86,17 +87,18 @@ class Plan:
             label_list=config.require_labels and config.max_labels is not None,
             caption=config.require_captions,
         )
+        rules: dict[str, object] = {"max_tokens": self.max_tokens, "patch": self.patch_size}
+        rules |= asdict(config.resolution)
+        if config.local.views:
+            rules |= {"global": config.views, "local": asdict(config.local)}
         self.masses = shard_masses(
             self.manifest,
             self._median_patches,
             needs=self._needs,
-            rules={"max_tokens": self.max_tokens, "patch": self.patch_size}
-            | asdict(config.resolution),
+            rules=rules,
         )
         self._deals = [self._deal(index, source) for index, source in enumerate(self.sources)]
-        self._rules = WindowRules(
-            self._size, self.limits, self.cost_dim, config.pack_window, config.views
-        )
+        self._rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window, views)
         self._rows_read = 0
 
     @property
@@ -148,45 +150,62 @@ class Plan:
         self._release(len(sample_ids))
         config = self.config
         seen = np.zeros_like(sample_ids) if seen is None else seen
-        views = np.tile(np.arange(config.views), len(sample_ids))
-        sample_ids, epochs, seen = (
-            np.repeat(column, config.views) for column in (sample_ids, epochs, seen)
-        )
+        k = config.views_of_sample
+        views = np.tile(np.arange(k), len(sample_ids))
+        sample_ids, epochs, seen = (np.repeat(column, k) for column in (sample_ids, epochs, seen))
+        if not config.local.views:
+            return self._size_views(config, sample_ids, epochs, seen, views)
+        kinds = (config, views < config.views), (config.local, views >= config.views)
+        parts, places = list[PackPlan](), list[Ints]()
+        for rules, chosen in kinds:
+            columns = (sample_ids[chosen], epochs[chosen], seen[chosen], views[chosen])
+            parts.append(self._size_views(rules, *columns))
+            places.append(np.flatnonzero(chosen))
+        return PackPlan.concatenate(parts).select(np.argsort(np.concatenate(places)))
+
+    def _size_views(
+        self,
+        rules: DataConfig | LocalViewsConfig,
+        sample_ids: Ints,
+        epochs: Ints,
+        seen: Ints,
+        views: Ints,
+    ) -> PackPlan:
+        """Draw the grid and keep count of views that follow the same rules; all arrays are [n]."""
         samples = self.manifest.samples[sample_ids]
 
         def draw(purpose: Draw) -> Floats:
-            return sample_uniforms(purpose, config.seed, epochs, sample_ids, views)
+            return sample_uniforms(purpose, self.config.seed, epochs, sample_ids, views)
 
         crops = np.ones(len(sample_ids))
-        if config.augment.crop_min_area < 1:
-            crops = crop_sides(config.augment, draw(Draw.CROP_AREA))
-        u = draw(Draw.RESOLUTION)
+        if rules.augment.crop_min_area < 1:
+            crops = crop_sides(rules.augment, draw(Draw.CROP_AREA))
         rows, columns, shrunk = token_grids(
-            config.resolution,
+            rules.resolution,
             samples["height"] * crops,
             samples["width"] * crops,
-            u,
+            draw(Draw.RESOLUTION),
             patch_size=self.patch_size,
             max_tokens=self.max_tokens,
         )
         keep = rows * columns
-        if config.drop.kind != "none":
+        if rules.drop.kind != "none":
             keep = keep_counts(
-                config.drop,
-                config.resolution,
+                rules.drop,
+                rules.resolution,
                 keep,
                 draw(Draw.DROP_RATE),
                 patch_size=self.patch_size,
                 seen=seen,
             )
-        lengths = keep + config.prefix_tokens
+        lengths = keep + self.config.prefix_tokens
         return PackPlan(
             sample_ids, epochs, seen, rows, columns, keep, lengths, crops, shrunk, views
         )
 
     def _size(self, dealt: Dealt) -> PackPlan:
         sample_ids, epochs, samples_before = dealt
-        return self.size_images(sample_ids, epochs, self.config.views * samples_before)
+        return self.size_images(sample_ids, epochs, self.config.views_of_sample * samples_before)
 
     def _count_tokens(self, sample_ids: Ints, epochs: Ints, samples_before: Ints) -> Ints:
         images = self._size(Dealt(sample_ids, epochs, samples_before))
@@ -196,8 +215,18 @@ class Plan:
         return usable_samples(self.manifest.samples[sample_ids], self._needs)
 
     def _median_patches(self, samples: NDArray[np.void]) -> tuple[Ints, Bools]:
+        config = self.config
+        patches, shrunk = self._median_of_kind(config.resolution, samples)
+        if config.local.views:
+            local, _ = self._median_of_kind(config.local.resolution, samples)
+            patches = config.views * patches + config.local.views * local
+        return patches, shrunk
+
+    def _median_of_kind(
+        self, resolution: ResolutionConfig, samples: NDArray[np.void]
+    ) -> tuple[Ints, Bools]:
         rows, columns, shrunk = token_grids(
-            self.config.resolution,
+            resolution,
             samples["height"].astype(np.int64),
             samples["width"].astype(np.int64),
             np.full(len(samples), 0.5),

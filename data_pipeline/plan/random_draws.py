@@ -32,6 +32,7 @@ class Draw(IntEnum):
     CROP_TOP = 7
     CROP_LEFT = 8
     FLIP = 9
+    COLOUR = 10
 
 
 def mix64(values: UInt64s) -> UInt64s:

@@ -151,11 +151,11 @@ def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
 
 
 def crop_sides(config: AugmentConfig, u: Floats) -> Floats:
-    """Return the share of each side that a crop keeps, [n]; its area is uniform in [min area, 1].
+    """Return the share of each side that a crop keeps, [n]; its area is uniform in its range.
 
     `u` [n] are uniform draws in (0, 1).
     """
-    return np.sqrt(config.crop_min_area + u * (1 - config.crop_min_area))
+    return np.sqrt(config.crop_min_area + u * (config.crop_max_area - config.crop_min_area))
 
 
 def decode_scales(

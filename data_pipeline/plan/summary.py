@@ -35,7 +35,7 @@ class PlanSummary:
     images: int
     """Number of usable images, views not counted."""
     views: int
-    """Number of views of each, `data.views`; the numbers of images below count them."""
+    """Number of views of each, local ones included; the numbers of images below count them."""
     tokens: int
     """Tokens of those images in the first epoch, after dropping."""
     packs: int
@@ -106,7 +106,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     for index in range(plan.num_lanes):
         _plan_lane(plan, plan.lane(index), totals, approximate)
     budget, images = plan.limits.token_budget, plan.num_images
-    shown = images * plan.config.views
+    shown = images * plan.config.views_of_sample
     scale = shown / max(totals.images, 1)
     tokens = totals.tokens if scale == 1 else round(totals.tokens * scale)
     lane_fill = totals.packed_tokens / (totals.packs * budget)
@@ -116,7 +116,7 @@ def summarise(plan: Plan, world_size: int = 1, *, exact_up_to: int = EXACT_UP_TO
     lane_tokens = np.array(totals.lane_tokens) * (scale if approximate else 1)
     return PlanSummary(
         images=images,
-        views=plan.config.views,
+        views=plan.config.views_of_sample,
         tokens=tokens,
         packs=max(1, round(packs)),
         steps_per_epoch=max(1, round(packs / plan.num_lanes)),

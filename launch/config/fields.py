@@ -52,7 +52,9 @@ def section_doc(key: str) -> str:
 
 
 def _walk(section: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    docs = field_docs(type(section))
+    docs = dict[str, str]()
+    for config_type in reversed(type(section).__mro__[:-1]):  # a subclass documents its own fields
+        docs |= field_docs(config_type)
     for item in fields(section):
         value = getattr(section, item.name)
         if is_dataclass(value):

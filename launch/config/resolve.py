@@ -50,7 +50,14 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     Raises:
         ValueError: the objective cannot learn from these shards.
     """
-    targets = objective_class(config.objective.kind).targets
+    declared = objective_class(config.objective.kind)
+    if (views := config.data.views_of_sample) < declared.least_views:
+        raise ValueError(
+            f"objective.kind {config.objective.kind} compares views of an image, at least "
+            f"{declared.least_views}, and data.views and data.local.views make {views}: set "
+            f"data.views={declared.least_views}, or more"
+        )
+    targets = declared.targets
     if targets == "caption":
         return _with_captions(config, manifest)
     if targets in CLASS_TARGETS:
@@ -66,11 +73,11 @@ def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             f"{manifest.old_index} were indexed by a version that did not read all of them: type "
             f"`zeta shards index {manifest.old_index}`"
         )
-    if config.data.views > 1:
+    if (views := config.data.views_of_sample) > 1:
         raise ValueError(
-            f"data.views is {config.data.views}, but objective.kind {config.objective.kind} takes "
-            "every other image for a wrong partner of a caption, and so would other views of its "
-            "own image be: set data.views=1"
+            f"an image has {views} views, but objective.kind {config.objective.kind} takes every "
+            "other image for a wrong partner of a caption, and so would other views of its own "
+            "image be: set data.views=1 and data.local.views=0"
         )
     text = config.data.text
     vocabulary = {

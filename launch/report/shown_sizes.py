@@ -43,7 +43,7 @@ def shown_sizes(plan: Plan, images_seen: int) -> dict[str, Any]:
     first = PackPlan.concatenate(drawn).select(slice(wanted))
     first = first.select(np.flatnonzero(first.views == 0))
     seen = np.linspace(0, max(images_seen - 1, 0), len(first.sample_ids)).astype(np.int64)
-    epochs = first.epochs + seen // (plan.config.views * plan.num_images)
+    epochs = first.epochs + seen // (plan.config.views_of_sample * plan.num_images)
     shown = plan.size_images(first.sample_ids, epochs, seen)
     patches = shown.rows * shown.columns
     sides = np.rint(np.sqrt(patches) * plan.patch_size).astype(np.int64)

@@ -180,8 +180,8 @@ def check_images_fit(plan: Plan, config: ZetaConfig) -> None:
     """
     model = config.model.resolve()
     budget, prefix = config.data.token_budget, prefix_tokens(model)
-    views = config.data.views
-    shared = "" if views == 1 else f" for data.views = {views} views of each image in one pack"
+    views = config.data.views_of_sample
+    shared = "" if views == 1 else f" for {views} views of each image in one pack"
     if takes_one_size(model):
         pixels = config.data.resolution.max
         tokens = (pixels // model["patch_size"]) ** 2 + prefix

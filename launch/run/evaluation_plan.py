@@ -19,6 +19,7 @@ from data_pipeline.config import (
     DataConfig,
     DecodeConfig,
     DropConfig,
+    LocalViewsConfig,
     ResolutionConfig,
     warn,
 )
@@ -130,6 +131,7 @@ def held_out_plan(
         drop=DropConfig(kind="none"),
         augment=AugmentConfig(),
         views=1,
+        local=LocalViewsConfig(),
         decode=DecodeConfig(scaled=False),
     )
     longest = _longest_image(manifest, data, view) + data.prefix_tokens

@@ -202,7 +202,7 @@ def _run(
             name=config.run.name,
             watchdog=watchdog,
             held_out=[] if checked.held_out is None else checked.held_out.of_rank(info),
-            epoch_images=checked.plan.num_images * config.data.views,
+            epoch_images=checked.plan.num_images * config.data.views_of_sample,
         )
         # Write the config only now: a run that cannot be built must not fix it.
         if world.is_main:

@@ -17,6 +17,7 @@ from zeta.objectives.base import TARGETS, DeclaredObjective
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text import ImageTextObjective
+from zeta.objectives.lejepa import LejepaObjective
 from zeta.packed import PackedBatch
 
 
@@ -77,13 +78,25 @@ class Objective(Protocol):
         ...
 
 
+class StepHooks(Protocol):
+    """The calls around each optimizer step of training, which may do nothing."""
+
+    def begin_step(self, seed: int) -> None:
+        """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
+        ...
+
+    def finish_step(self, model: nn.Module) -> None:
+        """Follow a step that changed the weights of `model`, which may be sharded."""
+        ...
+
+
 @runtime_checkable
-class PackObjective(Objective, PackLoss, Protocol):
+class PackObjective(Objective, StepHooks, PackLoss, Protocol):
     """An objective in which the loss of an image does not depend on the others."""
 
 
 @runtime_checkable
-class JointObjective(Objective, Protocol):
+class JointObjective(Objective, StepHooks, Protocol):
     """An objective in which the loss of an image depends on all images of the step.
 
     The engine runs all packs forward before it runs the first one backward.
@@ -110,6 +123,7 @@ OBJECTIVES: dict[str, type[DeclaredObjective]] = {
     "sigmoid": SigmoidClassification,
     "siglip": ImageTextObjective,
     "clip": ImageTextObjective,
+    "lejepa": LejepaObjective,
 }
 """Objectives by `objective.kind`."""
 

@@ -28,8 +28,17 @@ class DeclaredObjective:
     """Prefix of the encoder's parameters in the model: `zeta export` writes the encoder alone.
     Empty: the model is the encoder."""
 
+    least_views: ClassVar[int] = 1
+    """Fewest views of an image, global and local ones, that it can learn from."""
+
     def __init__(self, config: ObjectiveConfig, num_outputs: int) -> None:
         self.num_outputs = num_outputs
+
+    def begin_step(self, seed: int) -> None:
+        """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
+
+    def finish_step(self, model: nn.Module) -> None:
+        """Follow a step that changed the weights of `model`, which may be sharded."""
 
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:

@@ -40,19 +40,42 @@ class TextTowerConfig:
 
 
 @dataclass
+class LejepaConfig:
+    """Self-supervised pretraining by views of images; see `zeta.objectives.lejepa`."""
+
+    trade_off: float = 0.05
+    """Share of the loss that keeps embeddings spread like a standard normal; the rest makes the
+    views of an image agree."""
+    slices: int = 256
+    """Number of random directions in which the spread is tested, drawn anew for each step."""
+    dim: int = 64
+    """Channels in which views are compared."""
+    hidden: int = 2048
+    """Channels of the hidden layers of the projector, which is left out of the export."""
+
+    def __post_init__(self) -> None:
+        check_range("objective.lejepa.trade_off", self.trade_off, 0, 1)
+        for name in ("slices", "dim", "hidden"):
+            check_range(f"objective.lejepa.{name}", getattr(self, name), 1)
+
+
+@dataclass
 class ObjectiveConfig:
     """The training objective."""
 
     kind: str = "softmax"
     """softmax: one class an image; sigmoid: an independent yes or no for each class; siglip, clip:
-    images and captions, each compared with all others of the optimizer step; or your own objective,
-    as package.module:Class (see `zeta.objectives.base`)."""
+    images and captions, each compared with all others of the optimizer step; lejepa: several views
+    of each image, without labels; or your own objective, as package.module:Class (see
+    `zeta.objectives.base`)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (softmax, sigmoid)."""
     embed_dim: int = 768
     """Channels of the space in which images and texts are compared (siglip, clip)."""
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     """The text encoder (siglip, clip)."""
+    lejepa: LejepaConfig = field(default_factory=LejepaConfig)
+    """Settings of lejepa."""
 
     def __post_init__(self) -> None:
         check_range("objective.embed_dim", self.embed_dim, 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from zeta.models.text_tower import TextTower
 from zeta.objectives.base import DeclaredObjective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text_model import ImageTextModel
+from zeta.objectives.joined import JoinedPack, put_back
 from zeta.objectives.pairs import (
     MAX_SCALE,
     ImageTextOutputs,
@@ -103,7 +104,7 @@ class ImageTextObjective(DeclaredObjective):
         images, texts = (torch.split(x, sizes) for x in (gradient.images, gradient.texts))
         packs = []
         for i, mask in enumerate(counted):
-            by_images, by_texts = _put_back(images[i], mask), _put_back(texts[i], mask)
+            by_images, by_texts = put_back(images[i], mask), put_back(texts[i], mask)
             sums = {name: parts[i].sum() for name, parts in recalls.items()}
             if (cut := batches[i].text_cut) is not None:
                 sums["truncated"] = (cut & mask).sum()
@@ -114,27 +115,6 @@ class ImageTextObjective(DeclaredObjective):
     def tally(self) -> RetrievalTally:
         """Return an empty tally of held-out pairs."""
         return RetrievalTally(self.pair_loss)
-
-
-@dataclass(frozen=True)
-class JoinedPack:
-    """The loss of one pack, with its dependence on all other packs already computed."""
-
-    loss: Tensor
-    """Scalar sum of the losses of the pack's pairs."""
-    gradient: ImageTextOutputs
-    """Gradient of the step's loss sum with respect to the outputs of this pack."""
-    sums: Mapping[str, Tensor]
-
-    def loss_sum(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Tensor:
-        """Return the pack's loss; its gradient is that of the whole step by the pack's outputs."""
-        parts = zip(outputs, self.gradient, strict=True)
-        linear = torch.stack([(output * gradient).sum() for output, gradient in parts]).sum()
-        return self.loss + (linear - linear.detach())
-
-    def counts(self, outputs: ImageTextOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return the number of pairs ranked first within the step, and of truncated captions."""
-        return self.sums
 
 
 class RetrievalTally:
@@ -173,8 +153,3 @@ def _counted_pairs(
         outputs[0].scale.detach().float(),
         outputs[0].bias.detach().float(),
     )
-
-
-def _put_back(rows: Tensor, mask: Tensor) -> Tensor:
-    """Return [I, D] with `rows` where `mask` is set, and zero elsewhere."""
-    return rows.new_zeros(len(mask), rows.shape[1]).masked_scatter(mask[:, None], rows)

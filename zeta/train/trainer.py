@@ -302,12 +302,16 @@ class Trainer:
         if step.votes.images == 0:
             return None
         index = self.progress.step
-        return self.engine.train_step(
+        self.objective.begin_step(derive_seed(self.train.seed, index))
+        result = self.engine.train_step(
             step.packs.packs,
             step.votes.images,
             seeds=[derive_seed(self.train.seed, index, lane) for lane in step.packs.lanes],
             lr=self.learning_rate,
         )
+        if result.applied:
+            self.objective.finish_step(self.engine.module)
+        return result
 
     def _account(
         self, step: _Drawn, result: StepResult | None, seconds: float, waited: float
