@@ -58,3 +58,12 @@ class DeclaredObjective:
     def text_arguments(cls, config: ObjectiveConfig) -> dict[str, Any] | None:
         """Return the arguments of the `TextTower` to export with the encoder, None without one."""
         return None
+
+
+def refuse_label_smoothing(config: ObjectiveConfig) -> None:
+    """Raise ValueError for label smoothing, for an objective without labels."""
+    if config.label_smoothing:
+        raise ValueError(
+            f"objective.label_smoothing is {config.label_smoothing:g}, but objective.kind "
+            f"{config.kind} has no labels: leave it out"
+        )

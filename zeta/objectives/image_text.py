@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zeta.exit_codes import RunError
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.text_tower import TextTower
-from zeta.objectives.base import DeclaredObjective
+from zeta.objectives.base import DeclaredObjective, refuse_label_smoothing
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.image_text_model import ImageTextModel
 from zeta.objectives.joined import JoinedPack, put_back
@@ -49,11 +49,7 @@ class ImageTextObjective(DeclaredObjective):
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:
         """Raise ValueError for label smoothing."""
-        if config.label_smoothing:
-            raise ValueError(
-                f"objective.label_smoothing is {config.label_smoothing:g}, but objective.kind "
-                f"{config.kind} has no labels: leave it out"
-            )
+        refuse_label_smoothing(config)
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int:

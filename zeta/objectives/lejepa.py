@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.models.config import ModelConfig, build_model
-from zeta.objectives.base import DeclaredObjective
+from zeta.objectives.base import DeclaredObjective, refuse_label_smoothing
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.joined import JoinedPack, put_back
 from zeta.objectives.sigreg import (
@@ -43,6 +43,11 @@ class LejepaObjective(DeclaredObjective):
         super().__init__(config, num_outputs)
         self.config = config.lejepa
         self._seed = 0
+
+    @classmethod
+    def check_config(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError for label smoothing."""
+        refuse_label_smoothing(config)
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int:

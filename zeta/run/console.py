@@ -117,12 +117,14 @@ class Console:
             self._shown_at = time.monotonic()
             self._bar.set_postfix_str(f"evaluating {done / max(images, 1):4.0%}")
 
-    def evaluation(self, step: int, loss: float, scores: Mapping[str, float], best: str) -> None:
+    def evaluation(
+        self, step: int, measures: Mapping[str, float], scores: Mapping[str, float], best: str
+    ) -> None:
         """Show the result of an evaluation as one aligned line, above the bar if there is one.
 
         Args:
             step: committed steps.
-            loss: loss on the held-out images.
+            measures: values on the held-out images, such as val loss, by display name.
             scores: shares of the held-out images in [0, 1], by display name.
             best: text about the best step so far.
         """
@@ -130,8 +132,9 @@ class Console:
             return
         if self._bar is not None:
             self._bar.set_postfix_str(self._postfix)
-        columns = [f"{name} {value:>7.2%}" for name, value in scores.items()]
-        self._print("  ".join([f"{self._step(step)}  val loss {loss:>9.4f}", *columns, best]))
+        columns = [f"{name} {value:>9.4f}" for name, value in measures.items()]
+        columns += [f"{name} {value:>7.2%}" for name, value in scores.items()]
+        self._print("  ".join([self._step(step), *columns, best]))
 
     def message(self, text: str) -> None:
         """Log one line, and show it in the terminal on rank 0."""

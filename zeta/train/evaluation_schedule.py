@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from zeta import metric_names as names
 from zeta.exit_codes import ExitCode
@@ -15,6 +15,7 @@ from zeta.run.ledger import Quarantine
 from zeta.run.signals import StopSignals
 from zeta.run.watchdog import PhaseWatch
 from zeta.tracking.sinks import MetricSink
+from zeta.train.collapse import CollapseWatch
 from zeta.train.config import EvaluateConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.evaluation import Evaluation, HeldOut, evaluate
@@ -48,6 +49,7 @@ class Validation:
         self._world, self._console, self._watchdog = engine.world, console, watchdog
         self._path = run_dir.val_quarantine
         self._quarantine = Quarantine(self._path, self._world)
+        self._collapse = CollapseWatch()
         if held_out:
             console.message(
                 f"evaluating on {held_out[0].images:,} held-out images every {config.every:,} steps"
@@ -72,6 +74,7 @@ class Validation:
         """
         started = time.perf_counter()
         metrics, shown, rejected = dict[str, float](), dict[str, float](), list[Rejected]()
+        at_size: Mapping[str, float] = {}
         headline, at_training_size = self._engine.objective.headline, self._held_out[0]
         views = [(held_out, False) for held_out in self._held_out]
         if self._engine.average is not None:
@@ -87,6 +90,8 @@ class Validation:
                 label = f"{headline}{at}{' of average' if average else ''}"
                 shown[label] = found.scores[headline]
             rejected += found.rejected_here
+            if held_out is at_training_size and not average:
+                at_size = found.scores
             if held_out is at_training_size:
                 metrics[names.VAL_IMAGES] = found.images
                 metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
@@ -100,7 +105,10 @@ class Validation:
             best = f"best {progress.best_value:>7.2%} at step {progress.best_step}"
         metrics[names.EVALUATION_S] = time.perf_counter() - started
         sink.log(progress.step, metrics)
-        self._console.evaluation(progress.step, metrics[names.val_score("loss")], shown, best)
+        measures = _shown_measures(at_size, headline)
+        self._console.evaluation(progress.step, measures, shown, best)
+        if warning := self._collapse.warning(at_size):
+            self._console.message(warning)
         return None
 
     def _evaluate(
@@ -132,3 +140,12 @@ class Validation:
                 f"{self._quarantine.count:,} held-out images could not be used, the last was "
                 f"{news.last}; all are in {self._path}"
             )
+
+
+def _shown_measures(scores: Mapping[str, float], headline: str | None) -> dict[str, float]:
+    """Return what the terminal shows of an objective's scores besides its headline score.
+
+    An objective without a headline, such as one without labels, shows all its scores.
+    """
+    shown = ["loss"] if headline is not None else list(scores)
+    return {f"val {name.replace('_', ' ')}": scores[name] for name in shown if name in scores}

@@ -40,7 +40,7 @@ def test_one_view_is_bit_for_bit_the_plan_before_there_were_views():
             digest.update(getattr(pack, name).tobytes())
         digest.update(json.dumps(lane.state.to_json()).encode())
         digest.update(str([
-            (image.sample_id, image.scale, *vars(image.views[0]).values())
+            (image.sample_id, image.scale, *[*vars(image.views[0]).values()][:5])
             for image in pack_recipe(whole, pack, 0).images
         ]).encode())  # fmt: skip
     assert digest.hexdigest()[:16] == "9b7d51fb78c63a37"
@@ -172,7 +172,7 @@ def test_views_that_cannot_share_a_pack_are_refused_with_the_numbers_to_type():
         DataConfig(views=0)
     with pytest.raises(ValueError, match=r"set data\.max_images_per_pack to at least 200"):
         DataConfig(views=200, max_images_per_pack=128)
-    with pytest.raises(ValueError, match=r"data\.views = 40 it must be at least 120"):
+    with pytest.raises(ValueError, match=r"40 views of an image it must be at least 120"):
         plan(views=40, token_budget=119, prefix_tokens=2)
     assert plan(views=40, token_budget=120, prefix_tokens=2).max_tokens == 1
 

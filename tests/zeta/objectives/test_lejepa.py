@@ -8,6 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.weighted import open_shards
+from launch.config.load import load_config
+from launch.config.resolve import resolve_with_shards
+from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.packs import make_pack
 from zeta.objectives import build_for_objective, build_objective
 from zeta.objectives.config import LejepaConfig, ObjectiveConfig
@@ -19,6 +24,7 @@ from zeta.objectives.sigreg import (
     statistic,
 )
 from zeta.objectives.view_model import ViewOutputs
+from zeta.train.collapse import RANK, CollapseWatch
 
 POINTS = torch.linspace(0, 3, 17)
 
@@ -150,6 +156,24 @@ def test_the_head_of_the_encoder_does_not_learn():
     built = build_for_objective(model, config, seed=0)
     frozen = [name for name, p in built.named_parameters() if not p.requires_grad]
     assert frozen == [n for n, _ in built.named_parameters() if n.startswith("image.head.")]
+
+
+def test_a_collapse_is_said_once_until_the_embeddings_vary_again():
+    watch = CollapseWatch()
+    assert watch.warning({"loss": 1.0}) is None
+    assert "vary in only 1.2 directions" in watch.warning({RANK: 1.2})
+    assert watch.warning({RANK: 1.1}) is None
+    assert watch.warning({RANK: 9.0}) is None
+    assert "objective.lejepa.trade_off" in watch.warning({RANK: 1.0})
+
+
+def test_fewer_views_than_are_compared_are_refused_with_what_to_set(tmp_path):
+    folder = tmp_path / "shards"
+    build_shards([("a", {"jpg": jpeg(24, 24, 0)})], folder)
+    settings = [f"data.shards={folder}", "objective.kind=lejepa"]
+    config = load_config("demo", [*settings, "objective.label_smoothing=0"])
+    with pytest.raises(ValueError, match=r"at least 2, .* make 1: set data\.views=2"):
+        resolve_with_shards(config, open_shards(str(folder)))
 
 
 def test_the_effective_rank_counts_the_channels_that_vary():

@@ -116,7 +116,7 @@ console.step(20, 20 / 1000)
 console.metrics(20, {"train/loss": 1.2345, "optim/lr": 1e-3, "throughput/images_per_s": 12345.5,
                      "throughput/tokens_per_s": 1234567.0, "data/fill": 0.985})
 console.evaluating(3, 6)
-console.evaluation(20, 0.5, {"top1": 0.75}, "")
+console.evaluation(20, {"val loss": 0.5}, {"top1": 0.75}, "")
 console.message("one word after another " * 6 + "/a/path/that/stays/whole")
 console.close()
 """
