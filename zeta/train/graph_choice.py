@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from zeta.config_field import AUTO
 from zeta.models.attention import launches_are_fixed
+from zeta.models.layers import Attention, AttentionPool, ParallelBlock
 from zeta.models.packed_vit import PackedViT
 from zeta.objectives import PackObjective
 from zeta.train.config import TrainConfig
@@ -82,7 +84,8 @@ def graph_obstacle(
     if model.prefix_tokens:
         return "the host finds the rows of class tokens and registers (model.pool, model.registers)"
     dtype = torch.bfloat16 if train.dtype == "bf16" else torch.float32
-    widths = {int(m.dim_head) for m in model.modules() if hasattr(m, "dim_head")}
+    kinds = (Attention, AttentionPool, ParallelBlock)
+    widths = {module.dim_head for module in model.modules() if isinstance(module, kinds)}
     if not all(launches_are_fixed(train.attention, device, dtype, width) for width in widths):
         return (
             f"the launches of train.attention={train.attention} at train.dtype={train.dtype} "
@@ -93,8 +96,8 @@ def graph_obstacle(
 
 def block_operations(train: TrainConfig, model: nn.Module) -> float:
     """Return the operations of the products with the weights of a block in one pass; 0: unknown."""
-    blocks = getattr(model, "blocks", ())
+    blocks: Sequence[nn.Module] = getattr(model, "blocks", ())
     if train.tokens_per_forward == AUTO or not len(blocks):
         return 0.0
-    weights = sum(p.numel() for block in blocks for p in block.parameters())
+    weights: int = sum(p.numel() for block in blocks for p in block.parameters())
     return 6.0 * weights / len(blocks) * int(train.tokens_per_forward)
