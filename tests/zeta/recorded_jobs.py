@@ -11,7 +11,7 @@ from tests.zeta.training import BUDGET, shard_small_parameters, tiny_navit
 from zeta.models.packed_vit import PackedViT
 from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
-from zeta.train.recorded import Pass, RecordedPasses
+from zeta.train.graphs.recorded import Pass, RecordedPasses
 from zeta.zero.start import init_distributed
 
 shard_small_parameters()

@@ -91,7 +91,7 @@ class PackedViT(nn.Module, ABC):
         self.reads_lengths = True
         """Let the host use the lengths and draws of the images of a pack: to sort them on a CPU,
         and to leave out those that stochastic depth drops. False: what is run serves other packs
-        of the same shapes (`zeta.train.recorded`)."""
+        of the same shapes (`zeta.train.graphs.recorded`)."""
         self._set_normalisation(mean, std)
 
     @abstractmethod

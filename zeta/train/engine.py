@@ -44,10 +44,10 @@ from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.device_clock import DeviceClock, Stopwatch
 from zeta.train.execution import out_of_memory_message, packs_per_forward
-from zeta.train.graph_choice import choose_graphs
+from zeta.train.graphs.choice import choose_graphs
+from zeta.train.graphs.recorded import CudaRecorder, RecordedPasses
 from zeta.train.optim import build_optimizer
 from zeta.train.pack_feed import PackFeed, forward_groups
-from zeta.train.recorded import CudaRecorder, RecordedPasses
 from zeta.zero.engine import ZeroEngine
 from zeta.zero.protocol import ShardedEngine
 from zeta.zero.weight_average import WeightAverage

@@ -8,11 +8,10 @@ import torch
 from tests.zeta.packs import make_pack
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
-from zeta.models import skipping
 from zeta.models.attention import Segments
 from zeta.models.dropout import by_layer, seeded
 from zeta.models.layers import branches_of, set_checkpointing
-from zeta.models.skipping import SHARES, Branch, plan_skips
+from zeta.models.skipping import SHARES, Branch, plan, plan_skips
 from zeta.packed import join_packs
 from zeta.train.engine import with_seeds
 
@@ -152,7 +151,7 @@ def test_outputs_do_not_depend_on_what_else_is_in_the_pass():
 
 def test_nothing_is_planned_where_nothing_is_drawn_or_the_host_knows_no_seeds(monkeypatch):
     asked = []
-    monkeypatch.setattr(skipping, "_parts", lambda *_: asked.append(1) or {})
+    monkeypatch.setattr(plan, "_parts", lambda *_: asked.append(1) or {})
     pack = _pack(0)
     tiny_navit(dropout=0.2)(pack)
     tiny_navit(**DROPS).eval()(pack)

@@ -17,8 +17,8 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import join_packs
 from zeta.train.config import TrainConfig
 from zeta.train.engine import with_seeds
-from zeta.train.graph_choice import choose_graphs, graph_obstacle
-from zeta.train.recorded import RecordedPasses
+from zeta.train.graphs.choice import choose_graphs, graph_obstacle
+from zeta.train.graphs.recorded import RecordedPasses
 
 CUDA = torch.device("cuda")  # named, never used
 
