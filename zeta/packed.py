@@ -90,6 +90,9 @@ class PackedBatch:
     draw_seeds: Tensor | None = None
     """[I] int32 seed of each image's dropout and stochastic depth, see `zeta.models.dropout`; None:
     from torch's global generator."""
+    host_seeds: tuple[int, ...] = ()
+    """Host copy of `draw_seeds`, so that branches can leave out the images that stochastic depth
+    drops without waiting for the device; empty: not known, and these images are zeroed."""
 
     @property
     def max_seqlen(self) -> int:
@@ -123,14 +126,15 @@ class PackedBatch:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory of every tensor until the work queued on `stream` so far is done."""
-        for tensor in self._tensors().values():
+        for tensor in self.tensors().values():
             tensor.record_stream(stream)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> PackedBatch:
-        changed: Any = {name: function(tensor) for name, tensor in self._tensors().items()}
+        changed: Any = {name: function(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the pack, by field."""
         values = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in values if isinstance(value, Tensor)}
 
@@ -180,6 +184,7 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
         view_of=None if first.view_of is None else moved(_joined_views(packs)),
         local_views=None if first.local_views is None else stacked("local_views"),
         draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
+        host_seeds=tuple(seed for pack in packs for seed in pack.host_seeds),
     )
     if first.text_ids is None:
         return joined

@@ -204,6 +204,10 @@ def _run(
             held_out=[] if checked.held_out is None else checked.held_out.of_rank(info),
             epoch_images=checked.plan.num_images * config.data.views_of_sample,
         )
+        if world.device.type == "cuda":
+            graphs = trainer.engine.graphs
+            said = "are recorded" if graphs.use else f"are not recorded: {graphs.reason}"
+            console.message(f"CUDA graphs of the forward and backward passes {said}")
         # Write the config only now: a run that cannot be built must not fix it.
         if world.is_main:
             _write_run_files(run_dir, config, checked.manifest)

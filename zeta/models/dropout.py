@@ -10,13 +10,14 @@ Letters in shape suffixes: T tokens, S segments (images, then tail padding), I i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from zeta.models.attention import Segments
+from zeta.models.attention.moving import Move
 
 _GOLDEN = 0x9E3779B9 - 2**32
 """2**32 over the golden ratio, as an int32: its multiples are spread evenly."""
@@ -62,10 +63,14 @@ def by_layer(segments: Segments, layers: int) -> Iterator[Segments]:
     if segments.seeds_S is None:
         yield from [segments] * layers
         return
-    numbers_L = torch.arange(1, layers + 1, dtype=torch.int32, device=segments.seeds_S.device)
-    seeds_LS = scrambled(segments.seeds_S + numbers_L[:, None] * _GOLDEN)
-    for seeds_S in seeds_LS.unbind():
+    for seeds_S in layer_seeds(segments.seeds_S, layers).unbind():
         yield replace(segments, seeds_S=seeds_S)
+
+
+def layer_seeds(seeds: Tensor, layers: int) -> Tensor:
+    """Return the seeds [layers, n] int32 of each layer, from the seeds [n] of an encoder."""
+    numbers_L = torch.arange(1, layers + 1, dtype=torch.int32, device=seeds.device)
+    return scrambled(seeds + numbers_L[:, None] * _GOLDEN)
 
 
 def draws_at_random(model: nn.Module) -> bool:
@@ -102,26 +107,58 @@ class Dropout(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """A layer that skips a branch for random images, in training (Huang et al. 2016)."""
+    """A layer that skips a branch for random images, in training (Huang et al. 2016).
+
+    Draws are made for all layers at once, before the first: see `zeta.models.skipping`.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x_TC: Tensor, segments: Segments, site: int = 0) -> Tensor:
-        """Zero the tokens [T, C] of the skipped images; scale the others to keep the mean.
+    def forward(
+        self,
+        x_TC: Tensor,
+        branch: Callable[[Tensor, Segments], Tensor],
+        segments: Segments,
+        skip: Skip | None = None,
+    ) -> Tensor:
+        """Return tokens [T, C] plus the branch, scaled to keep the mean, of those that have it.
 
         Args:
-            x_TC: output of the branch.
-            segments: with seeds.
-            site: number of the branch in the layer, for draws of its own.
+            x_TC: tokens.
+            branch: maps tokens [n, C] and their segments to [n, C].
+            segments: the images.
+            skip: the images that skip the branch; None: none.
         """
-        if not self.training or self.rate == 0:
-            return x_TC
-        assert segments.seeds_S is not None, "seeded() was not called"
-        kept_S = _kept(segments.seeds_S + _as_int32((site + 1) * _GOLDEN), self.rate)
-        factor_S = kept_S.to(x_TC.dtype) / (1 - self.rate)
-        return x_TC * factor_S[segments.index_T, None]
+        # It reads nothing of `self`: compiled code would be made for each rate.
+        if skip is None:
+            return x_TC + branch(x_TC, segments)
+        if skip.some is None:
+            return x_TC + _scaled(branch(x_TC, segments), skip.factor_S, segments)
+        move, own = skip.some
+        branch_KC = _scaled(branch(move.apply(x_TC), own), skip.factor_S, own)
+        return x_TC + move.back().apply(branch_KC)
+
+
+def _scaled(x_TC: Tensor, factor_S: Tensor, segments: Segments) -> Tensor:
+    return x_TC * factor_S.to(x_TC.dtype)[segments.index_T, None]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """The images that skip a branch."""
+
+    factor_S: Tensor
+    """[S] factor on the branch, float32: 0 for images that skip it."""
+    some: tuple[Move, Segments] | None = None
+    """The move to the tokens of the images that do not skip it, and the segments of those tokens;
+    None: the branch is run on all tokens."""
+
+
+def keeps(seeds: Tensor, site: int, rate: float) -> Tensor:
+    """Return for each int32 seed of a layer whether the image keeps the branch at `site`."""
+    return _kept(seeds + _as_int32((site + 1) * _GOLDEN), rate)
 
 
 def _kept(keys: Tensor, rate: float) -> Tensor:

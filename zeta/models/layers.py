@@ -8,6 +8,7 @@ gradient of a bias on the keys is zero, and Adam would amplify its rounding nois
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from zeta.models.attention import Segments, attend, rotated
-from zeta.models.dropout import Dropout, StochasticDepth, by_layer
+from zeta.models.dropout import Dropout, Skip, StochasticDepth, by_layer
 from zeta.models.linear import Linear
 from zeta.models.parameters import (
     INPUT_MATRIX,
@@ -30,6 +31,7 @@ from zeta.models.parameters import (
     matrix,
     normal,
 )
+from zeta.models.skipping import Branch, plan_skips
 
 _CHECKPOINTING, _STREAM = "activation_checkpointing", "stream_dtype"
 """Attributes of every encoder: whether it recomputes its blocks, and the dtype between them."""
@@ -160,6 +162,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each added to the residual stream."""
 
+    branches: ClassVar[tuple[int, ...]] = (_PROJECTION, _MLP)
+    """Sites of the branches that images may skip."""
+
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
         self.norm1 = Norm(shape.dim, bias=shape.bias)
@@ -170,13 +175,22 @@ class Block(nn.Module):
         self.ls2 = shape.scale()
         self.drop_path = StochasticDepth(stochastic_depth)
 
-    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
-        """Map tokens [T, C] to [T, C]."""
-        attended = self.ls1(self.attn(self.norm1(x_TC), segments))
-        x_TC = x_TC + self.drop_path(attended, segments, _PROJECTION)
-        branch_TC = self.ls2(self.mlp(self.norm2(x_TC), segments))
-        out_TC: Tensor = x_TC + self.drop_path(branch_TC, segments, _MLP)
+    def forward(
+        self, x_TC: Tensor, segments: Segments, skips: Mapping[int, Skip] | None = None
+    ) -> Tensor:
+        """Map tokens [T, C] to [T, C]; `skips`: the images that skip a branch, by its site."""
+        skips = skips or {}
+        x_TC = self.drop_path(x_TC, self._attended, segments, skips.get(_PROJECTION))
+        out_TC: Tensor = self.drop_path(x_TC, self._transformed, segments, skips.get(_MLP))
         return out_TC
+
+    def _attended(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        attended: Tensor = self.ls1(self.attn(self.norm1(x_TC), segments))
+        return attended
+
+    def _transformed(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        transformed: Tensor = self.ls2(self.mlp(self.norm2(x_TC), segments))
+        return transformed
 
 
 class ParallelBlock(nn.Module):
@@ -191,6 +205,8 @@ class ParallelBlock(nn.Module):
         "mlp_bias": ZEROS,
         "attn_out_proj.weight": biased_in_timm(MATRIX),
     }
+    branches: ClassVar[tuple[int, ...]] = (_PROJECTION,)
+    """Site of the branch that images may skip."""
 
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
@@ -209,8 +225,15 @@ class ParallelBlock(nn.Module):
         self.ls = shape.scale()
         self.drop_path = StochasticDepth(stochastic_depth)
 
-    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
-        """Map tokens [T, C] to [T, C]."""
+    def forward(
+        self, x_TC: Tensor, segments: Segments, skips: Mapping[int, Skip] | None = None
+    ) -> Tensor:
+        """Map tokens [T, C] to [T, C]; `skips`: the images that skip the branch, by its site."""
+        skip = (skips or {}).get(_PROJECTION)
+        out_TC: Tensor = self.drop_path(x_TC, self._both, segments, skip)
+        return out_TC
+
+    def _both(self, x_TC: Tensor, segments: Segments) -> Tensor:
         hidden, qkv = torch.split(self.in_proj(self.in_norm(x_TC)), self.split, dim=-1)
         q_THD, k_THD, v_THD = qkv.reshape(-1, 3, self.heads, self.dim_head).unbind(1)
         q_THD = rotated(self.q_norm(q_THD), segments)
@@ -219,22 +242,50 @@ class ParallelBlock(nn.Module):
         hidden = F.gelu(hidden + self.mlp_bias.to(hidden.dtype))
         hidden = self.mlp_drop(hidden, segments, _HIDDEN)
         both = self.attn_out_proj(out_THD.flatten(-2)) + self.mlp_out_proj(hidden)
-        both = self.ls(self.proj_drop(both, segments, _PROJECTION))
-        out_TC: Tensor = x_TC + self.drop_path(both, segments, _PROJECTION)
-        return out_TC
+        scaled: Tensor = self.ls(self.proj_drop(both, segments, _PROJECTION))
+        return scaled
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x_TC: Tensor, segments: Segments, *, recompute: bool
+    blocks: nn.ModuleList,
+    x_TC: Tensor,
+    segments: Segments,
+    *,
+    recompute: bool,
+    host_seeds: Sequence[int] = (),
 ) -> Tensor:
-    """Map tokens [T, C] through transformer blocks; `recompute` stores no activations."""
-    for block, own in zip(blocks, by_layer(segments, len(blocks)), strict=True):
+    """Map tokens [T, C] through transformer blocks.
+
+    Args:
+        blocks: modules like `Block`.
+        x_TC: tokens.
+        segments: their images.
+        recompute: store no activations.
+        host_seeds: seeds of the images' draws, on the host: a branch is then run without the images
+            that skip it. Empty: it is run on all images, and they are zeroed.
+    """
+    layers = list(by_layer(segments, len(blocks)))
+    plans = plan_skips(branches_of(blocks), layers, host_seeds)
+    for block, own, skips in zip(blocks, layers, plans, strict=True):
         if recompute and torch.is_grad_enabled():
             # Draws are hashes of seeds that the segments carry: no generator to wind back.
-            x_TC = checkpoint(block, x_TC, own, use_reentrant=False, preserve_rng_state=False)
+            x_TC = checkpoint(
+                block, x_TC, own, skips, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            x_TC = block(x_TC, own)
+            x_TC = block(x_TC, own, skips)
     return x_TC
+
+
+def branches_of(blocks: nn.ModuleList) -> list[Branch]:
+    """Return the branches that images may skip: in training alone."""
+    return [
+        Branch(number, site, block.drop_path.rate)
+        for number, block in enumerate(blocks)
+        if isinstance(block, Block | ParallelBlock)
+        if block.training and block.drop_path.rate > 0
+        for site in block.branches
+    ]
 
 
 def set_checkpointing(model: nn.Module, on: bool) -> None:

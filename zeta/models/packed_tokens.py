@@ -38,6 +38,8 @@ class PackedTokens:
     """[I] index in `segments` of each image of the original order; None: the same order."""
     token_order: Tensor | None = None
     """[T] row here of each token of the original order; None: the same order."""
+    host_seeds: tuple[int, ...] = ()
+    """Seed of each image's draws, on the host, in the order of `segments`; empty: not known."""
 
     def sorted_by_length(self) -> PackedTokens:
         """Sort images by length, so that the CPU back-end can batch those of equal length."""
@@ -61,6 +63,7 @@ class PackedTokens:
             segments,
             images.argsort(),
             rows.argsort(),
+            tuple(self.host_seeds[i] for i in order) if self.host_seeds else (),
         )
 
     def prefix_rows(self, prefix_tokens: int) -> Tensor:

@@ -88,6 +88,10 @@ class PackedViT(nn.Module, ABC):
         """dtype of the residual stream between the blocks; None: that of the embedding."""
         self.checks_grids = True
         """Check that the grids of a pack fit; this reads values, which fake tensors do not have."""
+        self.reads_lengths = True
+        """Let the host use the lengths and draws of the images of a pack: to sort them on a CPU,
+        and to leave out those that stochastic depth drops. False: what is run serves other packs
+        of the same shapes (`zeta.train.graphs.recorded`)."""
         self._set_normalisation(mean, std)
 
     @abstractmethod
@@ -227,7 +231,11 @@ class PackedViT(nn.Module, ABC):
         )
         x_TC = x_TC.to(self.stream_dtype or x_TC.dtype)
         x_TC = run_blocks(
-            self.blocks, x_TC, packed.segments, recompute=self.activation_checkpointing
+            self.blocks,
+            x_TC,
+            packed.segments,
+            recompute=self.activation_checkpointing,
+            host_seeds=packed.host_seeds,
         )
         features: Tensor = self.norm(x_TC)
         return features
@@ -237,7 +245,10 @@ class PackedViT(nn.Module, ABC):
         if self.training and self._draws_at_random:
             seeds_I = images.draw_seeds if isinstance(images, PackedBatch) else None
             packed = replace(packed, segments=seeded(packed.segments, seeds_I))
-        return packed.sorted_by_length() if packed.patches.device.type == "cpu" else packed
+            if self.reads_lengths and isinstance(images, PackedBatch):
+                packed = replace(packed, host_seeds=images.host_seeds)
+        sort = self.reads_lengths and packed.patches.device.type == "cpu"
+        return packed.sorted_by_length() if sort else packed
 
     def _cut(self, images: Images) -> PackedTokens:
         patches = patchify(flatten_images(images), self.patch_size, self.channels)

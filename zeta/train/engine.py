@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from zeta.distributed import World, compiler_available
 from zeta.exit_codes import RunError
-from zeta.models.dropout import image_seeds
+from zeta.models.dropout import draws_at_random, image_seeds
 from zeta.models.layers import (
     Attention,
     AttentionPool,
@@ -43,11 +44,18 @@ from zeta.train.attention_check import check_attention
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.device_clock import DeviceClock, Stopwatch
 from zeta.train.execution import out_of_memory_message, packs_per_forward
+from zeta.train.graphs.choice import choose_graphs
+from zeta.train.graphs.recorded import CudaRecorder, RecordedPasses
 from zeta.train.optim import build_optimizer
 from zeta.train.pack_feed import PackFeed, forward_groups
 from zeta.zero.engine import ZeroEngine
 from zeta.zero.protocol import ShardedEngine
 from zeta.zero.weight_average import WeightAverage
+
+_Group = tuple[list[PackedBatch], int]
+"""The packs of a forward pass, and the seed of a model's own random draws."""
+_Pass = tuple[Tensor, Callable[[], Mapping[str, Tensor]]]
+"""The loss to go backward with, and what sums up the loss and the counts, to be called after it."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class TrainEngine:
         self.device_clock = DeviceClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
         self._train = train
+        self._draws = draws_at_random(model)
         self._feed = PackFeed(world.device)
         model = model.to(world.device)
         set_checkpointing(model, train.activation_checkpointing)
@@ -106,6 +115,13 @@ class TrainEngine:
         optimizer = build_optimizer(model, optim)
         self.sharded: ShardedEngine = ZeroEngine(model, optimizer, train.zero, world)
         """The model and its optimizer."""
+        self.graphs = choose_graphs(train, model, objective, world.device)
+        """Whether forward and backward passes are recorded."""
+        self._recorded: RecordedPasses | None = None
+        if self.graphs.use and isinstance(objective, PackObjective):
+            required = train.cuda_graph == "true"
+            recorder = CudaRecorder()
+            self._recorded = RecordedPasses(self.sharded, objective, recorder, required=required)
         decay = train.ema_decay
         self.average = None if decay is None else WeightAverage(self.sharded, decay)
         """The moving average of the weights, if the run keeps one."""
@@ -142,33 +158,39 @@ class TrainEngine:
         """Run all packs forward and backward; return the sums of the loss and of the counts."""
         totals: dict[str, Tensor] = {}
         groups = self._joined(packs, seeds)
-        losses, kept = self._losses(groups)
-        for index, (batch, outputs) in enumerate(kept or self._passes(groups)):
-            with self.forward_clock.running():
-                loss_sum = losses[index].loss_sum(outputs, batch)
-            mean = loss_sum * (self.world.size / global_images)
+        factor = self.world.size / global_images
+        passes = self._replayed if self._recorded is not None else self._launched
+        for index, (mean, sums) in enumerate(passes(groups, factor)):
             self.sharded.backward(mean, last=index == len(groups) - 1)
-            with torch.no_grad():
-                sums = {"loss": loss_sum, **losses[index].counts(outputs, batch)}
-            for name, value in sums.items():
+            for name, value in sums().items():
                 totals[name] = totals.get(name, 0.0) + value.detach().double()
         return totals
 
-    def _joined(
-        self, packs: Sequence[PackedBatch], seeds: Sequence[int]
-    ) -> list[tuple[list[PackedBatch], int]]:
+    def _launched(self, groups: Sequence[_Group], factor: float) -> Iterator[_Pass]:
+        """Yield the loss of each forward pass, and its sums."""
+        losses, kept = self._losses(groups)
+        for loss, (batch, outputs) in zip(losses, kept or self._passes(groups), strict=True):
+            with self.forward_clock.running():
+                loss_sum = loss.loss_sum(outputs, batch)
+            yield loss_sum * factor, partial(_sums, loss, loss_sum, outputs, batch)
+
+    def _replayed(self, groups: Sequence[_Group], factor: float) -> Iterator[_Pass]:
+        """Yield the same for each pass that was run forward and backward by replay."""
+        assert self._recorded is not None
+        for batch in self._feed.batches([packs for packs, _ in groups]):
+            with self.forward_clock.running():
+                mean, sums = self._recorded.run(batch, factor)
+            yield mean, partial(dict, sums)
+
+    def _joined(self, packs: Sequence[PackedBatch], seeds: Sequence[int]) -> list[_Group]:
         """Return the packs of each forward pass, and the seed of a model's own random draws."""
         most = packs_per_forward(self._train.tokens_per_forward, len(packs[0].patches))
-        seeded = [
-            replace(pack, draw_seeds=image_seeds(seed, len(pack.weights)))
-            for pack, seed in zip(packs, seeds, strict=True)
-        ]
+        if self._draws:
+            packs = [with_seeds(pack, seed) for pack, seed in zip(packs, seeds, strict=True)]
         groups = forward_groups(len(packs), most)
-        return [(seeded[group.start : group.stop], seeds[group.start]) for group in groups]
+        return [(list(packs[group.start : group.stop]), seeds[group.start]) for group in groups]
 
-    def _passes(
-        self, groups: Sequence[tuple[list[PackedBatch], int]]
-    ) -> Iterator[tuple[PackedBatch, Any]]:
+    def _passes(self, groups: Sequence[_Group]) -> Iterator[tuple[PackedBatch, Any]]:
         """Yield the joined batch and the model's outputs of each forward pass."""
         batches = self._feed.batches([packs for packs, _ in groups])
         for batch, (_, seed) in zip(batches, groups, strict=True):
@@ -184,7 +206,7 @@ class TrainEngine:
             return self.sharded.forward(batch)
 
     def _losses(
-        self, groups: Sequence[tuple[list[PackedBatch], int]]
+        self, groups: Sequence[_Group]
     ) -> tuple[list[PackLoss], list[tuple[PackedBatch, Any]]]:
         """Return the loss of each forward pass, and its batch and outputs if one pass is enough.
 
@@ -243,6 +265,17 @@ class TrainEngine:
         else:
             self.sharded.discard()
         return StepResult(loss_sum, counts, grad_norm, applied=finite)
+
+
+@torch.no_grad()
+def _sums(loss: PackLoss, loss_sum: Tensor, outputs: Any, batch: PackedBatch) -> dict[str, Tensor]:
+    return {"loss": loss_sum, **loss.counts(outputs, batch)}
+
+
+def with_seeds(pack: PackedBatch, seed: int) -> PackedBatch:
+    """Return a pack with the seed of each image's draws, from the pack's own."""
+    seeds_I = image_seeds(seed, len(pack.weights))
+    return replace(pack, draw_seeds=seeds_I, host_seeds=tuple(seeds_I.tolist()))
 
 
 def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -20,7 +20,8 @@ _FLAT = 65_536 * 768
 B/16 on an H200 (MFU 0.34; 0.22 with a quarter of it). That other widths go in proportion is a
 guess: the smaller a model is, the more tokens occupy the device."""
 _SHARE = 0.85
-"""Share of the memory that a choice of ours fills; the rest is for fragmentation. Not measured."""
+"""Share of the memory that a choice of ours fills, where something fits there; the rest is for
+fragmentation. Not measured."""
 _REMEDIES = (
     "Set train.zero_stage to auto or higher (and start more ranks), train.tokens_per_forward to "
     "auto or lower, or train.activation_checkpointing=true; a smaller data.token_budget helps too"
@@ -70,7 +71,9 @@ def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) 
     """Return the lowest ZeRO stage that fits, and the packs that fit there.
 
     A stage fits if a quarter of the packs do that have use, since few packs leave the device idle;
-    if there is none, it is the stage at which most packs fit.
+    if there is none, it is the stage at which most packs fit. Choices fill a share of the memory.
+    What fits into the whole of it alone is not refused: it runs with as few packs as the settings
+    allow, at the stage that needs least.
 
     Args:
         train: the settings; those that are not auto are kept.
@@ -83,19 +86,23 @@ def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) 
     """
     chosen = train.tokens_per_forward == AUTO
     wanted = _wanted_packs(train, need, shape)
+    least = 1 if chosen else wanted
     stages = range(train.lowest_stage, 4) if train.zero_stage == AUTO else [train.lowest_stage]
     best = Execution(stages[0], 0, 0)
     for stage in stages:
         states = need.states(stage)
-        room = (_SHARE * memory if chosen or len(stages) > 1 else memory) - states
+        room = _SHARE * memory - states
         fitting = int(room // need.activations) if need.activations else wanted * (room >= 0)
-        packs = min(wanted, fitting) if chosen else wanted * (fitting >= wanted)
+        packs = min(wanted, fitting) if fitting >= least else 0
         if packs > best.packs:
             best = Execution(stage, packs, states + packs * need.activations)
         if 4 * packs >= wanted:
             return best
     if best.packs < 1:
-        raise ValueError(memory_message(need, stages[-1], 1 if chosen else wanted, memory))
+        tight = [Execution(s, least, need.states(s) + least * need.activations) for s in stages]
+        best = min(tight, key=lambda execution: execution.needed)
+        if best.needed > memory:
+            raise ValueError(memory_message(need, stages[-1], least, memory))
     return best
 
 

@@ -83,6 +83,14 @@ class ZeroEngine:
         """Return the model's outputs; at stage 3 a collective."""
         return self.deepspeed(batch)
 
+    def forward_as(self, function: Callable[[Any], Any], batch: object) -> Any:
+        """Return `function(batch)`, run in the place of the model's own forward pass."""
+        self.module.forward = function
+        try:
+            return self.deepspeed(batch)
+        finally:
+            del self.module.forward
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add to the gradients; after the last backward they are averaged over the ranks."""
         if self._stage == 1 and self._adding is None:

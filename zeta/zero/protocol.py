@@ -59,6 +59,13 @@ class ShardedEngine(Protocol):
         """Return the model's outputs. A collective where weights are sharded."""
         ...
 
+    def forward_as(self, function: Callable[[Any], Any], batch: object) -> Any:
+        """Return `function(batch)`, run as the model's forward pass: in its dtype, with its hooks.
+
+        The function computes with the weights of `module`, which are whole: stages 0 to 2.
+        """
+        ...
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add to the gradients; after the last backward of a step they are averaged over ranks.
 

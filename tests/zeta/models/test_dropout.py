@@ -10,6 +10,7 @@ from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.models.attention import Segments
 from zeta.models.dropout import Dropout, StochasticDepth, by_layer, image_seeds, scrambled, seeded
+from zeta.models.skipping import Branch, plan_skips
 from zeta.packed import join_packs
 
 DRAWS = {"dropout": 0.3, "emb_dropout": 0.2, "stochastic_depth": 0.4}
@@ -122,7 +123,9 @@ def test_draws_have_their_rate_and_are_uncorrelated(rate):
 
 def test_stochastic_depth_keeps_or_drops_whole_images():
     segments = seeded(Segments.from_lengths([3] * 4000, "cpu"), image_seeds(3, 4000))
-    out = StochasticDepth(0.25)(torch.ones(12000, 2), segments).view(4000, -1)
+    (skips,) = plan_skips([Branch(0, 0, 0.25)], [segments], ())
+    zeros, ones = torch.zeros(12000, 2), torch.ones(12000, 2)
+    out = StochasticDepth(0.25)(zeros, lambda *_: ones, segments, skips[0]).view(4000, -1)
     assert (out == out[:, :1]).all()
     assert ((out == 0) | (out - 4 / 3).abs().lt(1e-6)).all()
     assert (out[:, 0] > 0).double().mean().item() == pytest.approx(0.75, abs=0.03)

@@ -123,6 +123,17 @@ def test_the_lowest_stage_that_fits_is_taken_with_as_many_packs_as_have_use():
     assert _choose(1, **on_cpu, width=16) == (0, 4)  # a very small model
 
 
+def test_what_fits_into_the_whole_memory_alone_runs_with_as_few_packs_as_the_settings_allow():
+    assert _choose(33, zero_stage=0) == (0, 1)  # 32 GiB: 0.85 of 33 are 28
+    assert _choose(37, zero_stage=0) == (0, 1)  # as few as possible, not the 3 that would fit
+    assert _choose(11) == (3, 1)  # 10 GiB at stage 3, at no other
+    assert _choose(11, states=(9, 9, 9, 9)) == (0, 1)  # one rank: no stage needs less
+    assert _choose(35, zero_stage=0, tokens_per_forward=8192) == (0, 2)  # 34 GiB
+    assert _choose(13, tokens_per_forward=8192) == (3, 2)  # 12 GiB
+    with pytest.raises(ValueError, match=r"rank is 31.0 GiB, and at ZeRO stage 0 it needs 32.0"):
+        _choose(31, zero_stage=0)
+
+
 def test_what_cannot_fit_is_refused_with_the_figures_and_the_settings_that_help():
     refused = r"memory of a rank is 24.0 GiB, and at ZeRO stage 0 it needs 32.0: 30.0 for weights"
     with pytest.raises(ValueError, match=refused) as error:

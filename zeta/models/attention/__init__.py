@@ -42,7 +42,7 @@ from zeta.config_field import check_choice
 from zeta.models.attention import backends
 from zeta.models.attention.segments import Queries, Segments
 
-__all__ = ["BACKENDS", "Segments", "attend", "obstacle", "prepare", "rotated"]
+__all__ = ["BACKENDS", "Segments", "attend", "launches_are_fixed", "obstacle", "prepare", "rotated"]
 
 BACKENDS = ("auto", *backends.BACKENDS)
 
@@ -133,6 +133,15 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype, channels: i
     if backend == "auto":
         return None
     return backends.BACKENDS[backend].obstacle(device, dtype, channels)
+
+
+def launches_are_fixed(
+    backend: str, device: torch.device, dtype: torch.dtype, channels: int
+) -> bool:
+    """Return whether a back-end launches the same kernels for all packs of one shape."""
+    if backend == "auto":  # what it may take besides varlen has fixed launches too
+        backend = "sdpa_segments" if obstacle("varlen", device, dtype, channels) else "varlen"
+    return backends.BACKENDS[backend].fixed_launches
 
 
 def prepare(backend: str) -> None:

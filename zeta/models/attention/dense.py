@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from zeta.models.attention.moving import Move
 from zeta.models.attention.segments import Queries, Segments
 
 MOST_PADDING = 1 / 8
@@ -39,28 +39,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Move:
-    """Rows to take from one layout for another, and back. Letters: A, B rows of the layouts."""
-
-    rows_B: Tensor
-    """[B] row of the old layout for each row of the new one; any, if none belongs there."""
-    rows_A: Tensor
-    """[A] the same, back."""
-    unused_B: Tensor | None
-    """[B] rows of the new layout that are of no row of the old one: zeros. None: all are."""
-    unused_A: Tensor | None
-
-    def apply(self, x_AHD: Tensor) -> Tensor:
-        """Return the rows [B, H, D]."""
-        moved: Tensor = _Moved.apply(x_AHD, self.rows_B, self.unused_B, self.rows_A, self.unused_A)
-        return moved
-
-    def back(self) -> Move:
-        """Return the opposite move."""
-        return Move(self.rows_A, self.rows_B, self.unused_A, self.unused_B)
-
-
-@dataclass(frozen=True)
 class Plan:
     """The dense batches of one pack."""
 
@@ -68,25 +46,6 @@ class Plan:
     keys: Move
     masks: tuple[Tensor | None, ...]
     """Mask [members, 1, 1, length] of the keys of each group; None: no padding."""
-
-
-class _Moved(torch.autograd.Function):
-    """Takes rows forward and backward: no scattered additions, and the same result every time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, unused: Tensor | None, *back: Any) -> Tensor:
-        ctx.back = back
-        return _taken(x, rows, unused)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _taken(grad, *ctx.back), None, None, None, None
-
-
-def _taken(x: Tensor, rows: Tensor, unused: Tensor | None) -> Tensor:
-    taken = x.index_select(0, rows)
-    return taken if unused is None else taken.masked_fill_(unused[:, None, None], 0)
 
 
 def groups(lengths: Sequence[int]) -> tuple[Group, ...]:

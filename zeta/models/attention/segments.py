@@ -77,7 +77,7 @@ class Segments:
         index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
         used = [length for length in lengths[:-1] if length]
         mean = _power_of_two(-(-sum(used) // len(used))) if used else 0
-        return cls(cu_seqlens, lengths, _power_of_two(max(lengths)), index_T, mean_seqlen=mean)
+        return cls(cu_seqlens, lengths, bound_of(lengths), index_T, mean_seqlen=mean)
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,11 @@ class Queries:
         count, device = len(segments.lengths), segments.cu_seqlens.device
         ends = torch.arange(count + 1, device=device, dtype=torch.int32)
         return cls(ends * per_segment, per_segment, per_segment)
+
+
+def bound_of(lengths: Sequence[int]) -> int:
+    """Return the bound of the lengths of segments that kernels are given."""
+    return _power_of_two(max(lengths))
 
 
 def _power_of_two(length: int) -> int:
