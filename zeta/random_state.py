@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from zeta.stored_tensors import load_records
+
 
 def derive_seed(seed: int, *parts: int) -> int:
     """Return a 56-bit seed that depends on every argument (step, lane, rank ...)."""
@@ -49,7 +51,7 @@ def random_state() -> dict[str, Any]:
 
 def restore_random_state(path: Path) -> None:
     """Set the random generators of this process to a state that `random_state` returned."""
-    state = torch.load(path, weights_only=True)
+    state = load_records(path)
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))

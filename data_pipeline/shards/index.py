@@ -332,10 +332,10 @@ def _index_to_part(task: _Task) -> None:
 def _merge(folder: ShardFolder, names: list[str]) -> None:
     """Join part files and the valid rows of the old index into the index of a folder."""
     index = folder.index
-    indexed, rejected = read_entries(index), read_rejected(index)
+    indexed = read_entries(index)
     parts = dict[str, ShardPart]()
     if indexed:
-        places = indexed.slices()
+        places, rejected = indexed.slices(), read_rejected(index)
         for entry in indexed.entries:
             if folder.remote or (index / entry.name).exists():
                 name, place = entry.name, places[entry.name]

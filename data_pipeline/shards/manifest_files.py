@@ -164,7 +164,10 @@ def _mapped(folder: Path, name: Any, kind: str, dtype: np.dtype[Any]) -> np.ndar
 def _fault(
     entries: list[ShardEntry], samples: np.ndarray, checksums: np.ndarray, content: dict[str, Any]
 ) -> str:
-    """Return how the arrays of an index differ from the digests in its list; "" if they do not."""
+    """Return how an index differs from the digests in it; "" if it does not."""
+    digest = content.get("digest")  # older ones have none
+    if digest is not None and digest != sha256(json.dumps(content["shards"])):
+        return "its list of shards is not the one written"
     first = 0
     for entry in entries:
         if not 0 <= entry.count <= min(len(samples), len(checksums)) - first:
@@ -204,6 +207,7 @@ def write_entries(folder: Path, index: FolderIndex, rejected: list[RejectedLine]
         for line in rejected:
             stream.write(json.dumps(asdict(line)).encode() + b"\n")
     content["shards"] = [asdict(entry) for entry in entries]
+    content["digest"] = sha256(json.dumps(content["shards"]))
     with write_atomically(folder / MANIFEST_NAME) as stream:
         stream.write(json.dumps(content, indent=1).encode())
     for old in (*folder.glob("manifest-*.npy"), *folder.glob("checksums-*.npy")):

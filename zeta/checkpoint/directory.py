@@ -208,17 +208,24 @@ def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroSt
     """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size.
 
     Raises:
-        ValueError: see `require_entries`.
+        ValueError: see `require_entries`; or the files are not those that trainer.json describes.
     """
     require_entries(directory, trainer_state, "zero_stage", "parameters")
-    return ZeroState(
-        directory / ZERO,
-        trainer_state["zero_stage"],
-        trainer_state["parameters"],
-        directory / AVERAGES,
-        trainer_state.get("frozen", ()),  # before they could be frozen, none were
-        trainer_state.get("optimizer_order"),
-    )
+    try:
+        return ZeroState(
+            directory / ZERO,
+            trainer_state["zero_stage"],
+            trainer_state["parameters"],
+            directory / AVERAGES,
+            trainer_state.get("frozen", ()),  # before they could be frozen, none were
+            trainer_state.get("optimizer_order"),
+        )
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"{directory / ZERO} is not what {TRAINER_STATE} beside it describes "
+            f"({type(error).__name__}: {str(error)[:200]}); move {directory} away to go on from "
+            "the checkpoint before it"
+        ) from error
 
 
 def stored_weights(directory: Path, *, average: bool = False) -> dict[str, StoredTensor]:

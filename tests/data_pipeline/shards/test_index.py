@@ -202,6 +202,31 @@ def test_indexing_part_of_a_folder_keeps_the_rest(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("damage", [b"5\n", b"\xff", b"[" * 99_999, b'{"shard": "a.tar"}', None])
+def test_what_a_damaged_index_says_to_type_mends_it(tmp_path, damage):
+    write_shard(tmp_path / "a.tar", [*labelled(2), ("bad.jpg", b"")])
+    index_shards(tmp_path)
+    write_shard(tmp_path / "b.tar", labelled(2, 5))
+    path = tmp_path / ("manifest_rejected.jsonl" if damage else "manifest.json")
+    path.write_bytes(damage or b"{")
+    with pytest.raises(ValueError, match=rf"{path.name}( line 1)? is damaged .* delete (it|mani)"):
+        index_shards(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert list(reasons(index_shards(tmp_path))) == ["bad"]
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b"[" * 9999 + b, lambda b: b""])
+def test_a_damaged_part_file_is_made_again(tmp_path, monkeypatch, damage):
+    write_shard(tmp_path / "0.tar", labelled(2))
+    with monkeypatch.context() as stopped:
+        stopped.setattr(index, "_merge", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            index_shards(tmp_path)
+    (part,) = (tmp_path / index.PARTS_FOLDER).iterdir()
+    part.write_bytes(damage(part.read_bytes()))
+    assert index_shards(tmp_path).samples["width"].tolist() == [20, 21]
+
+
 def test_a_new_class_map_changes_the_labels(tmp_path):
     (tmp_path / "classes.json").write_text('["cat", "dog"]')
     write_shard(tmp_path / "a.tar", [("a.cls", b"dog"), ("a.jpg", jpeg())])
