@@ -79,8 +79,8 @@ def load_records(path: Path, **options: Any) -> Any:
     except Exception as error:  # damaged archives and strange pickles raise errors of many kinds
         what = (str(error).splitlines() or [""])[0][:200]
         raise ValueError(
-            f"{path} holds no tensors that can be loaded ({type(error).__name__}: {what}); it was "
-            "changed since it was saved: move its checkpoint away to go on from the one before it"
+            f"{path} holds no tensors that can be loaded: it was changed since it was saved "
+            f"({type(error).__name__}: {what})"
         ) from error
 
 

@@ -220,11 +220,11 @@ def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroSt
             trainer_state.get("frozen", ()),  # before they could be frozen, none were
             trainer_state.get("optimizer_order"),
         )
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [""])[0][:400]
         raise ValueError(
-            f"{directory / ZERO} is not what {TRAINER_STATE} beside it describes "
-            f"({type(error).__name__}: {str(error)[:200]}); move {directory} away to go on from "
-            "the checkpoint before it"
+            f"{directory} does not hold what its {TRAINER_STATE} describes "
+            f"({type(error).__name__}: {what}); move it away to go on from the checkpoint before it"
         ) from error
 
 

@@ -220,8 +220,8 @@ def _require(length: int, found: Sequence[Tensor], name: str) -> None:
     present = sum(piece.numel() for piece in found)
     if present != length:
         raise ValueError(
-            f"the checkpoint has {present} of {length} values of {name}: its files were changed "
-            "since they were saved; move it away to go on from the one before it"
+            f"the files of the checkpoint have {present} of {length} values of {name}: they were "
+            "changed since they were saved; move it away to go on from the one before it"
         )
 
 
