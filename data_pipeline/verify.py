@@ -63,8 +63,8 @@ def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) 
     found: dict[int, tuple[int, int, list[BadSample]]] = {}
     with tqdm(total=len(tasks), unit=" shards", desc="verify", disable=not progress) as bar:
         # Decoding takes long enough that processes always pay off.
-        for number, *result in run_tasks(_verify_shard, tasks, workers, nbytes=2**62):
-            found[number] = result
+        for number, samples, unchecked, bad in run_tasks(_verify_shard, tasks, workers, 2**62):
+            found[number] = samples, unchecked, bad
             bar.update()
     return VerifyResult(
         shards=len(shards),

@@ -21,12 +21,15 @@ import numpy as np
 
 from data_pipeline.shards.atomic_file import write_atomically
 from data_pipeline.shards.checksum import CHECKSUM_DTYPE, UNKNOWN, rows_digest
+from data_pipeline.shards.sample_rows import release_pages
 from zeta.files import as_record, read_json, read_json_lines
 
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "manifest_rejected.jsonl"
 CLASSES_NAME = "classes.json"
 _MAX_JSON = 2**30
+_RELEASED_ROWS = 2**20
+"""Rows that are compared before their memory is released."""
 VERSION = 1
 READER = 2
 """Version of the code that reads samples. Reader 1 took lists of labels for errors, and read
@@ -181,6 +184,9 @@ def _fault(
             whole = whole and not known.any()
         if not whole:
             return f"the rows of {entry.name} in {content['samples']} are not those written"
+        if first // _RELEASED_ROWS != (first + entry.count) // _RELEASED_ROWS:
+            release_pages(samples)
+            release_pages(checksums)
         first += entry.count
     if first != len(samples) or first != len(checksums):
         return "the arrays do not match the list"
