@@ -1,4 +1,4 @@
-"""Verification of shards: decode every sample in full and name every bad one."""
+"""Verification of shards: compare checksums, decode every sample, and name every bad one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_pipeline.loading.decode import decode_image
-from data_pipeline.shards.folder import ShardSpec, folder_of, resolve_shards
+from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum
+from data_pipeline.shards.folder import ShardSpec, by_folder, folder_of, resolve_shards
 from data_pipeline.shards.images.header import ImageError, image_size
-from data_pipeline.shards.manifest_files import read_class_names
+from data_pipeline.shards.manifest_files import MANIFEST_NAME, read_class_names, read_entries
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import Sample, SampleError
 from data_pipeline.shards.tar_reader import Member, TarError, iter_samples, parse_sample
@@ -39,39 +42,79 @@ class VerifyResult:
     """Number of samples, bad ones included."""
     bad: tuple[BadSample, ...]
     """Bad samples, in order of shard and sample."""
+    unchecked: int = 0
+    """Number of samples whose bytes were compared with no checksum, as their index has none."""
 
 
 def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> VerifyResult:
     """Decode every image in full and read every label and caption of the shards of `spec`.
 
-    The index is neither needed nor trusted. A damaged shard counts as one bad sample without a key,
-    after the samples that precede the damage.
+    The index is neither needed nor trusted, but the bytes of a sample are compared with the
+    checksum that it has for them. A damaged shard, or a damaged index, counts as one bad sample
+    without a key, after the samples that precede the damage.
 
     Raises:
         ValueError: the spec matches no shard.
         OSError: a shard cannot be read at all.
     """
     shards = resolve_shards(spec)
-    tasks = list(enumerate(shards))
-    found: dict[int, tuple[int, list[BadSample]]] = {}
+    known, broken = _known_checksums(shards)
+    tasks = [_Task(number, path, known.get(path)) for number, path in enumerate(shards)]
+    found: dict[int, tuple[int, int, list[BadSample]]] = {}
     with tqdm(total=len(tasks), unit=" shards", desc="verify", disable=not progress) as bar:
         # Decoding takes long enough that processes always pay off.
-        for number, samples, bad in run_tasks(_verify_shard, tasks, workers, nbytes=2**62):
-            found[number] = samples, bad
+        for number, samples, unchecked, bad in run_tasks(_verify_shard, tasks, workers, 2**62):
+            found[number] = samples, unchecked, bad
             bar.update()
     return VerifyResult(
         shards=len(shards),
-        samples=sum(samples for samples, _ in found.values()),
-        bad=tuple(line for number in range(len(shards)) for line in found[number][1]),
+        samples=sum(samples for samples, _, _ in found.values()),
+        bad=(*(line for number in range(len(shards)) for line in found[number][2]), *broken),
+        unchecked=sum(unchecked for _, unchecked, _ in found.values()),
     )
 
 
-def _verify_shard(task: tuple[int, str]) -> tuple[int, int, list[BadSample]]:
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    path: str
+    known: NDArray[np.uint64] | None
+    """Offset, bytes and checksum of each sample, [n, 3], as far as the index has them."""
+
+
+def _known_checksums(
+    shards: Sequence[str],
+) -> tuple[dict[str, NDArray[np.uint64]], list[BadSample]]:
+    """Return what the indexes know of the samples of each shard, and the indexes that are damaged.
+
+    What they know of a shard that has another size since is left out.
+    """
+    known, broken = dict[str, NDArray[np.uint64]](), list[BadSample]()
+    for folder, names in by_folder(shards).items():
+        try:
+            index = read_entries(folder.index)
+        except ValueError as error:
+            broken.append(BadSample(str(folder.index / MANIFEST_NAME), "", str(error)))
+            continue
+        if index is None:
+            continue
+        places, sizes = index.slices(), {entry.name: entry.nbytes for entry in index.entries}
+        named = [name for name in names if name in places]
+        for name, (nbytes, _) in zip(named, folder.stat(named), strict=True):
+            if nbytes == sizes[name]:
+                rows, checksums = index.samples[places[name]], index.checksums[places[name]]
+                columns = (rows["offset"], rows["nbytes"], checksums)
+                known[folder.shard(name)] = np.stack(columns, axis=1, dtype=np.uint64)
+    return known, broken
+
+
+def _verify_shard(task: _Task) -> tuple[int, int, int, list[BadSample]]:
     torch.set_num_threads(1)
-    number, path = task
+    path = task.path
     folder, name = folder_of(path)
     class_names = read_class_names(folder.index)
-    samples, bad = 0, list[BadSample]()
+    samples, unchecked, bad = 0, 0, list[BadSample]()
+    known = {} if task.known is None else {(row[0], row[1]): row[2] for row in task.known.tolist()}
     with folder.open(name) as shard:
         runs = iter_samples(shard.read_at, shard.nbytes, path)
         for key, first, last in _spans(runs, bad, path):
@@ -80,10 +123,15 @@ def _verify_shard(task: tuple[int, str]) -> tuple[int, int, list[BadSample]]:
                 bad.append(BadSample(path, key, f"sample of {last - first} bytes"))
                 continue
             data = shard.read_at(first, last - first)
+            expected = known.get((first, last - first), UNKNOWN)
+            unchecked += expected == UNKNOWN
+            if expected not in (UNKNOWN, checksum(data)):
+                bad.append(BadSample(path, key, str(DamagedSample(first, len(data)))))
+                continue
             bad += [
                 BadSample(path, key, reason) for reason in _faults(data, path, first, class_names)
             ]
-    return number, samples, bad
+    return task.number, samples, unchecked, bad
 
 
 def _spans(

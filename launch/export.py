@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import shutil
@@ -29,6 +28,7 @@ from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, TextExport
 from zeta.export.saving import check_formats, write_formats
 from zeta.export.text_encoder import split_weights
+from zeta.files import read_json
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
 from zeta.objectives import objective_class
 from zeta.run.directory import TRAINER_STATE, RunDir, step_name, step_names, step_of
@@ -234,7 +234,7 @@ def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool)
         "objective": config.objective.kind,
         "targets": objective_class(config.objective.kind).targets,
         "resolution": {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")},
-        "class_names": json.loads(run_dir.classes.read_text())
+        "class_names": read_json(run_dir.classes, limit=2**30, what="restore the file")
         if run_dir.classes.exists()
         else None,
         "evaluation": dict(read_scores(run_dir.metrics).get(progress["step"], {})),

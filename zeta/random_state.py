@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from zeta.stored_tensors import load_records
+
 
 def derive_seed(seed: int, *parts: int) -> int:
     """Return a 56-bit seed that depends on every argument (step, lane, rank ...)."""
@@ -48,11 +50,22 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(path: Path) -> None:
-    """Set the random generators of this process to a state that `random_state` returned."""
-    state = torch.load(path, weights_only=True)
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    """Set the random generators of this process to a state that `random_state` returned.
+
+    Raises:
+        ValueError: the file was changed, or holds something else; names it.
+        OSError: it cannot be read.
+    """
+    state = load_records(path)
+    try:
+        random.setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        what = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{path} holds no random state ({type(error).__name__}: {what})"
+        ) from error

@@ -1,4 +1,4 @@
-"""Tensors that are read when they are needed, and safetensors files that they are streamed to.
+"""Tensors that are read when they are needed, and the files that they are read from or streamed to.
 
 The safetensors library writes a file from tensors that are all in memory. Here a file is written
 tensor by tensor, so that a model may be larger than the memory of the machine that exports it.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -59,6 +59,29 @@ class StoredTensor:
                 "or fp32"
             )
         return tensor
+
+
+def load_records(path: Path, **options: Any) -> Any:
+    """Return the tensors and plain records of a file that `torch.save` wrote; nothing is executed.
+
+    Args:
+        path: a file that somebody may have changed.
+        options: options of `torch.load`.
+
+    Raises:
+        ValueError: the file is damaged, or holds objects other than these; names it.
+        OSError: the file cannot be read.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, **options)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # damaged archives and strange pickles raise errors of many kinds
+        what = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{path} holds no tensors that can be loaded: it was changed since it was saved "
+            f"({type(error).__name__}: {what})"
+        ) from error
 
 
 def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:

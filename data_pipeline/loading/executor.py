@@ -97,9 +97,9 @@ class Executor:
 
         `patches` [token budget, p * p * 3] uint8 is memory for its patches; None allocates it.
 
-        An image that cannot be decoded keeps the rows of all its views, as zeros of weight 0, and
-        is listed once in `rejected`. Its neighbours in the pack, and all other packs, do not
-        change.
+        An image that cannot be decoded, or whose bytes are not those that were indexed, keeps the
+        rows of all its views, as zeros of weight 0, and is listed once in `rejected`. Its
+        neighbours in the pack, and all other packs, do not change.
 
         Raises:
             OSError: a shard cannot be read (the error names shard and byte).
@@ -150,6 +150,8 @@ def _execute(
                 local[index] = view.local
         index += 1
         try:
+            if sample.fault:
+                raise SampleError(sample.fault)
             target = targets.read(sample, class_names)
             before = time.perf_counter()
             for place, pixels in zip(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_pipeline.loading.recipe import ImageRecipe
 from data_pipeline.loading.shard_cache import failure_path
+from data_pipeline.shards.checksum import DamagedSample
 from data_pipeline.shards.remote import is_remote, read_range
 from data_pipeline.shards.retry import PermanentError, with_retries
 from data_pipeline.shards.sample import Sample
@@ -86,15 +87,38 @@ def _read_part(images: Sequence[ImageRecipe], deadline_s: float) -> list[Sample]
 
 
 def read_image(image: ImageRecipe, deadline_s: float) -> Sample:
-    """Read the sample of one image, with retries; see `SampleReader.read`."""
+    """Read the sample of one image, with retries; see `SampleReader.read`.
+
+    Bytes that are not those that were indexed are read once more: from the shard itself if the
+    first ones were of the cache, else from storage in the place of memory. If those are wrong too,
+    the sample has a `fault` and no members: it costs its own slot, as an image that cannot be
+    decoded.
+    """
+    try:
+        return _read(image, deadline_s)
+    except (DamagedSample, TarError) as error:
+        if isinstance(error, TarError) and image.cached is None:
+            raise
+    try:
+        return _read_shard(image, deadline_s, again=True)
+    except DamagedSample as error:
+        return Sample(error.key, {}, fault=str(error))
+
+
+def _read(image: ImageRecipe, deadline_s: float) -> Sample:
     if image.cached is not None:
         path = image.cached
         _await_download(image, Path(path))
         return with_retries(lambda: _read_file(image, path), deadline_s)
+    return _read_shard(image, deadline_s)
+
+
+def _read_shard(image: ImageRecipe, deadline_s: float, *, again: bool = False) -> Sample:
+    """Read a sample from its shard, not from the cache of remote ones."""
     if is_remote(image.shard):
         data = read_range(image.shard, image.offset, image.nbytes, deadline_s)
-        return parse_sample(data, shard=image.shard, offset=image.offset)
-    return with_retries(lambda: _read_file(image, image.shard), deadline_s)
+        return parse_sample(data, shard=image.shard, offset=image.offset, known=image.checksum)
+    return with_retries(lambda: _read_file(image, image.shard, again), deadline_s)
 
 
 def _read_at_once(image: ImageRecipe, buffer: memoryview) -> Sample | None:
@@ -103,18 +127,20 @@ def _read_at_once(image: ImageRecipe, buffer: memoryview) -> Sample | None:
     if is_remote(path) or image.nbytes > len(buffer):
         return None
     try:
-        return read_cached_sample(path, image.offset, buffer[: image.nbytes], _stamp(image))
-    except (OSError, TarError):
-        return None  # `read_image` reports the failure, or retries
+        part = buffer[: image.nbytes]
+        return read_cached_sample(path, image.offset, part, _stamp(image), image.checksum)
+    except (OSError, TarError, DamagedSample):
+        return None  # `read_image` reports the failure, or reads again
 
 
 def _stamp(image: ImageRecipe) -> tuple[int, int] | None:
     return image.stamp if image.cached is None else None  # the cache checked what it downloaded
 
 
-def _read_file(image: ImageRecipe, path: str) -> Sample:
+def _read_file(image: ImageRecipe, path: str, again: bool = False) -> Sample:
+    place = (path, image.offset, image.nbytes)
     try:
-        return read_sample(path, image.offset, image.nbytes, _stamp(image))
+        return read_sample(*place, _stamp(image), image.checksum, again)
     except TarError as error:
         raise TarError(image.shard, error.offset, error.what) from None
     except PermanentError:

@@ -141,6 +141,7 @@ class PackLoader:
         """
         return {
             "fingerprint": self._plan.manifest.fingerprint,
+            "contents": self._plan.manifest.content_digest,
             "num_lanes": self._plan.num_lanes,
             "step": step,
             "lanes": {str(lane): state.to_json() for lane, state in self._states[step].items()},
@@ -187,6 +188,13 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
         raise ValueError(
             "data.shards are not the shards that this run was started on (their fingerprint "
             "differs): restore them, or start a new run in another run.dir"
+        )
+    contents = state.get("contents")
+    if contents and manifest.content_digest and contents != manifest.content_digest:
+        raise ValueError(
+            "data.shards hold other bytes than those that this run was started on (their checksums "
+            "differ, though names, sizes and labels do not): restore them, or start a new run in "
+            "another run.dir"
         )
     if state["num_lanes"] != plan.num_lanes:
         raise ValueError(

@@ -59,6 +59,8 @@ class ImageRecipe:
     """(bytes, mtime in ns) of the shard when it was indexed."""
     stored_size: tuple[int, int]
     """(height, width) in the manifest; another size means that the shard changed."""
+    checksum: int
+    """Checksum of its bytes when it was indexed; 0 if the index has none."""
     scale: int
     """JPEG reduction to decode at, once for all views: 1, 2, 4 or 8."""
     views: tuple[ViewRecipe, ...]
@@ -129,6 +131,7 @@ def _image_recipes(
     ids = pack.sample_ids[::k]
     samples = manifest.samples[ids]
     shards = [manifest.shards[index] for index in manifest.shard_of(ids).tolist()]
+    checksums = manifest.known_checksums[ids].tolist()
     cached = {shard.path: locate(shard) for shard in shards} if locate is not None else {}
     scales = np.ones(len(samples), dtype=np.int64)
     if plan.config.decode.scaled:
@@ -147,6 +150,7 @@ def _image_recipes(
             nbytes=int(samples["nbytes"][i]),
             stamp=(shards[i].nbytes, shards[i].mtime_ns),
             stored_size=(int(samples["height"][i]), int(samples["width"][i])),
+            checksum=checksums[i],
             scale=int(scales[i]),
             views=views[i * k : (i + 1) * k],
             cached=cached.get(shards[i].path),

@@ -34,7 +34,7 @@ from data_pipeline.shards.sources.read import (
     from_memory,
     open_source,
 )
-from zeta.files import local_path
+from zeta.files import local_path, read_json
 
 BUILD_NAME = "build.json"
 _BLOCK = 512
@@ -261,7 +261,9 @@ def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
     """Mark the folder as the build of this source; ValueError if it holds something else."""
     record = folder / BUILD_NAME
     if record.exists():
-        if json.loads(record.read_text("utf-8")).get("source") != digest:
+        what = f"delete it to build into {folder} from the beginning"
+        built = read_json(record, limit=2**20, what=what)
+        if not isinstance(built, dict) or built.get("source") != digest:
             raise OtherSourceError(
                 f"{folder} holds shards of another source, or of this one before it changed or "
                 "with other options; choose another folder, or delete this one"

@@ -1,4 +1,4 @@
-"""Indexing shards: one pass over the tar headers and image headers of each, in parallel.
+"""Indexing shards: one pass over each, in parallel, for sizes, labels and checksums.
 
 Every finished shard leaves a part file at once. So an interrupted run continues where it stopped,
 and unchanged shards are never read again. The format of the result belongs to
@@ -8,16 +8,21 @@ and unchanged shards are never read again. The format of the result belongs to
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections import Counter
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.checksum import (
+    CHECKSUM_DTYPE,
+    UNKNOWN,
+    checksum,
+    checksum_at,
+    rows_digest,
+)
 from data_pipeline.shards.folder import ShardFolder, ShardSpec, by_folder, resolve_shards
 from data_pipeline.shards.images.header import (
     ImageError,
@@ -26,12 +31,19 @@ from data_pipeline.shards.images.header import (
     ReadAt,
     read_header,
 )
+from data_pipeline.shards.index_parts import (
+    PARTS_FOLDER,
+    ShardPart,
+    part_path,
+    read_part,
+    write_part,
+)
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import (
     CLASSES_NAME,
     READER,
     SAMPLE_DTYPE,
-    VERSION,
+    FolderIndex,
     RejectedLine,
     SampleFlag,
     ShardEntry,
@@ -55,10 +67,10 @@ from data_pipeline.shards.sample import (
 )
 from data_pipeline.shards.tar_reader import Member, iter_samples
 
-PARTS_FOLDER = ".manifest-parts"
 _ROW = struct.Struct("<QIHHiBBxx")
 _MAX_NBYTES = 2**32 - 1
 _MAX_METADATA = 2**24
+_MAX_IN_MEMORY = 2**26
 _UNSIZED = ImageHeader(ImageFormat.OTHER, 0, 0)
 
 
@@ -70,6 +82,8 @@ class ShardIndex:
     """Rows of `SAMPLE_DTYPE`, as bytes."""
     rejected: list[tuple[int, str, str]] = field(default_factory=list)
     """(row, key, reason) of each bad sample."""
+    checksums: list[int] = field(default_factory=list)
+    """Checksum of each sample; `UNKNOWN` if the pass read headers only."""
     highest_label: int = -1
     """Largest class index; -1 without labels."""
     label_lists: int = 0
@@ -93,11 +107,14 @@ class _Targets:
         return flags | SampleFlag.CAPTIONED if self.captioned else flags
 
 
-def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> Manifest:
+def index_shards(
+    spec: ShardSpec, *, workers: int = 1, progress: bool = False, checksums: bool = True
+) -> Manifest:
     """Index the shards that `spec` names, write the manifests beside them, and open the result.
 
-    Shards whose size, mtime (or ETag) and class map are unchanged keep their rows; other indexed
-    shards of the same folders stay in the index while they exist. A sample whose image, header or
+    Shards whose size, mtime (or ETag) and class map are unchanged keep their rows, unless they lack
+    the checksums that are asked for; other indexed shards of the same folders stay in the index
+    while they exist. A sample whose image, header or
     label is unusable is flagged, with its reason in ``manifest_rejected.jsonl``.
 
     Args:
@@ -105,13 +122,15 @@ def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -
             `data_pipeline.shards.folder.index_root`.
         workers: number of processes.
         progress: print a progress bar to stderr.
+        checksums: read all bytes of new and changed shards, for a checksum of each sample that is
+            compared whenever it is read; otherwise headers only. Checksums that exist are kept.
 
     Raises:
         TarError: a shard is damaged or cut; names shard and byte.
         ValueError: no usable image was found, or the index cannot be written.
     """
     folders = by_folder(resolve_shards(spec))
-    tasks = [task for folder, names in folders.items() for task in _tasks(folder, names)]
+    tasks = [task for folder, names in folders.items() for task in _tasks(folder, names, checksums)]
     nbytes = sum(task.nbytes for task in tasks)
     hidden = not (progress and tasks)
     with tqdm(total=len(tasks), unit=" shards", desc="index", disable=hidden) as bar:
@@ -123,7 +142,11 @@ def index_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -
 
 
 def index_shard(
-    read_at: ReadAt, nbytes: int, shard: str, class_names: tuple[str, ...] | None
+    read_at: ReadAt,
+    nbytes: int,
+    shard: str,
+    class_names: tuple[str, ...] | None,
+    checksums: bool = True,
 ) -> ShardIndex:
     """Index one archive of `nbytes` behind `read_at`; `TarError` names it `shard`."""
     index = ShardIndex()
@@ -134,8 +157,15 @@ def index_shard(
         offset, header, targets = members[0].offset, _UNSIZED, _Targets()
         flags = SampleFlag(0)
         span = members[-1].end - offset
+        read_member = read_at
+        if checksums and span <= _MAX_IN_MEMORY:
+            data = read_at(offset, span)
+            read_member = _in_memory(data, offset)
+            index.checksums.append(checksum(data))
+        else:
+            index.checksums.append(checksum_at(read_at, offset, span) if checksums else UNKNOWN)
         try:
-            header, targets = _examine(read_at, members, class_names)
+            header, targets = _examine(read_member, members, class_names)
             flags = targets.flags
             if span > _MAX_NBYTES:
                 raise SampleError(f"sample of {span} bytes; at most 4 GiB are read")
@@ -199,6 +229,11 @@ def _content(read_at: ReadAt, member: Member) -> bytes:
     return read_at(member.data_offset, member.nbytes)
 
 
+def _in_memory(data: bytes, start: int) -> ReadAt:
+    """Return a `ReadAt` of a file of which `data` at byte `start` is read already."""
+    return lambda offset, count: data[offset - start : offset - start + count]
+
+
 def _within(read_at: ReadAt, member: Member) -> ReadAt:
     """Return `read_at` relative to a member, ending where the member ends."""
     start, nbytes = member.data_offset, member.nbytes
@@ -216,26 +251,30 @@ class _Task:
     name: str
     nbytes: int
     class_names: tuple[str, ...] | None
+    checksums: bool
 
 
-def _tasks(folder: ShardFolder, names: list[str]) -> list[_Task]:
+def _tasks(folder: ShardFolder, names: list[str], checksums: bool) -> list[_Task]:
     """Return tasks for the shards of a folder that neither its index nor a part file covers."""
     if folder.remote:
         folder.index.mkdir(parents=True, exist_ok=True)
         _copy_class_names(folder)
     class_names = read_class_names(folder.index)
     indexed = read_entries(folder.index)
-    known = {entry.name: entry for entry in indexed[0]} if indexed else {}
+    known = {entry.name: entry for entry in indexed.entries} if indexed else {}
     tasks = []
+
+    def serves(entry: ShardEntry, found: tuple[int, int, str]) -> bool:
+        return _identity(entry) == (*found, READER) and bool(entry.checksums or not checksums)
+
     for name, (nbytes, mtime_ns) in zip(names, folder.stat(names), strict=True):
         entry, found = known.get(name), (nbytes, mtime_ns, classes_digest(class_names))
-        current = entry is not None and _identity(entry) == (*found, READER)
-        if current:
-            _part_path(folder, name).unlink(missing_ok=True)
+        if entry is not None and serves(entry, found):
+            part_path(folder, name).unlink(missing_ok=True)
             continue
-        part = _read_part(folder, name)
-        if part is None or _identity(part[0]) != (*found, READER):
-            tasks.append(_Task(folder, name, nbytes, class_names))
+        part = read_part(folder, name)
+        if part is None or not serves(part.entry, found):
+            tasks.append(_Task(folder, name, nbytes, class_names, checksums))
     if tasks:
         try:
             (folder.index / PARTS_FOLDER).mkdir(exist_ok=True)
@@ -265,15 +304,17 @@ def _identity(entry: ShardEntry) -> tuple[int, int, str, int]:
 
 
 def _index_to_part(task: _Task) -> None:
-    """Index one shard into its part file: a JSON line, then the rows."""
+    """Index one shard into its part file."""
     with task.folder.open(task.name) as shard:
         path = task.folder.shard(task.name)
-        index = index_shard(shard.read_at, shard.nbytes, path, task.class_names)
+        index = index_shard(shard.read_at, shard.nbytes, path, task.class_names, task.checksums)
+        rows = np.frombuffer(index.rows, SAMPLE_DTYPE)
+        checksums = np.array(index.checksums, CHECKSUM_DTYPE)
         entry = ShardEntry(
             name=task.name,
             nbytes=shard.nbytes,
             mtime_ns=shard.mtime_ns,
-            count=len(index.rows) // _ROW.size,
+            count=len(rows),
             bad=len(index.rejected),
             highest_label=index.highest_label,
             digest=hashlib.sha256(index.rows).hexdigest(),
@@ -282,54 +323,37 @@ def _index_to_part(task: _Task) -> None:
             label_lists=index.label_lists,
             most_labels=index.most_labels,
             reader=READER,
+            checksums=rows_digest(rows, checksums) if task.checksums else "",
         )
-    with write_atomically(_part_path(task.folder, task.name)) as stream:
-        head = {"entry": asdict(entry), "rejected": index.rejected}
-        stream.write(json.dumps(head).encode() + b"\n")
-        stream.write(index.rows)
-
-
-def _part_path(folder: ShardFolder, name: str) -> Path:
-    return folder.index / PARTS_FOLDER / f"{name}.v{VERSION}.part"
-
-
-def _read_part(
-    folder: ShardFolder, name: str
-) -> tuple[ShardEntry, list[RejectedLine], np.ndarray] | None:
-    """Return the entry, rejected lines and rows of a part file, or None if it does not exist."""
-    try:
-        head, _, rows = _part_path(folder, name).read_bytes().partition(b"\n")
-    except FileNotFoundError:
-        return None
-    content = json.loads(head)
-    entry = ShardEntry(**content["entry"])
-    lines = [RejectedLine(entry.name, *line) for line in content["rejected"]]
-    return entry, lines, np.frombuffer(rows, SAMPLE_DTYPE)
+    rejected = [RejectedLine(task.name, *line) for line in index.rejected]
+    write_part(task.folder, ShardPart(entry, rejected, rows, checksums))
 
 
 def _merge(folder: ShardFolder, names: list[str]) -> None:
     """Join part files and the valid rows of the old index into the index of a folder."""
     index = folder.index
     indexed = read_entries(index)
-    entries, rows = dict[str, ShardEntry](), dict[str, np.ndarray]()
+    parts = dict[str, ShardPart]()
     if indexed:
-        first = 0
-        for entry in indexed[0]:
+        places, rejected = indexed.slices(), read_rejected(index)
+        for entry in indexed.entries:
             if folder.remote or (index / entry.name).exists():
-                entries[entry.name] = entry
-                rows[entry.name] = indexed[1][first : first + entry.count]
-            first += entry.count
-    rejected = read_rejected(index)
+                name, place = entry.name, places[entry.name]
+                lines = rejected.get(name, [])
+                parts[name] = ShardPart(
+                    entry, lines, indexed.samples[place], indexed.checksums[place]
+                )
+    parts |= {name: part for name in names if (part := read_part(folder, name))}
+    order = [parts[name] for name in sorted(parts)]
+    entries = [part.entry for part in order]
+    if indexed is None or entries != indexed.entries:
+        samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(part.rows for part in order)])
+        checksums = np.concatenate(
+            [np.empty(0, CHECKSUM_DTYPE), *(part.checksums for part in order)]
+        )
+        lines = [line for part in order for line in part.rejected]
+        write_entries(index, FolderIndex(entries, samples, checksums), lines)
     for name in names:
-        part = _read_part(folder, name)
-        if part:
-            entries[name], rejected[name], rows[name] = part
-    order = sorted(entries)
-    lines = [line for name in order for line in rejected.get(name, [])]
-    samples = np.concatenate([np.empty(0, SAMPLE_DTYPE), *(rows[name] for name in order)])
-    if indexed is None or [entries[name] for name in order] != indexed[0]:
-        write_entries(index, [entries[name] for name in order], samples, lines)
-    for name in names:
-        _part_path(folder, name).unlink(missing_ok=True)
+        part_path(folder, name).unlink(missing_ok=True)
     if (index / PARTS_FOLDER).exists() and not any((index / PARTS_FOLDER).iterdir()):
         (index / PARTS_FOLDER).rmdir()

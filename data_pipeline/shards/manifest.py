@@ -1,8 +1,8 @@
 """The manifest: the place of every sample of a set of shards, and the size of its image.
 
 It has 24 bytes a sample, memory-mapped, so that order, sizes and packs are planned before any image
-is read. `data_pipeline.shards.index` writes it beside the shards; `Manifest.open` checks it against
-them.
+is read, and a checksum of 4. `data_pipeline.shards.index` writes it beside the shards;
+`Manifest.open` checks it against them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.shards.checksum import CHECKSUM_DTYPE, UNKNOWN
 from data_pipeline.shards.folder import (
     ShardFolder,
     by_folder,
@@ -110,6 +111,10 @@ class Manifest:
     """Sources in order of their shards, if the spec gives weights."""
     older_fingerprint: str = ""
     """The fingerprint as runs of earlier versions saved it, with mtimes."""
+    checksums: np.ndarray | SampleRows | None = None
+    """Checksum [N] of the bytes of each sample, memory-mapped; 0 where it is not known."""
+    content_digest: str = ""
+    """SHA-256 of what `fingerprint` covers and of all checksums; "" if a shard has none."""
 
     @staticmethod
     def open(spec: ShardSpec) -> Manifest:
@@ -144,6 +149,13 @@ class Manifest:
     def _firsts(self) -> np.ndarray:
         return np.array([shard.first for shard in self.shards])
 
+    @cached_property
+    def known_checksums(self) -> np.ndarray | SampleRows:
+        """Checksums [N]; zeros without memory of their own if there are none."""
+        if self.checksums is not None:
+            return self.checksums
+        return np.broadcast_to(CHECKSUM_DTYPE.type(UNKNOWN), len(self.samples))
+
     def rejections(self) -> Iterator[Rejection]:
         """Yield the flagged samples of these shards with their reasons, in order of id."""
         lines: dict[ShardFolder, dict[str, list[RejectedLine]]] = {}
@@ -162,6 +174,7 @@ class _Folder:
     path: ShardFolder
     entries: list[ShardEntry]
     samples: np.ndarray
+    checksums: np.ndarray
     class_names: tuple[str, ...] | None
     missing: list[str]
     """Shards that are in the index but no longer in the folder."""
@@ -178,7 +191,7 @@ def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
     if indexed is None:
         where = f" in {folder.index} (see $ZETA_INDEX_DIR)" if folder.remote else ""
         raise ValueError(f"the shards in {folder} have no index{where}; type {command}")
-    entries, samples = indexed
+    entries = indexed.entries
     class_names = read_class_names(folder.index)
     classes = classes_digest(class_names)
     known = {entry.name: number for number, entry in enumerate(entries)}
@@ -198,8 +211,10 @@ def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
     present = names if folder.remote else {path.name for path in folder.index.iterdir()}
     missing = [entry.name for entry in entries if entry.name not in present]
     chosen = [known[name] for name in names]
-    rows = _rows(entries, samples, chosen)
-    return _Folder(folder, [entries[i] for i in chosen], rows, class_names, missing)
+    rows, checksums = (
+        _rows(entries, column, chosen) for column in (indexed.samples, indexed.checksums)
+    )
+    return _Folder(folder, [entries[i] for i in chosen], rows, checksums, class_names, missing)
 
 
 def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
@@ -210,7 +225,7 @@ def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
 
 
 def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> np.ndarray:
-    """Return the rows of the chosen entries: a view of the mapped file if they are one run."""
+    """Return the chosen entries' part of a column: a view of the mapped file if it is one run."""
     ends = np.cumsum([entry.count for entry in entries])
     if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
         return samples[ends[chosen[0]] - entries[chosen[0]].count : ends[chosen[-1]]]
@@ -242,7 +257,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
     """Lay the shards of all folders end to end; a single folder stays memory-mapped."""
     shards, first = list[Shard](), 0
     digest = hashlib.sha256(classes_digest(folders[0].class_names).encode())
-    older = digest.copy()
+    older, content = digest.copy(), digest.copy()
     for folder in folders:
         for entry in folder.entries:
             if entry.count:
@@ -252,6 +267,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
             older.update(json.dumps(facts).encode())
             del facts[2]  # when the shard was copied
             digest.update(json.dumps(facts).encode())
+            content.update(json.dumps([*facts, entry.checksums]).encode())
             first += entry.count
     parts = [folder.samples for folder in folders]
     entries = [entry for folder in folders for entry in folder.entries]
@@ -265,6 +281,8 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
         most_labels=max(entry.most_labels for entry in entries),
         old_index=next((str(folder.path) for folder in folders if folder.is_old), None),
         older_fingerprint=older.hexdigest(),
+        checksums=join_rows([folder.checksums for folder in folders]),
+        content_digest=content.hexdigest() if all(entry.checksums for entry in entries) else "",
     )
 
 

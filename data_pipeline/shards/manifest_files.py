@@ -2,6 +2,7 @@
 
 ``manifest.json`` lists the shards with their sizes, mtimes and digests, and names the array of
 their samples, ``manifest-DIGEST.npy``, by its content: replacing the JSON replaces both at once.
+``checksums-DIGEST.npy`` has a checksum for each sample, if the index pass read all their bytes.
 ``manifest_rejected.jsonl`` has one line for each sample that cannot be trained on.
 ``classes.json`` is the class map, a JSON list of names, written by the builder or by the user.
 """
@@ -14,16 +15,21 @@ import re
 from dataclasses import asdict, dataclass
 from enum import IntFlag
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.checksum import CHECKSUM_DTYPE, UNKNOWN, rows_digest
+from data_pipeline.shards.sample_rows import release_pages
 from zeta.files import as_record, read_json, read_json_lines
 
 MANIFEST_NAME = "manifest.json"
 REJECTED_NAME = "manifest_rejected.jsonl"
 CLASSES_NAME = "classes.json"
 _MAX_JSON = 2**30
+_RELEASED_ROWS = 2**20
+"""Rows that are compared before their memory is released."""
 VERSION = 1
 READER = 2
 """Version of the code that reads samples. Reader 1 took lists of labels for errors, and read
@@ -79,6 +85,8 @@ class ShardEntry:
     """Largest number of labels of a sample."""
     reader: int = 1
     """Version of the reader of its samples; see `READER`."""
+    checksums: str = ""
+    """XXH3-128 of its rows and of the checksums of its samples; "" without checksums."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,26 @@ class RejectedLine:
     reason: str
 
 
-def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
-    """Return the indexed shards of a folder, and all their rows (memory-mapped).
+class FolderIndex(NamedTuple):
+    """The index of a folder."""
+
+    entries: list[ShardEntry]
+    samples: np.ndarray
+    """Rows [N] of `SAMPLE_DTYPE` of all entries in order, memory-mapped."""
+    checksums: np.ndarray
+    """Checksums [N] of `CHECKSUM_DTYPE`, memory-mapped; `UNKNOWN` where there are none."""
+
+    def slices(self) -> dict[str, slice]:
+        """Return the run of rows of each shard, by its name."""
+        ends = np.cumsum([entry.count for entry in self.entries]).tolist()
+        return {
+            entry.name: slice(end - entry.count, end)
+            for entry, end in zip(self.entries, ends, strict=True)
+        }
+
+
+def read_entries(folder: Path) -> FolderIndex | None:
+    """Return the index of a folder, its rows and checksums compared with their digests.
 
     Return None without an index, or for an index of another version.
 
@@ -109,48 +135,94 @@ def read_entries(folder: Path) -> tuple[list[ShardEntry], np.ndarray] | None:
     try:
         if content["version"] != VERSION:
             return None
-        listed, name = content["shards"], content["samples"]
-        if not isinstance(listed, list) or not re.fullmatch(r"manifest-[0-9a-f]{16}\.npy", name):
-            raise ValueError("it lists no shards, or no array beside it")
-        samples = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        if samples.dtype != SAMPLE_DTYPE or samples.ndim != 1:
-            raise ValueError(f"{name} holds no samples")
+        listed = content["shards"]
+        if not isinstance(listed, list):
+            raise ValueError("it lists no shards")
+        samples = _mapped(folder, content["samples"], "manifest", SAMPLE_DTYPE)
+        checksums = np.broadcast_to(CHECKSUM_DTYPE.type(UNKNOWN), samples.shape)
+        if content.get("checksums") is not None:
+            checksums = _mapped(folder, content["checksums"], "checksums", CHECKSUM_DTYPE)
     except Exception as error:  # damaged arrays raise errors of many kinds
         raise ValueError(f"{path} is damaged ({error}); {what}") from error
     entries = [
         as_record(ShardEntry, entry, place=f"{path} shard {number}", what=what)
         for number, entry in enumerate(listed)
     ]
+    fault = _fault(entries, samples, checksums, content)
+    if fault:
+        raise ValueError(f"{path} is damaged ({fault}); {what}")
+    return FolderIndex(entries, samples, checksums)
+
+
+def _mapped(folder: Path, name: Any, kind: str, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the array of an index; an error of any kind if it is not one of `dtype`."""
+    if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.npy", name):
+        raise ValueError("it names no array beside it")
+    array: np.ndarray = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+    if array.dtype != dtype or array.ndim != 1:
+        raise ValueError(f"{name} holds no {kind}")
+    return array
+
+
+def _fault(
+    entries: list[ShardEntry], samples: np.ndarray, checksums: np.ndarray, content: dict[str, Any]
+) -> str:
+    """Return how an index differs from the digests in it; "" if it does not."""
+    digest = content.get("digest")  # older ones have none
+    if digest is not None and digest != sha256(json.dumps(content["shards"])):
+        return "its list of shards is not the one written"
     first = 0
     for entry in entries:
-        rows = samples[first : first + entry.count] if entry.count >= 0 else samples[:0]
-        if len(rows) != entry.count or hashlib.sha256(rows.tobytes()).hexdigest() != entry.digest:
-            raise ValueError(
-                f"{path} is damaged (the rows of {entry.name} in {name} are not those that were "
-                f"written); {what}"
-            )
+        if not 0 <= entry.count <= min(len(samples), len(checksums)) - first:
+            return "the arrays do not match the list"
+        place = slice(first, first + entry.count)
+        rows, known = samples[place], checksums[place]
+        if entry.checksums:  # the fast one; those of SHA-256 are in the name of the array
+            whole = rows_digest(rows, known) == entry.checksums
+        else:
+            whole = hashlib.sha256(rows.view(np.uint8).data).hexdigest() == entry.digest
+            whole = whole and not known.any()
+        if not whole:
+            return f"the rows of {entry.name} in {content['samples']} are not those written"
+        if first // _RELEASED_ROWS != (first + entry.count) // _RELEASED_ROWS:
+            release_pages(samples)
+            release_pages(checksums)
         first += entry.count
-    if first != len(samples):
-        raise ValueError(f"{path} is damaged (the array does not match the list); {what}")
-    return entries, samples
+    if first != len(samples) or first != len(checksums):
+        return "the arrays do not match the list"
+    if content["samples"] != _array_name("manifest", [entry.digest for entry in entries]):
+        return "the digests of its shards are not those written"
+    return ""
 
 
-def write_entries(
-    folder: Path, entries: list[ShardEntry], samples: np.ndarray, rejected: list[RejectedLine]
-) -> None:
+def write_entries(folder: Path, index: FolderIndex, rejected: list[RejectedLine]) -> None:
     """Replace the index of a folder in one step: a reader sees the old one or the new one."""
-    name = f"manifest-{sha256(''.join(entry.digest for entry in entries))[:16]}.npy"
-    with write_atomically(folder / name) as stream:
-        np.save(stream, samples)
+    entries = index.entries
+    content: dict[str, Any] = {
+        "version": VERSION,
+        "samples": _array_name("manifest", [entry.digest for entry in entries]),
+    }
+    arrays = {content["samples"]: index.samples}
+    if any(entry.checksums for entry in entries):
+        content["checksums"] = _array_name("checksums", [entry.checksums for entry in entries])
+        arrays[content["checksums"]] = index.checksums
+    for name, array in arrays.items():
+        with write_atomically(folder / name) as stream:
+            np.save(stream, array)
     with write_atomically(folder / REJECTED_NAME) as stream:
         for line in rejected:
             stream.write(json.dumps(asdict(line)).encode() + b"\n")
-    content = {"version": VERSION, "samples": name, "shards": [asdict(e) for e in entries]}
+    content["shards"] = [asdict(entry) for entry in entries]
+    content["digest"] = sha256(json.dumps(content["shards"]))
     with write_atomically(folder / MANIFEST_NAME) as stream:
         stream.write(json.dumps(content, indent=1).encode())
-    for old in folder.glob("manifest-*.npy"):
-        if old.name != name:
+    for old in (*folder.glob("manifest-*.npy"), *folder.glob("checksums-*.npy")):
+        if old.name not in arrays:
             old.unlink(missing_ok=True)
+
+
+def _array_name(kind: str, digests: list[str]) -> str:
+    return f"{kind}-{sha256(''.join(digests))[:16]}.npy"
 
 
 def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
@@ -172,13 +244,10 @@ def read_rejected(folder: Path) -> dict[str, list[RejectedLine]]:
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
     """Return the class map of a folder, or None without one; ValueError if it is malformed."""
     try:
-        names = json.loads((folder / CLASSES_NAME).read_text("utf-8"))
+        what = "write a JSON list of class names"
+        names = read_json(folder / CLASSES_NAME, limit=_MAX_JSON, what=what)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(
-            f"{folder / CLASSES_NAME} is not JSON ({error}); write a list of class names"
-        ) from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{folder / CLASSES_NAME} must be a JSON list of class names")
     if len(set(names)) != len(names) or not names:

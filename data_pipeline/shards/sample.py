@@ -39,6 +39,8 @@ class Sample:
     key: str
     members: dict[str, bytes]
     """Content by suffix, in the order of the shard."""
+    fault: str = ""
+    """Reason why the bytes cannot be trusted; then there are no members."""
 
     @property
     def image(self) -> bytes:

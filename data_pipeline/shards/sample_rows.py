@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.void]
+Rows = NDArray[Any]
+"""Rows of a structured dtype, or a plain column."""
 
 
 class SampleRows:

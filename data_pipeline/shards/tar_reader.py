@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NamedTuple
 
+from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum
 from data_pipeline.shards.images.header import ReadAt
 from data_pipeline.shards.sample import Sample, split_name
 
@@ -83,6 +84,11 @@ class ShardFile:
             data += more
         return data
 
+    def forget(self, offset: int, nbytes: int) -> None:
+        """Drop the bytes from the page cache, where the system can: the next read is of storage."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
     def read_cached_into(self, buffer: memoryview, offset: int) -> bool:
         """Fill `buffer` from `offset` on; return whether all bytes were in the page cache.
 
@@ -107,26 +113,43 @@ Stamp = tuple[int, int]
 """(bytes, mtime in ns) of a shard."""
 
 
-def read_sample(path: str, offset: int, nbytes: int, stamp: Stamp | None = None) -> Sample:
+def read_sample(
+    path: str,
+    offset: int,
+    nbytes: int,
+    stamp: Stamp | None = None,
+    known: int = UNKNOWN,
+    again: bool = False,
+) -> Sample:
     """Return the sample that the manifest has at `offset`, of `nbytes` bytes.
+
+    Args:
+        path: the shard.
+        offset, nbytes: place of the sample in it.
+        stamp: size and mtime that the shard must have.
+        known: checksum that the bytes must have, unless it is `UNKNOWN`.
+        again: drop what memory holds of the bytes, and read them from storage.
 
     Raises:
         TarError: the shard does not have the sample there, or no longer has its `stamp`.
+        DamagedSample: the bytes have another checksum.
         OSError: the shard cannot be read. Both errors name shard and byte.
     """
     try:
         with ShardFile(path) as shard:
             _check_stamp(shard, path, offset, stamp)
+            if again:
+                shard.forget(offset, nbytes)
             data = shard.read_at(offset, nbytes)
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, reading at byte {offset}", path) from error
     if len(data) < nbytes:
         raise TarError(path, offset + len(data), "the shard ends inside a sample")
-    return parse_sample(data, shard=path, offset=offset)
+    return parse_sample(data, shard=path, offset=offset, known=known)
 
 
 def read_cached_sample(
-    path: str, offset: int, buffer: memoryview, stamp: Stamp | None = None
+    path: str, offset: int, buffer: memoryview, stamp: Stamp | None = None, known: int = UNKNOWN
 ) -> Sample | None:
     """Return the sample like `read_sample`, through `buffer`, if the page cache has all of it.
 
@@ -138,7 +161,7 @@ def read_cached_sample(
         _check_stamp(shard, path, offset, stamp)
         if not shard.read_cached_into(buffer, offset):
             return None
-    return parse_sample(buffer, shard=path, offset=offset)
+    return parse_sample(buffer, shard=path, offset=offset, known=known)
 
 
 def _check_stamp(shard: ShardFile, path: str, offset: int, stamp: Stamp | None) -> None:
@@ -146,8 +169,17 @@ def _check_stamp(shard: ShardFile, path: str, offset: int, stamp: Stamp | None) 
         raise TarError(path, offset, "the shard changed since it was indexed")
 
 
-def parse_sample(data: bytes | memoryview, *, shard: str, offset: int) -> Sample:
-    """Return the sample in `data`: all its tar entries, read at `offset` of the shard."""
+def parse_sample(
+    data: bytes | memoryview, *, shard: str, offset: int, known: int = UNKNOWN
+) -> Sample:
+    """Return the sample in `data`: all its tar entries, read at `offset` of the shard.
+
+    Raises:
+        TarError: these are no whole tar entries.
+        DamagedSample: `known` is not `UNKNOWN`, and not their checksum.
+    """
+    if known != UNKNOWN and checksum(data) != known:
+        raise DamagedSample(offset, len(data), _first_key(data, shard))
     key, members = "", {}
     try:
         for member in _walk(lambda at, count: bytes(data[at : at + count]), len(data), shard):
@@ -159,6 +191,17 @@ def parse_sample(data: bytes | memoryview, *, shard: str, offset: int) -> Sample
     except TarError as error:
         raise TarError(shard, offset + error.offset, error.what) from None
     return Sample(key, members)
+
+
+def _first_key(data: bytes | memoryview, shard: str) -> str:
+    """Return the key in the first entry of damaged bytes; "" if it cannot be read."""
+    try:
+        for member in _walk(lambda at, count: bytes(data[at : at + count]), len(data), shard):
+            split = split_name(member.name)
+            return split[0] if split is not None else ""
+    except TarError:
+        pass
+    return ""
 
 
 def iter_samples(read_at: ReadAt, nbytes: int, shard: str) -> Iterator[tuple[str, list[Member]]]:

@@ -67,6 +67,7 @@ def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
         first += len(manifest.samples)
     manifests = [manifest for _, _, manifest in parts]
     digest = hashlib.sha256("\n".join(manifest.fingerprint for manifest in manifests).encode())
+    contents = [manifest.content_digest for manifest in manifests]
     older = hashlib.sha256("\n".join(m.older_fingerprint for m in manifests).encode())
     return Manifest(
         shards=tuple(shards),
@@ -75,6 +76,10 @@ def _join(parts: list[tuple[ShardSpec, float, Manifest]]) -> Manifest:
         fingerprint=digest.hexdigest(),
         highest_label=max(manifest.highest_label for manifest in manifests),
         older_fingerprint=older.hexdigest(),
+        checksums=join_rows([manifest.known_checksums for manifest in manifests]),
+        content_digest=hashlib.sha256("\n".join(contents).encode()).hexdigest()
+        if all(contents)
+        else "",
         sources=tuple(sources),
         label_lists=sum(manifest.label_lists for manifest in manifests),
         most_labels=max(manifest.most_labels for manifest in manifests),

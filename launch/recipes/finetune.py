@@ -41,11 +41,12 @@ from launch.run.validation_data import open_held_out
 from zeta import metric_names as names
 from zeta.distributed import rank_from_environment
 from zeta.exit_codes import ExitCode
-from zeta.files import write_whole_text
+from zeta.files import read_json, write_whole_text
 from zeta.models.config import build_model, load_pretrained
 from zeta.objectives import build_objective
 from zeta.probes.image_scores import RowObjective
 from zeta.run.directory import RunDir
+from zeta.run.step_scores import read_scores
 
 
 def finetune(
@@ -135,8 +136,13 @@ def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
     """Write the recipe, and score the initial weights unless that was done before."""
     data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
     about = {"export": str(export.path), "new_head": config.train.new_head, "data": data}
-    record = json.loads(run_dir.fine_tuning.read_text()) if run_dir.fine_tuning.exists() else {}
-    if not record or any(record.get(key, value) != value for key, value in about.items()):
+    path = run_dir.fine_tuning
+    record = read_json(path, limit=2**20, what="delete it") if path.exists() else {}
+    if (
+        not isinstance(record, dict)
+        or not record
+        or any(record.get(key, value) != value for key, value in about.items())
+    ):
         record = about | {"before": score_beginning(config)}
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_whole_text(run_dir.fine_tuning_config, to_yaml(config))
@@ -180,9 +186,9 @@ def _begin_at(model: nn.Module, trained: nn.Module, *, new_head: bool) -> None:
 
 def _finish(run_dir: RunDir) -> None:
     """Export the model, and print its scores before and after, and what to type next."""
-    record = json.loads(run_dir.fine_tuning.read_text())
-    lines = map(json.loads, run_dir.metrics.read_text().splitlines())
-    scores = [line for line in lines if names.val_score("top1") in line]
+    record = read_json(run_dir.fine_tuning, limit=2**20, what="delete it")
+    lines = [values for _, values in sorted(read_scores(run_dir.metrics).items())]
+    scores = [values for values in lines if names.val_score("top1") in values]
     out = export_run(run_dir.path, run_dir.exported).folder
     if record["before"] is None or not scores:
         print("no images were held out: give data.val_shards to have the model scored")

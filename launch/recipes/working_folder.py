@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from zeta.files import read_json
+
 
 @dataclass(frozen=True)
 class WorkingFolder:
@@ -55,7 +57,7 @@ def claim_folder(
         path.mkdir(parents=True, exist_ok=True)
         write_notes(folder, wanted, counts)
     try:
-        found: dict[str, Any] = json.loads(notes.read_text())
+        found: dict[str, Any] = read_json(notes, limit=2**20, what="")
         there = {key: found[key] for key in wanted}
         kept = {key: float(found[key]) for key in counts}
     except (ValueError, KeyError, TypeError) as error:

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.loading.executor import Executor, decode_views
+from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.loading.tokenizer import open_tokenizer
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.images.header import ImageError
 from data_pipeline.shards.sample import SampleError
-from data_pipeline.shards.tar_reader import read_sample
 from data_pipeline.shards.weighted import open_shards
 from launch.config.load import load_config
 from launch.config.resolve import resolve_with_shards, training_plan
@@ -57,10 +57,11 @@ def first_pack_picture(plan: Plan, lane: int) -> PackPicture:
     """Read and decode the first pack of a lane of a plan, and return what `draw_pack` draws."""
     recipe = pack_recipe(plan, plan.lane(lane).next_pack(), epoch=0)
     class_names = plan.manifest.class_names
-    batch = Executor(class_names, plan.config.read_deadline_s).execute(recipe).batch
+    deadline_s = plan.config.read_deadline_s
+    batch = Executor(class_names, deadline_s).execute(recipe).batch
     return PackPicture.from_batch(
         batch,
-        [pixels for image in recipe.images for pixels in _whole_images(image, recipe)],
+        [pixels for image in recipe.images for pixels in _whole_images(image, recipe, deadline_s)],
         titles(
             batch,
             recipe.views * len(recipe.images),
@@ -88,12 +89,14 @@ def titles(
     ]
 
 
-def _whole_images(image: ImageRecipe, recipe: PackRecipe) -> list[NDArray[np.uint8]]:
+def _whole_images(
+    image: ImageRecipe, recipe: PackRecipe, deadline_s: float
+) -> list[NDArray[np.uint8]]:
     """Return [rows * p, columns * p, 3] pixels of each view, dropped patches included.
 
     They are grey if the image cannot be decoded.
     """
-    sample = read_sample(image.shard, image.offset, image.nbytes)
+    sample = read_image(image, deadline_s)
     try:
         return list(decode_views(sample.image, image, recipe.patch_size, recipe.fit))
     except (SampleError, ImageError):

@@ -6,7 +6,6 @@ What can be read is used; what cannot is named in `notes`, so that nothing is le
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +17,12 @@ import numpy.typing as npt
 
 from launch.config.yaml_text import parse_yaml
 from zeta import metric_names as names
+from zeta.files import parse_json, read_json
 from zeta.run.directory import RunDir
 
 Floats = npt.NDArray[np.float64]
+_MOST_BYTES = 2**28
+"""Most bytes of a file of one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                row = json.loads(line)
+                row = parse_json(line, place=str(path), what="")
             except ValueError:
                 torn += bool(line.strip())
                 continue
@@ -192,7 +194,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        content = read_json(path, limit=_MOST_BYTES, what="")
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -208,17 +208,24 @@ def open_zero_state(directory: Path, trainer_state: Mapping[str, Any]) -> ZeroSt
     """Open the weights and optimizer state of a checkpoint, of any ZeRO stage and world size.
 
     Raises:
-        ValueError: see `require_entries`.
+        ValueError: see `require_entries`; or the files are not those that trainer.json describes.
     """
     require_entries(directory, trainer_state, "zero_stage", "parameters")
-    return ZeroState(
-        directory / ZERO,
-        trainer_state["zero_stage"],
-        trainer_state["parameters"],
-        directory / AVERAGES,
-        trainer_state.get("frozen", ()),  # before they could be frozen, none were
-        trainer_state.get("optimizer_order"),
-    )
+    try:
+        return ZeroState(
+            directory / ZERO,
+            trainer_state["zero_stage"],
+            trainer_state["parameters"],
+            directory / AVERAGES,
+            trainer_state.get("frozen", ()),  # before they could be frozen, none were
+            trainer_state.get("optimizer_order"),
+        )
+    except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        what = (str(error).splitlines() or [""])[0][:400]
+        raise ValueError(
+            f"{directory} does not hold what its {TRAINER_STATE} describes "
+            f"({type(error).__name__}: {what}); move it away to go on from the checkpoint before it"
+        ) from error
 
 
 def stored_weights(directory: Path, *, average: bool = False) -> dict[str, StoredTensor]:

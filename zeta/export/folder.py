@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zeta.export.formats import all_formats
-from zeta.files import local_path, sync
+from zeta.files import local_path, read_json, sync
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
 
 _UNFINISHED, _OLD = ".tmp-", "-old"
@@ -136,7 +135,7 @@ def _is_only_an_export(directory: Path) -> bool:
     if CONFIG_FILE not in names:
         return False
     try:
-        config = json.loads((directory / CONFIG_FILE).read_text())
+        config = read_json(directory / CONFIG_FILE, limit=2**28, what="")
     except ValueError:
         return False
     if not isinstance(config, dict):

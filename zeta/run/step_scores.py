@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from zeta.files import parse_json
 from zeta.metric_names import VAL_BEST_STEP, val_best, val_score
 
 Scores = Mapping[str, float]
@@ -39,12 +39,19 @@ def read_scores(metrics: Path) -> dict[int, Scores]:
         if f'"{_GROUP}' not in line:
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line, place=str(metrics), what="")
         except ValueError:
             continue
-        values = {k: v for k, v in row.items() if k.startswith(_GROUP) and math.isfinite(v)}
-        found[row["step"]] = {**found.get(row["step"], {}), **values}
+        step = row.get("step") if isinstance(row, dict) else None
+        if not isinstance(step, int):
+            continue
+        values = {k: v for k, v in row.items() if k.startswith(_GROUP) and _is_finite(v)}
+        found[step] = {**found.get(step, {}), **values}
     return found
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def best_first(

@@ -123,11 +123,9 @@ class RunCheckpoints:
             own = folder / RANKS / f"rank_{self.world.rank:05d}.pt"
             try:
                 restore_random_state(own)
-            except (KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
-                what = (str(error).splitlines() or [""])[0][:200]
+            except ValueError as error:
                 raise RunError(
-                    f"{own} holds no random state ({type(error).__name__}: {what}); move {folder} "
-                    "away to go on from the checkpoint before it"
+                    f"{error}; move {folder} away to go on from the checkpoint before it"
                 ) from error
         else:
             seed_everything(derive_seed(self.train.seed, progress.step, self.world.rank))

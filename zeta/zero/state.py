@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeta.stored_tensors import load_records
 from zeta.zero.protocol import ShardedEngine
 from zeta.zero.requirements import check_library
 from zeta.zero.unnamed_order import unnamed_order
@@ -105,6 +106,7 @@ class ZeroState:
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
         """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
         found = self._states[key][name].parts(start, length)
+        _require(length, found, name)
         return torch.cat(found) if len(found) != 1 else found[0]
 
     def full(self, name: str, key: str = WEIGHTS) -> Tensor:
@@ -116,7 +118,9 @@ class ZeroState:
         shape = self.shapes[name]
         if key == AVERAGE and name not in self._trained:
             key = WEIGHTS
-        return torch.cat(self._states[key][name].parts(0, math.prod(shape))).reshape(shape)
+        found = self._states[key][name].parts(0, math.prod(shape))
+        _require(math.prod(shape), found, name)
+        return torch.cat(found).reshape(shape)
 
     def _add_averages(self, folder: Path) -> None:
         pieces: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
@@ -212,6 +216,15 @@ def load_into(engine: ShardedEngine, state: ZeroState) -> None:
     engine.weights_changed()
 
 
+def _require(length: int, found: Sequence[Tensor], name: str) -> None:
+    present = sum(piece.numel() for piece in found)
+    if present != length:
+        raise ValueError(
+            f"the files of the checkpoint have {present} of {length} values of {name}: they were "
+            "changed since they were saved; move it away to go on from the one before it"
+        )
+
+
 def _start(piece: tuple[int, Tensor]) -> int:
     return piece[0]
 
@@ -232,5 +245,5 @@ def _load(path: Path) -> dict[str, Any]:
 
     # The three plain records that DeepSpeed writes beside tensors; nothing else is unpickled.
     with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        loaded: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        loaded: dict[str, Any] = load_records(path, mmap=True)
     return loaded

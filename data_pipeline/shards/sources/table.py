@@ -17,7 +17,7 @@ from data_pipeline.shards.sources.sample import (
     image_suffix,
     key_of,
 )
-from data_pipeline.shards.sources.table_rows import TableRow, class_indices, read_rows
+from data_pipeline.shards.sources.table_rows import TableRow, class_indices, read_rows, shown
 from data_pipeline.shards.tar_reader import ShardFile
 
 
@@ -29,7 +29,7 @@ def from_table(table: Path, labels: bool, root: str | Path | None) -> Source:
     kept: list[tuple[Path, TableRow]] = []
     for row in rows:
         path = table.parent / row.path
-        if not row.path or not path.is_file():
+        if not row.path or not _is_file(path, table, row):
             skipped["row whose file does not exist"] += 1
             continue
         inside.check(path, row)
@@ -56,6 +56,16 @@ def from_table(table: Path, labels: bool, root: str | Path | None) -> Source:
     return Source(samples, classes, skipped)
 
 
+def _is_file(path: Path, table: Path, row: TableRow) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a folder that may not be entered, a name longer than any file's
+        raise ValueError(
+            f"{table} line {row.line} names {shown(row.path)}, which cannot be looked up: "
+            f"{error.strerror}"
+        ) from error
+
+
 class _Inside:
     """The folder that the files of a table must lie in; a table from elsewhere may name any file.
 
@@ -77,7 +87,7 @@ class _Inside:
         if not real.is_relative_to(self._root):
             common = os.path.commonpath((self._root, real.parent))
             raise ValueError(
-                f"{self._table} line {row.line} names {row.path}, which lies outside "
+                f"{self._table} line {row.line} names {shown(row.path)}, which lies outside "
                 f"{self._root}; if such files are meant to be copied, name a folder that all lie "
                 f"in: `zeta shards build {self._table} OUT --root {common}`"
             )

@@ -68,29 +68,36 @@ def class_indices(
     for label, line in lines.items():
         if label.lower() in _MISSING:
             raise ValueError(
-                f"{table} line {line} has the label {label}, which stands for a missing value; "
-                "leave the label of an image without a class empty (if a class has this name, "
-                "give it another)"
+                f"{table} line {line} has the label {shown(label)}, which stands for a missing "
+                "value; leave the label of an image without a class empty (if a class has this "
+                "name, give it another)"
             )
     numbers = [label for label in lines if _NUMBER.fullmatch(label)]
     wrong = next((label for label in numbers if not _is_index(label)), None)
     if wrong is not None and len(numbers) == len(lines):
         raise ValueError(
-            f"{table} line {lines[wrong]} has the label {wrong}; labels must be class indices "
-            f"from 0 to {_MAX_LABEL}, or names (an image without a class has an empty label)"
+            f"{table} line {lines[wrong]} has the label {shown(wrong)}; labels must be class "
+            f"indices from 0 to {_MAX_LABEL}, or names (an image without a class has an empty "
+            "label)"
         )
     if numbers and len(numbers) < len(lines):
         name = next(label for label in lines if not _NUMBER.fullmatch(label))
         raise ValueError(
-            f"{table} line {lines[numbers[0]]} has the label {numbers[0]}, a number, and line "
-            f"{lines[name]} the label {name}, a name; labels must be all class indices or all "
-            "names (an image without a class has an empty label)"
+            f"{table} line {lines[numbers[0]]} has the label {shown(numbers[0])}, a number, and "
+            f"line {lines[name]} the label {shown(name)}, a name; labels must be all class indices "
+            "or all names (an image without a class has an empty label)"
         )
     if numbers:
         return None, {label: int(label.lstrip("0") or "0") for label in numbers}
     names = sorted(lines)
     refuse_alike(names, str(table))
     return tuple(names) or None, {name: index for index, name in enumerate(names)}
+
+
+def shown(text: str) -> str:
+    """Return text of a table for a message: in one line, and not much longer than one."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _is_index(label: str) -> bool:
@@ -108,8 +115,8 @@ def refuse_alike(names: Iterable[str], where: str) -> None:
         other = seen.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
             raise ValueError(
-                f"{where} has two classes that look alike, {other!a} and {name!a}: the same "
-                "characters in two forms of Unicode; give both one name"
+                f"{where} has two classes that look alike, {other[:80]!a} and {name[:80]!a}: the "
+                "same characters in two forms of Unicode; give both one name"
             )
 
 
@@ -149,8 +156,8 @@ def _find_columns(header: Sequence[str], table: Path) -> list[int | None]:
     columns = [found.index(name) if name in found else None for name in _COLUMNS]
     if columns[0] is None or columns[1:] == [None, None]:
         raise ValueError(
-            f"{table} has the columns {', '.join(header) or 'of an empty file'}; it needs a header "
-            "with path, and label and/or caption"
+            f"{table} has the columns {shown(', '.join(header)) or 'of an empty file'}; it needs "
+            "a header with path, and label and/or caption"
         )
     return columns
 

@@ -15,7 +15,8 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "verify",
         run,
-        "decode every image of shards and list the bad ones; exit status 1 if there are any",
+        "compare checksums and decode every image of shards, and list the bad ones; exit status 1 "
+        "if there are any",
         "zeta shards verify shards/photos",
     )
     add_shards(parser)
@@ -29,10 +30,20 @@ def run(args: argparse.Namespace) -> int:
 
     result = verify_shards(args.shards, workers=args.workers, progress=not args.json)
     if args.json:
-        numbers = {"shards": result.shards, "samples": result.samples}
+        numbers = {
+            "shards": result.shards,
+            "samples": result.samples,
+            "unchecked": result.unchecked,
+        }
         print(json.dumps(numbers | {"bad": [bad._asdict() for bad in result.bad]}))
     else:
         for bad in result.bad:
             print(f"{bad.shard}\t{bad.key or '(the shard)'}\t{bad.reason}")
         print(f"{result.samples:,} samples in {result.shards:,} shards, {len(result.bad):,} faults")
+        if result.unchecked:
+            print(
+                f"{result.unchecked:,} samples have no checksum in the index, so that damage which "
+                "still decodes is not seen: `zeta shards index SHARDS` adds them while the shards "
+                "are good"
+            )
     return errors.FAILED if result.bad else 0

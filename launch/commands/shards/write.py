@@ -79,6 +79,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "zeta shards index '/data/laion/{00000..00127}.tar'",
     )
     add_shards(index)
+    index.add_argument(
+        "--no-checksums",
+        action="store_true",
+        help="read headers only, and keep no checksum of each image's bytes",
+    )
     add_workers(index)
     add_json(index)
 
@@ -112,7 +117,13 @@ def run_index(args: argparse.Namespace) -> int:
     """Write the index, and print a summary of the shards."""
     from data_pipeline.shards.index import index_shards
 
-    return _say(index_shards(args.shards, workers=args.workers, progress=not args.json), args.json)
+    manifest = index_shards(
+        args.shards,
+        workers=args.workers,
+        progress=not args.json,
+        checksums=not args.no_checksums,
+    )
+    return _say(manifest, args.json)
 
 
 def _numbers(manifest: Manifest) -> dict[str, Any]:

@@ -164,7 +164,9 @@ def test_captions_keep_every_unicode_character(tmp_path):
 def test_a_number_that_is_no_class_index_does_not_turn_indices_into_names(tmp_path, label):
     put(tmp_path / "1.jpg")
     table = put(tmp_path / "t.csv", f"path,label\n1.jpg,10\n1.jpg,{label}\n".encode())
-    with pytest.raises(ValueError, match=rf"has the label {re.escape(label)}; labels must be"):
+    with pytest.raises(
+        ValueError, match=rf"has the label {re.escape(label[:200])}(\.\.\.)?; labels must"
+    ):
         open_source(table)
 
 
