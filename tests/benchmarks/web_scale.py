@@ -1,12 +1,12 @@
 """The data of a run at the scale of the web: what each rank spends, without the data.
 
     python -m tests.benchmarks.web_scale [--samples 1000000000] [--shards 100000] [--ranks 4096]
-        [--packs 8192] [--lanes 64] [--steps 1000] [--folder FOLDER] [--json]
+        [--packs 8192] [--balance 1024x25,32x1000] [--parts start,count,index,plan,balance]
 
 The shards are empty files and their index an array of zeros that takes no room on a disk: enough to
-start as a rank does. The plan is made from samples whose sizes are computed from their ids, so that
-nothing but the plan itself is in memory. Straggler ratio and fill come from all packs of the first
-steps, and from some lanes over many steps, for images and for views.
+start as a rank does. Plans are made from samples whose sizes are computed from their ids, so that
+nothing but the plan itself is in memory. Straggler ratio and fill are those of some of the lanes
+over a number of steps, for images and for views. Prints one JSON object a line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +34,8 @@ from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.random_draws import hashes
 from data_pipeline.shards.atomic_file import write_atomically
-from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard
+from data_pipeline.shards.index import index_shards
+from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard, Share
 from data_pipeline.shards.manifest_files import (
     MANIFEST_NAME,
     SAMPLE_DTYPE,
@@ -43,7 +44,8 @@ from data_pipeline.shards.manifest_files import (
     sha256,
 )
 from data_pipeline.shards.masses import ShardMasses
-from tests.data_pipeline.photographs import photo_sizes
+from tests.data_pipeline.photographs import photo_sizes, photograph
+from tests.data_pipeline.shard_fixtures import encode, write_shard
 from zeta.packed import lanes_of_rank
 
 
@@ -53,30 +55,35 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10**5)
     parser.add_argument("--ranks", type=int, default=4096)
     parser.add_argument("--packs", type=int, default=8192)
-    parser.add_argument("--lanes", type=int, default=64, help="lanes simulated over all steps")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--all-lanes-steps", type=int, default=20)
-    parser.add_argument("--parts", default="start,plan,balance")
-    options = parser.parse_args()
-    parts = options.parts.split(",")
-    if "start" in parts:
+    parser.add_argument("--balance", default="1024x25,32x1000", help="lanes x steps, ...")
+    parser.add_argument("--parts", default="start,count,index,plan,balance")
+    measure(parser.parse_args())
+
+
+def measure(options: argparse.Namespace) -> None:
+    samples, shards = options.samples, options.shards
+    ranks, packs, parts = options.ranks, options.packs, options.parts.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        if "start" in parts:
+            say("start of a rank", measure_start(Path(folder), samples, shards, ranks))
+    if "count" in parts:
+        say("first count of all samples", measure_count(samples, shards, packs))
+    if "index" in parts:
         with tempfile.TemporaryDirectory() as folder:
-            say("start", measure_start(Path(folder), options.samples, options.shards))
+            say("index of a shard by one process", measure_index(Path(folder), samples, shards))
     for views in (1, 4):
         if "plan" in parts:
-            found = measure_rank(
-                options.samples, options.shards, options.ranks, options.packs, views
-            )
-            say(f"plan, {views} views", found)
-        if "balance" in parts:
-            some = min(options.lanes, options.packs)
-            per_rank = max(1, options.packs // options.ranks)
-            plan = web_plan(options.samples, options.shards, options.packs, views)
-            whole = balance(plan, range(options.packs), options.all_lanes_steps, options.ranks)
-            say(f"all lanes, {views} views", whole)
-            lanes = range(0, options.packs, options.packs // some)
-            found = balance(plan, lanes, options.steps, some // per_rank)
-            say(f"{some} lanes, {views} views", found)
+            found = measure_rank(samples, shards, ranks, packs, views)
+            say(f"plan of a rank, {views} views", found)
+        for lanes, steps in sizes(options.balance) if "balance" in parts else ():
+            plan = web_plan(samples, shards, packs, views)
+            some = range(0, packs, packs // lanes)
+            found = balance(plan, some, steps, max(1, lanes * ranks // packs))
+            say(f"{lanes} lanes of {packs}, {views} views", found)
+
+
+def sizes(text: str) -> list[tuple[int, int]]:
+    return [(int(a), int(b)) for a, _, b in (part.partition("x") for part in text.split(","))]
 
 
 def say(what: str, found: dict[str, float]) -> None:
@@ -133,14 +140,42 @@ def web_plan(samples: int, shards: int, packs: int, views: int = 1) -> Plan:
         return Plan(manifest, web_config(views), packs)
 
 
-def measure_start(folder: Path, samples: int, shards: int) -> dict[str, float]:
+def measure_start(folder: Path, samples: int, shards: int, ranks: int) -> dict[str, float]:
     """Write an index of shards that do not exist, and open it as each rank does."""
     write_empty_index(folder, samples, shards)
     with measured() as found:
-        manifest = Manifest.open(folder)
+        manifest = Manifest.open(folder, Share(0, ranks))
     assert len(manifest.samples) == samples
     assert len(manifest.shards) == shards
-    return {"open_s": found["seconds"], "open_mib": found["mib"]}
+    return {"samples": samples, "open_s": found["seconds"], "open_mib": found["mib"]}
+
+
+def measure_count(samples: int, shards: int, packs: int) -> dict[str, float]:
+    """Count some shards as the first plan of a run counts all."""
+    some = min(shards, max(1, shards * 1_500_000 // samples))  # too few for the cache on disk
+    plan = web_plan(some * (samples // shards), some, min(packs, some))
+    manifest = replace(plan.manifest, samples=plan.manifest.samples[:])
+    with measured() as found:
+        usable = Plan(manifest, plan.config, plan.num_lanes).num_images
+    return {
+        "samples_a_s": usable / found["seconds"],
+        "all_s": samples * found["seconds"] / usable,
+        "cached_mib": 5 * 8 * shards / 2**20,
+    }
+
+
+def measure_index(folder: Path, samples: int, shards: int) -> dict[str, float]:
+    """Index one shard of small images; an index pass reads headers alone, whatever their size."""
+    count = min(10_000, samples // shards)
+    image, cls = encode(photograph(64, 64)), b"0"
+    members = [
+        (f"{n:06d}.{s}", data) for n in range(count) for s, data in (("jpg", image), ("cls", cls))
+    ]
+    write_shard(folder / "0.tar", members)
+    with measured() as found:
+        index_shards(folder)
+    seconds = found["seconds"] / count
+    return {"samples_a_s": 1 / seconds, "core_hours_for_all": samples * seconds / 3600}
 
 
 def write_empty_index(folder: Path, samples: int, shards: int) -> None:
