@@ -103,7 +103,11 @@ class ComputedRows:
         return self._count
 
     def __getitem__(self, index: Any) -> NDArray[np.void]:
-        ids = np.arange(*index.indices(self._count)) if isinstance(index, slice) else index
+        ids = (
+            np.arange(*index.indices(self._count))
+            if isinstance(index, slice)
+            else np.asarray(index)
+        )
         rows = np.zeros(len(ids), dtype=SAMPLE_DTYPE)
         sizes = self._sizes[hashes(np.uint64(1), ids) % np.uint64(len(self._sizes))]
         rows["height"], rows["width"] = sizes.T
