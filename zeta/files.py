@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, BinaryIO, TypeVar, get_args, get_origin, get_type_hints
@@ -179,7 +180,7 @@ def as_record(kind: type[Record], value: object, *, place: str, what: str) -> Re
     if not isinstance(value, dict):
         fault = f"a {type(value).__name__} in the place of an object"
     else:
-        hints = get_type_hints(kind)
+        hints = _hints(kind)  # type: ignore[arg-type]
         required = (
             name
             for name, field in known.items()
@@ -197,6 +198,12 @@ def as_record(kind: type[Record], value: object, *, place: str, what: str) -> Re
         else:
             return kind(**value)
     raise ValueError(f"{place} is damaged ({fault}); {what}")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of the fields of a class; kept, for an index has a record for each shard."""
+    return get_type_hints(kind)
 
 
 def _fits(value: object, hint: Any) -> bool:

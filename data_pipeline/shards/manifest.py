@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,8 +48,26 @@ from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.retry import PermanentError
 from data_pipeline.shards.sample_rows import SampleRows, join_rows
 
+_CHECKED_BY_EVERY_RANK = 64
+"""Number of shards of a folder that a rank compares at least, so that every node looks at some."""
 
-@dataclass(frozen=True)
+
+class Share(NamedTuple):
+    """The part of the shards that a rank compares with their index; all ranks compare all."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, names: list[str]) -> list[str]:
+        """Return the names of this rank: all, if that is little work."""
+        step = max(1, min(self.world_size, len(names) // _CHECKED_BY_EVERY_RANK))
+        return names[self.rank % step :: step]
+
+
+ALL_SHARDS = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar file, and its run of samples in the manifest."""
 
@@ -117,17 +137,20 @@ class Manifest:
     """SHA-256 of what `fingerprint` covers and of all checksums; "" if a shard has none."""
 
     @staticmethod
-    def open(spec: ShardSpec) -> Manifest:
+    def open(spec: ShardSpec, share: Share = ALL_SHARDS) -> Manifest:
         """Open the index of the shards that `spec` names, and check it against them.
 
-        A shard named twice counts once.
+        A shard named twice counts once. `share` is the part of many shards that is compared: a
+        question to the storage for each of them from thousands of ranks would take minutes. What
+        changes later is found when it is read.
 
         Raises:
             ValueError: shards are missing, were never indexed, changed since, or hold no usable
                 image; the message has the command to type.
         """
         folders = [
-            _open_folder(folder, names) for folder, names in by_folder(resolve_shards(spec)).items()
+            _open_folder(folder, names, share)
+            for folder, names in by_folder(resolve_shards(spec)).items()
         ]
         for folder in folders:
             _refuse_missing(folder, spec)
@@ -173,8 +196,8 @@ class _Folder:
 
     path: ShardFolder
     entries: list[ShardEntry]
-    samples: np.ndarray
-    checksums: np.ndarray
+    samples: np.ndarray | SampleRows
+    checksums: np.ndarray | SampleRows
     class_names: tuple[str, ...] | None
     missing: list[str]
     """Shards that are in the index but no longer in the folder."""
@@ -185,7 +208,7 @@ class _Folder:
         return any(entry.reader < READER for entry in self.entries)
 
 
-def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
+def _open_folder(folder: ShardFolder, names: list[str], share: Share) -> _Folder:
     command = f"`zeta shards index {folder}`"
     indexed = read_entries(folder.index)
     if indexed is None:
@@ -198,7 +221,8 @@ def _open_folder(folder: ShardFolder, names: list[str]) -> _Folder:
     for name in names:
         if name not in known:
             raise ValueError(f"shard {folder.shard(name)} is not in the index; type {command}")
-    for name, found in zip(names, _stat(folder, names), strict=True):
+    asked = share.of(names)
+    for name, found in zip(asked, _stat(folder, asked), strict=True):
         entry = entries[known[name]]
         if (entry.nbytes, entry.mtime_ns) != found:
             raise ValueError(
@@ -224,12 +248,16 @@ def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
         raise ValueError(f"shard {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _rows(entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]) -> np.ndarray:
-    """Return the chosen entries' part of a column: a view of the mapped file if it is one run."""
+def _rows(
+    entries: list[ShardEntry], samples: np.ndarray, chosen: list[int]
+) -> np.ndarray | SampleRows:
+    """Return the chosen entries' part of a column, as views of the mapped file, one a run."""
     ends = np.cumsum([entry.count for entry in entries])
-    if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
-        return samples[ends[chosen[0]] - entries[chosen[0]].count : ends[chosen[-1]]]
-    return np.concatenate([samples[ends[i] - entries[i].count : ends[i]] for i in chosen])
+    breaks = (np.flatnonzero(np.diff(chosen) != 1) + 1).tolist()
+    runs = [(chosen[a], chosen[b - 1]) for a, b in pairwise([0, *breaks, len(chosen)])]
+    return join_rows(
+        [samples[ends[first] - entries[first].count : ends[last]] for first, last in runs]
+    )
 
 
 def _refuse_missing(folder: _Folder, spec: ShardSpec) -> None:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ from data_pipeline.shards.atomic_file import write_atomically
 from data_pipeline.shards.manifest import Manifest, SampleFlag
 from data_pipeline.shards.sample_rows import release_pages
 
-_CHUNK = 1 << 19
+_CHUNK = 1 << 17
+_MOST_THREADS = 16
 _CACHED_FROM = 2_000_000
 """Number of samples above which counting takes long enough to be worth a cache file."""
 _VERSION = 1
@@ -100,25 +103,43 @@ def _count(
     count_patches: Callable[[NDArray[np.void]], tuple[NDArray[np.int64], NDArray[np.bool_]]],
     needs: Needs,
 ) -> NDArray[np.float64]:
+    """Return [5, S]: the columns of `ShardMasses`, counted by as many threads as there are cores.
+
+    They are whole numbers, so the order of the sums does not matter.
+    """
     sums = np.zeros((5, len(manifest.shards)))
-    for start in range(0, len(manifest.samples), _CHUNK):
-        samples = np.array(manifest.samples[start : start + _CHUNK])
-        shards = manifest.shard_of(np.arange(start, start + len(samples)))
-        bad = (samples["flags"] & SampleFlag.BAD) != 0
-        usable = usable_samples(samples, needs)
-        patches, shrunk = count_patches(samples[usable])
-        columns = (
-            (shards[usable], patches),
-            (shards[usable], None),
-            (shards[bad], None),
-            (shards[~usable & ~bad], None),
-            (shards[usable], shrunk),
-        )
-        first, stop = int(shards[0]), int(shards[-1]) + 1
-        for row, (where, weights) in zip(sums, columns, strict=True):
-            row[first:stop] += np.bincount(where - first, weights=weights, minlength=stop - first)
-        release_pages(manifest.samples)
+    starts = range(0, len(manifest.samples), _CHUNK)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(min(_MOST_THREADS, cores or 1)) as threads:
+        count = partial(_count_chunk, manifest, count_patches, needs)
+        for first, counts in threads.map(count, starts):
+            sums[:, first : first + counts.shape[1]] += counts
     return sums
+
+
+def _count_chunk(
+    manifest: Manifest,
+    count_patches: Callable[[NDArray[np.void]], tuple[NDArray[np.int64], NDArray[np.bool_]]],
+    needs: Needs,
+    start: int,
+) -> tuple[int, NDArray[np.float64]]:
+    """Return the first shard of a chunk of rows, and the counts of its shards, [5, shards]."""
+    samples = np.array(manifest.samples[start : start + _CHUNK])
+    shards = manifest.shard_of(np.arange(start, start + len(samples)))
+    bad = (samples["flags"] & SampleFlag.BAD) != 0
+    usable = usable_samples(samples, needs)
+    patches, shrunk = count_patches(samples[usable])
+    columns = (
+        (shards[usable], patches),
+        (shards[usable], None),
+        (shards[bad], None),
+        (shards[~usable & ~bad], None),
+        (shards[usable], shrunk),
+    )
+    first, size = int(shards[0]), int(shards[-1] - shards[0]) + 1
+    counts = [np.bincount(where - first, weights, minlength=size) for where, weights in columns]
+    release_pages(manifest.samples)
+    return first, np.array(counts, dtype=np.float64)
 
 
 def _cache_folder() -> Path:

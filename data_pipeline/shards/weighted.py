@@ -7,30 +7,41 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from data_pipeline.shards.manifest import Manifest, Shard, ShardSpec, WeightedSource
+from data_pipeline.shards.manifest import (
+    ALL_SHARDS,
+    Manifest,
+    Shard,
+    ShardSpec,
+    Share,
+    WeightedSource,
+)
 from data_pipeline.shards.sample_rows import join_rows
 
 
-def open_shards(spec: ShardSpec | Sequence[Mapping[str, object]]) -> Manifest:
+def open_shards(
+    spec: ShardSpec | Sequence[Mapping[str, object]], share: Share = ALL_SHARDS
+) -> Manifest:
     """Open `data.shards`: a spec as `Manifest.open` takes it, or a list of `{path, weight}`.
+
+    `share` is the part of the shards that is compared with the index, see `Manifest.open`.
 
     Raises:
         ValueError: an entry has no path or no positive weight, entries with and without weights
             are mixed, or `Manifest.open` raises.
     """
     if isinstance(spec, str) or not isinstance(spec, Sequence):
-        return Manifest.open(spec)
+        return Manifest.open(spec, share)
     weighted = [entry for entry in spec if isinstance(entry, Mapping)]
     plain = [entry for entry in spec if not isinstance(entry, Mapping)]
     if not weighted:
-        return Manifest.open(plain)
+        return Manifest.open(plain, share)
     if plain:
         raise ValueError(
             f"data.shards gives weights to some sources and none to {plain[0]!r}; write every "
             "entry as {path: ..., weight: ...}, or none"
         )
     entries = [_entry(entry) for entry in weighted]
-    return _join([(path, weight, Manifest.open(path)) for path, weight in entries])
+    return _join([(path, weight, Manifest.open(path, share)) for path, weight in entries])
 
 
 def _entry(entry: Mapping[str, object]) -> tuple[ShardSpec, float]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from data_pipeline.loading.loader import check_state
 from data_pipeline.plan.plan import Plan
-from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.manifest import ALL_SHARDS, Manifest, Share
 from data_pipeline.shards.weighted import open_shards
 from launch.config.destinations import check_destinations, run_directory
 from launch.config.load import ZetaConfig, fixed_changes, load_config
@@ -77,8 +77,8 @@ class CheckedRun:
         )
 
 
-def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
-    """Check everything about a run that can be known before it starts.
+def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) -> CheckedRun:
+    """Check everything about a run that can be known before it starts; of its shards, a share.
 
     Raises:
         ValueError, RunError: the run cannot work; the message names the field, its value and the
@@ -90,7 +90,7 @@ def check_start(config: ZetaConfig, world_size: int) -> CheckedRun:
     check_world_size(world_size, config.train.packs_per_step)
     check_optimizer(config.optim)
     run_dir = run_directory(config)
-    manifest = open_shards(config.data.shards)
+    manifest = open_shards(config.data.shards, share)
     config = resolve_with_shards(config, manifest)
     check_resume(run_dir, config)
     check_writable(run_dir)

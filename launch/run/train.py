@@ -16,7 +16,7 @@ import yaml
 
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.loading.tokenizer import BYTES
-from data_pipeline.shards.manifest import Manifest
+from data_pipeline.shards.manifest import Manifest, Share
 from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
@@ -143,7 +143,7 @@ def _check(config: ZetaConfig, info: RankInfo, store: Store, lock: RunLock) -> C
     """
     try:
         _check_device(config, info)
-        checked = check_start(config, info.world_size)
+        checked = check_start(config, info.world_size, Share(info.rank, info.world_size))
         if info.rank != 0:
             check_shared(checked.run_dir, store.get(_CLAIM).decode())
         else:

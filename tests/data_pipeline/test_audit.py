@@ -130,3 +130,19 @@ def test_lines_lost_after_the_last_checkpoint_are_told_apart_from_lost_samples(p
     assert result.exact
     assert (result.steps, result.uncommitted) == (8, 1)
     assert not audit(plan, torn, committed=9).exact
+
+
+def test_a_sample_is_counted_once_and_its_views_as_often_as_they_are_seen(plan):
+    views = 4
+    several = replace(plan, config=replace(plan.config, views=views))
+    steps = ledger(several)
+    result = audit(several, steps)
+    assert result.exact, result.problems
+    for account in result.epochs:
+        assert (account.planned, account.trained, account.views) == (145, 142, views * 142)
+        assert (account.remainder, account.open) == (0, 0)
+    first = several.lane(0).next_pack()
+    assert first is not None
+    missing = first.sample_ids.tolist()[:-1]  # one view of the last sample
+    noted = steps[0].lanes | {0: (len(missing), id_digest(missing))}
+    assert not audit(several, [replace(steps[0], lanes=noted), *steps[1:]]).exact

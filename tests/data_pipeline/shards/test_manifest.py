@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.shards import manifest
 from data_pipeline.shards.folder import resolve_shards
 from data_pipeline.shards.index import index_shards
-from data_pipeline.shards.manifest import SAMPLE_DTYPE, Manifest
+from data_pipeline.shards.manifest import SAMPLE_DTYPE, Manifest, Share
+from data_pipeline.shards.sample_rows import SampleRows
 from tests.data_pipeline.shard_fixtures import error_as_nobody, labelled, write_shard
 
 
@@ -267,3 +269,30 @@ def test_the_same_bytes_copied_again_elsewhere_have_the_same_fingerprint(tmp_pat
     assert first.older_fingerprint != second.older_fingerprint  # as earlier versions saved it
     write_shard(tmp_path / "b/0.tar", labelled(4))
     assert index_shards(tmp_path / "b").fingerprint != first.fingerprint
+
+
+def test_the_ranks_of_a_run_compare_all_shards_together_and_few_of_them_each(folder, monkeypatch):
+    names = [f"{number}.tar" for number in range(1000)]
+    shares = [Share(rank, 8).of(names) for rank in range(8)]
+    assert sorted(name for share in shares for name in share) == sorted(names)
+    assert {len(share) for share in shares} == {125}
+    assert len(Share(4095, 4096).of(names)) >= 64  # each node looks at some
+    assert Share(1, 8).of(names[:100]) == names[:100]
+    monkeypatch.setattr(manifest, "_CHECKED_BY_EVERY_RANK", 1)
+    os.utime(folder / "train-1.tar", ns=(1, 1))
+    for rank in (0, 2):
+        assert len(Manifest.open(folder, Share(rank, 3)).samples) == 12
+    with pytest.raises(ValueError, match=r"train-1\.tar changed since it was indexed"):
+        Manifest.open(folder, Share(1, 3))
+
+
+def test_shards_that_are_no_single_run_stay_memory_mapped(folder):
+    """Rows of 24 GB must not be copied into every rank because one shard was left out."""
+    samples = Manifest.open([f"{folder}/train-{n}.tar" for n in (0, 2)]).samples
+    assert samples["width"].tolist() == [*range(20, 24), *range(27, 32)]
+    assert isinstance(samples, SampleRows)
+    for part in samples.parts:
+        base = part
+        while not isinstance(base, np.memmap) and base.base is not None:
+            base = base.base
+        assert isinstance(base, np.memmap)

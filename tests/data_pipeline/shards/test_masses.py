@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.shards import masses as masses_module
 from data_pipeline.shards.manifest import SampleFlag
 from data_pipeline.shards.masses import Needs, shard_masses
 from tests.data_pipeline.synthetic import synthetic_manifest
@@ -19,7 +20,9 @@ def count(samples):
     return np.minimum(patches, 150), patches > 150
 
 
-def test_every_sample_of_every_shard_is_counted_as_one_thing():
+@pytest.mark.parametrize("chunk", [1 << 17, 7, 30])
+def test_every_sample_of_every_shard_is_counted_as_one_thing(chunk, monkeypatch):
+    monkeypatch.setattr(masses_module, "_CHUNK", chunk)
     manifest = synthetic_manifest([30, 1, 69])
     samples = manifest.samples
     samples["flags"][[2, 40]] |= np.uint8(SampleFlag.BAD)

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline.config import AugmentConfig, ResolutionConfig
 from data_pipeline.plan.summary import summarise
 from launch.config.load import load_config
-from launch.config.resolve import resolve_with_shards, training_plan
+from launch.config.resolve import resolve_with_shards, training_plan, with_targets
+from launch.run.evaluation_plan import View, held_out_plan
 from launch.tables import plan_table, plan_warnings
-from tests.data_pipeline.synthetic import synthetic_manifest
+from tests.data_pipeline.synthetic import config, synthetic_manifest
+from zeta.objectives.config import ObjectiveConfig
 
 
 def demo(*overrides: str):
@@ -80,3 +83,19 @@ def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
 def test_what_the_model_refuses_is_refused_before_a_job_waits_for_its_machines(setting, message):
     with pytest.raises(ValueError, match=message):
         resolve_with_shards(demo(setting), synthetic_manifest([50]))
+
+
+def test_views_are_refused_where_they_would_be_wrong_partners_of_their_own_caption():
+    siglip = replace(demo("data.views=2"), objective=ObjectiveConfig(kind="siglip"))
+    with pytest.raises(ValueError, match=r"data\.views is 2, but objective\.kind siglip .*views=1"):
+        with_targets(siglip, synthetic_manifest([50]))
+    assert with_targets(demo("data.views=2"), synthetic_manifest([50])).data.views == 2
+
+
+def test_held_out_images_are_seen_in_one_view():
+    data = config(views=4, augment=AugmentConfig(flip=True))
+    shown = held_out_plan(synthetic_manifest([50]), data, View(ResolutionConfig("native", max=64)))
+    assert shown.config.views == 1
+    pack = shown.lane(0).next_pack()
+    assert pack is not None
+    assert len(set(pack.sample_ids.tolist())) == len(pack.sample_ids)

@@ -98,6 +98,39 @@ def test_the_account_is_exact_across_a_kill_and_changed_world_sizes(world: Path)
 
 
 @pytest.mark.slow
+def test_views_train_alike_on_any_ranks_and_are_counted_as_views(world: Path):
+    """Two ranks with joined packs against one rank with a pack a pass: same images, same losses."""
+    settings = [setting for setting in SETTINGS if not setting.startswith(("run.dir", "train.max"))]
+    settings += ["train.max_epochs=3", "train.max_steps=null", "train.dtype=fp32", "data.views=3"]
+    settings += ["data.token_budget=768"]
+    losses = []
+    for ranks, joined in ((2, 2 * 768), (1, 768)):
+        run = f"views{ranks}"
+        done = zeta(
+            *("launch", "local", "demo", "--nproc", str(ranks), *settings),
+            *(f"run.dir={run}", f"train.tokens_per_forward={joined}"),
+            cwd=world,
+        )
+        assert done.returncode == 0, done.stderr
+        audited = json.loads(zeta("data", "audit", run, "--json", cwd=world).stdout)
+        assert audited["exact"], audited
+        for epoch in audited["epochs"]:
+            assert (epoch["planned"], epoch["trained"], epoch["views"]) == (150, 147, 441)
+        ledger = [
+            json.loads(line)
+            for path in (world / run / "ledger").glob("rank_*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        assert sum(line["samples"] for line in ledger) == 3 * 147
+        assert sum(line["images"] for line in ledger) == 3 * 441
+        metrics = [json.loads(line) for line in (world / run / "metrics.jsonl").open()]
+        steps = [line for line in metrics if "train/loss" in line]
+        assert steps[-1]["data/images_seen"] == 3 * 441
+        losses.append([line["train/loss"] for line in steps])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.slow
 def test_a_changed_ledger_is_found(world: Path):
     path = world / "run/ledger/rank_00000.jsonl"
     lines = path.read_text().splitlines(keepends=True)
