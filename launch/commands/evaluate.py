@@ -23,14 +23,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "eval",
         run,
         "measure top-1 and top-5 of an export on labelled shards, by size, class and aspect ratio",
-        "zeta eval exports/first shards/photos/val --resolutions native,128,224 --tokens 64",
+        "zeta eval exports/first shards/photos/val --resolutions train,native,128",
     )
     parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
     parser.add_argument("shards", metavar="SHARDS", nargs="+", help="labelled shards")
     parser.add_argument(
         "--resolutions",
-        help="comma-separated sizes: native, or a side s in pixels, for the area s*s "
-        "(default: native)",
+        help="comma-separated sizes: train (as val/top1 of the run), native (each image its own), "
+        "or a side s in pixels, for the area s*s (default: train)",
     )
     parser.add_argument(
         "--tokens",
@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
     tokens = [_budget(text) for text in _listed(args.tokens)]
     if args.resolutions is None:
-        resolutions = [] if tokens else ["native"]
+        resolutions = [] if tokens else ["train"]
     else:
         resolutions = _listed(args.resolutions)
         if not resolutions:
-            raise ValueError("--resolutions is empty; give native or sides, as in native,128,224")
+            raise ValueError("--resolutions is empty; give sizes, as in train,native,128")
     prepare_files(args.csv, args.plot)
     request = Request(
         args.export,

@@ -22,6 +22,7 @@ from launch.evaluate.groups import scores_by_aspect, scores_by_class, scores_by_
 from launch.evaluate.small_images import small_images
 from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import (
+    TRAIN,
     Relabelled,
     View,
     class_map,
@@ -67,8 +68,9 @@ class Request:
     export: Path
     shards: Any
     """Labelled shards, as for `data.shards`."""
-    resolutions: Sequence[str] = ("native",)
-    """`native`, or sides in pixels (a side s stands for the area s * s)."""
+    resolutions: Sequence[str] = (TRAIN,)
+    """`train` (as `val/*` in training), `native`, or sides in pixels (a side s stands for the area
+    s * s)."""
     tokens: Sequence[int] = ()
     """Token budgets, as in `train.evaluate.tokens`. Scores that name no size are those of the first
     size of all."""
@@ -107,6 +109,12 @@ class Prepared:
     def first_view(self) -> View:
         """The size of the scores that name no size."""
         return next(iter([*self.sides.values(), *self.budgets.values()]))
+
+    @property
+    def sizes(self) -> Mapping[str, str]:
+        """The sizes that are scored, in words, by their names."""
+        within = {f"{name} tokens": view for name, view in self.budgets.items()}
+        return {name: view.words for name, view in {**self.sides, **within}.items()}
 
 
 def prepare(request: Request) -> Prepared:
@@ -206,7 +214,8 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
     """Return the scores of an export; every rank calls this, and rank 0 gets all of them.
 
     Returns:
-        `top1`, `top5`, `loss` and `images` at the first size; `by_resolution`, `by_tokens` (if
+        `size`, the first size in words; `top1`, `top5`, `loss` and `images` at it; `sizes`, every
+        size in words, by name; `by_resolution`, `by_tokens` (if
         token budgets were given); `per_class`, `by_aspect_ratio` and `by_image_side` at the first
         size; `knn`, `linear_probe` and `zero_shot` if they were done. If the model does not know
         the classes, only these last ones, and `top1` and `top5` are None.
@@ -234,7 +243,9 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
             found[group][name] = vars(scored)
             first_rows = first_rows or rows
     first = next(iter([*found["by_resolution"].values(), *found["by_tokens"].values()]))
-    result = {name: first[name] for name in ("top1", "top5", "loss", "images")}
+    result: dict[str, Any] = {"size": prepared.sizes[next(iter(prepared.sizes))]}
+    result |= {name: first[name] for name in ("top1", "top5", "loss", "images")}
+    result["sizes"] = dict(prepared.sizes)
     result["by_resolution"] = found["by_resolution"]
     if found["by_tokens"]:
         result["by_tokens"] = found["by_tokens"]
