@@ -102,6 +102,32 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Declare IMAGES."""
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        type=expanded,
+        nargs="+",
+        help="folders of images, image files, .csv or .jsonl tables of paths; or shards",
+    )
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Declare --resolution and --tokens: the one size at which images are shown to the model."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--resolution",
+        default="train",
+        metavar="SIZE",
+        help="train (at most as large as in training), native (each image at its own size), or a "
+        "side s in pixels, for the area s*s (default: train)",
+    )
+    size.add_argument(
+        "--tokens", type=positive_int, metavar="N", help="shrink larger images to N patches"
+    )
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Declare --workers."""
     parser.add_argument(

@@ -55,6 +55,7 @@ COMMANDS = (
     Command("finetune"),
     Command("export"),
     Command("evaluate"),
+    Command("predict"),
     Command("embed"),
     Command("report"),
     Command("experiment"),

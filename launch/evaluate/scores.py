@@ -128,7 +128,7 @@ def prepare(request: Request) -> Prepared:
     arguments, info = config["model"], config["info"]
     manifest = Manifest.open(request.shards)
     names, num_classes = info.get("class_names"), arguments["num_classes"]
-    targets = _trained_targets(config)
+    targets = trained_targets(config)
     if targets == "caption":
         names = manifest.class_names
         num_classes = len(names or ())
@@ -166,7 +166,22 @@ def prepare(request: Request) -> Prepared:
     )
 
 
-def _trained_targets(config: Mapping[str, Any]) -> str:
+def check_rows(prepared: Prepared, *, confusion: bool) -> None:
+    """Check that every image has a predicted class, and for a confusion matrix one true class.
+
+    Raises:
+        ValueError: the model does not know the classes, or images have lists of them.
+    """
+    if prepared.classes is None:
+        raise ValueError(
+            "--per-image and --confusion need a model that knows the classes of the images; "
+            f"here {prepared.warning}"
+        )
+    if confusion and prepared.manifest.label_lists:
+        raise ValueError("--confusion needs one class an image, and these have lists of classes")
+
+
+def trained_targets(config: Mapping[str, Any]) -> str:
     """Return the targets that an export can be scored on, from its config.json.
 
     See `zeta.objectives.base.TARGETS`. An export without a text encoder cannot use captions.
@@ -210,8 +225,15 @@ def evaluate_export(
     return run_evaluation(prepare(request), World(RankInfo(), device))
 
 
-def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
+def run_evaluation(
+    prepared: Prepared, world: World, keep: Callable[[Columns], None] | None = None
+) -> dict[str, Any]:
     """Return the scores of an export; every rank calls this, and rank 0 gets all of them.
+
+    Args:
+        prepared: the checked request.
+        world: the ranks.
+        keep: is given the rows of all images at the first size, see `ImageScores`.
 
     Returns:
         `size`, the first size in words; `top1`, `top5`, `loss` and `images` at it; `sizes`, every
@@ -239,9 +261,17 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         found[group] = {}
         for name, view in views.items():
             plan = held_out_plan(prepared.manifest, data, view, num_lanes=world.size)
-            scored, rows = _score(predict, prepared.objective, plan, world, prepared.classes)
+            scores = ImageScores(
+                prepared.objective,
+                world,
+                independent=prepared.targets == "labels",
+                with_names=keep is not None and not first_rows,
+            )
+            scored, rows = _score(predict, scores, plan, world, prepared.classes)
             found[group][name] = vars(scored)
             first_rows = first_rows or rows
+    if keep is not None:
+        keep(first_rows)
     first = next(iter([*found["by_resolution"].values(), *found["by_tokens"].values()]))
     result: dict[str, Any] = {"size": prepared.sizes[next(iter(prepared.sizes))]}
     result |= {name: first[name] for name in ("top1", "top5", "loss", "images")}
@@ -306,17 +336,17 @@ def evaluate_plan(
     Raises:
         RunError: no image could be decoded.
     """
-    return _score(model, objective, plan, World(RankInfo(), device), classes)[0]
+    alone = World(RankInfo(), device)
+    return _score(model, ImageScores(objective, alone), plan, alone, classes)[0]
 
 
 def _score(
-    predict: Predict, objective: RowObjective, plan: Plan, world: World, classes: Sequence[int]
+    predict: Predict, scores: ImageScores, plan: Plan, world: World, classes: Sequence[int]
 ) -> tuple[Accuracy, Columns]:
     """Return the mean scores over a plan, and those of every image."""
     if plan.num_images == 0:
         raise RunError("the shards hold no image that can be used")
     loader = PackLoader(plan, rank=world.rank, world_size=world.size)
-    scores = ImageScores(objective, world)
     found = evaluate(predict, scores, Relabelled(loader, classes), world)
     assert isinstance(found, Evaluation), "nothing asks it to stop"
     rejected = found.rejected + num_unusable(plan)

@@ -83,7 +83,8 @@ def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str,
         return View(ResolutionConfig("native", max=_NATIVE_CAP, fit=fit))
     if not name.isdecimal() or int(name) < 1:
         raise ValueError(
-            f"resolution {name!r} is neither {TRAIN!r} nor {NATIVE!r} nor a side in pixels, as in 224"
+            f"resolution {name!r} is neither {TRAIN!r} nor {NATIVE!r} nor a side in pixels, as in "
+            "224"
         )
     # The user asked for this side, so small images are enlarged to it.
     return View(ResolutionConfig("fixed", max=int(name), fit=fit, max_upscale=_ANY_UPSCALE))
