@@ -224,7 +224,7 @@ def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool)
     state = read_trainer_state(checkpoint)
     progress = state["progress"]
     return {
-        "recipe": config.run.name,
+        "run": config.run.name,
         "step": progress["step"],
         "weights": "moving average" if average else "last step",
         "images_seen": progress["images"],

@@ -60,6 +60,7 @@ _OWN_KEYS = {
     "train.max_tokens": "set train.max_steps, of the NaViT arm; the others get as much compute",
     "train.max_epochs": "set train.max_steps, of the NaViT arm; the others get as much compute",
     "train.evaluate": f"each run is evaluated {_POINTS} times",
+    "optim.warmup_share": "it is a tenth of the steps of each arm",
     "optim.warmup_steps": "it is a tenth of the steps of each arm",
 }
 

@@ -61,7 +61,7 @@ def _training(facts: Mapping[str, Any]) -> list[tuple[str, object]]:
     commit = code.get("commit") or "unknown"
     changed = " with changes that were not committed" if code.get("dirty") else ""
     return [
-        ("recipe", facts["recipe"]),
+        ("run", facts["run"]),
         ("objective", facts["objective"]),
         ("steps", f"{facts['step']:,}"),
         ("weights", facts["weights"]),
