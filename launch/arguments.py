@@ -30,15 +30,31 @@ def add_command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Declare CONFIG and its `key=value` overrides."""
+    """Declare CONFIG and its `key=value` settings."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file or name of a shipped recipe")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that override the file"
+    add_settings(parser, "CONFIG")
+
+
+def add_settings(parser: argparse.ArgumentParser, changed: str) -> None:
+    """Declare `key=value` settings, apart from arguments and options.
+
+    Args:
+        parser: the command.
+        changed: the thing whose values they change, in the help.
+    """
+    group = parser.add_argument_group("settings", "any number of them, before or after options")
+    group.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help=f"value in place of that of {changed}, as in train.max_steps=500; `zeta config` lists "
+        "the recipes, `zeta config RECIPE` all settings of one",
     )
 
 

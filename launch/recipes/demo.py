@@ -123,7 +123,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
 def _export_and_evaluate(folder: DemoFolder) -> dict[str, Any]:
     """Run stages 4 and 5; return the scores."""
     _headline(4, "export: newest checkpoint as safetensors")
-    export_run(folder.path, folder.export)
+    export_run(folder.path, folder.export, overwrite=True)
     print(f"  {folder.export}")
 
     _headline(5, "evaluate: scans never seen in training; 128 px was never trained at")

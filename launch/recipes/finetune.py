@@ -183,7 +183,7 @@ def _finish(run_dir: RunDir) -> None:
     record = json.loads(run_dir.fine_tuning.read_text())
     lines = map(json.loads, run_dir.metrics.read_text().splitlines())
     scores = [line for line in lines if names.val_score("top1") in line]
-    out = export_run(run_dir.path, run_dir.exported).folder
+    out = export_run(run_dir.path, run_dir.exported, overwrite=True).folder
     if record["before"] is None or not scores:
         print("no images were held out: give data.val_shards to have the model scored")
     else:
