@@ -32,6 +32,7 @@ from zeta.models.patchify import (
     DropRate,
     Images,
     check_finite,
+    check_normalised,
     drop_tokens,
     flatten_images,
     patchify,
@@ -256,6 +257,7 @@ class PackedViT(nn.Module, ABC):
     def _cut(self, images: Images) -> PackedTokens:
         patches = patchify(flatten_images(images), self.patch_size, self.channels)
         check_finite(patches.pixels, patches.lengths)
+        check_normalised(patches.pixels, self._mean, self._std)
         self.check_grids(patches.grids)
         if self.training and self.token_dropout_prob is not None:
             patches = drop_tokens(patches, self.patch_size, self.token_dropout_prob)
@@ -294,6 +296,7 @@ class PackedViT(nn.Module, ABC):
                 "tail padding"
             )
         check_finite(pack.patches, pack.lengths[:-1])
+        check_normalised(pack.patches, self._mean, self._std)
         fit = self.grids_fit(pack) if self.checks_grids else None
         if fit is not None and fit.device.type == "cpu" and not bool(fit):
             self.check_grids([(h, w) for h, w in pack.grids.tolist()])
