@@ -197,5 +197,5 @@ def _finish(run_dir: RunDir) -> None:
             f"held-out top-1: {record['before']['top1']:.2%} before{untrained}, "
             f"{record['after']['top1']:.2%} after, on {record['after']['images']:,} images"
         )
-    print(f"the model is in {out}; try: zeta eval {out} SHARDS")
+    print(f"the model is in {out}; try: zeta predict {out} IMAGES")
     sys.stdout.flush()
