@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from data_pipeline.config import DataWarning
 from launch import errors
-from launch.parser import Parser, ShowVersion
+from launch.arguments import Parser, ShowVersion
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -104,7 +104,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
 
     Wrong usage exits with status 2, as in argparse.
     """
-    args, rest = build_parser().parse_known_args(words)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(words)
+    args.whole_parser = parser
     # If an option follows CONFIG, argparse accepts no settings after it.
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
         args.parser.refuse(rest)

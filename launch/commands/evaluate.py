@@ -127,7 +127,15 @@ def run(args: argparse.Namespace) -> int:
             name: stack.enter_context(as_shards(given, world, labels=True, workers=args.workers))
             for name, given in sources.items()
         }
-        prepared = prepare(replace(request, **{n: images.shards for n, images in opened.items()}))
+        shards = {name: images.shards for name, images in opened.items()}
+        prepared = prepare(
+            replace(
+                request,
+                shards=shards["shards"],
+                knn=shards.get("knn"),
+                probe=shards.get("probe"),
+            )
+        )
         wants_rows = args.per_image is not None or args.confusion is not None
         if wants_rows:
             check_rows(prepared, confusion=args.confusion is not None)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from launch.cli import build_parser, entry_point, parse_arguments
-from launch.completion import completion_script
+from launch.commands.completion import completion_script
 
 
 def zeta(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -489,20 +489,3 @@ def test_importing_zeta_alone_does_not_load_torch():
     misspelt = "NaVit"
     with pytest.raises(AttributeError, match="module 'zeta' has no attribute 'NaVit'"):
         getattr(zeta, misspelt)
-
-
-def test_floats_from_0_to_1_are_refused_not_taken_as_normalised():
-    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    shares = pixels.float() / 255
-    model = small().eval()
-    pack = make_pack([shares], 8, 20, 2)
-    for images in ([shares], [shares, shares[:, :8]], [[shares.double()]]):
-        with pytest.raises(ValueError, match=r"floats from 0 to 1, .* pass uint8 pixels, or"):
-            model(images)
-    with pytest.raises(ValueError, match="floats from 0 to 1"):
-        model(pack)
-    mean, std = model.mean[:, None, None], model.std[:, None, None]
-    torch.testing.assert_close(model([(shares - mean) / std]), model([pixels]))
-    assert model([torch.zeros(3, 32, 32)]).isfinite().all()  # a picture of the mean
-    unchanged = small(mean=0.0, std=1.0)
-    assert unchanged([shares]).isfinite().all()  # to this model they are normalised
