@@ -1,13 +1,13 @@
-"""Arguments that several commands declare in the same way."""
+"""The parser of the command line, and arguments that several commands declare in the same way."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from zeta.files import local_path
 
@@ -30,15 +30,31 @@ def add_command(
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Declare CONFIG and its `key=value` overrides."""
+    """Declare CONFIG and its `key=value` settings."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file or name of a shipped recipe")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that override the file"
+    add_settings(parser, "CONFIG")
+
+
+def add_settings(parser: argparse.ArgumentParser, changed: str) -> None:
+    """Declare `key=value` settings, apart from arguments and options.
+
+    Args:
+        parser: the command.
+        changed: the thing whose values they change, in the help.
+    """
+    group = parser.add_argument_group("settings", "any number of them, before or after options")
+    group.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help=f"value in place of that of {changed}, as in train.max_steps=500; `zeta config` lists "
+        "the recipes, `zeta config RECIPE` all settings of one",
     )
 
 
@@ -102,6 +118,32 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Declare IMAGES."""
+    parser.add_argument(
+        "images",
+        metavar="IMAGES",
+        type=expanded,
+        nargs="+",
+        help="folders of images, image files, .csv or .jsonl tables of paths; or shards",
+    )
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Declare --resolution and --tokens: the one size at which images are shown to the model."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--resolution",
+        default="train",
+        metavar="SIZE",
+        help="train (at most as large as in training), native (each image at its own size), or a "
+        "side s in pixels, for the area s*s (default: train)",
+    )
+    size.add_argument(
+        "--tokens", type=positive_int, metavar="N", help="shrink larger images to N patches"
+    )
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Declare --workers."""
     parser.add_argument(
@@ -129,3 +171,59 @@ def add_evaluation_ranks(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="ranks to start on this machine; they change nothing but the speed (default: 1)",
     )
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of `zeta` and of each of its commands."""
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Exit with status 2 and a message about words that are no arguments of the command."""
+        word = next((word for word in words if word.startswith("-")), words[0])
+        if not word.startswith("-"):
+            self.error(f"unrecognized arguments: {' '.join(words)}")
+        options = [option for action in self._actions for option in action.option_strings]
+        name = word.partition("=")[0]
+        self.error(
+            f"no option {name}{_nearest(name, options)}: `{self.prog} --help` lists the options"
+        )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a command that does not exist, by the nearest name; else as argparse does."""
+        choices = action.choices
+        if isinstance(action, argparse._SubParsersAction) and value not in (choices or ()):
+            names = list(choices or ())
+            raise argparse.ArgumentError(
+                None, f"no command {value!r}{_nearest(value, names)}: there are {', '.join(names)}"
+            )
+        super()._check_value(action, value)
+
+
+class ShowVersion(argparse.Action):
+    """Print the versions that a report of a problem needs, and exit."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **rest: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **rest)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print zeta, torch, DeepSpeed and Python, without loading any of them."""
+        from platform import python_version
+
+        parts = [f"{name} {_version(name)}" for name in ("zeta", "torch", "deepspeed")]
+        print(f"{', '.join(parts)}, python {python_version()}")
+        parser.exit()
+
+
+def _version(package: str) -> str:
+    from importlib import metadata  # only here: --help answers at once
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    import difflib  # only here: --help answers at once
+
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

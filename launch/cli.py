@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from data_pipeline.config import DataWarning
 from launch import errors
+from launch.arguments import Parser, ShowVersion
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -55,9 +56,11 @@ COMMANDS = (
     Command("finetune"),
     Command("export"),
     Command("evaluate"),
+    Command("predict"),
     Command("embed"),
     Command("report"),
     Command("experiment"),
+    Command("completion"),
 )
 
 
@@ -103,22 +106,24 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     args, rest = parser.parse_known_args(words)
+    args.whole_parser = parser
     # If an option follows CONFIG, argparse accepts no settings after it.
     if rest and ("overrides" not in args or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.parser.refuse(rest)
     if rest:
         args.overrides = [*args.overrides, *rest]
     return args
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zeta",
         description="Native-resolution Vision Transformer pretraining.",
         epilog="example: zeta demo",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action=ShowVersion, help="print the versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     groups = {"": commands}
     for module_name, group in COMMANDS:

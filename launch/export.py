@@ -62,6 +62,7 @@ def export_run(
     average: bool = False,
     dtype: str = "fp32",
     max_file_bytes: int = MAX_FILE_BYTES,
+    overwrite: bool = False,
 ) -> Exported:
     """Write the weights of one whole checkpoint of a run to the folder `out`.
 
@@ -69,7 +70,7 @@ def export_run(
 
     Args:
         run_path: run directory.
-        out: folder to write; a former export there is replaced once the new one is whole.
+        out: folder to write.
         step: checkpoint to export; latest: the newest that passes its hashes; best: the one with
             the best score on held-out images.
         form: name of a format, or of a combination of formats written side by side to the one
@@ -81,10 +82,11 @@ def export_run(
             weights.
         dtype: type of the weights in the files: fp32, bf16 or fp16.
         max_file_bytes: weights for zeta beyond this are written as several files.
+        overwrite: replace a former export in `out`, once the new one is whole.
 
     Raises:
-        ValueError: no run or no whole checkpoint there, no moving average in it, or an option that
-            the format cannot express.
+        ValueError: `out` is not empty; no run or no whole checkpoint there, no moving average in
+            it, or an option that the format cannot express.
         OSError: the files cannot be written, for want of space for example.
     """
     # Only files are read: DeepSpeed, whose types they hold, need not look for devices and log it.
@@ -92,6 +94,10 @@ def export_run(
     formats = open_formats(form)
     run_dir = _open_run(run_path)
     check_free(out)
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise ValueError(
+            f"{out} holds an export already: give --overwrite to replace it, or name another folder"
+        )
     check_place(out, "OUT")
     checkpoint, why = _choose(run_dir, step, average)
     config = load_config(str(checkpoint / CONFIG))
@@ -224,7 +230,7 @@ def _facts(run_dir: RunDir, checkpoint: Path, config: ZetaConfig, average: bool)
     state = read_trainer_state(checkpoint)
     progress = state["progress"]
     return {
-        "recipe": config.run.name,
+        "run": config.run.name,
         "step": progress["step"],
         "weights": "moving average" if average else "last step",
         "images_seen": progress["images"],

@@ -70,12 +70,13 @@ def accuracy_table(result: dict[str, Any]) -> list[str]:
         if len(result.get(key, {})) > 1:
             rows |= {f"{title} {name}": row for name, row in result[key].items()}
     width = max(12, *(len(name) + 2 for name in rows))
-    lines = [f"{'resolution':<{width}}{'images':>8}{'top-1':>9}{'top-5':>9}{'loss':>9}"]
+    lines = [f"{'size':<{width}}{'images':>8}{'top-1':>9}{'top-5':>9}{'loss':>9}"]
     for name, row in rows.items():
         loss = f"{row['loss']:>9.4f}" if "loss" in row else ""
         lines.append(
             f"{name:<{width}}{row['images']:>8,}{row['top1']:>9.2%}{row['top5']:>9.2%}{loss}"
         )
+    lines += [f"{name}: {words}" for name, words in result.get("sizes", {}).items()]
     rejected = next(iter(sizes.values()))["rejected"] if sizes else 0
     if rejected:
         lines.append(f"{rejected:,} images could not be used and are not counted")

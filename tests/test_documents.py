@@ -37,7 +37,7 @@ DOCUMENTS = {
 NOT_RUN = ("git clone", "make ", "pre-commit", ". .venv/bin/activate")
 """Tested where they belong: tests/launch/test_makefile.py and tests/launch/recipes/test_demo.py."""
 SHORTENED = {
-    "zeta launch local": "train.max_steps=4 optim.warmup_steps=1",
+    "zeta launch local": "train.max_steps=4",
     "zeta data plan navit_b16_classification data.shards=shards/imagenet": (
         "train.packs_per_step=16"
     ),

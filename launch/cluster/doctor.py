@@ -16,7 +16,7 @@ from typing import Literal
 
 from data_pipeline.shards.remote import is_remote
 from launch.cluster.probe import Partition, chances, partitions, srun_knows
-from launch.cluster.slurm import absolute_run_dir, job_for, most_ranks
+from launch.cluster.slurm import absolute_run_dir, cores_warning, job_for, most_ranks
 from launch.config.cluster import node_range
 from launch.config.load import ZetaConfig, load_config
 from launch.errors import USER_ERRORS, message
@@ -79,6 +79,8 @@ def examine(
     else:
         yield from _start(checked, several=several)
         yield from _pace(checked, ranks, gpu)
+    if (warning := cores_warning(config)) is not None:
+        yield Check("warning", "cores", warning)
     yield _program(config, several=several)
     yield from _slurm(config, config_name, overrides)
     yield from container(config, run_dir)

@@ -24,6 +24,7 @@ from launch.slurm_queries import (
     run_slurm,
     slurm_messages,
 )
+from zeta.config_field import AUTO
 from zeta.exit_codes import RunError
 from zeta.run.directory import RunDir
 
@@ -98,6 +99,24 @@ def most_ranks(config: ZetaConfig) -> int:
     if config.cluster.nodes is None:
         raise ValueError("cluster.nodes is not set; give --nodes N, or --nodes MIN-MAX")
     return node_range(config.cluster.nodes)[1] * ranks_per_node(config)
+
+
+def cores_warning(config: ZetaConfig) -> str | None:
+    """Return a message if a rank and its loader workers may get one core; else None.
+
+    Without a request, Slurm gives a task one core, unless the site has set another number.
+    """
+    workers = config.data.workers
+    if config.cluster.cpus_per_task is not None or not workers:
+        return None
+    if workers == AUTO:
+        what, cores = "its loader workers, as many as it has cores,", "C"
+    else:
+        what, cores = f"its {workers} loader workers", f"{workers + 1} or more"
+    return (
+        f"cluster.cpus_per_task is not set, so that a rank and {what} may have to share one core: "
+        f"give --cpus-per-task {cores}, unless the site gives more cores by itself"
+    )
 
 
 def job_for(config: ZetaConfig, arguments: Sequence[str], *, chained: bool = False) -> Job:

@@ -6,9 +6,17 @@ import contextlib
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 
-from launch.cluster.slurm import Job, NotSubmittedError, job_for, most_ranks, submit_chain
+from launch.cluster.slurm import (
+    Job,
+    NotSubmittedError,
+    cores_warning,
+    job_for,
+    most_ranks,
+    submit_chain,
+)
 from launch.config.load import ZetaConfig, load_config
 from launch.run.checks import check_start
 from launch.shipped import slurm_root
@@ -51,6 +59,7 @@ def submit_run(
             print(finished)
         return ExitCode.FINISHED
     if dry_run:
+        _warn(config)
         if as_json:
             _print_json(job, None, command=job.command)
         else:
@@ -58,6 +67,7 @@ def submit_run(
         return ExitCode.FINISHED
     with _prepared(job.run_dir, chained=chain is not None):
         ids = submit_chain(job, chain or 1)
+    _warn(config)
     if as_json:
         _print_json(job, ids[0])
     else:
@@ -84,6 +94,11 @@ def _prepared(run_dir: RunDir, *, chained: bool) -> Iterator[None]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def _warn(config: ZetaConfig) -> None:
+    if (warning := cores_warning(config)) is not None:
+        print(f"zeta: warning: {warning}", file=sys.stderr)
 
 
 def _dry_run(job: Job, links: int) -> str:

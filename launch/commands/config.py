@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command
+from launch.arguments import Subparsers, add_command, add_settings
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -22,9 +22,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="?",
         help="YAML file or name of a shipped recipe (default: list the shipped recipes)",
     )
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that win over the file"
-    )
+    add_settings(parser, "CONFIG")
     parser.add_argument(
         "--markdown",
         action="store_true",

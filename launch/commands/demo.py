@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, output_path
+from launch.arguments import Subparsers, add_command, add_settings, output_path
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -21,9 +21,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "--out", type=output_path, default=Path("runs/demo"), help="folder (default: runs/demo)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights (default: 0)")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings of the demo recipe to change"
-    )
+    add_settings(parser, "the recipe demo")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,10 +9,11 @@ from launch.arguments import (
     Subparsers,
     add_command,
     add_evaluation_ranks,
+    add_images,
     add_json,
+    add_size,
     input_path,
     output_path,
-    positive_int,
 )
 
 
@@ -22,37 +23,36 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "embed",
         run,
-        "write the features of all images of shards as features.npy, with keys.txt and labels.npy",
-        "zeta embed exports/first shards/photos/val features/val",
+        "write the features of images as features.npy, with keys.txt and labels.npy",
+        "zeta embed exports/first photos features/photos",
     )
     parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
-    parser.add_argument("shards", metavar="SHARDS", nargs="+", help="as for data.shards")
+    add_images(parser)
     parser.add_argument("out", metavar="OUT", type=output_path, help="new folder")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument(
-        "--resolution",
-        default="native",
-        help="native, or a side s in pixels, for the area s*s (default: native)",
-    )
-    size.add_argument(
-        "--tokens", type=positive_int, metavar="N", help="shrink larger images to N patches"
-    )
+    add_size(parser)
     add_evaluation_ranks(parser)
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Embed, and print where the features are."""
-    from launch.evaluate.embed import check_embed, embed_shards
+    from launch.evaluate.embed import check_embed, check_out, embed_shards
+    from launch.evaluate.images import are_shards, as_shards
     from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
 
+    check_out(args.export, args.out)
+    in_shards = are_shards(args.images)
     if has_ranks_to_start(args.nproc):
-        check_embed(args.export, args.shards, args.out, args.resolution, args.tokens)
+        if in_shards:
+            check_embed(args.export, args.images, args.out, args.resolution, args.tokens)
         return start_ranks(args.nproc)
-    with evaluation_world() as world:
+    with (
+        evaluation_world() as world,
+        as_shards(args.images, world, labels=True, workers=args.workers) as images,
+    ):
         facts = embed_shards(
             args.export,
-            args.shards,
+            images.shards,
             args.out,
             world,
             resolution=args.resolution,
@@ -67,5 +67,6 @@ def run(args: argparse.Namespace) -> int:
     left_out = ""
     if facts["rejected"]:
         left_out = f"; {facts['rejected']:,} left out, see {args.out / 'rejected.jsonl'}"
-    print(f"{args.out}: features of {facts['images']:,} images, {facts['dim']} each{left_out}")
+    shape = f"{facts['images']} x {facts['dim']}"
+    print(f"wrote {args.out / 'features.npy'}, {shape} (images x channels){left_out}")
     return 0

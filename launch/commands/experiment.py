@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, expanded, output_path, positive_int
+from launch.arguments import (
+    Subparsers,
+    add_command,
+    add_settings,
+    expanded,
+    output_path,
+    positive_int,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,9 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="number of ranks of a run (default: 2)",
     )
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings to change in all arms"
-    )
+    add_settings(parser, "all arms")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -50,6 +50,9 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{'; '.join(uses)} (default: zeta)",
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace the export that OUT holds"
+    )
+    parser.add_argument(
         "--max-file-size",
         type=size_mb,
         default=5000.0,
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         average=args.ema,
         dtype=args.dtype,
         max_file_bytes=int(args.max_file_size * 1e6),
+        overwrite=args.overwrite,
     )
     print(f"exported {args.run_dir} to {done.folder}: {done.checkpoint.name}, {done.why}")
     return 0

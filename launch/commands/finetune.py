@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command, input_path, positive_int
+from launch.arguments import Subparsers, add_command, add_settings, input_path, positive_int
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -23,9 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="a folder of images (its subfolders are the classes), a .csv or .jsonl table of them, "
         "shards, or a YAML file as for zeta train",
     )
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings that override the recipe"
-    )
+    add_settings(parser, "the recipe")
     parser.add_argument(
         "--mode",
         metavar="MODE",

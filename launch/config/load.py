@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from omegaconf import OmegaConf
@@ -46,11 +47,12 @@ from zeta.models.config import ModelConfig
 from zeta.objectives import objective_class
 from zeta.objectives.config import ObjectiveConfig
 from zeta.tracking.config import TrackerConfig
-from zeta.train.config import OptimConfig, TrainConfig
-from zeta.train.schedule import build_schedule
+from zeta.train.config import UNITS, OptimConfig, TrainConfig
+from zeta.train.schedule import RAMPS, build_schedule, ramp_length
 
 FREE_SECTIONS = ("run.", "tracker.", "cluster.")
 _CLUSTER = "cluster="
+_RAMP_KEYS = {f"optim.{ramp}_{unit}" for ramp in RAMPS for unit in (*UNITS, "share")}
 Setting: TypeAlias = tuple[str, str, Any]
 """Triple of source (for messages), dotted key and value."""
 DEFAULT = "default"
@@ -62,7 +64,8 @@ class RunConfig:
     """Name and directory of a run."""
 
     name: str = free("zeta")
-    """Name of the run in W&B; if unset, the name of the recipe."""
+    """Name of the run in W&B and reports; if unset, the last part of run.dir, or the name of the
+    recipe if that is unset as well."""
     dir: str = free("runs/${run.name}")
     """Run directory, shared by all ranks and restarts. The same directory continues the run."""
 
@@ -121,7 +124,18 @@ def read_settings(name_or_path: str, overrides: Sequence[str] = ()) -> list[Sett
         settings += [(source, key, value) for key, value in leaves(tree, ZetaConfig, source)]
     typed = [parse_override(t, ZetaConfig) for t in overrides if not t.startswith(_CLUSTER)]
     settings += [("on the command line", key, value) for key, value in typed]
-    return settings
+    return [_named_after_directory(settings), *settings[1:]]
+
+
+def _named_after_directory(settings: Sequence[Setting]) -> Setting:
+    """Return the default of run.name: the last part of run.dir if that is set, else as it is.
+
+    So runs of one recipe are told apart, and the same command gives the same name.
+    """
+    chosen = next((value for _, key, value in reversed(settings) if key == "run.dir"), None)
+    name = Path(chosen).name if isinstance(chosen, str) and "${" not in chosen else ""
+    source, key, recipe = settings[0]
+    return source, key, name if name.strip() and name != ".." else recipe
 
 
 def config_from(settings: Iterable[Setting]) -> ZetaConfig:
@@ -176,11 +190,25 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     before |= {key: value for _, key, value in with_moved_keys((source, *each) for each in saved)}
     after = dict(leaves(parse_yaml(to_yaml(new), "the config"), ZetaConfig, "the config"))
     free_keys = free_fields(ZetaConfig)
+    if _same_ramps(before, new):
+        free_keys |= _RAMP_KEYS
     return [
         (key, before[key], value)
         for key, value in after.items()
         if key not in free_keys and not key.startswith(FREE_SECTIONS) and before[key] != value
     ]
+
+
+def _same_ramps(before: dict[str, Any], new: ZetaConfig) -> bool:
+    """Return whether warm-up and cooldown have the lengths of before, however they are given."""
+    prefix, optim = "optim.", new.optim
+    old = SimpleNamespace(
+        **{key.removeprefix(prefix): v for key, v in before.items() if key.startswith(prefix)}
+    )
+    end = getattr(new.train, f"max_{optim.schedule_by}")
+    return old.schedule_by == optim.schedule_by and all(
+        ramp_length(old, ramp, end) == ramp_length(optim, ramp, end) for ramp in RAMPS
+    )
 
 
 def compose(settings: Iterable[Setting]) -> ZetaConfig:

@@ -1,4 +1,4 @@
-"""`zeta embed`: write the features of all images of shards as arrays, with their keys."""
+"""`zeta embed`: write the features of images as arrays, with their keys."""
 
 from __future__ import annotations
 
@@ -16,13 +16,26 @@ from data_pipeline.shards.manifest import Manifest
 from launch.evaluate.features import evaluation_data, extract_features
 from launch.evaluate.small_images import small_images
 from launch.filesystems import check_place
-from launch.run.evaluation_plan import View, held_out_plan, view_at, view_within
+from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view_within
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
 from zeta.models.exported import read_config
 
 REJECTED_NAME = "rejected.jsonl"
+
+
+def check_out(export: Path, out: Path) -> dict[str, Any]:
+    """Return config.json of the export, once it is one and `out` can be written.
+
+    Raises:
+        ValueError: not an export, or `out` is not empty.
+    """
+    config = read_config(export)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists: name a new folder for the features")
+    check_place(out, "OUT")
+    return config
 
 
 def check_embed(
@@ -36,10 +49,7 @@ def check_embed(
     Raises:
         ValueError: not an export, no shards, an invalid size, or `out` is not empty.
     """
-    config = read_config(export)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists: name a new folder for the features")
-    check_place(out, "OUT")
+    config = check_out(export, out)
     manifest = Manifest.open(list(shards))
     trained = config["info"].get("resolution") or {}
     if tokens is None:
@@ -58,7 +68,7 @@ def embed_shards(
     out: Path,
     world: World,
     *,
-    resolution: str = "native",
+    resolution: str = TRAIN,
     tokens: int | None = None,
     workers: int = 2,
 ) -> dict[str, Any]:
@@ -73,7 +83,7 @@ def embed_shards(
         shards: as for `data.shards`.
         out: new folder.
         world: the ranks.
-        resolution: native, or a side s in pixels: images are resized to the area s * s.
+        resolution: train, native, or a side s in pixels, see `launch.run.evaluation_plan.view_at`.
         tokens: largest number of patches of an image, in place of `resolution`.
         workers: decoding processes of each rank.
 

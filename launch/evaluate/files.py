@@ -93,8 +93,13 @@ def _charts(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
         yield "frozen features", alone
 
 
-def prepare_files(table: Path | None, picture: Path | None) -> None:
-    """Check the files of --csv and --plot and make their folders, before anything is scored.
+def prepare_files(
+    table: Path | None,
+    picture: Path | None,
+    per_image: Path | None = None,
+    confusion: Path | None = None,
+) -> None:
+    """Check the files of an evaluation and make their folders, before anything is scored.
 
     Raises:
         ValueError: a picture cannot have this name, a folder has it, or no file can be there.
@@ -102,7 +107,16 @@ def prepare_files(table: Path | None, picture: Path | None) -> None:
     """
     if picture is not None and picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot is {picture}; give a name that ends in .png, .svg or .pdf")
-    for option, path in (("--csv", table), ("--plot", picture)):
+    if confusion is not None and confusion.suffix.lower() not in (".csv", ".png", ".svg", ".pdf"):
+        raise ValueError(
+            f"--confusion is {confusion}; give a name that ends in .csv, .png, .svg or .pdf"
+        )
+    for option, path in (
+        ("--csv", table),
+        ("--plot", picture),
+        ("--per-image", per_image),
+        ("--confusion", confusion),
+    ):
         if path is None:
             continue
         if path.is_dir():

@@ -22,6 +22,7 @@ from launch.evaluate.groups import scores_by_aspect, scores_by_class, scores_by_
 from launch.evaluate.small_images import small_images
 from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import (
+    TRAIN,
     Relabelled,
     View,
     class_map,
@@ -67,8 +68,9 @@ class Request:
     export: Path
     shards: Any
     """Labelled shards, as for `data.shards`."""
-    resolutions: Sequence[str] = ("native",)
-    """`native`, or sides in pixels (a side s stands for the area s * s)."""
+    resolutions: Sequence[str] = (TRAIN,)
+    """`train` (as `val/*` in training), `native`, or sides in pixels (a side s stands for the area
+    s * s)."""
     tokens: Sequence[int] = ()
     """Token budgets, as in `train.evaluate.tokens`. Scores that name no size are those of the first
     size of all."""
@@ -108,6 +110,12 @@ class Prepared:
         """The size of the scores that name no size."""
         return next(iter([*self.sides.values(), *self.budgets.values()]))
 
+    @property
+    def sizes(self) -> Mapping[str, str]:
+        """The sizes that are scored, in words, by their names."""
+        within = {f"{name} tokens": view for name, view in self.budgets.items()}
+        return {name: view.words for name, view in {**self.sides, **within}.items()}
+
 
 def prepare(request: Request) -> Prepared:
     """Check a request.
@@ -120,7 +128,7 @@ def prepare(request: Request) -> Prepared:
     arguments, info = config["model"], config["info"]
     manifest = Manifest.open(request.shards)
     names, num_classes = info.get("class_names"), arguments["num_classes"]
-    targets = _trained_targets(config)
+    targets = trained_targets(config)
     if targets == "caption":
         names = manifest.class_names
         num_classes = len(names or ())
@@ -158,7 +166,22 @@ def prepare(request: Request) -> Prepared:
     )
 
 
-def _trained_targets(config: Mapping[str, Any]) -> str:
+def check_rows(prepared: Prepared, *, confusion: bool) -> None:
+    """Check that every image has a predicted class, and for a confusion matrix one true class.
+
+    Raises:
+        ValueError: the model does not know the classes, or images have lists of them.
+    """
+    if prepared.classes is None:
+        raise ValueError(
+            "--per-image and --confusion need a model that knows the classes of the images; "
+            f"here {prepared.warning}"
+        )
+    if confusion and prepared.manifest.label_lists:
+        raise ValueError("--confusion needs one class an image, and these have lists of classes")
+
+
+def trained_targets(config: Mapping[str, Any]) -> str:
     """Return the targets that an export can be scored on, from its config.json.
 
     See `zeta.objectives.base.TARGETS`. An export without a text encoder cannot use captions.
@@ -202,11 +225,19 @@ def evaluate_export(
     return run_evaluation(prepare(request), World(RankInfo(), device))
 
 
-def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
+def run_evaluation(
+    prepared: Prepared, world: World, keep: Callable[[Columns], None] | None = None
+) -> dict[str, Any]:
     """Return the scores of an export; every rank calls this, and rank 0 gets all of them.
 
+    Args:
+        prepared: the checked request.
+        world: the ranks.
+        keep: is given the rows of all images at the first size, see `ImageScores`.
+
     Returns:
-        `top1`, `top5`, `loss` and `images` at the first size; `by_resolution`, `by_tokens` (if
+        `size`, the first size in words; `top1`, `top5`, `loss` and `images` at it; `sizes`, every
+        size in words, by name; `by_resolution`, `by_tokens` (if
         token budgets were given); `per_class`, `by_aspect_ratio` and `by_image_side` at the first
         size; `knn`, `linear_probe` and `zero_shot` if they were done. If the model does not know
         the classes, only these last ones, and `top1` and `top5` are None.
@@ -230,11 +261,21 @@ def run_evaluation(prepared: Prepared, world: World) -> dict[str, Any]:
         found[group] = {}
         for name, view in views.items():
             plan = held_out_plan(prepared.manifest, data, view, num_lanes=world.size)
-            scored, rows = _score(predict, prepared.objective, plan, world, prepared.classes)
+            scores = ImageScores(
+                prepared.objective,
+                world,
+                independent=prepared.targets == "labels",
+                with_names=keep is not None and not first_rows,
+            )
+            scored, rows = _score(predict, scores, plan, world, prepared.classes)
             found[group][name] = vars(scored)
             first_rows = first_rows or rows
+    if keep is not None:
+        keep(first_rows)
     first = next(iter([*found["by_resolution"].values(), *found["by_tokens"].values()]))
-    result = {name: first[name] for name in ("top1", "top5", "loss", "images")}
+    result: dict[str, Any] = {"size": prepared.sizes[next(iter(prepared.sizes))]}
+    result |= {name: first[name] for name in ("top1", "top5", "loss", "images")}
+    result["sizes"] = dict(prepared.sizes)
     result["by_resolution"] = found["by_resolution"]
     if found["by_tokens"]:
         result["by_tokens"] = found["by_tokens"]
@@ -295,17 +336,17 @@ def evaluate_plan(
     Raises:
         RunError: no image could be decoded.
     """
-    return _score(model, objective, plan, World(RankInfo(), device), classes)[0]
+    alone = World(RankInfo(), device)
+    return _score(model, ImageScores(objective, alone), plan, alone, classes)[0]
 
 
 def _score(
-    predict: Predict, objective: RowObjective, plan: Plan, world: World, classes: Sequence[int]
+    predict: Predict, scores: ImageScores, plan: Plan, world: World, classes: Sequence[int]
 ) -> tuple[Accuracy, Columns]:
     """Return the mean scores over a plan, and those of every image."""
     if plan.num_images == 0:
         raise RunError("the shards hold no image that can be used")
     loader = PackLoader(plan, rank=world.rank, world_size=world.size)
-    scores = ImageScores(objective, world)
     found = evaluate(predict, scores, Relabelled(loader, classes), world)
     assert isinstance(found, Evaluation), "nothing asks it to stop"
     rejected = found.rejected + num_unusable(plan)

@@ -34,7 +34,7 @@ from launch.recipes.working_folder import (
 )
 from launch.report.derived_files import write_derived_files
 from launch.report.page import write_report
-from launch.run.evaluation_plan import NATIVE
+from launch.run.evaluation_plan import NATIVE, TRAIN
 from launch.run.local import launch_local
 from launch.tables import accuracy_table, plan_table
 from zeta import metric_names as names
@@ -44,7 +44,7 @@ from zeta.run.directory import RunDir
 RANKS = 2
 RENDERINGS = 4
 """JPEGs made of each training scan, of different sizes and shapes."""
-RESOLUTIONS = (NATIVE, "24", "48", "64", "80", "96", "128")
+RESOLUTIONS = (TRAIN, NATIVE, "24", "48", "64", "80", "96", "128")
 """Training draws sides of 24 to 96 px; it never sees 128."""
 _SAMPLES_PER_SHARD = 512
 _OWN_KEYS = {
@@ -123,7 +123,7 @@ def run_demo(out: Path, seed: int = 0, overrides: Sequence[str] = ()) -> int:
 def _export_and_evaluate(folder: DemoFolder) -> dict[str, Any]:
     """Run stages 4 and 5; return the scores."""
     _headline(4, "export: newest checkpoint as safetensors")
-    export_run(folder.path, folder.export)
+    export_run(folder.path, folder.export, overwrite=True)
     print(f"  {folder.export}")
 
     _headline(5, "evaluate: scans never seen in training; 128 px was never trained at")
@@ -196,7 +196,7 @@ def _print_ending(result: dict[str, float], folder: DemoFolder) -> None:
     first = "" if shutil.which("zeta") else ", after `. .venv/bin/activate`"
     minutes, seconds = divmod(round(result["train_seconds"]), 60)
     print(
-        f"\ntop-1 {result['val_top1']:.2%} on held-out scans at native size, "
+        f"\ntop-1 {result['val_top1']:.2%} on held-out scans, as in training, "
         f"{minutes}:{seconds:02d} of training on {RANKS} CPU ranks\n"
         f"\nwhat to type next{first}:\n"
         "  your own images   zeta shards build path/to/images shards/mine\n"

@@ -60,6 +60,7 @@ _OWN_KEYS = {
     "train.max_tokens": "set train.max_steps, of the NaViT arm; the others get as much compute",
     "train.max_epochs": "set train.max_steps, of the NaViT arm; the others get as much compute",
     "train.evaluate": f"each run is evaluated {_POINTS} times",
+    "optim.warmup_share": "it is a tenth of the steps of each arm",
     "optim.warmup_steps": "it is a tenth of the steps of each arm",
 }
 
@@ -210,7 +211,7 @@ def _evaluated(folder: ExperimentFolder, arm: Arm, seed: int) -> TrainedArm:
     """Export an arm's model and score it at all resolutions, unless that was done before."""
     run_dir, export = folder.run(arm.name, seed), folder.export(arm.name, seed)
     if not run_dir.evaluation.exists():
-        export_run(run_dir.path, export)
+        export_run(run_dir.path, export, overwrite=True)
         scores = evaluate_export(export, str(folder.shards("val")), RESOLUTIONS, workers=0)
         run_dir.evaluation.write_text(json.dumps(scores))
     run = read_run(run_dir.path)

@@ -189,7 +189,7 @@ def _finish(run_dir: RunDir) -> None:
     record = read_json(run_dir.fine_tuning, limit=2**20, what="delete it")
     lines = [values for _, values in sorted(read_scores(run_dir.metrics).items())]
     scores = [values for values in lines if names.val_score("top1") in values]
-    out = export_run(run_dir.path, run_dir.exported).folder
+    out = export_run(run_dir.path, run_dir.exported, overwrite=True).folder
     if record["before"] is None or not scores:
         print("no images were held out: give data.val_shards to have the model scored")
     else:
@@ -203,5 +203,5 @@ def _finish(run_dir: RunDir) -> None:
             f"held-out top-1: {record['before']['top1']:.2%} before{untrained}, "
             f"{record['after']['top1']:.2%} after, on {record['after']['images']:,} images"
         )
-    print(f"the model is in {out}; try: zeta eval {out} SHARDS")
+    print(f"the model is in {out}; try: zeta predict {out} IMAGES")
     sys.stdout.flush()

@@ -30,7 +30,6 @@ EPOCHS = 20
 """Passes over the images, unless the length of the run is set."""
 _LEAST_IMAGES = 20_000
 """Least number of images to train on, repeated if there are fewer: some 200 to 300 steps."""
-_WARMUP_SHARE = 0.05
 _RATE, _RATE_WIDTH = 3e-4, 768
 """Learning rate, and the channels it is for; it falls with the square root of the channels."""
 _PACKS_PER_STEP = 8
@@ -129,15 +128,12 @@ def settings_of_images(shards: Any, user: Sequence[Setting]) -> list[Setting]:
     found: dict[str, Any] = {"train.packs_per_step": max(1, min(_PACKS_PER_STEP, usable))}
     if manifest.label_lists:
         found["objective.kind"] = "sigmoid"
-    if asked.get("train.max_steps"):
-        found["optim.warmup_steps"] = round(_WARMUP_SHARE * asked["train.max_steps"])
-    elif not any(asked.get(key) for key in _LENGTHS):
+    if not any(asked.get(key) for key in _LENGTHS):
         epochs = asked.get("train.max_epochs") or EPOCHS
         images = round(epochs * usable)
         if "train.max_epochs" not in asked:
             images = max(images, _LEAST_IMAGES)
         found |= {"train.max_images": images, "optim.schedule_by": "images"}
-        found["optim.warmup_images"] = round(_WARMUP_SHARE * images)
     return [(DEFAULT, key, value) for key, value in found.items()]
 
 

@@ -72,7 +72,7 @@ def _accuracy_cards(runs: ComparedRuns) -> Iterator[str]:
     if not any(by_side) and not any(by_tokens):
         hint = (
             "Not evaluated yet. To add it, type<br>"
-            "<code>zeta eval EXPORT SHARDS --json &gt; RUN_DIR/eval.json</code>"
+            "<code>zeta eval EXPORT IMAGES --json &gt; RUN_DIR/eval.json</code>"
         )
         yield card("Top-1 by resolution", absent(hint), wide=True)
 

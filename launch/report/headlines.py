@@ -15,9 +15,11 @@ def headlines(run: LoggedRun) -> Iterator[tuple[str, str, str]]:
     """Yield (label, value, hint) of each number; an unknown value is a dash."""
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
     top5 = finite_number(run.evaluation.get("top5"))
-    hint = f"top-5 {percent(top5)}" if top5 else ""
+    size = run.evaluation.get("size")
+    parts = [f"top-5 {percent(top5)}" if top5 else "", size if isinstance(size, str) else ""]
+    hint = "; ".join(part for part in parts if part)
     if top1 is None and (top1 := last_value(run, names.val_score("top1"))) is not None:
-        hint = "during training"
+        hint = "during training, each image at up to the largest size there"
     yield "Validation top-1", _show(top1, percent), hint
 
     measured = finite_number(run.result.get("train_seconds"))

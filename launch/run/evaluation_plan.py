@@ -31,8 +31,11 @@ from zeta.packed import PackedBatch, StepPacks, StepSource
 
 NATIVE = "native"
 """The resolution at which every image has its own size."""
+TRAIN = "train"
+"""The resolution of `val/*` in training: images are at most as large as the largest there."""
 _NATIVE_CAP = 1024
 _MAX_TOKENS = 1 << 17
+_ANY_UPSCALE = 1e9
 _CHUNK = 1 << 18
 
 
@@ -44,32 +47,63 @@ class View:
     max_patches: int | None = None
     """Largest number of patches of an image; None: the number that `resolution` gives."""
 
+    @property
+    def words(self) -> str:
+        """The size in words, for people who read a score."""
+        side = self.resolution.max
+        if self.resolution.kind == "native":
+            return f"each image at its own size, up to the area of {side} x {side} pixels"
+        if self.resolution.max_upscale > _ANY_UPSCALE / 2 or self.resolution.fit != "keep":
+            return f"each image at {side} x {side} pixels, or that area"
+        return f"each image at up to the area of {side} x {side} pixels"
+
 
 def view_at(name: str, model_arguments: Mapping[str, Any], trained: Mapping[str, Any]) -> View:
     """Return the view at a resolution.
 
     Args:
-        name: `native`, or a side s in pixels: images are resized to the area s * s.
+        name: `train` (see `view_of_training`), `native`, or a side s in pixels: images are resized
+            to the area s * s.
         model_arguments: result of `ModelConfig.resolve`.
-        trained: `fit` of the images in training.
+        trained: `max`, `fit` and `max_upscale` of the images in training, as far as they are known.
 
     Raises:
         ValueError: the name is neither, or a size that the model does not accept.
     """
     if takes_one_size(model_arguments):
         side = model_arguments["image_size"]
-        if name not in (NATIVE, str(side)):
+        if name not in (TRAIN, NATIVE, str(side)):
             raise ValueError(
                 f"resolution {name!r}: this MegaVit takes images of {side} pixels only"
             )
         return View(_only_size(model_arguments, trained))
+    if name == TRAIN:
+        return view_of_training(model_arguments, trained)
     fit = trained.get("fit", "keep")
     if name == NATIVE:
         return View(ResolutionConfig("native", max=_NATIVE_CAP, fit=fit))
     if not name.isdecimal() or int(name) < 1:
-        raise ValueError(f"resolution {name!r} is neither {NATIVE!r} nor a side in pixels")
+        raise ValueError(
+            f"resolution {name!r} is neither {TRAIN!r} nor {NATIVE!r} nor a side in pixels, as in "
+            "224"
+        )
     # The user asked for this side, so small images are enlarged to it.
-    return View(ResolutionConfig("fixed", max=int(name), fit=fit, max_upscale=1e9))
+    return View(ResolutionConfig("fixed", max=int(name), fit=fit, max_upscale=_ANY_UPSCALE))
+
+
+def view_of_training(model_arguments: Mapping[str, Any], trained: Mapping[str, Any]) -> View:
+    """Return the view of the scores `val/loss` and `val/top1` of a run.
+
+    Args:
+        model_arguments: result of `ModelConfig.resolve`.
+        trained: `max`, `fit` and `max_upscale` of the images in training; where the largest side is
+            not known it is that of the position tables.
+    """
+    if takes_one_size(model_arguments):
+        return View(_only_size(model_arguments, trained))
+    size, patch = model_arguments["image_size"], model_arguments["patch_size"]
+    side = int(trained.get("max") or (max(size) if isinstance(size, Sequence) else size))
+    return view_within(max(1, side**2 // patch**2), model_arguments, trained)
 
 
 def view_within(

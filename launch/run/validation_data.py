@@ -18,6 +18,7 @@ from launch.run.evaluation_plan import (
     class_map,
     held_out_plan,
     num_unusable,
+    view_of_training,
     view_within,
 )
 from zeta.distributed import RankInfo
@@ -77,9 +78,8 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
             f"{_NAME} has weights, but each of its images is scored once: leave the weights out "
             "and list the paths"
         )
-    resolution, patch = config.data.resolution, arguments["patch_size"]
-    shown = {"fit": resolution.fit, "max_upscale": resolution.max_upscale}
-    largest = max(1, resolution.max**2 // patch**2)
+    resolution = config.data.resolution
+    shown = {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")}
     try:
         manifest = Manifest.open(spec)
         data = with_targets(config, manifest).data
@@ -93,7 +93,9 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
                 held_out_plan(
                     manifest,
                     data,
-                    view_within(tokens or largest, arguments, shown),
+                    view_of_training(arguments, shown)
+                    if tokens is None
+                    else view_within(tokens, arguments, shown),
                     num_lanes=config.train.packs_per_step,
                     name=_NAME,
                 ),

@@ -136,7 +136,7 @@ def judge(seen: Snapshot) -> Status:
     step = last.get("step")
     ends = sorted(_steps_left(seen, last, step)) if step is not None else []
     left = ends[0] if ends else None
-    step_s = _mean(seen.rows, names.STEP_S)
+    step_s = _step_s(seen.rows)
     running, over = state == "running", state in OVER
     return Status(
         name=seen.name,
@@ -145,8 +145,8 @@ def judge(seen: Snapshot) -> Status:
         step=step,
         of_steps=None if step is None or left is None else step + math.ceil(left),
         eta_s=None if left is None or step_s is None or over else left * step_s,
-        images_per_s=_mean(seen.rows, names.IMAGES_PER_S),
-        tokens_per_s=_mean(seen.rows, names.TOKENS_PER_S),
+        images_per_s=_per_second(seen.rows, names.IMAGES_PER_S),
+        tokens_per_s=_per_second(seen.rows, names.TOKENS_PER_S),
         step_s=step_s,
         loss=_number(last.get(names.TRAIN_LOSS)),
         best=next((_number(v) for name, v in last.items() if _is_best(name)), None),
@@ -239,7 +239,7 @@ def _steps_left(seen: Snapshot, last: Mapping[str, Any], step: int) -> Iterator[
     limits = seen.limits
     if limits.steps is not None:
         yield max(0.0, limits.steps - step)
-    step_s = _mean(seen.rows, names.STEP_S)
+    step_s = _step_s(seen.rows)
     images = limits.images
     if limits.epochs is not None and limits.images_per_epoch:
         by_epochs = limits.epochs * limits.images_per_epoch
@@ -248,7 +248,7 @@ def _steps_left(seen: Snapshot, last: Mapping[str, Any], step: int) -> Iterator[
         (images, names.IMAGES_SEEN, names.IMAGES_PER_S),
         (limits.tokens, names.TOKENS_SEEN, names.TOKENS_PER_S),
     ):
-        seen_so_far, per_s = _number(last.get(done)), _mean(seen.rows, rate)
+        seen_so_far, per_s = _number(last.get(done)), _per_second(seen.rows, rate)
         if None not in (end, seen_so_far, per_s, step_s) and per_s and step_s:
             assert end is not None
             assert seen_so_far is not None
@@ -263,9 +263,40 @@ def _latest(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return latest
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    values = [v for row in rows if (v := _number(row.get(name))) is not None][-_RATE_ROWS:]
-    return sum(values) / len(values) if values else None
+def _step_s(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the seconds of a step over the last log intervals: their seconds over their steps."""
+    timed = _intervals(rows)
+    steps = sum(steps for steps, _, _ in timed)
+    return sum(seconds for _, seconds, _ in timed) / steps if steps else None
+
+
+def _per_second(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return a rate over the last log intervals: what they hold in all, over their seconds in all.
+
+    The mean of the rates would be another number: a fast interval would count as much as a slow
+    one, which holds most of the time.
+    """
+    rated = [
+        (seconds, rate)
+        for _, seconds, row in _intervals(rows)
+        if (rate := _number(row.get(name))) is not None
+    ]
+    total = sum(seconds for seconds, _ in rated)
+    return sum(seconds * rate for seconds, rate in rated) / total if total else None
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, Mapping[str, Any]]]:
+    """Return (steps, seconds, row) of the last log intervals that were timed."""
+    found, before = list[tuple[int, float, Mapping[str, Any]]](), 0
+    for row in rows:
+        step_s, step = _number(row.get(names.STEP_S)), _whole(row.get("step"))
+        if step_s is None or step is None:
+            continue
+        # After a restart steps come again; of the first row what is before it is not known.
+        steps = step - before if 0 < before < step else 1
+        found.append((steps, steps * step_s, row))
+        before = step
+    return found[-_RATE_ROWS:]
 
 
 def _number(value: object) -> float | None:

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import pytest
 from PIL import Image
 
 from launch.cli import build_parser, entry_point, parse_arguments
+from launch.commands.completion import completion_script
 
 
 def zeta(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -64,6 +66,8 @@ def test_the_commands_of_today_are_there():
         ("finetune",),
         ("eval",),
         ("embed",),
+        ("predict",),
+        ("completion",),
         ("report",),
         ("experiment",),
     }
@@ -197,3 +201,65 @@ def test_a_name_that_is_no_utf8_is_shown_and_what_to_do(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "a name is not valid UTF-8 and cannot be written: 'runs/r\\udcff/checkpoints'" in said
     assert "rename the file or folder" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evl"], "zeta: error: no command 'evl' (did you mean eval?): there are demo, config,"),
+        (["nonsense"], "zeta: error: no command 'nonsense': there are demo, "),
+        (["launch", "statis"], "zeta launch: error: no command 'statis' (did you mean status?)"),
+        (
+            ["eval", "e", "i", "--resolutons", "9"],
+            "no option --resolutons (did you mean --reso",
+        ),
+        (["train", "demo", "--dryrun"], "(did you mean --dry-run?): `zeta train --help` lists"),
+        (["train"], "the following arguments are required: CONFIG\n"),
+        (["embed", "e", "i"], "the following arguments are required: OUT\n"),
+    ],
+)
+def test_a_wrong_command_or_option_is_answered_by_the_nearest(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_versions_are_told_without_loading_torch(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--version"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("zeta ")
+    assert f"torch {metadata.version('torch')}" in said
+
+
+def test_the_help_tells_settings_from_arguments_and_options(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["train", "--help"])
+    said = capsys.readouterr().out
+    arguments, options, settings = (
+        said.index(title) for title in ("positional arguments:", "options:", "settings:")
+    )
+    assert arguments < said.index("CONFIG  ") < options < settings < said.index("key=value   ")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["ev"], ["eval"]),
+        (["launch", "s"], ["slurm", "sizes", "status"]),
+        (["launch", "local", "first_"], ["first_pairs", "first_run"]),
+        (["train", "demo", "optim.warmup_sh"], ["optim.warmup_share="]),
+        (["--debug", "eval", "exports/train", "--per"], ["--per-image"]),
+        (["export", "runs/a", "out", "--format", "ti"], ["timm"]),
+    ],
+)
+def test_the_shell_completes_commands_options_recipes_and_settings(words, found):
+    script = completion_script(build_parser(), "bash")
+    typed = " ".join(f"'{word}'" for word in ["zeta", *words])
+    asked = f"COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _zeta; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{script}\n{asked}"], capture_output=True, text=True
+    )
+    assert done.stdout.split() == found, done.stderr

@@ -136,7 +136,7 @@ def test_the_model_card_tells_the_facts(run, tmp_path):
     card = (out / "README.md").read_text()
     assert card.startswith("# owls\n")
     facts = ("abc123", "| images seen | 40 |", "| tokens seen | 640 |", "| steps | 4 |", "c0ffee")
-    facts += ("| val/top1 | 0.9 |", "0: cat, 1: dog, 2: owl", "| recipe | zeta |", "lr: ")
+    facts += ("| val/top1 | 0.9 |", "0: cat, 1: dog, 2: owl", "| run | zeta |", "lr: ")
     facts += ("NaViT.from_pretrained", "timm.create_model", "deepspeed | 0.19.8")
     for fact in facts:
         assert fact in card, fact

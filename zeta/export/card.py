@@ -61,7 +61,7 @@ def _training(facts: Mapping[str, Any]) -> list[tuple[str, object]]:
     commit = code.get("commit") or "unknown"
     changed = " with changes that were not committed" if code.get("dirty") else ""
     return [
-        ("recipe", facts["recipe"]),
+        ("run", facts["run"]),
         ("objective", facts["objective"]),
         ("steps", f"{facts['step']:,}"),
         ("weights", facts["weights"]),
@@ -79,7 +79,15 @@ def _evaluation(facts: Mapping[str, Any]) -> str:
     scores = facts["evaluation"]
     if not scores:
         return "These weights were not evaluated on held-out images during training."
-    return _table(("on held-out images", ""), [(n, f"{v:.6g}") for n, v in scores.items()])
+    table = _table(("on held-out images", ""), [(n, f"{v:.6g}") for n, v in scores.items()])
+    side = (facts.get("resolution") or {}).get("max")
+    if side is None:
+        return table
+    size = f"each image at up to the area of {side} x {side} pixels, the largest of training"
+    return (
+        f"{table}\n\nScores that name no number of tokens were taken with {size}; `zeta eval` "
+        "takes them so too (`--resolutions train`, its default)."
+    )
 
 
 def _classes(facts: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from zeta.config_field import check_choice, check_range
-from zeta.models.exported import load_export, read_config, trained_fit
+from zeta.models.exported import load_export, read_config, remember_training
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import PackedViT
@@ -143,7 +143,7 @@ def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> Pac
         ValueError: not an export, one of another format, or its weights do not fit its config.
     """
     model = load_export(path, model_from_arguments, dtype)
-    model.fit = trained_fit(read_config(path)) or model.fit
+    remember_training(model, read_config(path))
     return model
 
 

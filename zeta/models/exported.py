@@ -111,6 +111,27 @@ def read_config(path: Path | str) -> dict[str, Any]:
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
 
 
+def remember_training(model: Any, config: Mapping[str, Any]) -> None:
+    """Tell a `zeta.models.packed_vit.PackedViT` what config.json says of the images it learned."""
+    trained = config["info"].get("resolution")
+    trained = trained if isinstance(trained, dict) else {}
+    side, upscale = trained.get("max"), trained.get("max_upscale")
+    model.fit = trained_fit(config) or model.fit
+    model.class_names = class_names(config)
+    if isinstance(side, int) and side >= 1:
+        model.trained_side = side
+    if isinstance(upscale, int | float) and upscale >= 1:
+        model.max_upscale = float(upscale)
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Return the names of a model's classes, by index, from config.json; None: not known."""
+    names = config["info"].get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
 def trained_fit(config: Mapping[str, Any]) -> str | None:
     """Return `data.resolution.fit` of the training from config.json; None where it is not kept."""
     resolution = config["info"].get("resolution")

@@ -21,7 +21,7 @@ from zeta.config_field import check_whole
 from zeta.models.arguments import is_finite
 from zeta.models.attention import Segments
 from zeta.models.dropout import draws_at_random, seeded
-from zeta.models.exported import load_export, read_config, trained_fit
+from zeta.models.exported import load_export, read_config, remember_training
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
 from zeta.models.layers import Norm, run_blocks
@@ -32,6 +32,7 @@ from zeta.models.patchify import (
     DropRate,
     Images,
     check_finite,
+    check_normalised,
     drop_tokens,
     flatten_images,
     patchify,
@@ -82,6 +83,12 @@ class PackedViT(nn.Module, ABC):
         self.fit = "crop" if self.one_size else "keep"
         """How an image gets the shape that the model takes (`data.resolution.fit` of its training):
         keep (its aspect ratio), crop (the middle) or squash (to a square)."""
+        self.trained_side: int | None = None
+        """Largest side of the images in training, in pixels; None: not known."""
+        self.max_upscale = 1.0
+        """Largest factor by which smaller images were enlarged in training."""
+        self.class_names: tuple[str, ...] | None = None
+        """Names of the classes, in the order of the logits; None: not known."""
         self.activation_checkpointing = False
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.stream_dtype: torch.dtype | None = None
@@ -143,7 +150,7 @@ class PackedViT(nn.Module, ABC):
         if arch != cls.arch:
             raise ValueError(f"{path} holds a {arch}, not a {cls.arch}: load it with its own class")
         model = load_export(path, cls._from_options, dtype)
-        model.fit = trained_fit(config) or model.fit
+        remember_training(model, config)
         return model
 
     @classmethod
@@ -151,18 +158,22 @@ class PackedViT(nn.Module, ABC):
         return cls(**{name: value for name, value in options.items() if name != "arch"})
 
     @torch.no_grad()
-    def embed(self, images: Sequence[Image], *, side: int = 1024, tokens: int = 4096) -> Tensor:
+    def embed(
+        self, images: Sequence[Image], *, side: int | None = None, tokens: int = 4096
+    ) -> Tensor:
         """Return the pooled embedding [n, dim] of PIL images of any sizes, on the model's device.
 
-        Each image is turned upright and encoded at its own size, rounded to whole patches; an image
-        of more than side * side pixels is shrunk to that area. A model that was trained on squares
-        (`fit` is crop or squash) is shown squares: of the length of the shorter side, or of the one
-        size that it accepts. The pixels are those of `zeta embed` and `zeta eval`, which decode in
-        full too.
+        Each image is turned upright, and its sides are rounded to whole patches. By default it is
+        shown as large as held-out images in training, as far as the export says how large they
+        were; with `side` at its own size, shrunk to side * side pixels if it has more. A model that
+        was trained on squares (`fit` is crop or squash) is shown squares: of the length of the
+        shorter side, or of the one size that it accepts. The pixels are those of `zeta embed` and
+        `zeta eval`, which decode in full too.
 
         Args:
             images: PIL images; of 32-bit integers and floats nothing says which value is white.
-            side: side of the largest area, in pixels.
+            side: side of the largest area, in pixels; None: as in training, or 1024 if that is not
+                known.
             tokens: largest number of tokens to encode at a time; a single image may have more.
 
         Raises:
@@ -172,7 +183,10 @@ class PackedViT(nn.Module, ABC):
         # To run on tensors a model needs neither Pillow nor numpy.
         from zeta.models.pillow_images import check_pillow, fitted_pixels
 
-        check_whole("side", side, 1)
+        if side is not None:
+            check_whole("side", side, 1)
+        as_trained = side is None and self.trained_side is not None
+        side = side or self.trained_side or 1024
         waiting, embeddings, used = list[Tensor](), list[Tensor](), 0
         was_training = self.training
         self.eval()
@@ -186,6 +200,7 @@ class PackedViT(nn.Module, ABC):
                     side=side,
                     fit=self.fit,
                     grid=self.fixed_grid,
+                    upscale=self.max_upscale if as_trained else None,
                 )
                 count = pixels[0].numel() // self.patch_size**2
                 if waiting and used + count > tokens:
@@ -253,6 +268,7 @@ class PackedViT(nn.Module, ABC):
     def _cut(self, images: Images) -> PackedTokens:
         patches = patchify(flatten_images(images), self.patch_size, self.channels)
         check_finite(patches.pixels, patches.lengths)
+        check_normalised(patches.pixels, self._mean, self._std)
         self.check_grids(patches.grids)
         if self.training and self.token_dropout_prob is not None:
             patches = drop_tokens(patches, self.patch_size, self.token_dropout_prob)
@@ -291,6 +307,7 @@ class PackedViT(nn.Module, ABC):
                 "tail padding"
             )
         check_finite(pack.patches, pack.lengths[:-1])
+        check_normalised(pack.patches, self._mean, self._std)
         fit = self.grids_fit(pack) if self.checks_grids else None
         if fit is not None and fit.device.type == "cpu" and not bool(fit):
             self.check_grids([(h, w) for h, w in pack.grids.tolist()])

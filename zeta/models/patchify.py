@@ -24,6 +24,8 @@ Images: TypeAlias = Tensor | Sequence["Images"]
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DTYPES = (torch.uint8, *FLOAT_DTYPES)
+_LEAST_CONTRAST = 0.5
+"""Range of values from which on images of floats in [0, 1] count as not normalised."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,28 @@ def check_finite(pixels: Tensor, lengths: Sequence[int]) -> None:
     image = bisect_right(list(accumulate(lengths)), first)
     where = f"image {image}" if image < len(lengths) else "padding"
     raise ValueError(f"{where} holds NaN or infinite pixels: fix or leave it out")
+
+
+def check_normalised(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError if float pixels look like those of [0, 1], which nobody has normalised.
+
+    Taken as normalised they would be a pale grey picture, and the model would answer all the same.
+    Pictures that were normalised hold values below 0, unless no pixel is darker than the mean. The
+    check reads one value back from the device, and runs only for float pixels.
+
+    Args:
+        pixels: [T, p*p*c] patches of the images.
+        mean, std: normalisation of the model, of pixels in [0, 1].
+    """
+    unchanged = all(m == 0 for m in mean) and all(s == 1 for s in std)
+    if not pixels.is_floating_point() or unchanged or not pixels.numel():
+        return
+    low, high = pixels.detach().aminmax()
+    if bool((low >= 0) & (high <= 1) & (high - low > _LEAST_CONTRAST)):
+        raise ValueError(
+            "the images are floats from 0 to 1, which were not normalised: pass uint8 pixels, or "
+            "(image - mean) / std with the model's mean and std, as in model.mean[:, None, None]"
+        )
 
 
 def keep_count(patches: int, rate: float) -> int:

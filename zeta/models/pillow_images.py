@@ -53,6 +53,7 @@ def fitted_pixels(
     side: int,
     fit: str,
     grid: tuple[int, int] | None,
+    upscale: float | None = None,
 ) -> Tensor:
     """Return an image as uint8 [channels, height, width], upright, with sides of whole patches.
 
@@ -64,6 +65,8 @@ def fitted_pixels(
         fit: "keep" keeps the aspect ratio; "crop" takes the middle of another aspect ratio, and
             "squash" distorts the image to it.
         grid: rows and columns of patches of every image; None: as many as its own size gives.
+        upscale: largest factor by which smaller images are enlarged, as in `trained_grid`; None:
+            they are not.
 
     Raises:
         ValueError: as `pixels_of`.
@@ -71,7 +74,13 @@ def fitted_pixels(
     pixels = _pixels(image, channels)
     turn = orientation(image)
     height, width, _ = upright(pixels, turn).shape
-    rows, columns = grid or native_grid(height, width, patch_size, side, square=fit != "keep")
+    square = fit != "keep"
+    if grid is not None:
+        rows, columns = grid
+    elif upscale is None:
+        rows, columns = native_grid(height, width, patch_size, side, square=square)
+    else:
+        rows, columns = trained_grid(height, width, patch_size, side, upscale, square=square)
     target = (rows * patch_size, columns * patch_size)
     # Resized as stored, then turned: so does the pipeline, and the two passes of a resize round.
     stored_target = target[::-1] if turn >= 5 else target
@@ -99,6 +108,37 @@ def native_grid(
         return patches, patches
     scale = min(1.0, side / math.sqrt(height * width))
     return max(1, round(height * scale / patch_size)), max(1, round(width * scale / patch_size))
+
+
+def trained_grid(
+    height: int, width: int, patch_size: int, side: int, upscale: float, *, square: bool
+) -> tuple[int, int]:
+    """Return the (rows, columns) of patches of an image as held-out images are shown in training.
+
+    It is the grid of `data_pipeline.plan.sampling.token_grids` for one image, which the models,
+    below it, cannot import.
+
+    Args:
+        height, width: pixels.
+        patch_size: pixels of a patch's side.
+        side: largest side in training, in pixels: no image has more patches than side * side.
+        upscale: largest factor by which smaller images are enlarged towards it.
+        square: whether the image becomes a square of that side.
+    """
+    most = max(1, side**2 // patch_size**2)
+    side = max(1, math.isqrt(most * patch_size**2))
+    if square:
+        rows = columns = max(1, round(side / patch_size))
+    else:
+        scale = min(side / math.sqrt(height * width), upscale)
+        rows = max(1, round(height * scale / patch_size))
+        columns = max(1, round(width * scale / patch_size))
+    if rows * columns > most:
+        factor = math.sqrt(most / (rows * columns))
+        smaller = max(1, int(rows * factor)), max(1, int(columns * factor))
+        rows = min(smaller[0], most // min(smaller[1], most))
+        columns = min(smaller[1], most // rows)
+    return rows, columns
 
 
 def _pixels(image: Image.Image, channels: int) -> NDArray[np.uint8]:

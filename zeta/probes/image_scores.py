@@ -13,6 +13,8 @@ from zeta.distributed import World
 from zeta.packed import PackedBatch
 from zeta.probes.rows import Columns, rows_in_order
 
+_NO_SCORES = ("sample_id", "label", "key", "predicted", "probability")
+
 
 @runtime_checkable
 class RowObjective(Protocol):
@@ -33,12 +35,23 @@ class ImageScores:
     Args:
         objective: scores the images of a pack.
         world: the ranks.
+        independent: whether each class is a yes or no of its own (sigmoid); else they exclude one
+            another (softmax).
+        with_names: also keep `key`, `predicted` (the most probable class) and its `probability`.
     """
 
     headline = "top1"
 
-    def __init__(self, objective: RowObjective, world: World) -> None:
+    def __init__(
+        self,
+        objective: RowObjective,
+        world: World,
+        *,
+        independent: bool = False,
+        with_names: bool = False,
+    ) -> None:
         self._objective, self._world = objective, world
+        self._independent, self._with_names = independent, with_names
         self._parts: list[Columns] = []
         self.rows: dict[str, NDArray[Any]] = {}
         """Scores and `label` of all images, [n] each, in order of `sample_id`, on every rank."""
@@ -57,7 +70,16 @@ class ImageScores:
         found = {"sample_id": batch.sample_ids, "label": batch.labels}
         columns = found | dict(self._objective.held_out_rows(outputs, batch))
         counted = (batch.weights > 0).cpu().numpy()
-        self._parts.append({n: column.cpu().numpy()[counted] for n, column in columns.items()})
+        part = {n: column.cpu().numpy()[counted] for n, column in columns.items()}
+        if self._with_names:
+            logits = outputs.float()
+            shares = logits.sigmoid() if self._independent else logits.softmax(dim=-1)
+            best = shares.max(dim=-1)
+            keys = [key for key, used in zip(batch.keys, counted.tolist(), strict=False) if used]
+            part["key"] = np.array(keys, object)
+            part["predicted"] = logits.argmax(dim=-1).cpu().numpy()[counted]
+            part["probability"] = best.values.cpu().numpy()[counted]
+        self._parts.append(part)
 
     def metrics(self) -> dict[str, float]:
         """Return `images` and the means over those of all ranks. NOTE: a collective."""
@@ -70,5 +92,5 @@ class ImageScores:
 
 def means_over(rows: Columns, chosen: NDArray[np.bool_]) -> dict[str, float]:
     """Return the mean of each score over the chosen rows, at least one."""
-    scores = (name for name in rows if name not in ("sample_id", "label"))
+    scores = (name for name in rows if name not in _NO_SCORES)
     return {name: float(rows[name][chosen].astype(np.float64).mean()) for name in scores}

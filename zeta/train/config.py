@@ -180,18 +180,26 @@ class OptimConfig:
     schedule_by: str = "steps"
     """Unit of warm-up, cooldown and end: steps, images or tokens trained on so far, over all ranks.
     The end is train.max_steps, train.max_images or train.max_tokens."""
-    warmup_steps: int = 0
-    """Steps of linear warm-up from 0, with schedule_by=steps."""
-    warmup_images: int = 0
-    """Images of linear warm-up from 0, with schedule_by=images."""
-    warmup_tokens: int = 0
-    """Tokens of linear warm-up from 0, with schedule_by=tokens."""
-    cooldown_steps: int = 0
-    """Last steps of the run, over which every schedule but cosine falls to 0."""
-    cooldown_images: int = 0
-    """Last images of the run for the same cooldown, with schedule_by=images."""
-    cooldown_tokens: int = 0
-    """Last tokens of the run for the same cooldown, with schedule_by=tokens."""
+    warmup_share: float = 0.0
+    """Share of the run for linear warm-up from 0, below 1, such as 0.1. It follows the end of the
+    run, and a number of steps, images or tokens wins over it."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up from 0, with schedule_by=steps; null: as warmup_share says."""
+    warmup_images: int | None = None
+    """Images of linear warm-up from 0, with schedule_by=images; null: as warmup_share says."""
+    warmup_tokens: int | None = None
+    """Tokens of linear warm-up from 0, with schedule_by=tokens; null: as warmup_share says."""
+    cooldown_share: float = 0.0
+    """Last share of the run, over which every schedule but cosine falls to 0; as warmup_share."""
+    cooldown_steps: int | None = None
+    """Last steps of the run for the cooldown, with schedule_by=steps; null: as cooldown_share
+    says."""
+    cooldown_images: int | None = None
+    """Last images of the run for the cooldown, with schedule_by=images; null: as cooldown_share
+    says."""
+    cooldown_tokens: int | None = None
+    """Last tokens of the run for the cooldown, with schedule_by=tokens; null: as cooldown_share
+    says."""
     cooldown_shape: str = "linear"
     """Shape of the cooldown: linear, or sqrt: 1 - sqrt(share of the cooldown)."""
     weight_decay: float = 0.05
@@ -213,8 +221,11 @@ class OptimConfig:
         check_choice("optim.schedule_by", self.schedule_by, UNITS)
         check_choice("optim.cooldown_shape", self.cooldown_shape, ("linear", "sqrt"))
         ramps = [f"{ramp}_{unit}" for ramp in ("warmup", "cooldown") for unit in UNITS]
-        for name in ("lr", *ramps, "weight_decay", "clip"):
+        counts = [name for name in ramps if getattr(self, name) is not None]
+        for name in ("lr", *counts, "weight_decay", "clip"):
             check_range(f"optim.{name}", getattr(self, name), 0, open_high=True)
+        for name in ("warmup_share", "cooldown_share"):
+            check_range(f"optim.{name}", getattr(self, name), 0, 1, open_high=True)
         if self.head_weight_decay is not None:
             check_range("optim.head_weight_decay", self.head_weight_decay, 0, open_high=True)
         if not 0 < self.layer_decay <= 1:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from zeta.train.config import UNITS, OptimConfig, TrainConfig
+
+RAMPS = ("warmup", "cooldown")
+"""Parts of a run in which the learning rate rises or falls in a line."""
 
 
 @dataclass(frozen=True)
@@ -73,25 +77,64 @@ def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
         )
     unit = optim.schedule_by
     for other in UNITS:
-        for ramp in ("warmup", "cooldown"):
+        for ramp in RAMPS:
             if other != unit and getattr(optim, f"{ramp}_{other}"):
                 raise ValueError(
                     f"optim.{ramp}_{other} is {getattr(optim, f'{ramp}_{other}')}, but "
                     f"optim.schedule_by is {unit}: set optim.{ramp}_{unit}, or "
                     f"optim.schedule_by={other}"
                 )
-    warmup, cooldown = getattr(optim, f"warmup_{unit}"), getattr(optim, f"cooldown_{unit}")
     end = getattr(train, f"max_{unit}")
-    if optim.schedule == "rsqrt" and warmup == 0:
-        raise ValueError(f"optim.schedule rsqrt needs optim.warmup_{unit} of at least 1")
-    if optim.schedule == "wsd" and cooldown == 0:
-        raise ValueError(f"optim.schedule wsd needs optim.cooldown_{unit} of at least 1")
-    if end is None and (cooldown or optim.schedule == "cosine"):
-        field = f"optim.cooldown_{unit}" if cooldown else "optim.schedule = cosine"
-        raise ValueError(f"{field} needs the end of the run; set train.max_{unit}")
-    if end is not None and warmup + cooldown and warmup + cooldown >= end:
+    if end is None:
+        _refuse_without_end(optim)
+    warmup, cooldown = (ramp_length(optim, ramp, end) for ramp in RAMPS)
+    for schedule, ramp, length in (("rsqrt", "warmup", warmup), ("wsd", "cooldown", cooldown)):
+        if optim.schedule == schedule and length == 0:
+            raise ValueError(
+                f"optim.schedule {schedule} needs optim.{ramp}_{unit} of at least 1, or "
+                f"optim.{ramp}_share above 0"
+            )
+    if all(getattr(optim, f"{ramp}_{unit}") is None for ramp in RAMPS):
+        both = optim.warmup_share + optim.cooldown_share
+        if both >= 1:
+            raise ValueError(
+                f"optim.warmup_share + optim.cooldown_share is {both:g}; it must be below 1: lower "
+                "them"
+            )
+    elif end is not None and warmup + cooldown and warmup + cooldown >= end:
         raise ValueError(
             f"optim.warmup_{unit} + optim.cooldown_{unit} is {warmup + cooldown}; it must be below "
             f"train.max_{unit} = {end}: lower them or train longer"
         )
     return Schedule(optim, warmup, cooldown, end)
+
+
+def ramp_length(optim: Any, ramp: str, end: int | None) -> int:
+    """Return the length of warm-up or cooldown, in units of `optim.schedule_by`.
+
+    Args:
+        optim: an `OptimConfig`, or an object with its fields.
+        ramp: one of `RAMPS`.
+        end: end of the run in these units; None: not known, so that a share gives 0.
+    """
+    count: int | None = getattr(optim, f"{ramp}_{optim.schedule_by}")
+    if count is not None:
+        return count
+    share: float = getattr(optim, f"{ramp}_share")
+    return max(1, round(share * end)) if share and end else 0
+
+
+def _refuse_without_end(optim: OptimConfig) -> None:
+    """Raise ValueError, naming the field, for what depends on the end of a run that has none."""
+    unit = optim.schedule_by
+    fields = {"optim.schedule = cosine": optim.schedule == "cosine"}
+    for ramp in reversed(RAMPS):
+        count = getattr(optim, f"{ramp}_{unit}")
+        if ramp == "cooldown":
+            fields[f"optim.cooldown_{unit}"] = bool(count)
+        fields[f"optim.{ramp}_share"] = count is None and bool(getattr(optim, f"{ramp}_share"))
+    for field, needed in fields.items():
+        if needed:
+            ramp = field.removeprefix("optim.").removesuffix("_share")
+            instead = f", or optim.{ramp}_{unit}" if field == "optim.warmup_share" else ""
+            raise ValueError(f"{field} needs the end of the run; set train.max_{unit}{instead}")

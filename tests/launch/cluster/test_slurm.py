@@ -162,7 +162,7 @@ def test_the_jobs_of_a_chain_have_the_name_of_their_run_and_no_other():
         for job in (first, again, other)
     ]
     assert names[0] == names[1] != names[2]
-    assert re.fullmatch(r"--job-name=demo-[0-9a-f]{6}", names[0])
+    assert re.fullmatch(r"--job-name=a-[0-9a-f]{6}", names[0])
 
 
 def test_a_backslash_would_lose_the_log_and_is_refused():
@@ -316,3 +316,18 @@ def test_a_finished_run_is_not_submitted_again(sbatch, shards, capsys, monkeypat
     assert launch("demo", "--nodes", 1, f"data.shards={shards}") == 0
     assert "already finished" in capsys.readouterr().out
     assert sbatch.jobs() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        (["data.workers=3"], True),
+        (["data.workers=3", "cluster.cpus_per_task=4"], False),
+        (["data.workers=0"], False),
+    ],
+)
+def test_loader_workers_without_cores_of_their_own_are_warned_of(settings, warned, shards, capsys):
+    words = ("--nodes", 1, f"data.shards={shards}", *settings, "--dry-run")
+    assert launch("demo", *words) == 0
+    said = capsys.readouterr().err
+    assert ("3 loader workers may have to share one core: give --cpus-per-task 4" in said) == warned

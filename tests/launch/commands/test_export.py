@@ -24,8 +24,8 @@ def plain_format(monkeypatch):
     monkeypatch.setitem(COMBINED, "zeta+plain", ("zeta", "plain"))
 
 
-def export(run, out, form):
-    return entry_point(["export", str(run), str(out), "--format", form])
+def export(run, out, form, *options):
+    return entry_point(["export", str(run), str(out), "--format", form, *options])
 
 
 def test_a_new_format_is_written_by_the_command_and_shown_in_its_card(run, tmp_path, capsys):
@@ -55,12 +55,16 @@ def test_a_new_format_lies_beside_that_of_zeta(run, tmp_path):
 def test_an_export_in_a_new_format_is_replaced_but_not_with_other_files_in_it(
     run, tmp_path, capsys
 ):
-    assert export(run, tmp_path / "out", "plain") == 0
-    assert export(run, tmp_path / "out", "zeta") == 0
-    assert not (tmp_path / "out/plain.txt").exists()
-    assert export(run, tmp_path / "out", "plain") == 0
-    (tmp_path / "out/thesis.tex").write_text("years of work")
-    assert export(run, tmp_path / "out", "zeta") == 1
+    out = tmp_path / "out"
+    assert export(run, out, "plain") == 0
+    assert export(run, out, "zeta") == 1
+    assert f"{out} holds an export already: give --overwrite" in capsys.readouterr().err
+    assert (out / "plain.txt").exists()
+    assert export(run, out, "zeta", "--overwrite") == 0
+    assert not (out / "plain.txt").exists()
+    assert export(run, out, "plain", "--overwrite") == 0
+    (out / "thesis.tex").write_text("years of work")
+    assert export(run, out, "zeta", "--overwrite") == 1
     assert "holds something that is not an exported model" in capsys.readouterr().err
     assert (tmp_path / "out/thesis.tex").is_file()
 

@@ -7,6 +7,7 @@ import yaml
 
 from launch.config.load import ZetaConfig, fixed_changes, load_config, to_yaml
 from launch.shipped import configs_root, recipe_names
+from zeta.train.schedule import build_schedule
 
 SHARDS = "data.shards=shards/train"
 
@@ -57,7 +58,8 @@ def test_the_recipe_of_22_billion_weights_is_that_of_the_paper():
     assert config.train.max_steps == 177_000
     optim = config.optim
     assert (optim.schedule, optim.lr) == ("rsqrt", 1e-3)
-    assert (optim.warmup_steps, optim.cooldown_steps) == (10_000, 30_000)
+    schedule = build_schedule(optim, config.train)
+    assert (schedule.warmup, schedule.cooldown) == (10_000, 30_000)
     assert (optim.weight_decay, optim.head_weight_decay) == (0.03, 3.0)
 
 
@@ -200,7 +202,12 @@ def test_sections_that_contradict_each_other_are_refused():
     )
     cooldown = ("optim.schedule=constant", "optim.cooldown_steps=5", *endless)
     assert "optim.cooldown_steps needs the end of the run" in refusal(*cooldown)
-    load_config("demo", [SHARDS, "optim.schedule=constant", *endless])
+    shares = ("optim.schedule=constant", *endless)
+    assert (
+        "optim.warmup_share needs the end of the run; set train.max_steps, or optim.warmup_steps"
+        in refusal(*shares)
+    )
+    load_config("demo", [SHARDS, *shares, "optim.warmup_steps=5"])
     assert "optim.warmup_steps" in refusal("optim.schedule=rsqrt", "optim.warmup_steps=0")
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
         load_config("navit_b16_classification")
@@ -312,6 +319,49 @@ def test_an_old_run_with_an_optimizer_under_deepspeed_resumes_under_either_spell
     assert fixed_changes(old_yaml, now) == []
     adam = load_config("demo", [SHARDS])
     assert fixed_changes(old_yaml, adam) == [("optim.kind", "sgd", "adamw")]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("steps", [1, 2, 3, 50, 20_000])
+def test_every_recipe_holds_for_any_number_of_steps(recipe, steps):
+    config = load_config(recipe, [SHARDS, f"train.max_steps={steps}"])
+    schedule = build_schedule(config.optim, config.train)
+    assert 1 <= schedule.warmup <= max(1, steps // 4)
+    assert schedule.rate(0, 1) > 0
+
+
+def test_a_run_that_counted_its_warmup_continues_under_a_share_of_the_same_length():
+    share = load_config("demo", [SHARDS])
+    count = load_config("demo", [SHARDS, "optim.warmup_share=0", "optim.warmup_steps=100"])
+    assert fixed_changes(to_yaml(count), share) == []
+    old = "\n".join(line for line in to_yaml(count).splitlines() if "_share" not in line)
+    for ramp in ("warmup_images", "warmup_tokens", "cooldown_images", "cooldown_tokens"):
+        old = old.replace(f"{ramp}: null", f"{ramp}: 0")
+    assert "warmup_images: 0" in old
+    assert fixed_changes(old, share) == []
+    other = load_config("demo", [SHARDS, "optim.warmup_share=0.2"])
+    assert ("optim.warmup_share", 0.1, 0.2) in fixed_changes(to_yaml(share), other)
+    assert ("optim.warmup_steps", 100, None) in fixed_changes(to_yaml(count), other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ([], "demo"),
+        (["run.dir=runs/second"], "second"),
+        (["run.dir=/data/runs/third/"], "third"),
+        (["run.dir=runs/second", "run.name=mine"], "mine"),
+        (["run.dir=runs/${run.name}-2"], "demo"),
+        (["run.dir=runs/.."], "demo"),
+    ],
+)
+def test_a_run_is_called_after_its_directory_or_else_after_its_recipe(settings, name):
+    assert load_config("demo", [SHARDS, *settings]).run.name == name
+
+
+def test_a_run_is_called_after_the_directory_that_its_file_names(tmp_path):
+    write(tmp_path, "include: [demo]\nrun: {dir: runs/fourth}\n", "recipe.yaml")
+    assert load_config(str(tmp_path / "recipe.yaml"), [SHARDS]).run.name == "fourth"
 
 
 def test_a_run_that_is_older_than_a_field_ran_under_its_default():

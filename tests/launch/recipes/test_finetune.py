@@ -277,13 +277,13 @@ def test_the_length_of_a_run_follows_the_images_unless_it_is_set(tuned: Path):
 
     found = length()
     assert found["train.max_images"] == 20_000  # 20 epochs of some 30 images would be too few
-    assert found["optim.warmup_images"] == 1000
+    assert found["optim.schedule_by"] == "images"
     epochs = length(("", "train.max_epochs", 3))["train.max_images"]
     assert epochs % 3 == 0
     assert epochs < 200
     steps = length(("", "train.max_steps", 100))
     assert "train.max_images" not in steps
-    assert steps["optim.warmup_steps"] == 5
+    assert "optim.schedule_by" not in steps
 
 
 def test_folders_tables_shards_and_configs_are_told_apart(tmp_path: Path):

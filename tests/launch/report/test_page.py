@@ -122,7 +122,10 @@ def test_scores_on_held_out_images_are_drawn_at_every_size_that_was_logged(open_
     assert [tag for tag, _ in page.tags].count("svg") == before + 3  # and top-1 by tokens
     for words in ("Validation loss", "Validation top-1", "256 tokens", "last 54%"):
         assert words in page.text, words
-    assert _headline(open_run, "Validation top-1") == ("54%", "during training")
+    assert _headline(open_run, "Validation top-1") == (
+        "54%",
+        "during training, each image at up to the largest size there",
+    )
 
 
 def test_another_objective_is_drawn_by_its_own_headline_score(open_run):

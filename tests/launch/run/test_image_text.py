@@ -259,3 +259,11 @@ def test_what_cannot_be_learned_from_is_said_at_the_start(world, tmp_path):
         )
         assert refused.returncode == 1
         assert message in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_first_recipe_for_captions_needs_no_setting_but_the_shards(world: Path):
+    settings = ("train.max_steps=2", "tracker.wandb.mode=disabled", "run.dir=first_pairs")
+    done = train(world, "first_pairs", "data.val_shards=shards", *settings)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert metrics(world / "first_pairs")

@@ -133,13 +133,21 @@ def test_training_and_the_evaluation_of_its_export_give_the_same_numbers(world: 
     assert trained[6]["val/images"] == 120
     assert trained[6]["val/rejected"] == 0
     # The demo draws sides of up to 96 pixels in patches of 8: 144 tokens.
-    done = zeta("eval", "export", "shards/val", "--tokens", "144,16,40", "--json", cwd=world)
-    by_tokens = json.loads(done.stdout)["by_tokens"]
-    for tokens, suffix in (("144", ""), ("16", "_at_16_tokens"), ("40", "_at_40_tokens")):
+    sizes = ("--resolutions", "train", "--tokens", "144,16,40")
+    done = zeta("eval", "export", "shards/val", *sizes, "--json", cwd=world)
+    result = json.loads(done.stdout)
+    scored = {**result["by_resolution"], **result["by_tokens"]}
+    suffixes = {"train": "", "144": "", "16": "_at_16_tokens", "40": "_at_40_tokens"}
+    for size, suffix in suffixes.items():
         for score in ("loss", "top1", "top5"):
             ours = trained[6][f"val/{score}{suffix}"]
-            assert by_tokens[tokens][score] == pytest.approx(ours, abs=1e-6), (tokens, score)
-    assert by_tokens["16"]["loss"] != pytest.approx(by_tokens["144"]["loss"], abs=1e-5)
+            assert scored[size][score] == pytest.approx(ours, abs=1e-6), (size, score)
+    assert scored["16"]["loss"] != pytest.approx(scored["144"]["loss"], abs=1e-5)
+    by_default = json.loads(zeta("eval", "export", "shards/val", "--json", cwd=world).stdout)
+    assert by_default["loss"] == result["loss"] == pytest.approx(trained[6]["val/loss"], abs=1e-6)
+    assert by_default["size"] == "each image at up to the area of 96 x 96 pixels"
+    card = (world / "export/README.md").read_text()
+    assert "each image at up to the area of 96 x 96 pixels, the largest of training" in card
 
 
 @pytest.mark.slow

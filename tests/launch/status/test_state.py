@@ -94,6 +94,18 @@ def test_rates_are_means_over_the_last_log_intervals_and_nan_is_none():
     assert status.images_per_s is None
 
 
+def test_a_rate_is_all_images_over_all_seconds_not_a_mean_of_rates():
+    # 11 steps of 4 s with 80 images each, then 5 of 0.5 s with as many: 1,280 images in 46.5 s.
+    rows = [
+        {"step": step, "time/step_s": seconds, "throughput/images_per_s": 80 / seconds}
+        for step, seconds in ((1, 4.0), (11, 4.0), (16, 0.5))
+    ]
+    status = judge(snapshot(rows=rows))
+    assert status.images_per_s == pytest.approx(16 * 80 / (11 * 4 + 5 * 0.5))
+    assert status.step_s == pytest.approx((11 * 4 + 5 * 0.5) / 16)
+    assert status.images_per_s * status.step_s == pytest.approx(80)
+
+
 def test_a_rank_past_the_limit_of_its_phase_or_silent_is_stuck():
     beats = (beat(0), beat(1, phase="data", phase_s=70), beat(2, ago=40), beat(3, phase="ended"))
     slow = (beat(4, phase_s=1e6, limit_s=None), beat(5, ago=9, phase_s=55))

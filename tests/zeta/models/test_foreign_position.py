@@ -21,7 +21,7 @@ def test_a_position_of_ones_own_is_the_same_packed_and_alone(monkeypatch):
     foreign_position.register(monkeypatch)
     model = small()
     assert [n for n, _ in model.embeds.named_parameters()] == ["pos_embed_r", "proj.weight"]
-    images = [torch.rand(1, *size) for size in IMAGES]
+    images = [torch.randn(1, *size) for size in IMAGES]
     alone = torch.cat([model([image]) for image in images])
     torch.testing.assert_close(model(images), alone, atol=1e-5, rtol=1e-5)
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.config import ResolutionConfig
+from data_pipeline.plan.sampling import token_grids
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.models.exported import trained_fit
-from zeta.models.pillow_images import native_grid, pixels_of
+from zeta.models.pillow_images import native_grid, pixels_of, trained_grid
 
 
 def _photo(width, height, mode="RGB", seed=0):
@@ -120,3 +122,30 @@ def test_the_fit_of_the_training_is_read_from_an_export():
         assert trained_fit({"info": {"resolution": {"fit": fit}}}) == fit
     assert trained_fit({"info": {}}) is None
     assert trained_fit({"info": {"resolution": {"fit": "other"}}}) is None
+
+
+@pytest.mark.parametrize("fit", ["keep", "crop"])
+def test_the_grid_of_one_image_is_that_of_the_pipeline_at_the_sizes_of_training(fit):
+    rng = np.random.default_rng(0)
+    heights, widths = rng.integers(1, 900, (2, 3000))
+    for patch, side, upscale in ((16, 224, 1.0), (8, 100, 1.5), (14, 10, 3.0), (32, 225, 1.0)):
+        most = max(1, side**2 // patch**2)
+        reached = max(1, int((most * patch * patch) ** 0.5))
+        config = ResolutionConfig("fixed", max=reached, fit=fit, max_upscale=upscale)
+        sizes = {"patch_size": patch, "max_tokens": most}
+        rows, columns, _ = token_grids(config, heights, widths, np.zeros(3000), **sizes)
+        for number, (height, width) in enumerate(zip(heights, widths, strict=True)):
+            grid = trained_grid(int(height), int(width), patch, side, upscale, square=fit != "keep")
+            assert grid == (rows[number], columns[number]), (height, width, patch, side)
+
+
+def test_an_image_is_shown_as_large_as_in_training_unless_a_side_is_given():
+    model, image = _model(), _photo(64, 64)
+    at_its_own_size = model.embed([image])
+    model.trained_side = 16
+    assert torch.equal(model.embed([image]), model.embed([image.copy()], side=16))
+    assert torch.equal(model.embed([image], side=1024), at_its_own_size)
+    model.max_upscale = 2.0
+    small = _photo(8, 8)
+    enlarged = model.embed([small])
+    assert not torch.allclose(enlarged, model.embed([small], side=16), atol=1e-4)

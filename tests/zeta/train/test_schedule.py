@@ -107,3 +107,31 @@ def test_values_out_of_range_are_refused_by_name():
             OptimConfig(**{name: value})
     with pytest.raises(ValueError, match=r"train.max_images is 0"):
         TrainConfig(max_images=0)
+
+
+@pytest.mark.parametrize("unit", ["steps", "images", "tokens"])
+def test_shares_are_of_the_end_in_the_unit_of_the_schedule_and_counts_win(unit):
+    options = {"schedule": "wsd", "schedule_by": unit, "warmup_share": 0.1, "cooldown_share": 0.25}
+    found = _build({f"max_{unit}": 400}, **options)
+    assert (found.warmup, found.cooldown) == (40, 100)
+    counted = _build({f"max_{unit}": 400}, **options, **{f"warmup_{unit}": 7})
+    assert (counted.warmup, counted.cooldown) == (7, 100)
+    none = _build({f"max_{unit}": 400}, **options, **{f"warmup_{unit}": 0})
+    assert none.warmup == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_share": 0.6, "cooldown_share": 0.5}, "cooldown_share is 1.1; it must be below 1"),
+        ({"warmup_share": 0.5, "cooldown_steps": 50}, "is 100; it must be below train.max_steps"),
+    ],
+)
+def test_ramps_that_leave_nothing_of_the_run_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        _build({"max_steps": 100}, schedule="constant", **options)
+
+
+def test_a_share_is_below_one():
+    with pytest.raises(ValueError, match=r"optim.warmup_share is 1; .* below 1"):
+        OptimConfig(warmup_share=1.0)
