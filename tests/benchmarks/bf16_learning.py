@@ -25,9 +25,8 @@ from zeta.run.directory import RunDir
 
 DTYPES = ("fp32", "bf16")
 SCORES = ("val/top1", "val/loss", "train/loss")
-PHOTOS = ("model.image_size=32", "model.patch_size=4", "model.dim=128", "model.mlp_dim=512")
-PHOTOS += ("data.resolution.max=32",)
-"""Settings for photos of 32 pixels, on top of the demo's: 36 to 64 patches each, 0.8 M weights."""
+PHOTOS = ("model.image_size=32", "model.patch_size=4", "data.resolution.max=32")
+"""Settings for photos of 32 pixels, on top of the demo's: 36 to 64 patches each."""
 
 
 def main(words: list[str] | None = None) -> None:
