@@ -102,7 +102,7 @@ def test_lengths_of_one_size_have_none_of_another_and_photographs_have():
 
 def test_what_the_time_did_not_reach_is_said_to_be_not_measured(tmp_path):
     rows = section("model", Options("cpu", True, tmp_path), deadline=0.0)
-    assert "not measured" in report.table({}, {"model": rows})
+    assert "not measured: the time was up before it began" in report.table({}, {"model": rows})
 
 
 def test_a_section_that_fails_is_in_the_table_and_no_end_of_the_program(tmp_path, monkeypatch):

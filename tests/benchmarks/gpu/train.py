@@ -15,7 +15,7 @@ from tests.benchmarks.gpu.common import Options, Row, guarded
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode
 
-PRESETS = {"navit_b16": 6, "navit_l16": 5}
+PRESETS = {"navit_b16": 5, "navit_l16": 4}
 """Steps of a run, of which the first ones are not counted. A step has 240 packs, as shipped."""
 UNCOUNTED = 2
 METRICS = {
