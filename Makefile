@@ -8,6 +8,7 @@ CONSTRAINTS = constraints.txt
 VENV_PYTHON = $(VENV)/bin/python
 INSTALL_INPUTS = pyproject.toml $(CONSTRAINTS)
 TORCH_GB ?= 6
+MINUTES ?= 4
 # What `make test-oldest` and `make test-pythons` run on.
 OLDEST_PYTHON = python3.11
 NEWER_PYTHONS = python3.12 python3.13
@@ -25,7 +26,7 @@ help:
 	@echo 'make test-gpu   the tests that need a GPU'
 	@echo 'make test-oldest   test-fast with the oldest torch and libraries, on $(OLDEST_PYTHON) or PYTHON'
 	@echo 'make test-pythons  test-fast on $(NEWER_PYTHONS), those that are here'
-	@echo 'make bench-gpu  speed and memory on one GPU, in about four minutes, as a table'
+	@echo 'make bench-gpu  speed and memory on one GPU against the goals, in four minutes or MINUTES'
 	@echo 'PYTHON=...      the Python (3.11 or newer) that .venv is made from'
 
 demo: $(VENV)/.installed
@@ -71,7 +72,7 @@ fast_on = { [ ! -e $(2) ] || [ "$$($(2)/bin/python -V 2>&1)" = "$$($(1) -V 2>&1)
 	$(MAKE) --no-print-directory test-fast PYTHON=$(1) VENV=$(2) CONSTRAINTS=$(3)
 # Peers (pip install '.[bench]') are measured where they are installed.
 bench-gpu: $(VENV)/.installed-test
-	$(VENV_PYTHON) -m tests.benchmarks.gpu --out bench-gpu
+	$(VENV_PYTHON) -m tests.benchmarks.gpu --minutes $(MINUTES) --out bench-gpu
 
 # The stamps say which installation .venv holds; they are remade when a dependency changes.
 $(VENV)/.installed: $(INSTALL_INPUTS)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from launch.config.describe import markdown
 from launch.config.load import load_config
 from launch.shipped import configs_root
 from tests.data_pipeline.shard_fixtures import jpeg, write_shard
+from tests.launch.command_line import zeta
 from tests.launch.photos import write_photos
 from tests.launch.tiny_export import write_export
 from zeta.train.hardware import accelerator
@@ -47,6 +49,8 @@ SHORTENED = {
     "zeta data plan navit_l16_siglip": "train.packs_per_step=16",
     "zeta finetune": "train.max_steps=3",
 }
+SHELL = re.compile(r"[$*?{}<>|&;~`#]")
+"""What a shell would expand; other commands are given to `zeta` as the words that they are."""
 FOLDERS = "configs|slurm|zeta|data_pipeline|launch|tests|docs"
 
 
@@ -126,14 +130,17 @@ def run_commands(document: str, folder: Path) -> None:
         for start, settings in SHORTENED.items():
             if command.startswith(start):
                 command = f"{command} {settings}"
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PATH": tools},
-        )
+        if command.startswith("zeta ") and not SHELL.search(command):
+            done = zeta(*shlex.split(command)[1:], cwd=folder, environment={"PATH": tools})
+        else:
+            done = subprocess.run(
+                command,
+                shell=True,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                env=os.environ | {"PATH": tools},
+            )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stdout + done.stderr
 

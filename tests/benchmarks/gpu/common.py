@@ -53,8 +53,8 @@ def guarded(cases: Iterable[tuple[str, Callable[[], Row]]]) -> Iterator[Row]:
         except Exception as error:
             row = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
         yield {"case": name, **row}
-        gc.collect()
         if torch.cuda.is_available():
+            gc.collect()
             torch.cuda.empty_cache()
 
 

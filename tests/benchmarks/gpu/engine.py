@@ -26,20 +26,22 @@ from zeta.train.memory_model import activation_memory, state_memory
 from zeta.zero.start import init_distributed
 
 CASES = (
-    ("navit_b16", 4096, 2),
-    ("navit_b16", 65536, 2),
-    ("navit_b16", 65536, 3),
     ("navit_l16", 32768, 2),
+    ("navit_l16", 32768, 3),
+    ("navit_b16", 65536, 2),
+    ("navit_b16", 4096, 2),
     ("navit_b16", 65536, 0),
     ("navit_b16", 65536, 1),
+    ("navit_b16", 65536, 3),
 )
+"""By importance."""
 
 
 def rows(options: Options) -> Iterator[Row]:
-    cases = [("navit_ti16", 128, stage) for stage in range(4)] if options.toy else CASES
+    cases = [("navit_l16", 128, stage) for stage in range(4)] if options.toy else CASES
     try:
         yield from guarded(
-            (f"{name} {tokens:,} ZeRO {stage}", partial(case, name, tokens, stage, options))
+            (f"{name} ZeRO {stage}, {tokens:,}", partial(case, name, tokens, stage, options))
             for name, tokens, stage in cases
         )
     finally:

@@ -28,10 +28,10 @@ def rows(options: Options) -> Iterator[Row]:
     makers: dict[str, Callable[[], contestants.Contestant]] = {
         "zeta, photographs": partial(contestants.zeta_pack, work),
         "timm NaFlexVit, photographs": partial(contestants.timm_naflex, work),
-        "vit-pytorch NaViT nested, photographs": partial(contestants.lucid_nested, work),
-        "vit-pytorch NaViT groups of 256, photographs": partial(contestants.lucid, work, 256),
-        "zeta, 100 tokens an image": partial(contestants.zeta_pack, equal),
-        "timm ViT, 100 tokens an image": partial(timm_dense, equal),
+        "vit-pytorch NaViT, photographs, groups of 256": partial(contestants.lucid, work, 256),
+        "zeta, equal tokens (100)": partial(contestants.zeta_pack, equal),
+        "timm ViT, equal tokens (100)": partial(timm_dense, equal),
+        "vit-pytorch nested, photographs": partial(contestants.lucid_nested, work),
     }
     return guarded(
         (name, partial(case, make, equal if "100" in name else work, options))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from tests.benchmarks.gpu import goals
 from tests.benchmarks.gpu.common import Row
 
 COLUMNS = {
@@ -45,6 +46,8 @@ def table(about: Row, sections: dict[str, list[Row]]) -> str:
             for word in ("failed", "not measured"):
                 line += f"  {word}: {row[word]}" if word in row else ""
             lines.append(line.rstrip())
+    if sections:
+        lines += ["", *goals.lines(sections)]
     return "\n".join(lines)
 
 

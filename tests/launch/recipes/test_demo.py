@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-QUICK = ("train.max_steps=24", "optim.warmup_steps=2", "train.checkpoint_every=8")
-ZETA = (sys.executable, "-m", "launch")
+from tests.launch.command_line import zeta
+
+SETTINGS = ("train.max_steps=48", "optim.warmup_steps=2", "train.log_every=1")
 
 
-def run_zeta(*arguments: str, timeout: float = 300, **environment: str):
-    return subprocess.run(
-        [*ZETA, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | environment,
-    )
+class Demo(NamedTuple):
+    out: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """A demo that nothing disturbed, with no compiler and no ninja on its PATH."""
+    folder = tmp_path_factory.mktemp("straight")
+    out, tools = folder / "my demo", folder / "bin"
+    tools.mkdir()
+    without = {"PATH": str(tools), "CC": "", "CXX": ""}
+    done = zeta("demo", "--out", str(out), *SETTINGS, cwd=folder, environment=without)
+    assert done.returncode == 0, done.stderr
+    return Demo(out, done)
 
 
 @pytest.mark.slow
-def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path):
-    out, tools = tmp_path / "my demo", tmp_path / "bin"
-    tools.mkdir()  # a PATH with no compiler and no ninja on it
-    done = run_zeta("demo", "--out", str(out), *QUICK, PATH=str(tools), CC="", CXX="")
-    assert done.returncode == 0, done.stderr
+def test_the_demo_makes_everything_it_promises_without_a_compiler(straight: Demo):
+    out, done = straight
     for name in ("report.html", "metrics.jsonl", "FINISHED", "pack.svg", "wandb_run_id"):
         assert (out / name).exists()
     assert list(out.glob("wandb/offline-run-*/*.wandb"))
@@ -50,18 +55,17 @@ def test_the_demo_makes_everything_it_promises_without_a_compiler(tmp_path: Path
     assert evaluation["by_resolution"]["native"]["images"] == 359
     assert f"{result['val_top1']:.2%}" in done.stdout
     assert "what to type next, after `. .venv/bin/activate`" in done.stdout  # no zeta on PATH
-    for line in (r"step +20/24 +eta", r"loss +\d", r"img/s", r"tok/s", r"fill +9\d"):
+    for line in (r"step +40/48 +eta", r"loss +\d", r"img/s", r"tok/s", r"fill +9\d"):
         assert re.search(line, done.stdout), done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "[WARNING]" not in done.stdout + done.stderr  # DeepSpeed's go to the logs
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
-    interrupted, straight = tmp_path / "interrupted", tmp_path / "straight"
-    settings = ("train.max_steps=60", "optim.warmup_steps=2", "train.log_every=1")
+def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path, straight: Demo):
+    interrupted = tmp_path / "interrupted"
     process = subprocess.Popen(
-        [*ZETA, "demo", "--out", str(interrupted), *settings],
+        [sys.executable, "-m", "launch", "demo", "--out", str(interrupted), *SETTINGS],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -82,21 +86,20 @@ def test_ctrl_c_saves_and_a_rerun_continues_to_the_same_weights(tmp_path: Path):
     assert not processes_naming(interrupted)
     assert not (interrupted / "FINISHED").exists()
 
-    for out in (interrupted, straight):
-        done = run_zeta("demo", "--out", str(out), *settings)
-        assert done.returncode == 0, done.stderr
+    done = zeta("demo", "--out", str(interrupted), *SETTINGS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 61))
+    assert [line["step"] for line in steps if "train/loss" in line] == list(range(1, 49))
     starts = [
         [json.loads(line) for line in (out / "starts.jsonl").read_text().splitlines()]
-        for out in (interrupted, straight)
+        for out in (interrupted, straight.out)
     ]
     assert [[start["ranks"] for start in of_run] for of_run in starts] == [[2, 2], [2]]
-    assert 5 <= starts[0][1]["step"] < 60
+    assert 5 <= starts[0][1]["step"] < 48
     assert "Started 2 times" in (interrupted / "report.html").read_text()
-    assert "Started" not in (straight / "report.html").read_text()
+    assert "Started" not in (straight.out / "report.html").read_text()
     weights = [
-        (out / "export" / "model.safetensors").read_bytes() for out in (interrupted, straight)
+        (out / "export" / "model.safetensors").read_bytes() for out in (interrupted, straight.out)
     ]
     assert weights[0] == weights[1]
 
@@ -107,27 +110,24 @@ def processes_naming(folder: Path) -> list[str]:
     return [line for line in listed.stdout.splitlines() if str(folder) in line]
 
 
-@pytest.mark.slow
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("precious")
-    done = run_zeta("demo", "--out", str(tmp_path))
+    done = zeta("demo", "--out", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 1
     assert "holds no demo; choose another folder with --out" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.slow
 def test_a_demo_with_other_settings_is_not_continued(tmp_path: Path):
     settings = {"seed": 0, "overrides": [], "train_seconds": 0.0}
     (tmp_path / "demo.json").write_text(json.dumps(settings))
-    done = run_zeta("demo", "--out", str(tmp_path), "--seed", "3")
+    done = zeta("demo", "--out", str(tmp_path), "--seed", "3", cwd=tmp_path)
     assert done.returncode == 1
     assert "holds a demo with --seed 0, not --seed 3" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path):
-    done = run_zeta("demo", "--out", str(tmp_path / "demo"), "train.max_step=3")
+    done = zeta("demo", "--out", str(tmp_path / "demo"), "train.max_step=3", cwd=tmp_path)
     assert done.returncode == 1
     assert "train.max_steps" in done.stderr
     assert "Traceback" not in done.stderr
@@ -135,7 +135,7 @@ def test_a_wrong_key_is_named_with_the_nearest_right_one(tmp_path: Path):
 
 
 def test_settings_that_the_demo_makes_itself_are_refused(tmp_path: Path):
-    done = run_zeta("demo", "--out", str(tmp_path / "demo"), "run.dir=elsewhere")
+    done = zeta("demo", "--out", str(tmp_path / "demo"), "run.dir=elsewhere", cwd=tmp_path)
     assert done.returncode == 1
     assert "sets run.dir itself: choose the folder with --out" in done.stderr
     assert not (tmp_path / "demo").exists()
@@ -144,7 +144,7 @@ def test_settings_that_the_demo_makes_itself_are_refused(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_reaches_its_bar(tmp_path: Path):
-    done = run_zeta("demo", "--out", str(tmp_path / "demo"), timeout=800)
+    done = zeta("demo", "--out", str(tmp_path / "demo"), cwd=tmp_path, timeout=800)
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "demo" / "eval.json").read_text())
     assert evaluation["by_resolution"]["native"]["top1"] >= 0.95

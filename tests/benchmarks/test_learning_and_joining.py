@@ -1,0 +1,44 @@
+"""The programs behind two tables of docs/speed.md run, and reckon what they say."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.benchmarks import bf16_learning, joining
+
+
+def test_joining_is_compared_round_by_round_with_what_auto_chooses(capsys):
+    joining.main(["--rounds", "2", "--steps", "1", "--sizes", "1"])
+    (line,) = capsys.readouterr().out.splitlines()[-1:]
+    assert line.startswith("64 channels, 4 blocks: 4 packs in one pass take ")
+    assert line.endswith("auto joins 4")
+
+
+def test_scores_are_means_and_differences_are_those_of_equal_seeds():
+    runs = {
+        ("digits", "fp32"): [(0.90, 0.5), (0.94, 0.3)],
+        ("digits", "bf16"): [(0.91, 0.6), (0.93, 0.4)],
+    }
+    results = {
+        key: [{"val/top1": top1, "val/loss": loss, "train/loss": loss} for top1, loss in values]
+        for key, values in runs.items()
+    }
+    rows = [line.strip("| ").split(" | ") for line in bf16_learning.table(results)[2:]]
+    assert rows[0][:4] == ["digits", "fp32", "0.9200 ± 0.0283", "0.4000 ± 0.1414"]
+    assert rows[2][:4] == ["digits", "bf16 - fp32", "+0.0000 ± 0.0141", "+0.1000 ± 0.0000"]
+
+
+@pytest.mark.slow
+def test_equal_seeds_are_trained_in_both_dtypes_and_a_second_call_trains_nothing(tmp_path):
+    command = [sys.executable, "-m", "tests.benchmarks.bf16_learning", str(tmp_path)]
+    command += ["--seeds", "1", "--steps", "2"]
+    first, again = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in "12"
+    )
+    assert "zeta: finished at step 2" in first
+    assert "finished at step" not in again
+    assert first.splitlines()[-4:] == again.splitlines()[-4:]
+    for dtype in bf16_learning.DTYPES:
+        run = tmp_path / f"digits-{dtype}-0"
+        assert f"dtype: {dtype}" in (run / "config.yaml").read_text()
