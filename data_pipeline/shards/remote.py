@@ -57,7 +57,13 @@ def stat(url: str, deadline_s: float = DEADLINE_S) -> RemoteStat:
     Raises:
         OSError: the object does not exist, or the store does not answer within the deadline.
     """
-    info = with_retries(lambda: _call(url, "", lambda store: store.info(url)), deadline_s)
+    try:
+        info = with_retries(lambda: _call(url, "", lambda store: store.info(url)), deadline_s)
+    except PermanentError as error:
+        if error.errno != errno.ENOENT:
+            # The answer to a HEAD has no words; that to a GET says what is wrong with the key.
+            read_range(url, 0, 1, deadline_s)
+        raise
     nbytes = info.get("size")
     if not isinstance(nbytes, int):
         raise PermanentError(errno.EINVAL, "the server does not report its size", url)

@@ -26,6 +26,7 @@ from tests.data_pipeline.object_stores import (
     Store,
     change,
     demand_keys,
+    forget_stores,
     gs_store,
     s3_store,
     user_without_permissions,
@@ -147,16 +148,20 @@ def test_credentials_that_do_not_serve_are_said_at_once_with_the_fix(
     said = message_at_once(s3.url("0.tar"))
     assert said.startswith(f"access denied ({reason}")
     assert "reading at byte 512; give credentials that may read it (AWS_PROFILE, or" in said
-    with pytest.raises(PermanentError, match=r"access denied .*give credentials"):
-        index_shards(s3.url())
+    for spec in (s3.url(), s3.url("{0..2}.tar")):
+        with pytest.raises(PermanentError, match=rf"access denied \({reason}.*give credentials"):
+            index_shards(spec)
 
 
 def test_an_expired_token_is_said_at_once_and_another_one_continues(s3, tmp_path):
     index_shards(s3.url())
     _, state = packs_of(s3.url(), tmp_path / "cache", steps=2)
     s3.always = "ExpiredToken"
+    forget_stores("s3")  # and its listings, which are good for half a minute
     said = message_at_once(s3.url("0.tar"))
     assert said.startswith("access denied (ExpiredToken: as told)")
+    with pytest.raises(PermanentError, match=r"access denied \(ExpiredToken: as told\)"):
+        remote.stat(s3.url("0.tar"))
     assert said.endswith(
         "the credentials have expired: renew them, and type the same command again"
     )
