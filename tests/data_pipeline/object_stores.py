@@ -175,7 +175,7 @@ class _Faulty:
         body = f"<Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
         start_response(f"{status} as told", headers)
-        return [body]
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 
 @contextmanager
