@@ -4,8 +4,9 @@
 
 Photographs of `tests.benchmarks.full_size` (2,000 pixels) and others of the size of ImageNet's are
 decoded from memory to RGB of one target size, in turn, and the best round counts. Seconds are CPU
-seconds of all threads, so that neighbours on the machine matter less. The reference is a full decode
-by libjpeg-turbo and Pillow's antialiased bicubic resize. What is not installed is skipped by name.
+seconds of all threads, so that neighbours on the machine matter less. The reference is a full
+decode by libjpeg-turbo and Pillow's antialiased bicubic resize. What is not installed is skipped by
+name.
 """
 
 from __future__ import annotations
