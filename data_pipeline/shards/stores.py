@@ -131,6 +131,8 @@ def _response(error: BaseException) -> Mapping[str, Any]:
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of aiohttp, gcsfs or botocore."""
+    if type(error).__module__ == "aiohttp.http_exceptions":
+        return None  # its 400 stands for an answer that was cut or malformed, not for a status
     found = (
         getattr(error, "status", None),
         getattr(error, "code", None),
