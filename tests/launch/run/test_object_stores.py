@@ -11,6 +11,7 @@ from data_pipeline.shards.build import build_shards
 from launch.recipes.digits import render_split
 from tests.data_pipeline.object_stores import s3_store
 from tests.launch.command_line import zeta
+from zeta.exit_codes import ExitCode
 
 SETTINGS = (
     "train.checkpoint_every=3",
@@ -55,8 +56,8 @@ def test_a_run_on_s3_resumes_after_its_token_expired_with_the_losses_of_local_sh
         assert not store.faults
         store.always = "ExpiredToken"
         status, said = train(store.url("shard-{000000..000002}.tar"), "far", 6)
-        assert status == 1
-        errors = [line for line in said.splitlines() if "error" in line]
+        assert status == ExitCode.NEVER_RESTART
+        errors = [line for line in said.splitlines() if "zeta: error" in line]
         assert len(errors) == 1, said
         assert "access denied (ExpiredToken: as told)" in errors[0]
         assert "the credentials have expired: renew them" in errors[0]
