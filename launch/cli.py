@@ -38,6 +38,7 @@ COMMANDS = (
     Command("demo"),
     Command("config"),
     Command("write", "shards"),
+    Command("shrink", "shards"),
     Command("verify", "shards"),
     Command("stats", "shards"),
     Command("plan", "data"),

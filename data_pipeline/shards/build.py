@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from tqdm import tqdm
 
@@ -27,6 +27,8 @@ from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import write_class_names
 from data_pipeline.shards.parallel import run_tasks
+from data_pipeline.shards.sample import IMAGE_SUFFIXES
+from data_pipeline.shards.shrink_report import ShardReport, join_parts, write_part
 from data_pipeline.shards.sources.read import (
     FilePart,
     Source,
@@ -35,6 +37,9 @@ from data_pipeline.shards.sources.read import (
     open_source,
 )
 from zeta.files import local_path, read_json
+
+if TYPE_CHECKING:  # it imports torch, which a build needs only where it writes
+    from data_pipeline.shards.images.smaller import Shrinking
 
 BUILD_NAME = "build.json"
 _BLOCK = 512
@@ -55,6 +60,7 @@ def build_shards(
     labels: bool = True,
     class_names: Sequence[str] | None = None,
     root: str | Path | None = None,
+    shrink: Shrinking | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> Manifest:
@@ -70,6 +76,8 @@ def build_shards(
         labels: treat the subfolders of an image folder as classes.
         class_names: class map of an in-memory source.
         root: folder that the files of a table must lie in; by default that of the table.
+        shrink: write smaller copies of images, as `data_pipeline.shards.shrink.shrink_shards`;
+            what became of them is in ``shrink_report.jsonl``. None: all stay as they are.
         workers: number of processes that write and index.
         progress: print progress bars and the counts of skipped files to stderr.
 
@@ -86,7 +94,7 @@ def build_shards(
     if progress:
         _report(opened.skipped)
     limits = (max_size_mb * 1e6, max_count)
-    return _build(opened, folder, limits, seed, workers, progress)
+    return _build(opened, folder, limits, seed, shrink, workers, progress)
 
 
 def build_split(
@@ -100,6 +108,7 @@ def build_split(
     labels: bool = True,
     class_names: Sequence[str] | None = None,
     root: str | Path | None = None,
+    shrink: Shrinking | None = None,
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, Manifest]:
@@ -111,8 +120,8 @@ def build_split(
     has at least one image.
 
     Args:
-        source, out, max_size_mb, max_count, seed, labels, class_names, root, workers, progress:
-            see `build_shards`.
+        source, out, max_size_mb, max_count, seed, labels, class_names, root, shrink, workers,
+            progress: see `build_shards`.
         val_share: share of the samples that is held out, above 0 and below 1.
 
     Returns:
@@ -137,7 +146,7 @@ def build_split(
     for name, part in split_source(opened, val_share).items():
         if progress:
             print(f"{name}: {len(part.samples):,} samples", file=sys.stderr)
-        manifests[name] = _build(part, folder / name, limits, seed, workers, progress)
+        manifests[name] = _build(part, folder / name, limits, seed, shrink, workers, progress)
     return manifests
 
 
@@ -146,27 +155,34 @@ def _build(
     folder: Path,
     limits: tuple[float, int],
     seed: int | None,
+    shrink: Shrinking | None,
     workers: int,
     progress: bool,
 ) -> Manifest:
     """Write the samples as shards of at most `limits` (bytes, samples) into `folder`."""
+    if shrink is not None:
+        shrink.check()
     samples = opened.samples if seed is None else _shuffled(opened.samples, seed)
-    shards = _cut(samples, *limits)
-    _claim(folder, _digest(shards, opened.class_names), opened.skipped)
+    shards = _cut(samples, *limits, shrink)
+    _claim(folder, _digest(shards, opened.class_names, shrink), opened.skipped)
     if opened.class_names is not None:
         write_class_names(folder, opened.class_names)
     remove_leftovers(folder)
     tasks = [
-        _Task(folder / f"shard-{number:06d}.tar", number, tuple(shard))
+        _Task(folder / f"shard-{number:06d}.tar", number, tuple(shard), shrink)
         for number, shard in enumerate(shards)
     ]
     missing = [task for task in tasks if not task.path.exists()]
-    nbytes = sum(_tar_bytes(sample) for task in missing for sample in task.samples)
+    # As in a shrink, workers always pay off where images are decoded.
+    nbytes = sum(_tar_bytes(sample, None) for task in missing for sample in task.samples)
+    nbytes = nbytes if shrink is None else 2**62
     hidden = not (progress and missing)
     with tqdm(total=len(samples), unit=" samples", desc="build", disable=hidden) as bar:
         bar.update(len(samples) - sum(len(task.samples) for task in missing))
         for count in run_tasks(_write_shard, missing, workers, nbytes):
             bar.update(count)
+    if shrink is not None:
+        join_parts(folder, [task.path.name for task in tasks])
     return index_shards([task.path for task in tasks], workers=workers, progress=progress)
 
 
@@ -208,12 +224,17 @@ def _shuffled(samples: list[SourceSample], seed: int) -> list[SourceSample]:
     )
 
 
-def _cut(samples: list[SourceSample], max_bytes: float, max_count: int) -> list[list[SourceSample]]:
-    """Cut the list into shards within both limits; a sample larger than a shard stands alone."""
+def _cut(
+    samples: list[SourceSample], max_bytes: float, max_count: int, shrink: Shrinking | None
+) -> list[list[SourceSample]]:
+    """Cut the list into shards within both limits; a sample larger than a shard stands alone.
+
+    The bytes of smaller copies are not known yet: at most a byte a pixel is assumed.
+    """
     shards: list[list[SourceSample]] = [[]]
     size = 0
     for sample in samples:
-        nbytes = _tar_bytes(sample)
+        nbytes = _tar_bytes(sample, shrink)
         if shards[-1] and (_file_bytes(size + nbytes) > max_bytes or len(shards[-1]) >= max_count):
             shards.append([])
             size = 0
@@ -227,13 +248,16 @@ def _file_bytes(nbytes: int) -> int:
     return -(-(nbytes + 2 * _BLOCK) // _RECORD) * _RECORD
 
 
-def _tar_bytes(sample: SourceSample) -> int:
+def _tar_bytes(sample: SourceSample, shrink: Shrinking | None) -> int:
     """Return the bytes that a sample takes in a tar: headers (PAX for long names) and padding."""
     total = 0
     for suffix, part in sample.members.items():
         name = f"{sample.key}.{suffix}".encode()
         extended = 2 * _BLOCK + len(name) if len(name) > 100 or not name.isascii() else 0
-        total += _BLOCK + sum(-(-n // _BLOCK) * _BLOCK for n in (extended, _nbytes(part)))
+        nbytes = _nbytes(part)
+        if shrink is not None and suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+            nbytes = shrink.most_bytes(nbytes)
+        total += _BLOCK + sum(-(-n // _BLOCK) * _BLOCK for n in (extended, nbytes))
     return total
 
 
@@ -241,9 +265,15 @@ def _nbytes(part: FilePart | bytes) -> int:
     return len(part) if isinstance(part, bytes) else part.nbytes
 
 
-def _digest(shards: list[list[SourceSample]], class_names: tuple[str, ...] | None) -> str:
+def _digest(
+    shards: list[list[SourceSample]],
+    class_names: tuple[str, ...] | None,
+    shrink: Shrinking | None,
+) -> str:
     """Return a digest of everything that decides the bytes of the shards."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
+    if shrink is not None:
+        digest.update(json.dumps(shrink._asdict()).encode())
     for shard in shards:
         digest.update(b"shard")
         for sample in shard:
@@ -289,6 +319,7 @@ class _Task:
     path: Path
     number: int
     samples: tuple[SourceSample, ...]
+    shrink: Shrinking | None
 
 
 def _write_shard(task: _Task) -> int:
@@ -296,6 +327,10 @@ def _write_shard(task: _Task) -> int:
     with _signals_deferred():
         from webdataset import ShardWriter  # here, because it imports torch
 
+        from data_pipeline.shards.shrunk_sample import shrunk_sample
+
+    dropped = task.shrink is not None and task.shrink.drop_unreadable
+    report = ShardReport(task.path.name, dropped=dropped)
     with write_atomically(task.path) as stream:
 
         def give_stream(_: str) -> BinaryIO:
@@ -314,8 +349,15 @@ def _write_shard(task: _Task) -> int:
             group="zeta",
         ) as writer:
             for sample in task.samples:
-                content = {suffix: _content(part) for suffix, part in sample.members.items()}
-                writer.write({"__key__": sample.key, **content})
+                content: Mapping[str, bytes] | None = {
+                    suffix: _content(part) for suffix, part in sample.members.items()
+                }
+                if content and task.shrink is not None:
+                    content = shrunk_sample(sample.key, content, task.shrink, report)
+                if content is not None:
+                    writer.write({"__key__": sample.key, **content})
+        if task.shrink is not None:
+            write_part(task.path.parent, report)
     return len(task.samples)
 
 

@@ -258,7 +258,7 @@ def _tasks(folder: ShardFolder, names: list[str], checksums: bool) -> list[_Task
     """Return tasks for the shards of a folder that neither its index nor a part file covers."""
     if folder.remote:
         folder.index.mkdir(parents=True, exist_ok=True)
-        _copy_class_names(folder)
+        copy_class_names(folder)
     class_names = read_class_names(folder.index)
     indexed = read_entries(folder.index)
     known = {entry.name: entry for entry in indexed.entries} if indexed else {}
@@ -286,7 +286,7 @@ def _tasks(folder: ShardFolder, names: list[str], checksums: bool) -> list[_Task
     return tasks
 
 
-def _copy_class_names(folder: ShardFolder) -> None:
+def copy_class_names(folder: ShardFolder) -> None:
     """Copy the class map beside remote shards, if it exists, to their index."""
     url, copy = folder.shard(CLASSES_NAME), folder.index / CLASSES_NAME
     try:

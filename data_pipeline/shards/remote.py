@@ -10,10 +10,11 @@ import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from data_pipeline.shards.atomic_file import write_atomically
 from data_pipeline.shards.retry import PermanentError, with_retries
+from data_pipeline.shards.stores import RemoteError, open_store, translated
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -24,8 +25,6 @@ CHUNK = 2**24
 """Bytes that one request of a download asks for."""
 DEADLINE_S = 120.0
 """Seconds after which retries of a failing call end."""
-_STALL_S = 30.0
-_PASSING = frozenset({408, 425, 429})
 _STAMPS = (
     "ETag",
     "etag",
@@ -37,14 +36,6 @@ _STAMPS = (
     "mtime",
     "created",
 )
-
-
-class RemoteError(OSError):
-    """The error of a remote read that may succeed when it is retried."""
-
-    def __init__(self, number: int, what: str, url: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(number, what, url)
-        self.retry_after_s = retry_after_s
 
 
 class RemoteStat(NamedTuple):
@@ -66,7 +57,13 @@ def stat(url: str, deadline_s: float = DEADLINE_S) -> RemoteStat:
     Raises:
         OSError: the object does not exist, or the store does not answer within the deadline.
     """
-    info = with_retries(lambda: _call(url, 0, lambda store: store.info(url)), deadline_s)
+    try:
+        info = with_retries(lambda: _call(url, "", lambda store: store.info(url)), deadline_s)
+    except PermanentError as error:
+        if error.errno != errno.ENOENT:
+            # The answer to a HEAD has no words; that to a GET says what is wrong with the key.
+            read_range(url, 0, 1, deadline_s)
+        raise
     nbytes = info.get("size")
     if not isinstance(nbytes, int):
         raise PermanentError(errno.EINVAL, "the server does not report its size", url)
@@ -86,7 +83,7 @@ def expand_glob(url: str, deadline_s: float = DEADLINE_S) -> list[str]:
             for name in store.glob(url)
         )
 
-    return with_retries(lambda: _call(url, 0, find), deadline_s)
+    return with_retries(lambda: _call(url, "", find), deadline_s)
 
 
 def read_range(url: str, offset: int, nbytes: int, deadline_s: float = DEADLINE_S) -> bytes:
@@ -154,7 +151,7 @@ def _read_once(url: str, offset: int, nbytes: int) -> bytes:
     def read(store: AbstractFileSystem) -> bytes:
         return bytes(store.cat_file(url, start=offset, end=offset + nbytes))
 
-    data = _call(url, offset, read)
+    data = _call(url, f", reading at byte {offset}", read)
     if len(data) > nbytes:  # a server without support for ranges sends everything
         data = data[offset : offset + nbytes]
     if len(data) < nbytes:
@@ -163,61 +160,12 @@ def _read_once(url: str, offset: int, nbytes: int) -> bytes:
     return data
 
 
-def _call(url: str, offset: int, function: Callable[[AbstractFileSystem], Result]) -> Result:
-    """Call `function` on the file system of `url`; its errors become `OSError`s."""
-    store = _file_system(url)
-    at = f", reading at byte {offset}"
+def _call(url: str, at: str, function: Callable[[AbstractFileSystem], Result]) -> Result:
+    """Call `function` on the file system of `url`; its errors become `OSError`s that say `at`."""
+    store = open_store(url)
     try:
         return function(store)
     except (MemoryError, ImportError):
         raise
     except Exception as error:  # the client of every store has its own errors
-        raise _translated(error, url, at) from error
-
-
-def _translated(error: BaseException, url: str, at: str) -> OSError:
-    """Return the error as a `RemoteError`, or as a `PermanentError` if a retry cannot help."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # fsspec's `info` over HTTP raises it for every failure
-    status = getattr(error, "status", None) or getattr(error, "code", None)
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return PermanentError(errno.ENOENT, f"no such object{at}", url)
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return PermanentError(errno.EACCES, f"access denied{at}", url)
-    name = f"HTTP {status}" if isinstance(status, int) else type(error).__name__
-    what = f"{name}: {str(error)[:200]}{at}"
-    if isinstance(status, int) and 400 <= status < 500 and status not in _PASSING:
-        return PermanentError(errno.EIO, what, url)
-    return RemoteError(errno.EIO, what, url, _retry_after(error))
-
-
-def _retry_after(error: BaseException) -> float:
-    headers = getattr(error, "headers", None) or {}
-    text = str(headers.get("Retry-After", "")) if hasattr(headers, "get") else ""
-    return float(text) if text.isdecimal() else 0.0
-
-
-def _file_system(url: str) -> AbstractFileSystem:
-    """Return the file system of a URL; fsspec keeps one per process and protocol."""
-    protocol = url.partition("://")[0]
-    try:
-        import fsspec
-
-        return fsspec.filesystem(protocol, **_options(protocol))
-    except ImportError as error:
-        raise ValueError(
-            f"{url} needs more packages: pip install 'zeta[cloud]' ({error})"
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from error
-
-
-def _options(protocol: str) -> dict[str, Any]:
-    if protocol not in ("http", "https"):
-        return {}
-    from aiohttp import ClientTimeout
-
-    # A stalled connection counts as broken; a slow one that still progresses does not.
-    timeout = ClientTimeout(total=None, sock_connect=_STALL_S, sock_read=_STALL_S)
-    # Proxies of the environment, as curl and pip use them: often there is no other way out.
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
+        raise translated(error, url, at) from error

@@ -49,6 +49,7 @@ def test_the_commands_of_today_are_there():
         ("shards", "index"),
         ("shards", "verify"),
         ("shards", "stats"),
+        ("shards", "shrink"),
         ("data", "plan"),
         ("data", "bench"),
         ("data", "audit"),

@@ -1,4 +1,4 @@
-"""Image files as they lie on storage: formats, headers and limits, without a decode.
+"""Image files as they lie on storage: formats, headers, limits, pixels, and smaller copies.
 
-Imports zeta.models.pictures, for the rules that training and embedding share.
+Imports zeta.models.pictures and resizing, the rules that training and embedding share.
 """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch import errors
 from launch.arguments import (
     Subparsers,
     add_command,
@@ -17,6 +19,7 @@ from launch.arguments import (
     positive_int,
     size_mb,
 )
+from launch.commands.shards.shrink import add_rule, rule, say, summary
 
 if TYPE_CHECKING:
     from data_pipeline.shards.manifest import Manifest
@@ -44,7 +47,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=size_mb,
         default="512MB",
         metavar="SIZE",
-        help="largest size of a shard, such as 512MB or 2GB (default: %(default)s)",
+        help="largest size of a shard, such as 512MB or 2GB (default: %(default)s); with "
+        "--max-side, a copy counts as a byte a pixel, more than it needs",
     )
     build.add_argument(
         "--max-count",
@@ -69,6 +73,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="folder that the files of a table must lie in (default: that of the table)",
     )
+    add_rule(build, required=False)
     add_workers(build)
     add_json(build)
     index = add_command(
@@ -98,19 +103,28 @@ def run_build(args: argparse.Namespace) -> int:
         "seed": None if args.no_shuffle else args.seed,
         "labels": not args.no_labels,
         "root": args.root,
+        "shrink": rule(args),
         "workers": args.workers,
         "progress": not args.json,
     }
     if args.val_share is None:
-        return _say(build_shards(args.source, args.out, **options), args.json)
-    parts = build_split(args.source, args.out, args.val_share, **options)
+        parts = {"": build_shards(args.source, args.out, **options)}
+    else:
+        parts = build_split(args.source, args.out, args.val_share, **options)
+    shrunk = {name: _shrunk(args.out / name) for name in parts} if options["shrink"] else {}
     if args.json:
-        print(json.dumps({name: _numbers(manifest) for name, manifest in parts.items()}))
-        return 0
-    for name, manifest in parts.items():
-        print(f"{args.out}/{name}: ", end="")
-        _say(manifest, as_json=False)
-    return 0
+        numbers = {
+            name: _numbers(part) | ({"shrink": shrunk[name]} if name in shrunk else {})
+            for name, part in parts.items()
+        }
+        print(json.dumps(numbers.get("", numbers)))
+    else:
+        for name, manifest in parts.items():
+            print(f"{args.out}/{name}: " if name else "", end="")
+            _say(manifest, as_json=False)
+            if name in shrunk:
+                say(shrunk[name])
+    return errors.FAILED if any(part["unreadable"] for part in shrunk.values()) else 0
 
 
 def run_index(args: argparse.Namespace) -> int:
@@ -124,6 +138,13 @@ def run_index(args: argparse.Namespace) -> int:
         checksums=not args.no_checksums,
     )
     return _say(manifest, args.json)
+
+
+def _shrunk(folder: Path) -> dict[str, Any]:
+    """Return what became of the images of a build with --max-side."""
+    from data_pipeline.shards.shrink_report import read_reports
+
+    return summary(list(read_reports(folder).values()))
 
 
 def _numbers(manifest: Manifest) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_pipeline.shards.index import index_shards
 from launch.cli import entry_point
-from tests.data_pipeline.shard_fixtures import labelled, photo, write_shard
+from tests.data_pipeline.shard_fixtures import encode, jpeg, labelled, photo, write_shard
 from tests.data_pipeline.synthetic import write_shards
 
 
@@ -72,3 +72,40 @@ def test_build_takes_sizes_with_a_unit(tmp_path, capsys):
         with pytest.raises(SystemExit):
             entry_point([*words, "--max-size", wrong])
         assert "is not a size such as 512MB" in capsys.readouterr().err
+
+
+def test_shrink_writes_smaller_images_and_exits_with_1_if_one_cannot_be_read(tmp_path, capsys):
+    big = [("a.png", encode(photo(60, 90), "PNG")), ("a.cls", b"0"), ("b.jpg", jpeg(60, 90))]
+    write_shard(tmp_path / "in/0.tar", big)
+    words = ["shards", "shrink", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    assert entry_point([*words, "--max-side", "32"]) == 0
+    assert "2 of 2 images made smaller" in capsys.readouterr().out
+    write_shard(tmp_path / "in/1.tar", [("x.jpg", jpeg(60, 90)[:900])])
+    assert entry_point([*words, "--max-side", "32"]) == 1
+    assert "(its shards or classes have changed): choose another" in capsys.readouterr().err
+    words[3] = str(tmp_path / "more")
+    assert entry_point([*words, "--max-side", "32"]) == 1
+    error = capsys.readouterr().err
+    assert "1.tar\tx\tcannot be decoded" in error
+    assert "1 samples have no image that can be read; kept as they are" in error
+    assert entry_point([*words, "--max-side", "32", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["shards"], result["images"], result["copies"]) == (2, 3, 2)
+    assert [line["key"] for line in result["unreadable"]] == ["x"]
+
+
+def test_build_with_a_side_reports_each_part_and_its_options_need_one(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        photo(60, 90, number).save(tmp_path / "photos" / f"{number}.png")
+    (tmp_path / "photos/9.jpg").write_bytes(jpeg(60, 90)[:900])
+    words = ["shards", "build", str(tmp_path / "photos"), str(tmp_path / "out"), "--json"]
+    assert entry_point([*words, "--quality", "80"]) == 1
+    assert "are for --max-side N: give it too" in capsys.readouterr().err
+    options = ["--max-side", "32", "--val-share", "0.3", "--drop-unreadable"]
+    assert entry_point([*words, *options]) == 1
+    parts = json.loads(capsys.readouterr().out)
+    shrunk = [part["shrink"] for part in parts.values()]
+    assert sum(part["copies"] for part in shrunk) == 6
+    assert [line["key"] for part in shrunk for line in part["unreadable"]] == ["9"]
+    assert sum(part["images"] for part in parts.values()) == 6
