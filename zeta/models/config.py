@@ -56,7 +56,24 @@ class ModelConfig:
     """Dropout rate of the embedded tokens."""
     position: str | None = None
     """Coordinates of the position tables: fractional, fractional_aspect or absolute; or one table
-    of a whole grid, as in published ViTs: grid_bicubic or grid_bilinear (navit)."""
+    of a whole grid, as in published ViTs: grid_bicubic or grid_bilinear (navit). Rotary positions:
+    rope, alone or with a table, as in rope+fractional. megavit: table, rope or rope+table."""
+    rope_base: float | None = None
+    """Ratio of the highest to the lowest frequency of rotary positions; if unset, 100, as in
+    DINOv3."""
+    rope_coordinates: str | None = None
+    """Units of rotary coordinates: separate (centres of patches in [-1, 1] by each side, the
+    default), max, min (by the longer or the shorter side) or index (numbers of patches)."""
+    rope_grid: Any = None
+    """Grid [height, width] over which rotary coordinates of kind index are stretched, as in
+    EVA-02; if unset, patches are counted as they are."""
+    rope_shift: float | None = None
+    """In training, shift each axis of an image's rotary coordinates by up to this."""
+    rope_jitter: float | None = None
+    """In training, stretch each axis by a random factor between 1 / rope_jitter and rope_jitter."""
+    rope_rescale: float | None = None
+    """In training, stretch both axes by one random factor between 1 / rope_rescale and
+    rope_rescale."""
     pool: str | None = None
     """Pooling of an image's tokens into one vector: attention (navit), cls or mean."""
     registers: int | None = None

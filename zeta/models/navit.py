@@ -40,7 +40,9 @@ from zeta.models.position import (
     LINE_TABLE,
     POSITIONS,
     check_absolute,
+    table_of,
 )
+from zeta.models.rotary import rotary
 from zeta.packed import PackedBatch
 
 POOLS = ("attention", "mean", "cls")
@@ -91,10 +93,12 @@ class PatchPositionEmbedding(nn.Module):
         kind = POSITIONS[self.position]
         weights = kind.weights(coords_T2, grids_T2, self.grid)
         parts = [getattr(self, name).flatten(0, -2) for name in kind.tables(self.grid)]
-        tables = parts[0] if len(parts) == 1 else torch.cat(parts)
-        with torch.autocast(patches_TP.device.type, enabled=False):
-            position_TC = weights.to(tables.dtype) @ tables
-        tokens_TC = self.proj(patches_TP) + position_TC
+        tokens_TC: Tensor = self.proj(patches_TP)
+        if parts:
+            tables = parts[0] if len(parts) == 1 else torch.cat(parts)
+            with torch.autocast(patches_TP.device.type, enabled=False):
+                position_TC = weights.to(tables.dtype) @ tables
+            tokens_TC = tokens_TC + position_TC
         learned: list[Tensor] = [
             token for token in (self.cls_token, self.reg_token) if token is not None
         ]
@@ -125,7 +129,8 @@ class NaViT(PackedViT):
             function of (height, width) in pixels. Acts on lists of images; a `PackedBatch` comes
             already dropped.
         return_embeddings: return pooled embeddings [I, C] instead of logits.
-        position: coordinates of the position tables, see `zeta.models.position`.
+        position: coordinates of the position tables, see `zeta.models.position`; rope: queries and
+            keys are rotated, without a table; rope+fractional and so on: both.
         pool: attention (a learned query reads each image), mean (of its patches) or cls (a learned
             class token).
         registers: learned tokens added to every image, left out of the pooling (Darcet 2024).
@@ -137,6 +142,8 @@ class NaViT(PackedViT):
             them. One on the keys makes training depend on the order of sums, see
             `zeta.models.layers`.
         activation: activation of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
+        rope_base, rope_coordinates, rope_grid, rope_shift, rope_jitter, rope_rescale: of rotary
+            positions, see `zeta.models.rotary.Rotary`; None: its defaults, those of DINOv3.
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
         attention: back-end, see `zeta.models.attention`.
@@ -174,6 +181,12 @@ class NaViT(PackedViT):
         qk_norm: bool = True,
         bias: bool = False,
         activation: str = "gelu",
+        rope_base: float | None = None,
+        rope_coordinates: str | None = None,
+        rope_grid: Sequence[int] | None = None,
+        rope_shift: float | None = None,
+        rope_jitter: float | None = None,
+        rope_rescale: float | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         attention: str = "auto",
@@ -195,6 +208,17 @@ class NaViT(PackedViT):
         prefix_tokens = class_token + registers
         super().__init__(patch_size, channels, mean, std, prefix_tokens, token_dropout_prob)
         self.return_embeddings, self.pool = return_embeddings, pool
+        self.rotary = rotary(
+            position,
+            dim_head,
+            is_rotary=POSITIONS[position].rotary,
+            base=rope_base,
+            coordinates=rope_coordinates,
+            grid=rope_grid,
+            shift=rope_shift,
+            jitter=rope_jitter,
+            rescale=rope_rescale,
+        )
         grid = table_grid(image_size, patch_size)
         patch_dim = patch_size * patch_size * channels
         self.embeds = PatchPositionEmbedding(
@@ -269,11 +293,11 @@ class NaViT(PackedViT):
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError for an image that is too large for absolute tables."""
-        if self.embeds.position == "absolute":
+        if table_of(self.embeds.position) == "absolute":
             check_absolute(grids, self.embeds.grid)
 
     def grids_fit(self, pack: PackedBatch) -> Tensor | None:
         """Return whether all images of a pack fit absolute tables; None: positions are relative."""
-        if self.embeds.position != "absolute":
+        if table_of(self.embeds.position) != "absolute":
             return None
         return (pack.grids <= torch.tensor(self.embeds.grid, device=pack.grids.device)).all()

@@ -36,6 +36,7 @@ from zeta.models.patchify import (
     flatten_images,
     patchify,
 )
+from zeta.models.rotary import Rotary
 from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class PackedViT(nn.Module, ABC):
         """dtype of the residual stream between the blocks; None: that of the embedding."""
         self.checks_grids = True
         """Check that the grids of a pack fit; this reads values, which fake tensors do not have."""
+        self.rotary: Rotary | None = None
+        """Rotary positions of the blocks; None: positions are added to the patches only."""
         self._set_normalisation(mean, std)
 
     @abstractmethod
@@ -117,7 +120,7 @@ class PackedViT(nn.Module, ABC):
 
     @cached_property
     def _draws_at_random(self) -> bool:
-        return draws_at_random(self)
+        return draws_at_random(self) or (self.rotary is not None and self.rotary.draws)
 
     @cached_property
     def _flop_rates(self) -> FlopRates:
@@ -218,17 +221,14 @@ class PackedViT(nn.Module, ABC):
         if self.prefix_tokens:
             rows = packed.prefix_rows(self.prefix_tokens)
             prefix_rows = rows.to(packed.patches.device, non_blocking=True)
+        grids_T2, segments = packed.grids[image_T], packed.segments
         x_TC = self.embeds(
-            self._normalise(packed.patches),
-            packed.coords,
-            packed.grids[image_T],
-            prefix_rows,
-            packed.segments,
+            self._normalise(packed.patches), packed.coords, grids_T2, prefix_rows, segments
         )
+        if self.rotary is not None:  # once for all blocks
+            segments = self.rotary.turned(segments, packed.coords, grids_T2, training=self.training)
         x_TC = x_TC.to(self.stream_dtype or x_TC.dtype)
-        x_TC = run_blocks(
-            self.blocks, x_TC, packed.segments, recompute=self.activation_checkpointing
-        )
+        x_TC = run_blocks(self.blocks, x_TC, segments, recompute=self.activation_checkpointing)
         features: Tensor = self.norm(x_TC)
         return features
 

@@ -12,13 +12,16 @@ the grid of each image like an image (antialiased, as in torch and timm):
 
     grid_bicubic: as in most ViTs;
     grid_bilinear: as in SigLIP 2.
+
+Rotary positions (`rope`, see `zeta.models.rotary`) have no table, or one of these beside them, as
+in `rope+grid_bicubic`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -166,6 +169,8 @@ class PositionTables:
     weights: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
     """Function of the coordinates and grids [T, 2] of tokens and of the tables' grid; returns the
     weights [T, rows] whose product with the stacked tables is the position."""
+    rotary: bool = False
+    """Whether queries and keys are rotated as well, see `zeta.models.rotary`."""
 
 
 def _line_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -176,11 +181,31 @@ def _grid_table(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     return {"pos_embed": grid}
 
 
-POSITIONS: dict[str, PositionTables] = {
+def _no_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
+def _no_weights(coords_T2: Tensor, grids_T2: Tensor, grid: tuple[int, int]) -> Tensor:
+    return coords_T2.new_zeros(len(coords_T2), 0, dtype=torch.float32)
+
+
+_TABLES: dict[str, PositionTables] = {
     **{
         system: PositionTables(_line_tables, partial(interpolation_weights, system=system))
         for system in COORDINATES
     },
     **{kind: PositionTables(_grid_table, partial(grid_weights, kind=kind)) for kind in GRIDS},
 }
+ROPE = "rope"
+"""Name of rotary positions without a table."""
+POSITIONS: dict[str, PositionTables] = {
+    **_TABLES,
+    ROPE: PositionTables(_no_tables, _no_weights, rotary=True),
+    **{f"{ROPE}+{name}": replace(each, rotary=True) for name, each in _TABLES.items()},
+}
 """Kinds of positions by name (`model.position`)."""
+
+
+def table_of(position: str) -> str | None:
+    """Return the kind of table of a position, as grid_bicubic of rope+grid_bicubic; None: none."""
+    return None if position == ROPE else position.removeprefix(f"{ROPE}+")

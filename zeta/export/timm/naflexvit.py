@@ -9,18 +9,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zeta.export.timm.options import pool_args, rate_args, size_args
-from zeta.stored_tensors import StoredTensor
+from zeta.models.position import POSITIONS, table_of
+from zeta.models.rotary import DINOV3_BASE
+from zeta.stored_tensors import StoredTensor, zeros
 
 FIXED_SIZE = False
 FIRST_LAYER = "embeds.proj"
 
-_POSITIONS: dict[str, dict[str, Any]] = {
+_POSITIONS: dict[str | None, dict[str, Any]] = {
+    None: {"pos_embed": "none"},
     "fractional": {"pos_embed": "factorized"},
     "fractional_aspect": {"pos_embed": "factorized", "pos_embed_ar_preserving": True},
     "grid_bicubic": {"pos_embed": "learned"},
     "grid_bilinear": {"pos_embed": "learned", "pos_embed_interp_mode": "bilinear"},
 }
 """Fields of timm for our position tables."""
+_ROPES = {"separate": "dinov3", "index": "axial"}
+"""`rope_type` of timm for our units of rotary coordinates."""
+_BIASED = (".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
+"""Weights beside which timm's blocks with rotary positions always have a bias."""
 _ACTIVATIONS = {"gelu": None, "gelu_tanh": "gelu_tanh"}
 _UNUSED: dict[str, Any] = {
     "scale_mlp_norm": False, "num_kv_heads": None, "attn_drop_rate": 0.0,
@@ -52,12 +59,27 @@ def entry_point(arguments: Mapping[str, Any]) -> str:
 def obstacle(arguments: Mapping[str, Any]) -> str | None:
     """Return which option of a NaViT NaFlexVit does not support; None if it supports all."""
     position = arguments["position"]
-    if position not in _POSITIONS:
+    if table_of(position) not in _POSITIONS:
+        known = [name for name in POSITIONS if table_of(name) in _POSITIONS]
         return (
             f"model.position is {position}: timm's NaFlexVit has no such coordinates; train with "
-            f"one of {', '.join(_POSITIONS)} to export to timm"
+            f"one of {', '.join(known)} to export to timm"
+        )
+    if _is_rotary(arguments) and (units := _units(arguments)) not in _ROPES:
+        return (
+            f"model.rope_coordinates is {units}: timm's NaFlexVit has no such coordinates; train "
+            f"with one of {', '.join(_ROPES)} to export to timm"
         )
     return None
+
+
+def _is_rotary(arguments: Mapping[str, Any]) -> bool:
+    position = POSITIONS.get(arguments["position"])
+    return position is not None and position.rotary
+
+
+def _units(arguments: Mapping[str, Any]) -> str:
+    return str(arguments["rope_coordinates"] or "separate")
 
 
 def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, Any]:
@@ -75,12 +97,38 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
         **pool_args(arguments),
         "act_layer": _ACTIVATIONS[arguments["activation"]],
         **rate_args(arguments),
-        **_POSITIONS[arguments["position"]],
+        **_POSITIONS[table_of(arguments["position"])],
+        **(_rope_args(arguments) if _is_rotary(arguments) else {}),
+    }
+
+
+def _rope_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    grid = arguments["rope_grid"]
+    return {
+        "rope_type": _ROPES[_units(arguments)],
+        "rope_temperature": float(arguments["rope_base"] or DINOV3_BASE),
+        "rope_ref_feat_shape": None if grid is None else list(grid),
+        "rope_rotate_half": True,
+        "rope_shift_coords": arguments["rope_shift"],
+        "rope_jitter_coords": arguments["rope_jitter"],
+        "rope_rescale_coords": arguments["rope_rescale"],
     }
 
 
 def tensors(
     own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Return the weights of a NaViT, which carry timm's names already."""
-    return dict(own)
+    """Return the weights of a NaViT, which carry timm's names already.
+
+    With rotary positions timm builds other blocks: their layer scale has another name, and their
+    linear layers always have biases.
+    """
+    if not _is_rotary(arguments):
+        return dict(own)
+    made: dict[str, StoredTensor] = {}
+    for name, tensor in own.items():
+        made[name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")] = tensor
+        bias = name.replace(".weight", ".bias")
+        if name.startswith("blocks.") and name.endswith(_BIASED) and bias not in own:
+            made[bias] = zeros(tensor.shape[:1], tensor.dtype)
+    return made

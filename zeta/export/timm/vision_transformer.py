@@ -34,7 +34,13 @@ def entry_point(arguments: Mapping[str, Any]) -> str:
 
 
 def obstacle(arguments: Mapping[str, Any]) -> str | None:
-    """Return None: VisionTransformer supports every option of a MegaVit."""
+    """Return which option of a MegaVit VisionTransformer does not support; None if all."""
+    position = arguments["position"]
+    if position != "table":
+        return (
+            f"model.position is {position}: timm's VisionTransformer has no rotary positions; "
+            "train with model.position=table to export to timm, or a navit"
+        )
     return None
 
 

@@ -89,6 +89,23 @@ def test_a_position_table_of_a_grid_is_resized_as_timm_does_it(tmp_path, positio
     assert_same_logits(model, theirs, sizes)
 
 
+@pytest.mark.parametrize("position", ["rope", "rope+grid_bicubic", "rope+fractional"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bias": True, "layer_scale": 0.1, "registers": 2, "pool": "cls"},
+        {"rope_coordinates": "index", "qk_norm": False, "pool": "mean"},
+        {"rope_coordinates": "index", "rope_grid": [5, 9], "rope_base": 77.0, "layer_scale": 0.0},
+        {"rope_rescale": 2.0, "rope_shift": 0.1, "rope_jitter": 1.1, "activation": "gelu_tanh"},
+    ],
+)
+def test_timm_rotates_queries_and_keys_as_zeta_does(tmp_path, position, changes):
+    model, theirs = both(tmp_path, position=position, **changes)
+    assert_same_logits(model, theirs, ((64, 64), (8, 8), (8, 200), (120, 184)))
+    assert theirs.rope.shift_coords == changes.get("rope_shift")
+
+
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
 @pytest.mark.parametrize(
@@ -184,6 +201,12 @@ def test_every_preset_gives_the_same_logits_scaled_down(tmp_path, preset):
     ("changes", "message"),
     [
         ({"position": "absolute"}, "model.position is absolute"),
+        ({"position": "rope+absolute"}, r"model.position is rope\+absolute"),
+        (
+            {"position": "rope", "rope_coordinates": "max"},
+            "model.rope_coordinates is max.*separate, index",
+        ),
+        ({"arch": "megavit", "position": "rope"}, "model.position is rope: timm's VisionTransf"),
         ({"dim_head": 16}, "model.heads x model.dim_head is 3 x 16, not model.dim=24"),
         (
             {"dim_head": 16, "arch": "megavit"},
