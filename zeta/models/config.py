@@ -56,8 +56,9 @@ class ModelConfig:
     """Dropout rate of the embedded tokens."""
     position: str | None = None
     """Coordinates of the position tables: fractional, fractional_aspect or absolute; or one table
-    of a whole grid, as in published ViTs: grid_bicubic or grid_bilinear (navit). Rotary positions:
-    rope, alone or with a table, as in rope+fractional. megavit: table, rope or rope+table."""
+    of a whole grid, as in published ViTs: grid_bicubic, grid_bilinear or grid_bicubic_plain
+    (navit). Rotary positions: rope, alone or with a table, as in rope+fractional. megavit: table,
+    rope or rope+table."""
     rope_base: float | None = None
     """Ratio of the highest to the lowest frequency of rotary positions; if unset, 100, as in
     DINOv3."""
@@ -89,7 +90,21 @@ class ModelConfig:
     bias: bool | None = None
     """Use biases on norms and projections, as in most published ViTs; if unset, false (navit)."""
     activation: str | None = None
-    """Activation of the MLPs: gelu or gelu_tanh; if unset, gelu (navit)."""
+    """Activation of the MLPs: gelu, gelu_tanh, quick_gelu or silu; if unset, gelu (navit)."""
+    qkv_bias: str | None = None
+    """Which of queries, keys and values have a bias: none, qv or all; if unset, as bias (navit)."""
+    norm_eps: float | None = None
+    """What the norms add to the variance; if unset, 1e-6 (navit)."""
+    pre_norm: bool | None = None
+    """Normalise the tokens before the first block, as in CLIP; if unset, false (navit)."""
+    gated_mlp: bool | None = None
+    """Use gated MLPs, with silu those of SwiGLU; if unset, false (navit)."""
+    mlp_norm: bool | None = None
+    """Normalise the hidden channels of the MLPs, as in EVA-02; if unset, false (navit)."""
+    norm_after_pool: bool | None = None
+    """Normalise the pooled vector instead of the tokens; if unset, false (navit)."""
+    pooler: bool | None = None
+    """Put a linear layer and a tanh after the pooling; if unset, false (navit)."""
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, *_RATES, "registers"):

@@ -16,16 +16,17 @@ from zeta.models.arguments import (
     check_sizes,
     depth_rates,
     head_width,
+    is_finite,
     table_grid,
 )
 from zeta.models.attention import BACKENDS, Segments
 from zeta.models.dropout import Dropout
 from zeta.models.layers import (
     ACTIVATIONS,
+    QKV_BIASES,
     AttentionPool,
     Block,
     BlockShape,
-    Norm,
     first_tokens,
     mean_pool,
     put_prefix,
@@ -71,6 +72,7 @@ class PatchPositionEmbedding(nn.Module):
         *,
         class_token: bool,
         bias: bool,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.position, self.grid = position, grid
@@ -80,6 +82,7 @@ class PatchPositionEmbedding(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.drop = Dropout(dropout)
+        self.norm_pre = norm or nn.Identity()
 
     def forward(
         self,
@@ -104,8 +107,8 @@ class PatchPositionEmbedding(nn.Module):
         ]
         prefix = torch.cat(learned, dim=1) if learned else None
         tokens_TC = put_prefix(tokens_TC, prefix, prefix_rows)
-        dropped: Tensor = self.drop(tokens_TC, segments)
-        return dropped
+        embedded: Tensor = self.norm_pre(self.drop(tokens_TC, segments))
+        return embedded
 
 
 class NaViT(PackedViT):
@@ -141,7 +144,17 @@ class NaViT(PackedViT):
         bias: biases on norms, projections and the patch embedding, as most published ViTs have
             them. One on the keys makes training depend on the order of sums, see
             `zeta.models.layers`.
-        activation: activation of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
+        activation: activation of the MLPs: gelu, gelu_tanh (its approximation, as in SigLIP),
+            quick_gelu (as in CLIP) or silu.
+        qkv_bias: which of queries, keys and values have a bias: none, qv or all; None: as `bias`.
+        norm_eps: what the norms add to the variance.
+        pre_norm: normalise the tokens before the first block, as in CLIP; the patch embedding then
+            has no bias.
+        gated_mlp: let an activated projection multiply a second one in the blocks' MLPs: with silu
+            it is SwiGLU. Its matrices are one half larger at the same `mlp_dim`.
+        mlp_norm: normalise the hidden channels of the blocks' MLPs, as in EVA-02.
+        norm_after_pool: normalise the pooled vector, instead of the tokens after the last block.
+        pooler: put a linear layer and a tanh after the pooling, as in transformers' ViTModel.
         rope_base, rope_coordinates, rope_grid, rope_shift, rope_jitter, rope_rescale: of rotary
             positions, see `zeta.models.rotary.Rotary`; None: its defaults, those of DINOv3.
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
@@ -181,6 +194,13 @@ class NaViT(PackedViT):
         qk_norm: bool = True,
         bias: bool = False,
         activation: str = "gelu",
+        qkv_bias: str | None = None,
+        norm_eps: float = 1e-6,
+        pre_norm: bool = False,
+        gated_mlp: bool = False,
+        mlp_norm: bool = False,
+        norm_after_pool: bool = False,
+        pooler: bool = False,
         rope_base: float | None = None,
         rope_coordinates: str | None = None,
         rope_grid: Sequence[int] | None = None,
@@ -202,6 +222,10 @@ class NaViT(PackedViT):
         check_layer_scale(layer_scale)
         check_choice("pool", pool, POOLS)
         check_choice("activation", activation, ACTIVATIONS)
+        if qkv_bias is not None:
+            check_choice("qkv_bias", qkv_bias, QKV_BIASES)
+        if not is_finite(norm_eps) or norm_eps <= 0:
+            raise ValueError(f"norm_eps is {norm_eps!r}: give a small positive number, as in 1e-6")
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)
         class_token = pool == "cls"
@@ -220,17 +244,6 @@ class NaViT(PackedViT):
             rescale=rope_rescale,
         )
         grid = table_grid(image_size, patch_size)
-        patch_dim = patch_size * patch_size * channels
-        self.embeds = PatchPositionEmbedding(
-            patch_dim,
-            dim,
-            grid,
-            position,
-            emb_dropout,
-            registers,
-            class_token=class_token,
-            bias=bias,
-        )
         shape = BlockShape(
             dim=dim,
             heads=heads,
@@ -240,12 +253,29 @@ class NaViT(PackedViT):
             layer_scale=layer_scale,
             qk_norm=qk_norm,
             bias=bias,
+            qkv_bias=qkv_bias,
+            norm_eps=norm_eps,
             activation=activation,
+            gated_mlp=gated_mlp,
+            mlp_norm=mlp_norm,
             backend=attention,
         )
+        self.embeds = PatchPositionEmbedding(
+            patch_size * patch_size * channels,
+            dim,
+            grid,
+            position,
+            emb_dropout,
+            registers,
+            class_token=class_token,
+            bias=bias and not pre_norm,
+            norm=shape.norm() if pre_norm else None,
+        )
         self.blocks = nn.ModuleList(Block(shape, r) for r in depth_rates(stochastic_depth, depth))
-        self.norm = Norm(dim, bias=bias)
+        self.norm = nn.Identity() if norm_after_pool else shape.norm()
         self.attn_pool = AttentionPool(shape) if pool == "attention" else None
+        self.fc_norm = shape.norm() if norm_after_pool else nn.Identity()
+        self.pooler = Linear(dim, dim) if pooler else None
         self.head = Linear(dim, num_classes)
         self.init_weights(seed)
 
@@ -270,7 +300,9 @@ class NaViT(PackedViT):
     def forward_embeddings(self, images: PackedBatch | Images) -> Tensor:
         """Return the pooled embedding [I, dim] of every image."""
         packed = self._pack(images)
-        pooled_IC = self._pool(self._encode(packed), packed)
+        pooled_IC = self.fc_norm(self._pool(self._encode(packed), packed))
+        if self.pooler is not None:
+            pooled_IC = torch.tanh(self.pooler(pooled_IC))
         return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
 
     def _pool(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:

@@ -24,7 +24,7 @@ from zeta.models.dropout import draws_at_random, seeded
 from zeta.models.exported import load_export, read_config, trained_fit
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
-from zeta.models.layers import Norm, run_blocks
+from zeta.models.layers import run_blocks
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
 from zeta.models.parameters import CLASSIFIER, Rules
 from zeta.models.patchify import (
@@ -60,7 +60,7 @@ class PackedViT(nn.Module, ABC):
     """Whether it accepts images of `image_size` only."""
     embeds: nn.Module
     blocks: nn.ModuleList
-    norm: Norm
+    norm: nn.Module
     head: nn.Linear
     mean: Tensor
     std: Tensor

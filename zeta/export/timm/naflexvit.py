@@ -11,7 +11,7 @@ from typing import Any
 from zeta.export.timm.options import pool_args, rate_args, size_args
 from zeta.models.position import POSITIONS, table_of
 from zeta.models.rotary import DINOV3_BASE
-from zeta.stored_tensors import StoredTensor, zeros
+from zeta.stored_tensors import StoredTensor, halves, zeros
 
 FIXED_SIZE = False
 FIRST_LAYER = "embeds.proj"
@@ -22,13 +22,17 @@ _POSITIONS: dict[str | None, dict[str, Any]] = {
     "fractional_aspect": {"pos_embed": "factorized", "pos_embed_ar_preserving": True},
     "grid_bicubic": {"pos_embed": "learned"},
     "grid_bilinear": {"pos_embed": "learned", "pos_embed_interp_mode": "bilinear"},
+    "grid_bicubic_plain": {"pos_embed": "learned", "pos_embed_antialias": False},
 }
 """Fields of timm for our position tables."""
 _ROPES = {"separate": "dinov3", "index": "axial"}
 """`rope_type` of timm for our units of rotary coordinates."""
 _BIASED = (".attn.proj.weight", ".mlp.fc1.weight", ".mlp.fc2.weight")
-"""Weights beside which timm's blocks with rotary positions always have a bias."""
-_ACTIVATIONS = {"gelu": None, "gelu_tanh": "gelu_tanh"}
+"""Weights beside which timm's `EvaBlock` always has a bias."""
+_ACTIVATIONS = {
+    "gelu": None, "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu",
+}  # fmt: skip
+_NORM_EPS = 1e-6
 _UNUSED: dict[str, Any] = {
     "scale_mlp_norm": False, "num_kv_heads": None, "attn_drop_rate": 0.0,
     "scale_attn_inner_norm": False, "use_key_only_attn_mask": False, "drop_rate": 0.0,
@@ -70,7 +74,28 @@ def obstacle(arguments: Mapping[str, Any]) -> str | None:
             f"model.rope_coordinates is {units}: timm's NaFlexVit has no such coordinates; train "
             f"with one of {', '.join(_ROPES)} to export to timm"
         )
+    if arguments["norm_eps"] != _NORM_EPS:
+        return (
+            f"model.norm_eps is {arguments['norm_eps']}: the norms of timm's NaFlexVit have "
+            f"{_NORM_EPS} only"
+        )
+    if arguments["pooler"]:
+        return "model.pooler is true: timm's NaFlexVit has no layer after the pooling"
+    if arguments["gated_mlp"] and arguments["activation"] != "silu":
+        return (
+            f"model.gated_mlp is true and model.activation {arguments['activation']}: the gated "
+            "MLPs of timm's NaFlexVit have silu only"
+        )
     return None
+
+
+def _qkv_bias(arguments: Mapping[str, Any]) -> str:
+    return arguments["qkv_bias"] or ("all" if arguments["bias"] else "none")
+
+
+def _has_eva_blocks(arguments: Mapping[str, Any]) -> bool:
+    """Return whether timm builds its `EvaBlock`, which alone has these options."""
+    return _is_rotary(arguments) or arguments["gated_mlp"] or _qkv_bias(arguments) == "qv"
 
 
 def _is_rotary(arguments: Mapping[str, Any]) -> bool:
@@ -91,15 +116,25 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
     """
     bias = arguments["bias"]
     return _UNUSED | {
-        **size_args(arguments, qkv_bias=bias, proj_bias=bias),
+        **size_args(arguments, qkv_bias=_qkv_bias(arguments) != "none", proj_bias=bias),
         "reg_tokens": arguments["registers"],
         "pos_embed_grid_size": [side // arguments["patch_size"] for side in sides],
         **pool_args(arguments),
         "act_layer": _ACTIVATIONS[arguments["activation"]],
+        "pre_norm": arguments["pre_norm"],
+        "swiglu_mlp": arguments["gated_mlp"],
+        "scale_mlp_norm": arguments["mlp_norm"],
+        "attn_type": _attention_type(arguments),
         **rate_args(arguments),
         **_POSITIONS[table_of(arguments["position"])],
         **(_rope_args(arguments) if _is_rotary(arguments) else {}),
     }
+
+
+def _attention_type(arguments: Mapping[str, Any]) -> str:
+    if not _has_eva_blocks(arguments):
+        return "standard"
+    return "eva" if _qkv_bias(arguments) == "qv" else "rope"
 
 
 def _rope_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,16 +153,31 @@ def _rope_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def tensors(
     own: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Return the weights of a NaViT, which carry timm's names already.
+    """Return the weights of a NaViT, most of which carry timm's names already.
 
-    With rotary positions timm builds other blocks: their layer scale has another name, and their
-    linear layers always have biases.
+    timm's `EvaBlock` has another name for the layer scale, its linear layers always have biases,
+    and with a norm in them its gated MLPs keep the two projections apart.
     """
-    if not _is_rotary(arguments):
-        return dict(own)
+    eva = _has_eva_blocks(arguments)
+    split = arguments["gated_mlp"] and arguments["mlp_norm"]
+    made: dict[str, StoredTensor] = {}
+    for name, tensor in with_block_biases(own).items() if eva else own.items():
+        name = name.removeprefix("embeds.") if name.startswith("embeds.norm_pre.") else name
+        if eva:
+            name = name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
+        if split and name.startswith("blocks.") and ".mlp.fc1." in name:
+            for part, rows in zip(("fc1_g", "fc1_x"), halves(tensor), strict=True):
+                made[name.replace("fc1", part)] = rows
+        elif not (arguments["pre_norm"] and name == "embeds.proj.bias"):
+            made[name] = tensor
+    return made
+
+
+def with_block_biases(own: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return `own` with a bias of zeros beside each linear layer of a block that has none."""
     made: dict[str, StoredTensor] = {}
     for name, tensor in own.items():
-        made[name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")] = tensor
+        made[name] = tensor
         bias = name.replace(".weight", ".bias")
         if name.startswith("blocks.") and name.endswith(_BIASED) and bias not in own:
             made[bias] = zeros(tensor.shape[:1], tensor.dtype)

@@ -45,7 +45,10 @@ def size_args(arguments: Mapping[str, Any], *, qkv_bias: bool, proj_bias: bool) 
 
 def pool_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the pooling of a model under timm's names; `arguments` as `size_args`."""
-    return {"global_pool": _POOLS[arguments["pool"]], "fc_norm": False}
+    return {
+        "global_pool": _POOLS[arguments["pool"]],
+        "fc_norm": arguments.get("norm_after_pool", False),
+    }
 
 
 def rate_args(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
-from zeta.stored_tensors import StoredTensor
+from zeta.stored_tensors import StoredTensor, rows_of, stacked
 
 Tensors = Mapping[str, StoredTensor]
 
@@ -128,11 +125,11 @@ def _siglip(tensors: Tensors) -> dict[str, StoredTensor]:
             made["pos_embed"] = tensor.changed(lambda table: table[None], (1, *tensor.shape))
         elif ".self_attn.q_proj." in name:
             parts = [tower[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            made[_renamed(name.replace("self_attn.q_proj", "attn.qkv"))] = _stacked(parts)
+            made[_renamed(name.replace("self_attn.q_proj", "attn.qkv"))] = stacked(parts)
         elif name.startswith("head.attention.in_proj_"):
             kind, third = name.removeprefix("head.attention.in_proj_"), tensor.shape[0] // 3
-            made[f"attn_pool.q.{kind}"] = _rows(tensor, 0, third)
-            made[f"attn_pool.kv.{kind}"] = _rows(tensor, third, 3 * third)
+            made[f"attn_pool.q.{kind}"] = rows_of(tensor, 0, third)
+            made[f"attn_pool.kv.{kind}"] = rows_of(tensor, third, 3 * third)
         elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
             made[_renamed(name)] = tensor
     return made
@@ -146,15 +143,3 @@ def _renamed(name: str) -> str:
     for theirs, ours in _SIGLIP_PARTS.items():
         name = name.replace(theirs, ours)
     return name
-
-
-def _stacked(parts: list[StoredTensor]) -> StoredTensor:
-    def read() -> Tensor:
-        return torch.cat([part.read() for part in parts])
-
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    return StoredTensor(shape, parts[0].dtype, read)
-
-
-def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
-    return tensor.changed(lambda whole: whole[start:stop], (stop - start, *tensor.shape[1:]))
