@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from zeta.config_field import check_choice, check_range
-from zeta.models.exported import load_export, read_config, trained_fit
+from zeta.models.exported import trained_fit
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import PackedViT
 from zeta.models.presets import PRESETS
+from zeta.models.sources import load_export, read_config
 
 _SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
 _DEEPEST = 10_000
@@ -165,10 +166,10 @@ def model_from_arguments(arguments: Mapping[str, Any], seed: int = 0) -> PackedV
 
 
 def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> PackedViT:
-    """Load the model of any architecture that `zeta export` wrote, in evaluation mode, on the CPU.
+    """Load the model of an export or a published encoder, in evaluation mode, on the CPU.
 
     Args:
-        path: folder of the export.
+        path: folder that `zeta export` wrote, or of an encoder of transformers (docs/export.md).
         dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from zeta.config_field import check_whole
-from zeta.models.arguments import is_finite
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD, is_finite
 from zeta.models.attention import Segments
 from zeta.models.dropout import draws_at_random, seeded
-from zeta.models.exported import load_export, read_config, trained_fit
+from zeta.models.exported import trained_fit
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
 from zeta.models.layers import run_blocks
@@ -37,13 +37,11 @@ from zeta.models.patchify import (
     patchify,
 )
 from zeta.models.rotary import Rotary
+from zeta.models.sources import load_export, read_config
 from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PackedViT(nn.Module, ABC):
@@ -128,14 +126,14 @@ class PackedViT(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, path: Path | str, dtype: torch.dtype = torch.float32) -> Self:
-        """Load the model that `zeta export` wrote to a directory, in evaluation mode, on the CPU.
+        """Load what `zeta export` wrote, or a published encoder, in evaluation mode, on the CPU.
 
         Args:
-            path: folder of the export.
+            path: folder of the export, or of an encoder of transformers (docs/export.md).
             dtype: dtype of the weights in memory; the files may have another one.
 
         Raises:
-            ValueError: not an export for zeta, a damaged one, or one of another architecture.
+            ValueError: neither of these, damaged, or of another architecture.
         """
         config = read_config(path)
         arch = config["model"]["arch"]

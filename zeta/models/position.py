@@ -88,8 +88,8 @@ def grid_weights(
     """Return the [T, h * w] weights whose product with a grid table [h * w, C] is the position.
 
     The resizing is that of `torch.nn.functional.interpolate(align_corners=False)`, with
-    `antialias=True` unless the kind is grid_bicubic_plain; an image with the table's own grid uses it unchanged. Rows with negative coordinates (prefix and
-    padding tokens) are zero.
+    `antialias=True` unless the kind is grid_bicubic_plain; an image with the table's own grid uses
+    it unchanged. Rows with negative coordinates (prefix and padding tokens) are zero.
 
     Args:
         coords_T2: (y, x) of each token; negative where it is no patch.

@@ -209,7 +209,18 @@ def fit_timm(
     grid = (wanted[_TABLE][1], wanted[_TABLE][2]) if _TABLE in wanted else None
     if grid is None and all(name in wanted for name in _FACTORS):
         grid = (wanted[_FACTORS[0]][1], wanted[_FACTORS[1]][1])
-    made, note = named_as_navit(weights.tensors, grid if _table_fits(weights, grid) else None), ""
+    made = named_as_navit(weights.tensors, grid if _table_fits(weights, grid) else None)
+    fitted, note = fit(made, wanted)
+    channels = wanted["mean"][0] if "mean" in wanted else 3
+    pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
+    return fitted | in_memory(pixels), note
+
+
+def fit(
+    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[int]]
+) -> tuple[dict[str, StoredTensor], str]:
+    """Return weights under NaViT's names as `fit_timm` does, and a note of approximations."""
+    made, note = dict(tensors), ""
     for name, tensor in list(made.items()):
         if _is_bias(name) and name not in wanted and not tensor.read().any():
             del made[name]
@@ -224,9 +235,7 @@ def fit_timm(
             f"its positions of a grid as the nearest sums of a row and a column, {share:.1%} of "
             "their variance (model.position=grid_bicubic would keep them)"
         )
-    channels = wanted["mean"][0] if "mean" in wanted else 3
-    pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
-    return made | in_memory(pixels), note
+    return made, note
 
 
 @torch.no_grad()
