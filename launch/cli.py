@@ -54,6 +54,7 @@ COMMANDS = (
     Command("wandb_sync"),
     Command("finetune"),
     Command("export"),
+    Command("import_encoder"),
     Command("evaluate"),
     Command("embed"),
     Command("report"),

@@ -123,8 +123,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
     if form is None and isinstance(config, dict) and "architecture" in config:
         raise ValueError(
             f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
-            f'timm.create_model("local-dir:{path}", pretrained=True), or export the model with '
-            "--format zeta"
+            f'timm.create_model("local-dir:{path}", pretrained=True), bring it in with '
+            "`zeta import`, or export the model with --format zeta"
         )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
 

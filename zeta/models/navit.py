@@ -300,7 +300,7 @@ class NaViT(PackedViT):
     def forward_embeddings(self, images: PackedBatch | Images) -> Tensor:
         """Return the pooled embedding [I, dim] of every image."""
         packed = self._pack(images)
-        pooled_IC = self.fc_norm(self._pool(self._encode(packed), packed))
+        pooled_IC: Tensor = self.fc_norm(self._pool(self._encode(packed), packed))
         if self.pooler is not None:
             pooled_IC = torch.tanh(self.pooler(pooled_IC))
         return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]

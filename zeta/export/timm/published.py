@@ -18,10 +18,10 @@ from torch import Tensor
 
 from zeta.export.timm.published_names import TOWER, named_as_navit
 from zeta.files import read_json
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.export_checks import check_file
 from zeta.models.exported import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.models.navit import NaViT
-from zeta.models.packed_vit import IMAGENET_MEAN, IMAGENET_STD
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
 _TABLE = "embeds.pos_embed"

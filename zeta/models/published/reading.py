@@ -12,6 +12,7 @@ import torch
 from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.exported import FORMAT
 from zeta.models.published.dinov3 import dinov3
+from zeta.models.published.eva import ARCHITECTURES, eva
 from zeta.models.published.files import Folder, open_folder
 from zeta.models.published.tensors import Renaming, check_floats
 from zeta.models.published.towers import clip, siglip
@@ -39,6 +40,7 @@ class Kind:
     """How its images get their shape, where no image processor says it."""
 
 
+EVA = "timm_eva"
 KINDS: dict[str, Kind] = {
     "clip": Kind(clip, "CLIPModel", (_CLIP_MEAN, _CLIP_STD), "crop"),
     "clip_vision_model": Kind(
@@ -53,9 +55,10 @@ KINDS: dict[str, Kind] = {
     "siglip_vision_model": Kind(siglip, "SiglipVisionModel", (_HALF, _HALF)),
     "siglip2": Kind(siglip, "Siglip2Model, Siglip2ForImageClassification", (_HALF, _HALF), "keep"),
     "siglip2_vision_model": Kind(siglip, "Siglip2VisionModel", (_HALF, _HALF), "keep"),
+    EVA: Kind(eva, "DINOv3 and EVA-02 of timm (Eva)", (IMAGENET_MEAN, IMAGENET_STD)),
     "vit": Kind(vit, "ViTModel, ViTForImageClassification", (_HALF, _HALF)),
 }
-"""Kinds of encoders by the `model_type` of their config.json in transformers."""
+"""Kinds of encoders by the `model_type` of their config.json in transformers; timm has none."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,15 @@ class Opened:
 
 
 def is_published(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is that of a class of transformers."""
-    return "format" not in config and "architecture" not in config and "model_type" in config
+    """Return whether a config.json is that of a class of transformers, or of timm's Eva."""
+    return "format" not in config and _model_type(config) is not None
+
+
+def _model_type(config: Mapping[str, Any]) -> str | None:
+    if "architecture" in config:
+        return EVA if ARCHITECTURES.search(str(config["architecture"])) else None
+    found = config.get("model_type")
+    return None if found is None else str(found)
 
 
 def open_published(path: Path) -> Opened:
@@ -102,10 +112,10 @@ def open_published(path: Path) -> Opened:
 
 def _opened(folder: Folder) -> Opened:
     config = folder.config
-    model_type = config["model_type"]
+    model_type = _model_type(config)
     if model_type not in KINDS:
         raise ValueError(
-            f"model_type is {model_type!r} in config.json; zeta reads {', '.join(KINDS)}"
+            f"model_type is {model_type!r} in config.json; zeta reads {', '.join(sorted(KINDS))}"
         )
     kind = KINDS[model_type]
     arguments, renaming = kind.convert(config, folder.tensors)
@@ -161,6 +171,9 @@ def _pixels(folder: Folder, kind: Kind, arguments: Mapping[str, Any], notes: lis
         ValueError: the image processor contradicts the model.
     """
     processor, channels = folder.processor, arguments["channels"]
+    given = folder.config.get("pretrained_cfg") or {}
+    if "mean" in given and "std" in given:  # of timm
+        return tuple(given["mean"]), tuple(given["std"])
     if processor is None:
         notes.append("there is no preprocessor_config.json: mean and std are those of its class")
         usual = kind.pixels if channels == len(_HALF) else (_HALF, _HALF)
@@ -184,16 +197,16 @@ def _pixels(folder: Folder, kind: Kind, arguments: Mapping[str, Any], notes: lis
         return (0.0,) * channels, (1.0,) * channels
     found = []
     for name, usual in zip(("image_mean", "image_std"), kind.pixels, strict=True):
-        given = processor.get(name, usual)
-        values = tuple(given) if isinstance(given, list | tuple) else (given,) * channels
-        if len(values) != channels or not all(isinstance(value, int | float) for value in values):
+        value = processor.get(name, usual)
+        values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
+        if len(values) != channels or not all(isinstance(each, int | float) for each in values):
             raise ValueError(
-                f"the image processor's {name} is {given!r}, but the model takes {channels} "
+                f"the image processor's {name} is {value!r}, but the model takes {channels} "
                 "channels: one of the two files is not of this model"
             )
         if name == "image_std" and min(values) <= 0:
-            raise ValueError(f"the image processor's {name} is {given!r}: it must be positive")
-        found.append(tuple(float(value) for value in values))
+            raise ValueError(f"the image processor's {name} is {value!r}: it must be positive")
+        found.append(tuple(float(each) for each in values))
     return found[0], found[1]
 
 
