@@ -93,6 +93,11 @@ def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
     return tensor.changed(lambda whole: whole[start:stop], (stop - start, *tensor.shape[1:]))
 
 
+def ones(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
+    """Return a tensor of ones."""
+    return StoredTensor(shape, dtype, lambda: torch.ones(shape, dtype=dtype))
+
+
 def total_bytes(tensors: Mapping[str, StoredTensor]) -> int:
     """Return the bytes that tensors take in files, headers left out."""
     return sum(tensor.nbytes for tensor in tensors.values())

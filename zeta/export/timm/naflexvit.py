@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from zeta.export.timm.options import pool_args, rate_args, size_args
 from zeta.models.position import POSITIONS, table_of
 from zeta.models.rotary import DINOV3_BASE
-from zeta.stored_tensors import StoredTensor, halves, zeros
+from zeta.stored_tensors import StoredTensor, halves, ones, zeros
 
 FIXED_SIZE = False
 FIRST_LAYER = "embeds.proj"
@@ -125,10 +127,17 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
         "swiglu_mlp": arguments["gated_mlp"],
         "scale_mlp_norm": arguments["mlp_norm"],
         "attn_type": _attention_type(arguments),
+        **_layer_scale(arguments),
         **rate_args(arguments),
         **_POSITIONS[table_of(arguments["position"])],
         **(_rope_args(arguments) if _is_rotary(arguments) else {}),
     }
+
+
+def _layer_scale(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the initial layer scale of an `EvaBlock`, to which 0 is no word for none: ones."""
+    scaled = arguments["layer_scale"] is not None
+    return {} if scaled or not _has_eva_blocks(arguments) else {"init_values": 1.0}
 
 
 def _attention_type(arguments: Mapping[str, Any]) -> str:
@@ -161,6 +170,10 @@ def tensors(
     eva = _has_eva_blocks(arguments)
     split = arguments["gated_mlp"] and arguments["mlp_norm"]
     made: dict[str, StoredTensor] = {}
+    if eva and arguments["layer_scale"] is None:
+        factor = ones((arguments["dim"],), torch.float32)
+        for i in range(arguments["depth"]):
+            made |= {f"blocks.{i}.gamma_1": factor, f"blocks.{i}.gamma_2": factor}
     for name, tensor in with_block_biases(own).items() if eva else own.items():
         name = name.removeprefix("embeds.") if name.startswith("embeds.norm_pre.") else name
         if eva:
