@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,13 @@ def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> Pac
     model = load_export(path, model_from_arguments, dtype)
     model.fit = trained_fit(read_config(path)) or model.fit
     return model
+
+
+def with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arch and arguments with the constructor's defaults for those that are left out."""
+    parameters = signature(ARCHITECTURES[arguments["arch"]]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
+    return defaults | dict(arguments)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

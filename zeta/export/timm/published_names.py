@@ -7,6 +7,7 @@ SigLIP 2 as Hugging Face's transformers names it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from zeta.stored_tensors import StoredTensor, rows_of, stacked
@@ -15,12 +16,12 @@ Tensors = Mapping[str, StoredTensor]
 
 TOWER = "vision_model."
 """Beginning of the names of SigLIP's vision tower in Hugging Face's transformers."""
-_FOREIGN = {
-    "fc_norm.": "normalises after pooling (fc_norm)",
-    "norm_pre.": "normalises before the first block (norm_pre, as CLIP does)",
-    "rope.": "has rotary positions",
-}
+_FOREIGN = {"rope.": "has rotary positions that are learned"}
 """Beginnings of names, and what these weights do: nothing in NaViT computes it."""
+
+
+_SCALES = re.compile(r"\.gamma_([12])$")
+"""Names of the layer scales in timm's `EvaBlock`."""
 
 
 def named_as_navit(
@@ -47,10 +48,14 @@ def named_as_navit(
             made["embeds.proj.weight"] = _as_linear(tensor)
         elif name == "patch_embed.proj.bias":
             made["embeds.proj.bias"] = tensor
-        elif name in ("cls_token", "reg_token"):
+        elif name in ("cls_token", "reg_token") or name.startswith("norm_pre."):
             made[f"embeds.{name}"] = tensor
-        elif name != "pos_embed":
-            made[name] = tensor
+        elif ".mlp.fc1_g." in name:
+            made[name.replace("fc1_g", "fc1")] = stacked(
+                [tensor, tensors[name.replace("fc1_g", "fc1_x")]]
+            )
+        elif name != "pos_embed" and ".mlp.fc1_x." not in name:
+            made[_SCALES.sub(r".ls\1.gamma", name)] = tensor
     if "pos_embed" in tensors:
         _add_table(made, tensors["pos_embed"], grid)
     return made
