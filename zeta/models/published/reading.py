@@ -177,7 +177,7 @@ def _pixels(folder: Folder, kind: Kind, arguments: Mapping[str, Any], notes: lis
     if processor is None:
         notes.append("there is no preprocessor_config.json: mean and std are those of its class")
         usual = kind.pixels if channels == len(_HALF) else (_HALF, _HALF)
-        mean, std = ((values * channels)[:channels] for values in usual)
+        mean, std = ((each * channels)[:channels] for each in usual)
         return mean, std
     patch = processor.get("patch_size", arguments["patch_size"])
     patch = patch.get("height") if isinstance(patch, Mapping) else patch
@@ -196,8 +196,8 @@ def _pixels(folder: Folder, kind: Kind, arguments: Mapping[str, Any], notes: lis
     if not processor.get("do_normalize", True):
         return (0.0,) * channels, (1.0,) * channels
     found = []
-    for name, usual in zip(("image_mean", "image_std"), kind.pixels, strict=True):
-        value = processor.get(name, usual)
+    for name, default in zip(("image_mean", "image_std"), kind.pixels, strict=True):
+        value = processor.get(name, default)
         values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
         if len(values) != channels or not all(isinstance(each, int | float) for each in values):
             raise ValueError(
