@@ -56,6 +56,7 @@ COMMANDS = (
     Command("wandb_sync"),
     Command("finetune"),
     Command("export"),
+    Command("import_encoder"),
     Command("evaluate"),
     Command("predict"),
     Command("embed"),

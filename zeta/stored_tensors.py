@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,6 +96,29 @@ def in_memory(tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
     """Return a tensor of zeros."""
     return StoredTensor(shape, dtype, lambda: torch.zeros(shape, dtype=dtype))
+
+
+def stacked(parts: Sequence[StoredTensor]) -> StoredTensor:
+    """Return tensors laid end to end along their first dimension, in the widest of their types."""
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    return StoredTensor(shape, dtype, lambda: torch.cat([part.read() for part in parts]))
+
+
+def halves(tensor: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    """Return the first and the second half of a tensor's rows."""
+    middle = tensor.shape[0] // 2
+    return rows_of(tensor, 0, middle), rows_of(tensor, middle, tensor.shape[0])
+
+
+def rows_of(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """Return the rows from `start` to `stop` of a tensor."""
+    return tensor.changed(lambda whole: whole[start:stop], (stop - start, *tensor.shape[1:]))
+
+
+def ones(shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
+    """Return a tensor of ones."""
+    return StoredTensor(shape, dtype, lambda: torch.ones(shape, dtype=dtype))
 
 
 def total_bytes(tensors: Mapping[str, StoredTensor]) -> int:

@@ -20,7 +20,7 @@ from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
-from zeta.models.exported import read_config
+from zeta.models.sources import read_config
 
 REJECTED_NAME = "rejected.jsonl"
 

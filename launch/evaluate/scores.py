@@ -34,8 +34,8 @@ from launch.run.evaluation_plan import (
 from zeta.distributed import RankInfo, World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
-from zeta.models.exported import read_config
 from zeta.models.packed_vit import PackedViT
+from zeta.models.sources import read_config
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch

@@ -20,9 +20,9 @@ from data_pipeline.shards.weighted import open_shards
 from launch.config.load import DEFAULT, Setting, ZetaConfig, config_from, read_settings
 from launch.shipped import configs_root
 from zeta.models.config import prefix_tokens, takes_one_size
-from zeta.models.exported import open_export as open_weights
-from zeta.models.exported import read_config
 from zeta.models.presets import PRESETS
+from zeta.models.sources import open_export as open_weights
+from zeta.models.sources import read_config
 
 SHIPPED = str(configs_root() / "train" / "finetune.yaml")
 """Recipe that all other settings override."""

@@ -64,6 +64,7 @@ def test_the_commands_of_today_are_there():
         ("launch", "slurm"),
         ("launch", "doctor"),
         ("export",),
+        ("import",),
         ("finetune",),
         ("eval",),
         ("embed",),

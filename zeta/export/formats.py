@@ -17,12 +17,19 @@ class FormatEntry(NamedTuple):
     """Module with the `zeta.export.protocol.ExportFormat` called FORMAT."""
     use: str
     """The use of such an export, for the help of the command."""
+    expected: bool = True
+    """Whether training warns, before its first step, that its model cannot be exported so."""
 
 
 FORMATS = {
     "zeta": FormatEntry("zeta.export.zeta_format", "`zeta eval` and NaViT.from_pretrained('OUT')"),
     "timm": FormatEntry(
         "zeta.export.timm.format", "timm.create_model('local-dir:OUT', pretrained=True)"
+    ),
+    "transformers": FormatEntry(
+        "zeta.export.transformers.format",
+        "transformers' AutoModel.from_pretrained('OUT'), of models with rope or grid_bilinear",
+        expected=False,
     ),
 }
 """Formats by name."""
@@ -52,13 +59,14 @@ def all_formats() -> dict[str, ExportFormat]:
 
 
 def obstacles(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return why a model cannot be exported, by the name of the format; empty if it always can.
+    """Return why a model cannot be exported to a format that it is expected to go to, by its name.
 
     Args:
         arguments: `ModelConfig.resolve()`: arch and constructor arguments.
     """
     found = {name: each.obstacle(arguments) for name, each in all_formats().items()}
-    return {name: obstacle for name, obstacle in found.items() if obstacle is not None}
+    expected = {name for name, entry in FORMATS.items() if entry.expected}
+    return {name: obstacle for name, obstacle in found.items() if obstacle and name in expected}
 
 
 def _format(name: str) -> ExportFormat:

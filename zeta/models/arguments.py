@@ -9,6 +9,11 @@ from numbers import Real
 from zeta.config_field import check_whole
 from zeta.models.patchify import check_rate, image_sides
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's pixels in [0, 1], by channel."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Their standard deviation."""
+
 
 def is_finite(value: object) -> bool:
     """Return whether `value` is a finite real number."""

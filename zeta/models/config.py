@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from zeta.config_field import check_choice, check_range
-from zeta.models.exported import load_export, read_config, remember_training
+from zeta.models.exported import remember_training
 from zeta.models.megavit import MegaVit
 from zeta.models.navit import NaViT
 from zeta.models.packed_vit import PackedViT
 from zeta.models.presets import PRESETS
+from zeta.models.sources import load_export, read_config
 
 _SIZES = ("patch_size", "num_classes", "dim", "depth", "heads", "mlp_dim", "channels", "dim_head")
 _DEEPEST = 10_000
@@ -56,7 +57,25 @@ class ModelConfig:
     """Dropout rate of the embedded tokens."""
     position: str | None = None
     """Coordinates of the position tables: fractional, fractional_aspect or absolute; or one table
-    of a whole grid, as in published ViTs: grid_bicubic or grid_bilinear (navit)."""
+    of a whole grid, as in published ViTs: grid_bicubic, grid_bilinear or grid_bicubic_plain
+    (navit). Rotary positions: rope, alone or with a table, as in rope+fractional. megavit: table,
+    rope or rope+table."""
+    rope_base: float | None = None
+    """Ratio of the highest to the lowest frequency of rotary positions; if unset, 100, as in
+    DINOv3."""
+    rope_coordinates: str | None = None
+    """Units of rotary coordinates: separate (centres of patches in [-1, 1] by each side, the
+    default), max, min (by the longer or the shorter side) or index (numbers of patches)."""
+    rope_grid: Any = None
+    """Grid [height, width] over which rotary coordinates of kind index are stretched, as in
+    EVA-02; if unset, patches are counted as they are."""
+    rope_shift: float | None = None
+    """In training, shift each axis of an image's rotary coordinates by up to this."""
+    rope_jitter: float | None = None
+    """In training, stretch each axis by a random factor between 1 / rope_jitter and rope_jitter."""
+    rope_rescale: float | None = None
+    """In training, stretch both axes by one random factor between 1 / rope_rescale and
+    rope_rescale."""
     pool: str | None = None
     """Pooling of an image's tokens into one vector: attention (navit), cls or mean."""
     registers: int | None = None
@@ -72,7 +91,21 @@ class ModelConfig:
     bias: bool | None = None
     """Use biases on norms and projections, as in most published ViTs; if unset, false (navit)."""
     activation: str | None = None
-    """Activation of the MLPs: gelu or gelu_tanh; if unset, gelu (navit)."""
+    """Activation of the MLPs: gelu, gelu_tanh, quick_gelu or silu; if unset, gelu (navit)."""
+    qkv_bias: str | None = None
+    """Which of queries, keys and values have a bias: none, qv or all; if unset, as bias (navit)."""
+    norm_eps: float | None = None
+    """What the norms add to the variance; if unset, 1e-6 (navit)."""
+    pre_norm: bool | None = None
+    """Normalise the tokens before the first block, as in CLIP; if unset, false (navit)."""
+    gated_mlp: bool | None = None
+    """Use gated MLPs, with silu those of SwiGLU; if unset, false (navit)."""
+    mlp_norm: bool | None = None
+    """Normalise the hidden channels of the MLPs, as in EVA-02; if unset, false (navit)."""
+    norm_after_pool: bool | None = None
+    """Normalise the pooled vector instead of the tokens; if unset, false (navit)."""
+    pooler: bool | None = None
+    """Put a linear layer and a tanh after the pooling; if unset, false (navit)."""
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, *_RATES, "registers"):
@@ -133,10 +166,10 @@ def model_from_arguments(arguments: Mapping[str, Any], seed: int = 0) -> PackedV
 
 
 def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> PackedViT:
-    """Load the model of any architecture that `zeta export` wrote, in evaluation mode, on the CPU.
+    """Load the model of an export or a published encoder, in evaluation mode, on the CPU.
 
     Args:
-        path: folder of the export.
+        path: folder that `zeta export` wrote, or of an encoder of transformers (docs/export.md).
         dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:
@@ -145,6 +178,13 @@ def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> Pac
     model = load_export(path, model_from_arguments, dtype)
     remember_training(model, read_config(path))
     return model
+
+
+def with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arch and arguments with the constructor's defaults for those that are left out."""
+    parameters = signature(ARCHITECTURES[arguments["arch"]]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
+    return defaults | dict(arguments)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ FITS = ("keep", "crop", "squash")
 """Ways in which an image gets the shape that a model takes, see `data.resolution.fit`."""
 _VERSION = 1
 FORMAT = f"zeta-{_VERSION}"
-_MOST_BYTES = 2**28
+MOST_BYTES = 2**28
 """Most bytes of a JSON file in an export, most of which are names of classes."""
 _PART = re.compile(rf"({WEIGHTS}|{ZETA_WEIGHTS})-\d+-of-\d+\.safetensors")
 _CANNOT_BUILD = (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError, KeyError)
@@ -44,35 +44,53 @@ _MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_export(
-    path: Path | str, build: Callable[[Mapping[str, Any]], Model], dtype: torch.dtype
+def load_weights(
+    path: Path,
+    arguments: Mapping[str, Any],
+    stored: Mapping[str, StoredTensor],
+    build: Callable[[Mapping[str, Any]], Model],
+    dtype: torch.dtype,
 ) -> Model:
-    """Load the zeta model of an export, in evaluation mode, on the CPU.
+    """Build a model and load its weights, in evaluation mode, on the CPU.
 
     Args:
-        path: folder of the export.
-        build: builds the model from `arch` and constructor arguments; called on the meta device.
+        path: folder that they come from, for messages.
+        arguments: `arch` and constructor arguments.
+        stored: the weights by name.
+        build: builds the model from `arguments`; called on the meta device.
         dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:
-        ValueError: not an export, one of another format, or its weights do not fit its config.
+        ValueError: the weights do not fit the arguments.
     """
-    path = Path(path)
-    arguments = read_config(path)["model"]
-    stored = open_export(path)  # before the model is built: see `check_depth`
+    model = check_weights(path, arguments, stored, build).to(dtype)
+    with torch.no_grad():
+        for name, tensor in model.to_empty(device="cpu").state_dict().items():
+            tensor.copy_(stored[name].read())
+    return model.eval()
+
+
+def check_weights(
+    path: Path,
+    arguments: Mapping[str, Any],
+    stored: Mapping[str, StoredTensor],
+    build: Callable[[Mapping[str, Any]], Model],
+) -> Model:
+    """Return the model on the meta device, once names and shapes of its weights are as it needs.
+
+    Raises:
+        ValueError: the weights do not fit the arguments.
+    """
     try:
         with torch.device("meta"):
-            model = build(arguments).to(dtype)
+            model = build(arguments)
     except _CANNOT_BUILD as error:
         raise ValueError(
             f"the model in {path / CONFIG_FILE} cannot be built: {error}; if a newer zeta wrote "
             "it, upgrade zeta"
         ) from error
     _check_fit(path, model, stored)
-    with torch.no_grad():
-        for name, tensor in model.to_empty(device="cpu").state_dict().items():
-            tensor.copy_(stored[name].read())
-    return model.eval()
+    return model
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -84,7 +102,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     file = Path(path) / CONFIG_FILE
     if not file.is_file():
         raise ValueError(_no_export(Path(path)))
-    config = read_json(file, limit=_MOST_BYTES, what=AGAIN)
+    config = read_json(file, limit=MOST_BYTES, what=AGAIN)
     form = config.get("format") if isinstance(config, dict) else None
     if isinstance(config, dict) and form == FORMAT:
         for key in ("model", "info"):
@@ -105,8 +123,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
     if form is None and isinstance(config, dict) and "architecture" in config:
         raise ValueError(
             f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
-            f'timm.create_model("local-dir:{path}", pretrained=True), or export the model with '
-            "--format zeta"
+            f'timm.create_model("local-dir:{path}", pretrained=True), bring it in with '
+            "`zeta import`, or export the model with --format zeta"
         )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
 
@@ -184,7 +202,7 @@ def _weight_files(path: Path, config: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"{name} is missing")
         return [name]
     check_file(index, config)
-    content = read_json(index, limit=_MOST_BYTES, what=AGAIN)
+    content = read_json(index, limit=MOST_BYTES, what=AGAIN)
     listed = content.get("weight_map") if isinstance(content, dict) else None
     names = sorted(set(listed.values())) if isinstance(listed, dict) else []
     if not names or not all(_PART.fullmatch(str(name)) for name in names):  # never a path

@@ -109,6 +109,10 @@ def flop_rates(model: PackedTransformer) -> FlopRates:
         per_image += matrix * (linear_weights(pool.proj) + linear_weights(pool.mlp))
         per_image -= read * model.prefix_tokens  # registers are not pooled
         per_pack += matrix * linear_weights(pool.q)  # one query for all images
+    pooler = getattr(model, "pooler", None)
+    if pooler is not None:
+        learns, below = _learns(pooler), below or _learns(pooler)
+        per_image += _matrix(learns, below) * linear_weights(pooler)
     per_image += _matrix(_learns(model.head), below) * linear_weights(model.head)
     return FlopRates(per_token, per_squared_length, per_image, per_pack)
 

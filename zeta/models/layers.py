@@ -8,8 +8,9 @@ gradient of a bias on the keys is zero, and Adam would amplify its rounding nois
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -37,17 +38,24 @@ _CHECKPOINTING, _STREAM = "activation_checkpointing", "stream_dtype"
 """Attributes of every encoder: whether it recomputes its blocks, and the dtype between them."""
 _PROJECTION, _HIDDEN, _MLP = range(3)
 """Places in a block that draw at random: after attention, inside of the MLP, and after it."""
-ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
-"""Activation -> argument `approximate` of torch's GELU."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+}
+"""Activations of the MLPs by name: `gelu_tanh` as in SigLIP, `quick_gelu` as in CLIP."""
+QKV_BIASES = ("none", "qv", "all")
+"""Which of queries, keys and values have a bias: `qv` as in DINOv3 and EVA-02."""
 
 
 class Norm(nn.LayerNorm):
-    """Layer normalisation with a weight, and a bias only on request; eps 1e-6."""
+    """Layer normalisation with a weight, and a bias only on request."""
 
     parameter_rules: ClassVar[Rules] = {"weight": biased_in_timm(ONES), "bias": ZEROS}
 
-    def __init__(self, dim: int, *, bias: bool = False) -> None:
-        super().__init__(dim, eps=1e-6, bias=bias)
+    def __init__(self, dim: int, *, bias: bool = False, eps: float = 1e-6) -> None:
+        super().__init__(dim, eps=eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`, computing in fp32."""
@@ -90,8 +98,16 @@ class BlockShape:
     qk_norm: bool = True
     bias: bool = False
     """Whether norms and projections have biases, as in most published ViTs."""
+    qkv_bias: str | None = None
+    """Which of queries, keys and values have a bias, one of `QKV_BIASES`; None: as `bias` says."""
+    norm_eps: float = 1e-6
+    """What the norms add to the variance."""
     activation: str = "gelu"
     """Activation of the MLPs: one of `ACTIVATIONS`."""
+    gated_mlp: bool = False
+    """Whether the blocks' MLPs multiply an activated projection with a second one (SwiGLU)."""
+    mlp_norm: bool = False
+    """Whether the blocks' MLPs normalise their hidden channels."""
     backend: str = "auto"
     """Attention back-end, see `zeta.models.attention`."""
 
@@ -101,23 +117,30 @@ class BlockShape:
 
     def head_norm(self) -> nn.Module:
         """Build the norm of the queries or the keys of every head."""
-        return Norm(self.dim_head, bias=self.bias) if self.qk_norm else nn.Identity()
+        return self.norm(self.dim_head) if self.qk_norm else nn.Identity()
 
-    def mlp(self, dropout: float) -> Mlp:
-        """Build an MLP."""
-        return Mlp(self.dim, self.mlp_dim, dropout, bias=self.bias, activation=self.activation)
+    def norm(self, dim: int | None = None) -> Norm:
+        """Build a norm of tokens, or of `dim` channels."""
+        return Norm(dim or self.dim, bias=self.bias, eps=self.norm_eps)
 
 
 class Attention(nn.Module):
     """Self-attention within segments, with normalised queries and keys (ViT-22B, section 2)."""
 
-    parameter_rules: ClassVar[Rules] = {"qkv.weight": matrix(stacked=3)}
+    parameter_rules: ClassVar[Rules] = {
+        "qkv.weight": matrix(stacked=3),
+        "q_bias": ZEROS,
+        "v_bias": ZEROS,
+    }
 
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
         inner = shape.heads * shape.dim_head
-        self.qkv = Linear(shape.dim, 3 * inner, bias=shape.bias)
+        biases = shape.qkv_bias or ("all" if shape.bias else "none")
+        self.qkv = Linear(shape.dim, 3 * inner, bias=biases == "all")
+        self.q_bias = nn.Parameter(torch.empty(inner)) if biases == "qv" else None
+        self.v_bias = nn.Parameter(torch.empty(inner)) if biases == "qv" else None
         self.q_norm = shape.head_norm()
         self.k_norm = shape.head_norm()
         self.proj = Linear(inner, shape.dim, bias=shape.bias)
@@ -125,7 +148,11 @@ class Attention(nn.Module):
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
-        q_THD, k_THD, v_THD = self.qkv(x_TC).view(-1, 3, self.heads, self.dim_head).unbind(1)
+        qkv_T3 = self.qkv(x_TC)
+        if self.q_bias is not None and self.v_bias is not None:
+            biases = [self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]
+            qkv_T3 = qkv_T3 + torch.cat(biases).to(qkv_T3.dtype)
+        q_THD, k_THD, v_THD = qkv_T3.view(-1, 3, self.heads, self.dim_head).unbind(1)
         q_THD = rotated(self.q_norm(q_THD), segments)
         k_THD = rotated(self.k_norm(k_THD), segments)
         out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
@@ -134,27 +161,39 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU in between, exact or approximated by a tanh."""
+    """Two linear layers with an activation in between.
 
-    def __init__(
-        self,
-        dim: int,
-        hidden_dim: int,
-        dropout: float = 0.0,
-        *,
-        bias: bool = False,
-        activation: str = "gelu",
-    ) -> None:
+    Gated, the first layer makes two hidden vectors, and the activated one multiplies the other
+    (Shazeer 2020); both are one matrix, the gate first. With a norm, the hidden channels are
+    normalised before the second layer (EVA-02). Names are timm's.
+
+    Args:
+        shape: sizes and options of the block.
+        dropout: rate, in training.
+        plain: neither gated nor with a norm, whatever `shape` says.
+    """
+
+    def __init__(self, shape: BlockShape, dropout: float = 0.0, *, plain: bool = False) -> None:
         super().__init__()
-        self.approximate = ACTIVATIONS[activation]
-        self.fc1 = Linear(dim, hidden_dim, bias=bias)
-        self.fc2 = Linear(hidden_dim, dim, bias=bias)
+        self.activation = ACTIVATIONS[shape.activation]
+        self.gated = shape.gated_mlp and not plain
+        parts = 2 if self.gated else 1
+        self.parameter_rules: Rules = {"fc1.weight": matrix(stacked=parts)}
+        self.fc1 = Linear(shape.dim, parts * shape.mlp_dim, bias=shape.bias)
+        has_norm = shape.mlp_norm and not plain
+        self.norm = shape.norm(shape.mlp_dim) if has_norm else nn.Identity()
+        self.fc2 = Linear(shape.mlp_dim, shape.dim, bias=shape.bias)
         self.drop = Dropout(dropout)
 
     def forward(self, x_TC: Tensor, segments: Segments | None = None) -> Tensor:
         """Map tokens [T, C] to [T, C]; only dropout needs their segments."""
-        hidden_TC = F.gelu(self.fc1(x_TC), approximate=self.approximate)
-        hidden_TC = self.drop(hidden_TC, segments, _HIDDEN)
+        hidden_TC = self.fc1(x_TC)
+        if self.gated:
+            gate_TC, hidden_TC = hidden_TC.chunk(2, dim=-1)
+            hidden_TC = self.activation(gate_TC) * hidden_TC
+        else:
+            hidden_TC = self.activation(hidden_TC)
+        hidden_TC = self.norm(self.drop(hidden_TC, segments, _HIDDEN))
         out_TC: Tensor = self.drop(self.fc2(hidden_TC), segments, _MLP)
         return out_TC
 
@@ -167,11 +206,11 @@ class Block(nn.Module):
 
     def __init__(self, shape: BlockShape, stochastic_depth: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = Norm(shape.dim, bias=shape.bias)
+        self.norm1 = shape.norm()
         self.attn = Attention(shape)
         self.ls1 = shape.scale()
-        self.norm2 = Norm(shape.dim, bias=shape.bias)
-        self.mlp = shape.mlp(shape.dropout)
+        self.norm2 = shape.norm()
+        self.mlp = Mlp(shape, shape.dropout)
         self.ls2 = shape.scale()
         self.drop_path = StochasticDepth(stochastic_depth)
 
@@ -322,8 +361,8 @@ class AttentionPool(nn.Module):
         self.q = Linear(dim, inner, bias=shape.bias)
         self.kv = Linear(dim, 2 * inner, bias=shape.bias)
         self.proj = Linear(inner, dim, bias=shape.bias)
-        self.norm = Norm(dim, bias=shape.bias)
-        self.mlp = shape.mlp(dropout=0.0)
+        self.norm = shape.norm()
+        self.mlp = Mlp(shape, plain=True)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Pool tokens [T, C] to one vector an image [I, C]; an empty image gives zeros."""

@@ -39,11 +39,14 @@ from zeta.models.packed_vit import PackedViT
 from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import Images
 from zeta.models.position import GRID_TABLE
+from zeta.models.rotary import rotary
 from zeta.packed import PackedBatch
+
+POSITIONS = ("table", "rope", "rope+table")
 
 
 class FixedPatchEmbedding(nn.Module):
-    """Linear patch embedding plus one learned position for each patch of the grid."""
+    """Linear patch embedding plus one learned position for each patch of the grid, or none."""
 
     parameter_rules: ClassVar[Rules] = {
         "proj.weight": INPUT_MATRIX,
@@ -52,13 +55,20 @@ class FixedPatchEmbedding(nn.Module):
     }
 
     def __init__(
-        self, patch_dim: int, dim: int, grid: tuple[int, int], class_token: bool, dropout: float
+        self,
+        patch_dim: int,
+        dim: int,
+        grid: tuple[int, int],
+        class_token: bool,
+        dropout: float,
+        *,
+        table: bool,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.proj = Linear(patch_dim, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
-        self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, *grid, dim)) if table else None
         self.drop = Dropout(dropout)
 
     def forward(
@@ -70,10 +80,12 @@ class FixedPatchEmbedding(nn.Module):
         segments: Segments,
     ) -> Tensor:
         """Map normalised patches [T, p*p*c] to tokens [T, C], learned ones in `prefix_rows`."""
-        # Rows without a patch get position 0: a class token replaces them, padding is ignored.
-        place_T = (coords_T2[:, 0] * self.grid[1] + coords_T2[:, 1]).clamp(min=0)
-        position_TC = nn.functional.embedding(place_T, self.pos_embed.flatten(0, 2))
-        tokens_TC = self.proj(patches_TP) + position_TC
+        tokens_TC: Tensor = self.proj(patches_TP)
+        if self.pos_embed is not None:
+            # Rows without a patch get position 0: a class token replaces them, padding is ignored.
+            place_T = (coords_T2[:, 0] * self.grid[1] + coords_T2[:, 1]).clamp(min=0)
+            position_TC = nn.functional.embedding(place_T, self.pos_embed.flatten(0, 2))
+            tokens_TC = tokens_TC + position_TC
         tokens_TC = put_prefix(tokens_TC, self.cls_token, prefix_rows)
         dropped: Tensor = self.drop(tokens_TC, segments)
         return dropped
@@ -100,6 +112,10 @@ class MegaVit(PackedViT):
         layer_scale: initial layer scale; None: none.
         stochastic_depth: share of images that skip the last block's branches, in training;
             earlier blocks less, linearly.
+        position: table (a learned position for each patch), rope (queries and keys are rotated) or
+            rope+table.
+        rope_base, rope_coordinates, rope_grid, rope_shift, rope_jitter, rope_rescale: of rotary
+            positions, see `zeta.models.rotary.Rotary`; None: its defaults, those of DINOv3.
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
         attention: back-end, see `zeta.models.attention`.
@@ -133,6 +149,13 @@ class MegaVit(PackedViT):
         qk_norm: bool = True,
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
+        position: str = "table",
+        rope_base: float | None = None,
+        rope_coordinates: str | None = None,
+        rope_grid: Sequence[int] | None = None,
+        rope_shift: float | None = None,
+        rope_jitter: float | None = None,
+        rope_rescale: float | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         attention: str = "auto",
@@ -143,13 +166,27 @@ class MegaVit(PackedViT):
         check_rates(dropout=dropout, emb_dropout=emb_dropout, stochastic_depth=stochastic_depth)
         check_layer_scale(layer_scale)
         check_choice("pool", pool, ("cls", "mean"))
+        check_choice("position", position, POSITIONS)
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)
         has_class_token = pool == "cls"
         super().__init__(patch_size, channels, mean, std, int(has_class_token))
+        self.rotary = rotary(
+            position,
+            dim_head,
+            is_rotary=position != "table",
+            base=rope_base,
+            coordinates=rope_coordinates,
+            grid=rope_grid,
+            shift=rope_shift,
+            jitter=rope_jitter,
+            rescale=rope_rescale,
+        )
         grid = table_grid(image_size, patch_size)
         patch_dim = patch_size * patch_size * channels
-        self.embeds = FixedPatchEmbedding(patch_dim, dim, grid, has_class_token, emb_dropout)
+        self.embeds = FixedPatchEmbedding(
+            patch_dim, dim, grid, has_class_token, emb_dropout, table=position != "rope"
+        )
         shape = BlockShape(
             dim, heads, dim_head, mlp_dim, dropout, layer_scale, qk_norm, backend=attention
         )

@@ -16,16 +16,17 @@ from zeta.models.arguments import (
     check_sizes,
     depth_rates,
     head_width,
+    is_finite,
     table_grid,
 )
 from zeta.models.attention import BACKENDS, Segments
 from zeta.models.dropout import Dropout
 from zeta.models.layers import (
     ACTIVATIONS,
+    QKV_BIASES,
     AttentionPool,
     Block,
     BlockShape,
-    Norm,
     first_tokens,
     mean_pool,
     put_prefix,
@@ -40,7 +41,9 @@ from zeta.models.position import (
     LINE_TABLE,
     POSITIONS,
     check_absolute,
+    table_of,
 )
+from zeta.models.rotary import rotary
 from zeta.packed import PackedBatch
 
 POOLS = ("attention", "mean", "cls")
@@ -69,6 +72,7 @@ class PatchPositionEmbedding(nn.Module):
         *,
         class_token: bool,
         bias: bool,
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.position, self.grid = position, grid
@@ -78,6 +82,7 @@ class PatchPositionEmbedding(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
         self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.drop = Dropout(dropout)
+        self.norm_pre = norm or nn.Identity()
 
     def forward(
         self,
@@ -91,17 +96,19 @@ class PatchPositionEmbedding(nn.Module):
         kind = POSITIONS[self.position]
         weights = kind.weights(coords_T2, grids_T2, self.grid)
         parts = [getattr(self, name).flatten(0, -2) for name in kind.tables(self.grid)]
-        tables = parts[0] if len(parts) == 1 else torch.cat(parts)
-        with torch.autocast(patches_TP.device.type, enabled=False):
-            position_TC = weights.to(tables.dtype) @ tables
-        tokens_TC = self.proj(patches_TP) + position_TC
+        tokens_TC: Tensor = self.proj(patches_TP)
+        if parts:
+            tables = parts[0] if len(parts) == 1 else torch.cat(parts)
+            with torch.autocast(patches_TP.device.type, enabled=False):
+                position_TC = weights.to(tables.dtype) @ tables
+            tokens_TC = tokens_TC + position_TC
         learned: list[Tensor] = [
             token for token in (self.cls_token, self.reg_token) if token is not None
         ]
         prefix = torch.cat(learned, dim=1) if learned else None
         tokens_TC = put_prefix(tokens_TC, prefix, prefix_rows)
-        dropped: Tensor = self.drop(tokens_TC, segments)
-        return dropped
+        embedded: Tensor = self.norm_pre(self.drop(tokens_TC, segments))
+        return embedded
 
 
 class NaViT(PackedViT):
@@ -125,7 +132,8 @@ class NaViT(PackedViT):
             function of (height, width) in pixels. Acts on lists of images; a `PackedBatch` comes
             already dropped.
         return_embeddings: return pooled embeddings [I, C] instead of logits.
-        position: coordinates of the position tables, see `zeta.models.position`.
+        position: coordinates of the position tables, see `zeta.models.position`; rope: queries and
+            keys are rotated, without a table; rope+fractional and so on: both.
         pool: attention (a learned query reads each image), mean (of its patches) or cls (a learned
             class token).
         registers: learned tokens added to every image, left out of the pooling (Darcet 2024).
@@ -136,7 +144,19 @@ class NaViT(PackedViT):
         bias: biases on norms, projections and the patch embedding, as most published ViTs have
             them. One on the keys makes training depend on the order of sums, see
             `zeta.models.layers`.
-        activation: activation of the MLPs: gelu or gelu_tanh (its approximation, as in SigLIP).
+        activation: activation of the MLPs: gelu, gelu_tanh (its approximation, as in SigLIP),
+            quick_gelu (as in CLIP) or silu.
+        qkv_bias: which of queries, keys and values have a bias: none, qv or all; None: as `bias`.
+        norm_eps: what the norms add to the variance.
+        pre_norm: normalise the tokens before the first block, as in CLIP; the patch embedding then
+            has no bias.
+        gated_mlp: let an activated projection multiply a second one in the blocks' MLPs: with silu
+            it is SwiGLU. Its matrices are one half larger at the same `mlp_dim`.
+        mlp_norm: normalise the hidden channels of the blocks' MLPs, as in EVA-02.
+        norm_after_pool: normalise the pooled vector, instead of the tokens after the last block.
+        pooler: put a linear layer and a tanh after the pooling, as in transformers' ViTModel.
+        rope_base, rope_coordinates, rope_grid, rope_shift, rope_jitter, rope_rescale: of rotary
+            positions, see `zeta.models.rotary.Rotary`; None: its defaults, those of DINOv3.
         mean, std: per channel or one for all, of pixels in [0, 1]; uint8 input is normalised with
             them.
         attention: back-end, see `zeta.models.attention`.
@@ -174,6 +194,19 @@ class NaViT(PackedViT):
         qk_norm: bool = True,
         bias: bool = False,
         activation: str = "gelu",
+        qkv_bias: str | None = None,
+        norm_eps: float = 1e-6,
+        pre_norm: bool = False,
+        gated_mlp: bool = False,
+        mlp_norm: bool = False,
+        norm_after_pool: bool = False,
+        pooler: bool = False,
+        rope_base: float | None = None,
+        rope_coordinates: str | None = None,
+        rope_grid: Sequence[int] | None = None,
+        rope_shift: float | None = None,
+        rope_jitter: float | None = None,
+        rope_rescale: float | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
         attention: str = "auto",
@@ -189,24 +222,28 @@ class NaViT(PackedViT):
         check_layer_scale(layer_scale)
         check_choice("pool", pool, POOLS)
         check_choice("activation", activation, ACTIVATIONS)
+        if qkv_bias is not None:
+            check_choice("qkv_bias", qkv_bias, QKV_BIASES)
+        if not is_finite(norm_eps) or norm_eps <= 0:
+            raise ValueError(f"norm_eps is {norm_eps!r}: give a small positive number, as in 1e-6")
         check_choice("attention", attention, BACKENDS)
         dim_head = head_width(dim, heads, dim_head)
         class_token = pool == "cls"
         prefix_tokens = class_token + registers
         super().__init__(patch_size, channels, mean, std, prefix_tokens, token_dropout_prob)
         self.return_embeddings, self.pool = return_embeddings, pool
-        grid = table_grid(image_size, patch_size)
-        patch_dim = patch_size * patch_size * channels
-        self.embeds = PatchPositionEmbedding(
-            patch_dim,
-            dim,
-            grid,
+        self.rotary = rotary(
             position,
-            emb_dropout,
-            registers,
-            class_token=class_token,
-            bias=bias,
+            dim_head,
+            is_rotary=POSITIONS[position].rotary,
+            base=rope_base,
+            coordinates=rope_coordinates,
+            grid=rope_grid,
+            shift=rope_shift,
+            jitter=rope_jitter,
+            rescale=rope_rescale,
         )
+        grid = table_grid(image_size, patch_size)
         shape = BlockShape(
             dim=dim,
             heads=heads,
@@ -216,12 +253,29 @@ class NaViT(PackedViT):
             layer_scale=layer_scale,
             qk_norm=qk_norm,
             bias=bias,
+            qkv_bias=qkv_bias,
+            norm_eps=norm_eps,
             activation=activation,
+            gated_mlp=gated_mlp,
+            mlp_norm=mlp_norm,
             backend=attention,
         )
+        self.embeds = PatchPositionEmbedding(
+            patch_size * patch_size * channels,
+            dim,
+            grid,
+            position,
+            emb_dropout,
+            registers,
+            class_token=class_token,
+            bias=bias and not pre_norm,
+            norm=shape.norm() if pre_norm else None,
+        )
         self.blocks = nn.ModuleList(Block(shape, r) for r in depth_rates(stochastic_depth, depth))
-        self.norm = Norm(dim, bias=bias)
+        self.norm = nn.Identity() if norm_after_pool else shape.norm()
         self.attn_pool = AttentionPool(shape) if pool == "attention" else None
+        self.fc_norm = shape.norm() if norm_after_pool else nn.Identity()
+        self.pooler = Linear(dim, dim) if pooler else None
         self.head = Linear(dim, num_classes)
         self.init_weights(seed)
 
@@ -246,7 +300,9 @@ class NaViT(PackedViT):
     def forward_embeddings(self, images: PackedBatch | Images) -> Tensor:
         """Return the pooled embedding [I, dim] of every image."""
         packed = self._pack(images)
-        pooled_IC = self._pool(self._encode(packed), packed)
+        pooled_IC: Tensor = self.fc_norm(self._pool(self._encode(packed), packed))
+        if self.pooler is not None:
+            pooled_IC = torch.tanh(self.pooler(pooled_IC))
         return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
 
     def _pool(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
@@ -269,11 +325,11 @@ class NaViT(PackedViT):
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError for an image that is too large for absolute tables."""
-        if self.embeds.position == "absolute":
+        if table_of(self.embeds.position) == "absolute":
             check_absolute(grids, self.embeds.grid)
 
     def grids_fit(self, pack: PackedBatch) -> Tensor | None:
         """Return whether all images of a pack fit absolute tables; None: positions are relative."""
-        if self.embeds.position != "absolute":
+        if table_of(self.embeds.position) != "absolute":
             return None
         return (pack.grids <= torch.tensor(self.embeds.grid, device=pack.grids.device)).all()

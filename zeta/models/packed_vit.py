@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from zeta.config_field import check_whole
-from zeta.models.arguments import is_finite
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD, is_finite
 from zeta.models.attention import Segments
 from zeta.models.dropout import draws_at_random, seeded
-from zeta.models.exported import load_export, read_config, remember_training
+from zeta.models.exported import remember_training
 from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.initialization import initialize
-from zeta.models.layers import Norm, run_blocks
+from zeta.models.layers import run_blocks
 from zeta.models.packed_tokens import PackedTokens, TokenFeatures
 from zeta.models.parameters import CLASSIFIER, Rules
 from zeta.models.patchify import (
@@ -37,13 +37,12 @@ from zeta.models.patchify import (
     flatten_images,
     patchify,
 )
+from zeta.models.rotary import Rotary
+from zeta.models.sources import load_export, read_config
 from zeta.packed import PackedBatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PackedViT(nn.Module, ABC):
@@ -60,7 +59,7 @@ class PackedViT(nn.Module, ABC):
     """Whether it accepts images of `image_size` only."""
     embeds: nn.Module
     blocks: nn.ModuleList
-    norm: Norm
+    norm: nn.Module
     head: nn.Linear
     mean: Tensor
     std: Tensor
@@ -99,6 +98,8 @@ class PackedViT(nn.Module, ABC):
         """Let the host use the lengths and draws of the images of a pack: to sort them on a CPU,
         and to leave out those that stochastic depth drops. False: what is run serves other packs
         of the same shapes (`zeta.train.graphs.recorded`)."""
+        self.rotary: Rotary | None = None
+        """Rotary positions of the blocks; None: positions are added to the patches only."""
         self._set_normalisation(mean, std)
 
     @abstractmethod
@@ -128,7 +129,7 @@ class PackedViT(nn.Module, ABC):
 
     @cached_property
     def _draws_at_random(self) -> bool:
-        return draws_at_random(self)
+        return draws_at_random(self) or (self.rotary is not None and self.rotary.draws)
 
     @cached_property
     def _flop_rates(self) -> FlopRates:
@@ -136,14 +137,14 @@ class PackedViT(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, path: Path | str, dtype: torch.dtype = torch.float32) -> Self:
-        """Load the model that `zeta export` wrote to a directory, in evaluation mode, on the CPU.
+        """Load what `zeta export` wrote, or a published encoder, in evaluation mode, on the CPU.
 
         Args:
-            path: folder of the export.
+            path: folder of the export, or of an encoder of transformers (docs/export.md).
             dtype: dtype of the weights in memory; the files may have another one.
 
         Raises:
-            ValueError: not an export for zeta, a damaged one, or one of another architecture.
+            ValueError: neither of these, damaged, or of another architecture.
         """
         config = read_config(path)
         arch = config["model"]["arch"]
@@ -237,18 +238,17 @@ class PackedViT(nn.Module, ABC):
         if self.prefix_tokens:
             rows = packed.prefix_rows(self.prefix_tokens)
             prefix_rows = rows.to(packed.patches.device, non_blocking=True)
+        grids_T2, segments = packed.grids[image_T], packed.segments
         x_TC = self.embeds(
-            self._normalise(packed.patches),
-            packed.coords,
-            packed.grids[image_T],
-            prefix_rows,
-            packed.segments,
+            self._normalise(packed.patches), packed.coords, grids_T2, prefix_rows, segments
         )
+        if self.rotary is not None:  # once for all blocks
+            segments = self.rotary.turned(segments, packed.coords, grids_T2, training=self.training)
         x_TC = x_TC.to(self.stream_dtype or x_TC.dtype)
         x_TC = run_blocks(
             self.blocks,
             x_TC,
-            packed.segments,
+            segments,
             recompute=self.activation_checkpointing,
             host_seeds=packed.host_seeds,
         )

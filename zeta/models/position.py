@@ -11,14 +11,18 @@ Another kind of table has one row for each patch of a grid, as in published ViTs
 the grid of each image like an image (antialiased, as in torch and timm):
 
     grid_bicubic: as in most ViTs;
-    grid_bilinear: as in SigLIP 2.
+    grid_bilinear: as in SigLIP 2;
+    grid_bicubic_plain: not antialiased, as in transformers' ViT, CLIP, SigLIP and DINOv2.
+
+Rotary positions (`rope`, see `zeta.models.rotary`) have no table, or one of these beside them, as
+in `rope+grid_bicubic`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,10 +33,12 @@ from zeta.models.parameters import ParameterRule
 
 COORDINATES = ("fractional", "fractional_aspect", "absolute")
 """Coordinate systems of the factorized tables."""
-GRIDS = ("grid_bicubic", "grid_bilinear")
+GRIDS = ("grid_bicubic", "grid_bilinear", "grid_bicubic_plain")
 """Kinds of tables with a row for each patch of a grid."""
 _CUBIC = -0.5
 """Free coefficient of the cubic kernel in antialiased resizing (Keys 1981)."""
+_PLAIN_CUBIC = -0.75
+"""The same where torch does not antialias."""
 
 
 def table_coordinates(index_T: Tensor, count_T: Tensor, table_length: int) -> Tensor:
@@ -81,9 +87,9 @@ def grid_weights(
 ) -> Tensor:
     """Return the [T, h * w] weights whose product with a grid table [h * w, C] is the position.
 
-    The resizing is that of `torch.nn.functional.interpolate(antialias=True, align_corners=False)`;
-    an image with the table's own grid uses it unchanged. Rows with negative coordinates (prefix and
-    padding tokens) are zero.
+    The resizing is that of `torch.nn.functional.interpolate(align_corners=False)`, with
+    `antialias=True` unless the kind is grid_bicubic_plain; an image with the table's own grid uses
+    it unchanged. Rows with negative coordinates (prefix and padding tokens) are zero.
 
     Args:
         coords_T2: (y, x) of each token; negative where it is no patch.
@@ -91,15 +97,29 @@ def grid_weights(
         table_grid: (h, w) of the table.
         kind: one of `GRIDS`.
     """
+    resize = _plain_weights if kind == "grid_bicubic_plain" else partial(_resizing_weights, kind)
     rows_TH, columns_TW = (
-        _resizing_weights(coords_T2[:, axis], grids_T2[:, axis], length, kind)
+        resize(coords_T2[:, axis], grids_T2[:, axis], length)
         for axis, length in enumerate(table_grid)
     )
     weights_THW = rows_TH[:, :, None] * columns_TW[:, None, :]
     return weights_THW.flatten(1) * (coords_T2[:, :1] >= 0)
 
 
-def _resizing_weights(index_T: Tensor, count_T: Tensor, length: int, kind: str) -> Tensor:
+def _plain_weights(index_T: Tensor, count_T: Tensor, length: int) -> Tensor:
+    """Return the weights [T, L] of a cubic through four values, those at the ends repeated."""
+    centre_T = (index_T.clamp(min=0).float() + 0.5) * (length / count_T.float()) - 0.5
+    first_T = centre_T.floor()
+    values_L = torch.arange(length, device=index_T.device)
+    weights_TL = torch.zeros(len(index_T), length, device=index_T.device)
+    for step in range(-1, 3):
+        place_T = (first_T + step).clamp(0, length - 1)
+        weight_T = _cubic((centre_T - first_T - step).abs(), _PLAIN_CUBIC)
+        weights_TL = weights_TL + weight_T[:, None] * (place_T[:, None] == values_L)
+    return weights_TL
+
+
+def _resizing_weights(kind: str, index_T: Tensor, count_T: Tensor, length: int) -> Tensor:
     """Return the weights [T, L] that resize a line of L values to n, for place i of each token."""
     scale_T = length / count_T.float()
     centre_T = scale_T * (index_T.clamp(min=0).float() + 0.5)
@@ -109,10 +129,10 @@ def _resizing_weights(index_T: Tensor, count_T: Tensor, length: int, kind: str) 
     return kernel_TL / kernel_TL.sum(dim=1, keepdim=True)
 
 
-def _cubic(x: Tensor) -> Tensor:
+def _cubic(x: Tensor, a: float = _CUBIC) -> Tensor:
     """Return the cubic convolution kernel at distances x >= 0; it is zero from 2 on."""
-    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
-    far = _CUBIC * (((x - 5) * x + 8) * x - 4)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
@@ -166,6 +186,8 @@ class PositionTables:
     weights: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
     """Function of the coordinates and grids [T, 2] of tokens and of the tables' grid; returns the
     weights [T, rows] whose product with the stacked tables is the position."""
+    rotary: bool = False
+    """Whether queries and keys are rotated as well, see `zeta.models.rotary`."""
 
 
 def _line_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -176,11 +198,31 @@ def _grid_table(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     return {"pos_embed": grid}
 
 
-POSITIONS: dict[str, PositionTables] = {
+def _no_tables(grid: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    return {}
+
+
+def _no_weights(coords_T2: Tensor, grids_T2: Tensor, grid: tuple[int, int]) -> Tensor:
+    return coords_T2.new_zeros(len(coords_T2), 0, dtype=torch.float32)
+
+
+_TABLES: dict[str, PositionTables] = {
     **{
         system: PositionTables(_line_tables, partial(interpolation_weights, system=system))
         for system in COORDINATES
     },
     **{kind: PositionTables(_grid_table, partial(grid_weights, kind=kind)) for kind in GRIDS},
 }
+ROPE = "rope"
+"""Name of rotary positions without a table."""
+POSITIONS: dict[str, PositionTables] = {
+    **_TABLES,
+    ROPE: PositionTables(_no_tables, _no_weights, rotary=True),
+    **{f"{ROPE}+{name}": replace(each, rotary=True) for name, each in _TABLES.items()},
+}
 """Kinds of positions by name (`model.position`)."""
+
+
+def table_of(position: str) -> str | None:
+    """Return the kind of table of a position, as grid_bicubic of rope+grid_bicubic; None: none."""
+    return None if position == ROPE else position.removeprefix(f"{ROPE}+")

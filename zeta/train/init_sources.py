@@ -1,4 +1,4 @@
-"""Open weights that a run can start from: of a run, a checkpoint, an export, or of timm."""
+"""Open weights that a run can start from: of a run, a checkpoint, an export, or published ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.exit_codes import RunError
-from zeta.export.timm.published import fit_timm, is_timm, needed_options, open_timm
-from zeta.models.exported import CONFIG_FILE, open_export, read_config
+from zeta.export.timm.published import fit, fit_timm, is_timm, needed_options, open_timm
+from zeta.models.exported import CONFIG_FILE
 from zeta.models.parameters import parameter_shapes
+from zeta.models.published.reading import open_published
+from zeta.models.sources import is_foreign, open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
 
@@ -47,10 +49,11 @@ class OpenWeights:
 
 
 def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
-    """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or of timm.
+    """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or published.
 
     For a run, this opens its newest checkpoint that passes its hashes. Published weights (a folder
-    or file of safetensors, see `zeta.export.timm.published`) are converted to the model's layout.
+    of transformers, see `zeta.models.published`; a folder or file of timm, see
+    `zeta.export.timm.published`) are converted to the model's layout.
 
     Args:
         path: folder or file of the weights.
@@ -60,6 +63,11 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         ValueError: `path` is not one of these, or is damaged.
         RunError: a newer zeta wrote the checkpoint, in a format that this one does not know.
     """
+    if is_foreign(path):
+        published = open_published(path)
+        fitted, note = fit(published.tensors, wanted)
+        notes = "; ".join(filter(None, (note, *published.notes)))
+        return OpenWeights(fitted, notes, published.options)
     if is_timm(path):
         weights = open_timm(path)
         return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
@@ -75,7 +83,7 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     what = "has no weights that zeta can read" if path.is_dir() else "is not a folder"
     raise ValueError(
         f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), a "
-        "folder written by `zeta export`, or one of timm with model.safetensors"
+        "folder written by `zeta export`, or one of timm or transformers with model.safetensors"
     )
 
 

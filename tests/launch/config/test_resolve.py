@@ -71,7 +71,7 @@ def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
     ("setting", "message"),
     [
         ("model.pool=max", r"model\.pool is 'max'; choose one of attention, cls, mean"),
-        ("model.position=rope", r"model\.position is 'rope'; choose one of absolute, fractional"),
+        ("model.position=sine", r"model\.position is 'sine'; choose one of absolute, fractional"),
         (
             "model.image_size=wide",
             r"model\.image_size is .wide.: give a side, or",

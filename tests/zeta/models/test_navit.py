@@ -387,7 +387,7 @@ def test_bad_images_are_refused_by_number_and_reason(images, message):
         ({"layer_scale": float("nan")}, "layer_scale is nan: give a finite number, or None"),
         ({"layer_scale": "small"}, "layer_scale is 'small': give a finite number, or None"),
         ({"stochastic_depth": 1.0}, "stochastic_depth is 1.0"),
-        ({"position": "rope"}, "position is 'rope'; choose one of"),
+        ({"position": "sine"}, "position is 'sine'; choose one of"),
         ({"attention": "flash"}, "attention is 'flash'; choose one of"),
         ({"std": (1, 0, 1)}, "std is .*must be positive"),
         ({"mean": (1, 2)}, "mean is .*give 3 finite numbers"),
@@ -422,8 +422,8 @@ def test_whole_numbers_of_numpy_and_one_mean_for_all_channels_are_taken():
 
 
 def test_options_of_another_architecture_are_refused_by_name():
-    config = ModelConfig(preset="megavit_1b", num_classes=2, registers=4, position="absolute")
-    with pytest.raises(ValueError, match=r"model.position, model.registers: no option of megavit"):
+    config = ModelConfig(preset="megavit_1b", num_classes=2, registers=4, bias=True)
+    with pytest.raises(ValueError, match=r"model.registers, model.bias: no option of megavit"):
         config.resolve()
 
 

@@ -9,7 +9,6 @@ timm 1.0.31.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from zeta.export.protocol import PLACE, ExportFormat, ModelToExport
 from zeta.export.timm import naflexvit, vision_transformer
 from zeta.export.timm.options import with_zero_biases
 from zeta.export.zeta_format import preprocessing
-from zeta.models.config import ARCHITECTURES
+from zeta.models.config import with_defaults
 from zeta.models.exported import WEIGHTS
 from zeta.stored_tensors import StoredTensor, total_bytes, write_safetensors
 
@@ -63,7 +62,7 @@ class TimmFormat(ExportFormat):
 
     def obstacle(self, arguments: Mapping[str, Any]) -> str | None:
         """Return which option timm does not support; None if it supports all."""
-        full = _with_defaults(arguments)
+        full = with_defaults(arguments)
         dim, heads, dim_head = full["dim"], full["heads"], full["dim_head"]
         if heads * dim_head != dim:
             return (
@@ -116,7 +115,7 @@ def timm_config(
         model_arguments: `ModelConfig.resolve()`: arch and constructor arguments.
         fit: `data.resolution.fit` of the training, which timm's transform is to do as well.
     """
-    arguments = _with_defaults(model_arguments)
+    arguments = with_defaults(model_arguments)
     model, pixels = _MODELS[arguments["arch"]], preprocessing(tensors, arguments)
     side = arguments["image_size"]
     sides = [side, side] if isinstance(side, int) else list(side)
@@ -144,13 +143,6 @@ def timm_tensors(
 ) -> dict[str, StoredTensor]:
     """Return the weights under timm's names, with zeros for the biases that timm insists on."""
     own = {name: tensor for name, tensor in tensors.items() if name not in ("mean", "std")}
-    arguments = _with_defaults(model_arguments)
+    arguments = with_defaults(model_arguments)
     complete = with_zero_biases(own, model_arguments)
     return _MODELS[arguments["arch"]].tensors(complete, arguments)
-
-
-def _with_defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with the constructor's defaults for those that are left out."""
-    parameters = signature(ARCHITECTURES[arguments["arch"]]).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
-    return defaults | dict(arguments)

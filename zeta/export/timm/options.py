@@ -26,8 +26,10 @@ def size_args(arguments: Mapping[str, Any], *, qkv_bias: bool, proj_bias: bool) 
     """
     # timm rounds dim * ratio down; the half keeps float error from losing a channel.
     mlp_ratio = float((arguments["mlp_dim"] + 0.5) / arguments["dim"])
-    # To timm, 0 means no layer scale. The weights are loaded, so any other initial value will do.
-    init_values = _TINY if arguments["layer_scale"] == 0 else arguments["layer_scale"]
+    # To timm, 0 means no layer scale; None would too, but transformers drops it on the way to timm,
+    # whose entry point then adds one. Weights are loaded: any other initial value will do.
+    layer_scale = arguments["layer_scale"]
+    init_values = 0.0 if layer_scale is None else float(layer_scale or _TINY)
     return {
         "in_chans": arguments["channels"],
         "patch_size": arguments["patch_size"],
@@ -45,7 +47,10 @@ def size_args(arguments: Mapping[str, Any], *, qkv_bias: bool, proj_bias: bool) 
 
 def pool_args(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the pooling of a model under timm's names; `arguments` as `size_args`."""
-    return {"global_pool": _POOLS[arguments["pool"]], "fc_norm": False}
+    return {
+        "global_pool": _POOLS[arguments["pool"]],
+        "fc_norm": arguments.get("norm_after_pool", False),
+    }
 
 
 def rate_args(arguments: Mapping[str, Any]) -> dict[str, Any]:

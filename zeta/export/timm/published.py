@@ -18,15 +18,19 @@ from torch import Tensor
 
 from zeta.export.timm.published_names import TOWER, named_as_navit
 from zeta.files import read_json
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.export_checks import check_file
 from zeta.models.exported import CONFIG_FILE, WEIGHTS, open_safetensors
 from zeta.models.navit import NaViT
-from zeta.models.packed_vit import IMAGENET_MEAN, IMAGENET_STD
+from zeta.models.position import ROPE
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
 _TABLE = "embeds.pos_embed"
 _FACTORS = ("embeds.pos_embed_y", "embeds.pos_embed_x")
 _HEAD = "head."
+_MLP = "blocks.0.mlp.fc1.weight"
+_ROPES = {"dinov3": "separate", "axial": "index"}
+"""Our units of rotary coordinates for timm's `rope_type`."""
 _HALF = (0.5,)
 
 
@@ -140,7 +144,8 @@ def navit_arguments(
     """
     channels, patch = _patch(weights)
     own = named_as_navit(weights.tensors, _grid_of(image_size, patch))
-    norm, mlp = own.get("norm.weight"), own.get("blocks.0.mlp.fc1.weight")
+    after = "fc_norm.weight" in own
+    norm, mlp = own.get("fc_norm.weight" if after else "norm.weight"), own.get(_MLP)
     if norm is None or mlp is None:
         raise ValueError(
             f"the weights have no {'norm' if norm is None else 'blocks.0.mlp.fc1'}: their blocks "
@@ -158,7 +163,9 @@ def navit_arguments(
     lengths = [own[name].shape[1] for name in _FACTORS if name in own]
     grid = own[_TABLE].shape[1:3] if _TABLE in own else lengths
     registers = own.get("embeds.reg_token")
-    activation = str(weights.option("act_layer", "hidden_act"))
+    second = own.get(_MLP.replace("fc1", "fc2"))
+    gated = second is not None and mlp.shape[0] == 2 * second.shape[1]
+    bias = any(_is_bias(name) and tensor.read().any() for name, tensor in own.items())
     return {
         "image_size": [side * patch for side in grid],
         "patch_size": patch,
@@ -167,15 +174,21 @@ def navit_arguments(
         "depth": len({name.split(".")[1] for name in own if name.startswith("blocks.")}),
         "heads": heads,
         "dim_head": dim // heads,
-        "mlp_dim": mlp.shape[0],
+        "mlp_dim": mlp.shape[0] // (2 if gated else 1),
         "channels": channels,
         "position": _position(weights, own),
         "pool": _pool(weights, own),
         "registers": 0 if registers is None else registers.shape[1],
         "layer_scale": None if scale is None else 1.0,
         "qk_norm": q_norm is not None,
-        "bias": any(_is_bias(name) and tensor.read().any() for name, tensor in own.items()),
-        "activation": "gelu_tanh" if "tanh" in activation else "gelu",
+        "bias": bias,
+        "activation": "silu" if gated else _activation(weights),
+        "gated_mlp": gated,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in own,
+        "pre_norm": "embeds.norm_pre.weight" in own,
+        "norm_after_pool": after,
+        "qkv_bias": _qkv_bias(own, bias=bias),
+        **_rope(weights),
         **weights.pixels(channels),
     }
 
@@ -209,7 +222,18 @@ def fit_timm(
     grid = (wanted[_TABLE][1], wanted[_TABLE][2]) if _TABLE in wanted else None
     if grid is None and all(name in wanted for name in _FACTORS):
         grid = (wanted[_FACTORS[0]][1], wanted[_FACTORS[1]][1])
-    made, note = named_as_navit(weights.tensors, grid if _table_fits(weights, grid) else None), ""
+    made = named_as_navit(weights.tensors, grid if _table_fits(weights, grid) else None)
+    fitted, note = fit(made, wanted)
+    channels = wanted["mean"][0] if "mean" in wanted else 3
+    pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
+    return fitted | in_memory(pixels), note
+
+
+def fit(
+    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[int]]
+) -> tuple[dict[str, StoredTensor], str]:
+    """Return weights under NaViT's names as `fit_timm` does, and a note of approximations."""
+    made, note = dict(tensors), ""
     for name, tensor in list(made.items()):
         if _is_bias(name) and name not in wanted and not tensor.read().any():
             del made[name]
@@ -224,9 +248,7 @@ def fit_timm(
             f"its positions of a grid as the nearest sums of a row and a column, {share:.1%} of "
             "their variance (model.position=grid_bicubic would keep them)"
         )
-    channels = wanted["mean"][0] if "mean" in wanted else 3
-    pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
-    return made | in_memory(pixels), note
+    return made, note
 
 
 @torch.no_grad()
@@ -254,7 +276,48 @@ def _table_fits(weights: TimmWeights, grid: tuple[int, int] | None) -> bool:
 
 
 def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
+    rotary = weights.option("rope_type") not in (None, "", "none")
     keeps_aspect = bool(weights.option("pos_embed_ar_preserving"))
+    if rotary and _TABLE not in own and _FACTORS[0] not in own:
+        return ROPE
+    table = _table(weights, own, keeps_aspect=keeps_aspect)
+    return f"{ROPE}+{table}" if rotary else table
+
+
+def _rope(weights: TimmWeights) -> dict[str, Any]:
+    """Return the options of rotary positions; none if there are no rotary positions."""
+    kind = weights.option("rope_type")
+    if kind in (None, "", "none"):
+        return {}
+    if kind not in _ROPES or not weights.option("rope_rotate_half"):
+        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)} by halves only")
+    grid = weights.option("rope_ref_feat_shape")
+    return {
+        "rope_coordinates": _ROPES[kind],
+        "rope_base": weights.option("rope_temperature"),
+        "rope_grid": None if grid is None else list(grid),
+        "rope_shift": weights.option("rope_shift_coords"),
+        "rope_jitter": weights.option("rope_jitter_coords"),
+        "rope_rescale": weights.option("rope_rescale_coords"),
+    }
+
+
+def _qkv_bias(own: Mapping[str, StoredTensor], *, bias: bool) -> str | None:
+    """Return which of queries, keys and values have a bias; None: as all other layers."""
+    attention = "blocks.0.attn"
+    if f"{attention}.q_bias" in own:
+        return "qv"
+    return None if (f"{attention}.qkv.bias" in own) == bias else ("none" if bias else "all")
+
+
+def _activation(weights: TimmWeights) -> str:
+    given = str(weights.option("act_layer", "hidden_act"))
+    if "tanh" in given:
+        return "gelu_tanh"
+    return given if given in ("quick_gelu", "silu") else "gelu"
+
+
+def _table(weights: TimmWeights, own: Mapping[str, StoredTensor], *, keeps_aspect: bool) -> str:
     if _TABLE not in own:
         if _FACTORS[0] not in own:
             raise ValueError("the weights have no position table, which NaViT needs")
@@ -265,6 +328,8 @@ def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
         )
     siglip = any(name.startswith(TOWER) for name in weights.tensors)
     bilinear = siglip or weights.option("pos_embed_interp_mode") == "bilinear"
+    if not bilinear and weights.option("pos_embed_antialias") is False:
+        return "grid_bicubic_plain"
     return "grid_bilinear" if bilinear else "grid_bicubic"
 
 

@@ -7,23 +7,21 @@ SigLIP 2 as Hugging Face's transformers names it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
-from zeta.stored_tensors import StoredTensor
+from zeta.stored_tensors import StoredTensor, rows_of, stacked
 
 Tensors = Mapping[str, StoredTensor]
 
 TOWER = "vision_model."
 """Beginning of the names of SigLIP's vision tower in Hugging Face's transformers."""
-_FOREIGN = {
-    "fc_norm.": "normalises after pooling (fc_norm)",
-    "norm_pre.": "normalises before the first block (norm_pre, as CLIP does)",
-    "rope.": "has rotary positions",
-}
+_FOREIGN = {"rope.": "has rotary positions that are learned"}
 """Beginnings of names, and what these weights do: nothing in NaViT computes it."""
+
+
+_SCALES = re.compile(r"\.gamma_([12])$")
+"""Names of the layer scales in timm's `EvaBlock`."""
 
 
 def named_as_navit(
@@ -50,10 +48,14 @@ def named_as_navit(
             made["embeds.proj.weight"] = _as_linear(tensor)
         elif name == "patch_embed.proj.bias":
             made["embeds.proj.bias"] = tensor
-        elif name in ("cls_token", "reg_token"):
+        elif name in ("cls_token", "reg_token") or name.startswith("norm_pre."):
             made[f"embeds.{name}"] = tensor
-        elif name != "pos_embed":
-            made[name] = tensor
+        elif ".mlp.fc1_g." in name:
+            made[name.replace("fc1_g", "fc1")] = stacked(
+                [tensor, tensors[name.replace("fc1_g", "fc1_x")]]
+            )
+        elif name != "pos_embed" and ".mlp.fc1_x." not in name:
+            made[_SCALES.sub(r".ls\1.gamma", name)] = tensor
     if "pos_embed" in tensors:
         _add_table(made, tensors["pos_embed"], grid)
     return made
@@ -128,11 +130,11 @@ def _siglip(tensors: Tensors) -> dict[str, StoredTensor]:
             made["pos_embed"] = tensor.changed(lambda table: table[None], (1, *tensor.shape))
         elif ".self_attn.q_proj." in name:
             parts = [tower[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            made[_renamed(name.replace("self_attn.q_proj", "attn.qkv"))] = _stacked(parts)
+            made[_renamed(name.replace("self_attn.q_proj", "attn.qkv"))] = stacked(parts)
         elif name.startswith("head.attention.in_proj_"):
             kind, third = name.removeprefix("head.attention.in_proj_"), tensor.shape[0] // 3
-            made[f"attn_pool.q.{kind}"] = _rows(tensor, 0, third)
-            made[f"attn_pool.kv.{kind}"] = _rows(tensor, third, 3 * third)
+            made[f"attn_pool.q.{kind}"] = rows_of(tensor, 0, third)
+            made[f"attn_pool.kv.{kind}"] = rows_of(tensor, third, 3 * third)
         elif ".self_attn.k_proj." not in name and ".self_attn.v_proj." not in name:
             made[_renamed(name)] = tensor
     return made
@@ -146,15 +148,3 @@ def _renamed(name: str) -> str:
     for theirs, ours in _SIGLIP_PARTS.items():
         name = name.replace(theirs, ours)
     return name
-
-
-def _stacked(parts: list[StoredTensor]) -> StoredTensor:
-    def read() -> Tensor:
-        return torch.cat([part.read() for part in parts])
-
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    return StoredTensor(shape, parts[0].dtype, read)
-
-
-def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
-    return tensor.changed(lambda whole: whole[start:stop], (stop - start, *tensor.shape[1:]))

@@ -22,10 +22,11 @@ _UNUSED: dict[str, Any] = {
     "pre_norm": False, "final_norm": True, "pool_include_prefix": False,
     "dynamic_img_size": False, "dynamic_img_pad": False, "drop_rate": 0.0,
     "patch_drop_rate": 0.0, "attn_drop_rate": 0.0, "weight_init": "", "fix_init": False,
-    "embed_norm_layer": None, "norm_layer": None, "act_layer": None, "attn_layer": "attn",
+    "embed_norm_layer": None, "norm_layer": "layernorm", "act_layer": None, "attn_layer": "attn",
 }  # fmt: skip
 """Arguments of timm's VisionTransformer that our models do not use. They are written all the same,
-because the entry points have defaults of their own."""
+because the entry points have defaults of their own; none that differ are None, which
+transformers drops on the way to timm."""
 
 
 def entry_point(arguments: Mapping[str, Any]) -> str:
@@ -34,7 +35,13 @@ def entry_point(arguments: Mapping[str, Any]) -> str:
 
 
 def obstacle(arguments: Mapping[str, Any]) -> str | None:
-    """Return None: VisionTransformer supports every option of a MegaVit."""
+    """Return which option of a MegaVit VisionTransformer does not support; None if all."""
+    position = arguments["position"]
+    if position != "table":
+        return (
+            f"model.position is {position}: timm's VisionTransformer has no rotary positions; "
+            "train with model.position=table to export to timm, or a navit"
+        )
     return None
 
 
@@ -48,10 +55,17 @@ def model_args(arguments: Mapping[str, Any], sides: Sequence[int]) -> dict[str, 
     return _UNUSED | {
         "img_size": list(sides),
         **size_args(arguments, qkv_bias=False, proj_bias=arguments["parallel"]),
+        **_layer_scale(arguments),
         "no_embed_class": True,
         **pool_args(arguments),
         **rate_args(arguments),
     }
+
+
+def _layer_scale(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the initial layer scale of a parallel block, to which 0 is no word for none."""
+    none = arguments["parallel"] and arguments["layer_scale"] is None
+    return {"init_values": None} if none else {}
 
 
 def tensors(

@@ -57,13 +57,14 @@ def rotated(x_THD: Tensor, segments: Segments) -> Tensor:
     """
     if segments.rotary is None:
         return x_THD
-    cosines_TD, sines_TD = (table[:, None].to(x_THD.dtype) for table in segments.rotary)
+    # In fp32: bf16 would round a plane's two products before they are added.
+    cosines_TD, sines_TD = (table[:, None] for table in segments.rotary)
     first_THD, second_THD = x_THD.chunk(2, dim=-1)
     turned = (
         first_THD * cosines_TD - second_THD * sines_TD,
         second_THD * cosines_TD + first_THD * sines_TD,
     )
-    return torch.cat(turned, dim=-1)
+    return torch.cat(turned, dim=-1).to(x_THD.dtype)
 
 
 def attend(

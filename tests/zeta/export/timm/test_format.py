@@ -81,12 +81,29 @@ def test_timm_gives_the_same_logits_whatever_the_sizes(tmp_path, changes, pool, 
     assert_same_logits(model, theirs, sizes)
 
 
-@pytest.mark.parametrize("position", ["grid_bicubic", "grid_bilinear"])
+@pytest.mark.parametrize("position", ["grid_bicubic", "grid_bilinear", "grid_bicubic_plain"])
 @pytest.mark.parametrize("image_size", [64, (40, 96)])
 def test_a_position_table_of_a_grid_is_resized_as_timm_does_it(tmp_path, position, image_size):
     model, theirs = both(tmp_path, position=position, image_size=image_size)
     sizes = ((64, 64), (40, 96), (8, 8), (8, 200), (256, 48), (120, 184), (24, 400), (16, 16))
     assert_same_logits(model, theirs, sizes)
+
+
+@pytest.mark.parametrize("position", ["rope", "rope+grid_bicubic", "rope+fractional"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bias": True, "layer_scale": 0.1, "registers": 2, "pool": "cls"},
+        {"rope_coordinates": "index", "qk_norm": False, "pool": "mean"},
+        {"rope_coordinates": "index", "rope_grid": [5, 9], "rope_base": 77.0, "layer_scale": 0.0},
+        {"rope_rescale": 2.0, "rope_shift": 0.1, "rope_jitter": 1.1, "activation": "gelu_tanh"},
+    ],
+)
+def test_timm_rotates_queries_and_keys_as_zeta_does(tmp_path, position, changes):
+    model, theirs = both(tmp_path, position=position, **changes)
+    assert_same_logits(model, theirs, ((64, 64), (8, 8), (8, 200), (120, 184)))
+    assert theirs.rope.shift_coords == changes.get("rope_shift")
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -97,6 +114,11 @@ def test_a_position_table_of_a_grid_is_resized_as_timm_does_it(tmp_path, positio
         {},
         {"bias": True, "position": "grid_bicubic"},
         {"bias": True, "activation": "gelu_tanh", "registers": 2},
+        {"bias": True, "qkv_bias": "none", "activation": "quick_gelu", "pre_norm": True},
+        {"bias": True, "qkv_bias": "qv", "layer_scale": 0.1, "norm_after_pool": True},
+        {"gated_mlp": True, "activation": "silu", "layer_scale": 0.2},
+        {"gated_mlp": True, "activation": "silu", "mlp_norm": True, "bias": True},
+        {"mlp_norm": True, "activation": "silu", "position": "rope+fractional", "pre_norm": True},
     ],
 )
 def test_timm_supports_what_published_vits_have(tmp_path, changes, pool, qk_norm):
@@ -184,6 +206,15 @@ def test_every_preset_gives_the_same_logits_scaled_down(tmp_path, preset):
     ("changes", "message"),
     [
         ({"position": "absolute"}, "model.position is absolute"),
+        ({"norm_eps": 1e-5}, "model.norm_eps is 1e-05: the norms of timm's NaFlexVit have 1e-06"),
+        ({"pooler": True}, "model.pooler is true"),
+        ({"gated_mlp": True}, "model.gated_mlp is true and model.activation gelu"),
+        ({"position": "rope+absolute"}, r"model.position is rope\+absolute"),
+        (
+            {"position": "rope", "rope_coordinates": "max"},
+            "model.rope_coordinates is max.*separate, index",
+        ),
+        ({"arch": "megavit", "position": "rope"}, "model.position is rope: timm's VisionTransf"),
         ({"dim_head": 16}, "model.heads x model.dim_head is 3 x 16, not model.dim=24"),
         (
             {"dim_head": 16, "arch": "megavit"},

@@ -1,0 +1,102 @@
+"""Find the weights and the configs of a published model in its folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zeta.files import read_json
+from zeta.models.export_checks import check_file
+from zeta.models.exported import CONFIG_FILE, open_safetensors
+from zeta.stored_tensors import StoredTensor
+
+AGAIN = "download it again"
+_MOST_BYTES = 2**28
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PART = re.compile(r"model-\d+-of-\d+\.safetensors")
+_PIPELINE = "model_index.json"
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of a published model."""
+
+    path: Path
+    config: Mapping[str, Any]
+    """Content of config.json."""
+    processor: Mapping[str, Any] | None
+    """Settings of its image processor; None: there are none."""
+    tensors: Mapping[str, StoredTensor]
+    """Weights by their published names."""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    content = read_json(file, limit=_MOST_BYTES, what=AGAIN)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: it holds no object; {AGAIN}")
+    return content
+
+
+def open_folder(path: Path) -> Folder:
+    """Open the folder of one published model; its weights are read later, one at a time.
+
+    Raises:
+        ValueError: no weights, several models, or damaged or missing files; by name.
+    """
+    config = read_object(path / CONFIG_FILE)
+    tensors: dict[str, StoredTensor] = {}
+    for name in _weight_files(path):
+        check_file(path / name, config)  # where zeta exported them
+        part = open_safetensors(path / name)
+        if twice := sorted(tensors.keys() & part.keys()):
+            raise ValueError(f"{path} has {twice[0]} in two of its files: {AGAIN}")
+        tensors |= part
+    return Folder(path, config, _processor(path), tensors)
+
+
+def _processor(path: Path) -> dict[str, Any] | None:
+    for name in _PROCESSORS:
+        if (path / name).is_file():
+            content = read_object(path / name)
+            inner = content.get("image_processor", content)
+            return inner if isinstance(inner, dict) else content
+    return None
+
+
+def _weight_files(path: Path) -> list[str]:
+    if (path / _PIPELINE).is_file():
+        raise ValueError(
+            f"{path} is a pipeline of several models ({_PIPELINE}): give the folder of one of them"
+        )
+    there = sorted(file.name for file in path.glob("*.safetensors"))
+    index = path / _INDEX
+    wanted = [_WEIGHTS]
+    if index.is_file():
+        listed = read_object(index).get("weight_map")
+        names = sorted(set(listed.values())) if isinstance(listed, dict) else []
+        if not names or not all(_PART.fullmatch(str(name)) for name in names):  # never a path
+            raise ValueError(f"{index} lists no files of weights: {AGAIN}")
+        wanted = names
+    if missing := [name for name in wanted if name not in there]:
+        if not there and list(path.glob("*.bin")):
+            raise ValueError(
+                f"{path} has its weights as pickles (.bin), which zeta does not read: save the "
+                "model again with safe_serialization=True"
+            )
+        raise ValueError(f"{path} lacks {missing[0]}: {AGAIN}")
+    if others := [name for name in there if name not in wanted]:
+        raise ValueError(
+            f"{path} holds weights of several models ({wanted[0]} and {others[0]}): move "
+            "those that are not meant to another folder"
+        )
+    return wanted

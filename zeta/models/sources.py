@@ -1,0 +1,69 @@
+"""Open what a model can be loaded from: our exports, and folders of published encoders.
+
+A folder of transformers is read as if it were an export of ours (see `zeta.models.published`), so
+whatever takes an export takes it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from zeta.files import read_json
+from zeta.models import exported
+from zeta.models.exported import CONFIG_FILE
+from zeta.models.published.reading import is_published, open_published
+from zeta.stored_tensors import StoredTensor
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """Return config.json of an export, or what it would be for a published encoder.
+
+    Raises:
+        ValueError: neither of these, or not one for this version of zeta.
+    """
+    path = Path(path)
+    return open_published(path).config if is_foreign(path) else exported.read_config(path)
+
+
+def open_export(path: Path | str) -> dict[str, StoredTensor]:
+    """Return the weights of an export or a published encoder by our names, to be read one by one.
+
+    Raises:
+        ValueError: neither of these, or some of its files are damaged or missing.
+    """
+    path = Path(path)
+    return open_published(path).tensors if is_foreign(path) else exported.open_export(path)
+
+
+def load_export(
+    path: Path | str, build: Callable[[Mapping[str, Any]], Model], dtype: torch.dtype
+) -> Model:
+    """Load the model of an export or a published encoder, in evaluation mode, on the CPU.
+
+    Args:
+        path: folder of it.
+        build: builds the model from `arch` and constructor arguments; called on the meta device.
+        dtype: dtype of the weights in memory; the files may have another one.
+
+    Raises:
+        ValueError: neither of these, or its weights do not fit its config.
+    """
+    arguments = read_config(path)["model"]
+    stored = open_export(path)  # before the model is built: see `check_depth`
+    return exported.load_weights(Path(path), arguments, stored, build, dtype)
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether `path` is the folder of a published encoder of transformers."""
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        return False
+    config = read_json(file, limit=exported.MOST_BYTES, what="export or download it again")
+    return isinstance(config, dict) and is_published(config)
