@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import IO, Any
 
 from launch.status.state import OVER, Status, duration
@@ -181,3 +182,23 @@ def watch(take: Callable[[], Status], every_s: float, screen: Screen) -> None:
                 time.sleep(every_s)
     except KeyboardInterrupt:
         return
+
+
+def wait_for_run(run_dir: Path, every_s: float, out: IO[str] | None = None) -> bool:
+    """Wait until a folder is the directory of a run; return False if Ctrl-C ended that.
+
+    A job may still wait in the queue, and makes the folder when it starts. What is there and is no
+    run is left to `take_snapshot` to refuse.
+    """
+    out = out or sys.stderr
+    said = False
+    try:
+        while not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
+            if not said:
+                text = f"zeta: waiting for a run in {run_dir}; Ctrl-C ends this"
+                print(text, file=out, flush=True)
+                said = True
+            time.sleep(min(every_s, 1.0))
+    except KeyboardInterrupt:
+        return False
+    return True

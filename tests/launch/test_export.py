@@ -10,6 +10,7 @@ import sys
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from launch.export import export_run
@@ -134,6 +135,9 @@ def test_a_megavit_is_exported_in_both_forms_to_one_folder(tmp_path):
 def test_the_model_card_tells_the_facts(run, tmp_path):
     out = export_run(run, tmp_path / "owls", step=4, form="both").folder
     card = (out / "README.md").read_text()
+    _, front, rest = card.split("---\n", 2)
+    assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
+    assert rest.lstrip().startswith("# ")
     assert card.startswith("# owls\n")
     facts = ("abc123", "| images seen | 40 |", "| tokens seen | 640 |", "| steps | 4 |", "c0ffee")
     facts += ("| val/top1 | 0.9 |", "0: cat, 1: dog, 2: owl", "| run | zeta |", "lr: ")

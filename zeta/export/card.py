@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from zeta.models.config import ARCHITECTURES, takes_one_size
 
 _SHOWN_CLASSES = 20
+_TASKS = {
+    "label": "image-classification",
+    "labels": "image-classification",
+    "caption": "zero-shot-image-classification",
+}
+"""The Hub's name of what a model does, by the targets that it was trained on."""
 
 
 def model_card(
@@ -30,7 +38,7 @@ def model_card(
         uses: how to load the model, a part for each format of the export.
     """
     parts = [
-        f"# {name}",
+        f"{_front_matter(facts)}\n# {name}",
         _summary(facts, arguments, weights),
         "## Use",
         *uses,
@@ -43,6 +51,14 @@ def model_card(
         f"The config that the run resolved to:\n\n```yaml\n{config_yaml.strip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(facts: Mapping[str, Any]) -> str:
+    """Return the YAML by which the Hugging Face Hub files a model; it stands before all else."""
+    task = _TASKS.get(facts.get("targets", "label"), "image-feature-extraction")
+    tags = ["vision-transformer", "native-resolution", "zeta"]
+    known = {"library_name": "zeta", "pipeline_tag": task, "tags": tags}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False)}---\n"
 
 
 def _summary(facts: Mapping[str, Any], arguments: Mapping[str, Any], weights: int) -> str:

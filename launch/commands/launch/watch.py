@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from launch.arguments import Subparsers, add_command, input_path
+from launch.arguments import Subparsers, add_command
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -13,10 +14,11 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "watch",
         run,
-        "follow how a run is doing until it is finished; Ctrl-C stops watching, not the run",
+        "follow how a run is doing until it is finished, from before it has begun if need be; "
+        "Ctrl-C stops watching, not the run",
         "zeta launch watch runs/first",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=input_path, help="directory of the run")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
     parser.add_argument(
         "--every",
         type=_seconds,
@@ -30,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     """Show the status until the run is finished."""
     from launch.status.snapshot import take_snapshot
     from launch.status.state import judge
-    from launch.status.view import Screen, watch
+    from launch.status.view import Screen, wait_for_run, watch
 
-    watch(lambda: judge(take_snapshot(args.run_dir)), args.every, Screen())
+    if wait_for_run(args.run_dir, args.every):
+        watch(lambda: judge(take_snapshot(args.run_dir)), args.every, Screen())
     return 0
 
 

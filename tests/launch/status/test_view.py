@@ -9,13 +9,14 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 
 from launch.status.state import Limits, judge
-from launch.status.view import Screen, status_lines, status_object, watch
+from launch.status.view import Screen, status_lines, status_object, wait_for_run, watch
 from tests.launch.status.test_state import ENDED, snapshot
 
 
@@ -90,3 +91,20 @@ def _read(main):
         return os.read(main, 65536)
     except OSError:  # the other end is closed
         return b""
+
+
+def test_a_run_that_has_not_begun_is_waited_for(tmp_path):
+    out, run_dir = io.StringIO(), tmp_path / "run"
+    made = threading.Timer(0.5, lambda: (run_dir.mkdir(), (run_dir / "logs").mkdir()))
+    made.start()
+    assert wait_for_run(run_dir, 0.05, out)
+    assert run_dir.is_dir()
+    assert out.getvalue() == f"zeta: waiting for a run in {run_dir}; Ctrl-C ends this\n"
+
+
+def test_what_is_there_is_not_waited_for(tmp_path):
+    (tmp_path / "file").write_text("no run")
+    out = io.StringIO()
+    assert wait_for_run(tmp_path, 0.05, out)
+    assert wait_for_run(tmp_path / "file", 0.05, out)
+    assert out.getvalue() == ""
