@@ -179,8 +179,8 @@ def _choose(run_dir: RunDir, step: int | str, average: bool) -> tuple[Path, str]
     chosen = newest_whole(folder)
     newest = step_names(folder)[-1]
     if newest != chosen.name:
-        return chosen, f"the newest that is whole: {newest} is not ({find_fault(folder / newest)})"
-    return chosen, "the newest"
+        return chosen, f"the latest that is whole: {newest} is not ({find_fault(folder / newest)})"
+    return chosen, "the latest"
 
 
 def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:

@@ -14,18 +14,26 @@ _COUNT_BINDS = 0.95
 """Share of data.max_images_per_pack above which that limit, not the token budget, ends packs."""
 
 
-def plan_table(summary: PlanSummary, world_size: int) -> list[str]:
-    """Return the lines of `zeta data plan`."""
+def plan_table(summary: PlanSummary, num_lanes: int, world_size: int) -> list[str]:
+    """Return the lines of `zeta data plan`, of `num_lanes` packs a step on `world_size` ranks."""
     about = "~" if summary.approximate else ""
     rows = [
         ("images", f"{summary.images:,}"),
         *([("views of each", f"{summary.views}")] if summary.views > 1 else []),
         ("tokens", f"{about}{summary.tokens:,}"),
         ("packs", f"{about}{summary.packs:,}  ({summary.images_per_pack:.1f} images each)"),
+        ("images a step", f"{about}{num_lanes * summary.images_per_pack:,.0f} (the batch size)"),
         ("steps an epoch", f"{about}{summary.steps_per_epoch:,}"),
         ("fill", f"{about}{summary.fill:.2%} of the token budget"),
-        ("dropped patches", f"{about}{summary.drop_mean:.1%} on average"),
-        ("straggler ratio", f"{about}{summary.straggler_ratio:.3f} on {world_size} ranks"),
+        (
+            "dropped patches",
+            f"{about}{summary.drop_mean:.1%} on average, by data.drop",
+        ),
+        (
+            "straggler ratio",
+            f"{about}{summary.straggler_ratio:.3f} on {world_size} ranks (work of the slowest / "
+            "mean: 1 is even)",
+        ),
     ]
     rows += [
         ("source", f"{source.name}: {source.images:,} images, {about}{source.epochs:.3g} times")
@@ -47,8 +55,9 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
         )
     if summary.short_lanes:
         warnings.append(
-            f"{summary.short_lanes} of {num_lanes} lanes have less than one pack of tokens an "
-            "epoch, so packs mix epochs: lower train.packs_per_step or data.token_budget"
+            f"the data set is smaller than one step ({summary.short_lanes} of {num_lanes} packs "
+            "are not filled by an epoch), so packs mix epochs: lower train.packs_per_step or "
+            "data.token_budget"
         )
     slots = packs_per_rank(num_lanes, world_size) * world_size
     if slots - num_lanes > 0.1 * slots:

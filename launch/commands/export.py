@@ -65,6 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was exported and where to."""
     from launch.export import export_run
+    from zeta.run.directory import step_of
 
     done = export_run(
         args.run_dir,
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         max_file_bytes=int(args.max_file_size * 1e6),
         overwrite=args.overwrite,
     )
-    print(f"exported {args.run_dir} to {done.folder}: {done.checkpoint.name}, {done.why}")
+    step = step_of(done.checkpoint.name)
+    print(f"exported {args.run_dir} to {done.folder}: step {step}, {done.why}")
     return 0
 
 

@@ -172,8 +172,9 @@ def _headline(number: int, text: str) -> None:
 def _print_plan(recipe: Sequence[str]) -> None:
     config = load_config("demo", recipe)
     manifest = open_shards(config.data.shards)
-    summary = summarise(training_plan(resolve_with_shards(config, manifest), manifest), RANKS)
-    print("\n".join(f"  {line}" for line in plan_table(summary, RANKS)))
+    plan = training_plan(resolve_with_shards(config, manifest), manifest)
+    summary = summarise(plan, RANKS)
+    print("\n".join(f"  {line}" for line in plan_table(summary, plan.num_lanes, RANKS)))
 
 
 def _result(run_dir: RunDir, evaluation: dict[str, Any], train_seconds: float) -> dict[str, float]:

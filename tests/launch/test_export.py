@@ -43,7 +43,7 @@ def assert_holds(folder, step, **model):
 def test_the_weights_are_those_of_the_newest_checkpoint(run, tmp_path):
     done = export_run(run, tmp_path / "out")
     assert_holds(tmp_path / "out", 6)
-    assert (done.checkpoint.name, done.why) == ("step_00000006", "the newest")
+    assert (done.checkpoint.name, done.why) == ("step_00000006", "the latest")
 
 
 @pytest.mark.parametrize(("step", "average", "expected"), [(2, False, 2), ("best", False, 4)])
@@ -75,7 +75,7 @@ def test_of_those_that_are_whole_the_best_is_taken_and_this_is_said(tmp_path):
     assert "step_00000004 is not whole (the content of" in done.why
     newest = export_run(run, tmp_path / "c")
     assert newest.checkpoint.name == "step_00000002"
-    assert "the newest that is whole: step_00000004 is not (the content of" in newest.why
+    assert "the latest that is whole: step_00000004 is not (the content of" in newest.why
     with pytest.raises(ValueError, match="no whole checkpoint"):
         export_run(run, tmp_path / "d", step=4)
     damage(run / "checkpoints/step_00000002")

@@ -135,7 +135,7 @@ class RunCheckpoints:
     def _begin_at(self, model: nn.Module, path: str) -> None:
         new_head = self.train.new_head
         left, note = load_initial_weights(model, path, self.world, new_head=new_head)
-        message = f"the weights are those of {path} (train.init_from)"
+        message = f"initialised from {path} (train.init_from)"
         if left:
             why = "keep their initial values, as their shapes differ there"
             if new_head:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(summary)))
     else:
-        print("\n".join(plan_table(summary, args.world_size)))
+        print("\n".join(plan_table(summary, plan.num_lanes, args.world_size)))
     for warning in plan_warnings(summary, plan, args.world_size):
         print(f"zeta: warning: {warning}", file=sys.stderr)
     return 0

@@ -36,7 +36,7 @@ def test_the_plan_warns_of_lanes_that_hold_less_than_a_pack_and_of_empty_packs()
     config = resolve_with_shards(demo("train.packs_per_step=10"), manifest)
     plan = training_plan(config, manifest)
     first, second = plan_warnings(summarise(plan, 4), plan, 4)
-    assert "of 10 lanes have less than one pack of tokens an epoch" in first
+    assert "of 10 packs are not filled by an epoch" in first
     assert "2 of 12 packs a step are empty on 4 ranks" in second
     large = synthetic_manifest([3000])
     config = resolve_with_shards(demo("train.packs_per_step=4"), large)
@@ -60,8 +60,8 @@ def test_an_estimate_is_marked_and_what_is_not_used_is_listed():
     manifest.samples["label"][:5] = -1
     config = resolve_with_shards(demo("train.packs_per_step=4"), manifest)
     plan = training_plan(config, manifest)
-    exact = "\n".join(plan_table(summarise(plan, 1), 1))
-    estimate = "\n".join(plan_table(summarise(plan, 1, exact_up_to=100), 1))
+    exact = "\n".join(plan_table(summarise(plan, 1), plan.num_lanes, 1))
+    estimate = "\n".join(plan_table(summarise(plan, 1, exact_up_to=100), plan.num_lanes, 1))
     assert "~" not in exact
     assert estimate.count("~") >= 6
     assert "not used          5 (no label)" in exact
@@ -87,7 +87,7 @@ def test_what_the_model_refuses_is_refused_before_a_job_waits_for_its_machines(s
 
 def test_views_are_refused_where_they_would_be_wrong_partners_of_their_own_caption():
     siglip = replace(demo("data.views=2"), objective=ObjectiveConfig(kind="siglip"))
-    with pytest.raises(ValueError, match=r"data\.views is 2, but objective\.kind siglip .*views=1"):
+    with pytest.raises(ValueError, match=r"has 2 views, but objective\.kind siglip .*views=1"):
         with_targets(siglip, synthetic_manifest([50]))
     assert with_targets(demo("data.views=2"), synthetic_manifest([50])).data.views == 2
 

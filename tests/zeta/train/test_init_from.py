@@ -50,7 +50,7 @@ def test_a_run_begins_at_the_weights_of_a_run_a_checkpoint_or_an_export(
     assert set(weights) == set(expected)
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
-    assert f"the weights are those of {trained / source} (train.init_from)" in outputs[0]
+    assert f"initialised from {trained / source} (train.init_from)" in outputs[0]
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_run_begins_at_weights_of_timm(ranks, tmp_path, trained):
     expected, weights = _weights(trained / "run"), _weights(tmp_path / "new")
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
-    assert f"the weights are those of {trained / 'timm'} (train.init_from)" in outputs[0]
+    assert f"initialised from {trained / 'timm'} (train.init_from)" in outputs[0]
     ranks.run(JOB, 1, _run(tmp_path / "grid", model={"position": "grid_bicubic"}))
     table = _weights(tmp_path / "grid")
     save_pretrained(tmp_path / "vit", table, ARGUMENTS | {"position": "grid_bicubic"}, form="timm")
