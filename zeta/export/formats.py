@@ -31,6 +31,9 @@ FORMATS = {
         "transformers' AutoModel.from_pretrained('OUT'), of models with rope or grid_bilinear",
         expected=False,
     ),
+    "onnx": FormatEntry(
+        "zeta.export.onnx.format", "onnxruntime, images of any one size a batch", expected=False
+    ),
 }
 """Formats by name."""
 COMBINED = {"both": ("zeta", "timm")}

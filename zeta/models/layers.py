@@ -148,16 +148,21 @@ class Attention(nn.Module):
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Map tokens [T, C] to [T, C]."""
-        qkv_T3 = self.qkv(x_TC)
-        if self.q_bias is not None and self.v_bias is not None:
-            biases = [self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]
-            qkv_T3 = qkv_T3 + torch.cat(biases).to(qkv_T3.dtype)
+        qkv_T3 = self.projected(x_TC)
         q_THD, k_THD, v_THD = qkv_T3.view(-1, 3, self.heads, self.dim_head).unbind(1)
         q_THD = rotated(self.q_norm(q_THD), segments)
         k_THD = rotated(self.k_norm(k_THD), segments)
         out_THD = attend(q_THD, k_THD, v_THD, segments, self.backend)
         projected: Tensor = self.proj_drop(self.proj(out_THD.flatten(-2)), segments, _PROJECTION)
         return projected
+
+    def projected(self, x_TC: Tensor) -> Tensor:
+        """Return queries, keys and values of tokens [..., C], side by side."""
+        qkv: Tensor = self.qkv(x_TC)
+        if self.q_bias is None or self.v_bias is None:
+            return qkv
+        biases = [self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]
+        return qkv + torch.cat(biases).to(qkv.dtype)
 
 
 class Mlp(nn.Module):

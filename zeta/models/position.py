@@ -111,7 +111,7 @@ def _plain_weights(index_T: Tensor, count_T: Tensor, length: int) -> Tensor:
     centre_T = (index_T.clamp(min=0).float() + 0.5) * (length / count_T.float()) - 0.5
     first_T = centre_T.floor()
     values_L = torch.arange(length, device=index_T.device)
-    weights_TL = torch.zeros(len(index_T), length, device=index_T.device)
+    weights_TL = centre_T.new_zeros(centre_T.shape[0], length)
     for step in range(-1, 3):
         place_T = (first_T + step).clamp(0, length - 1)
         weight_T = _cubic((centre_T - first_T - step).abs(), _PLAIN_CUBIC)

@@ -95,13 +95,20 @@ class Rotary:
         if training and self.draws:
             place_T2 = self._drawn(place_T2, segments)
         place_T2 = place_T2.masked_fill(coords_T2[:, :1] < 0, 0.0)
+        return replace(segments, rotary=self._tables(place_T2))
+
+    def tables(self, coords_T2: Tensor, grids_T2: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [T, D/2] of patches, without draws."""
+        return self._tables(self._places(coords_T2, grids_T2))
+
+    def _tables(self, place_T2: Tensor) -> tuple[Tensor, Tensor]:
         count = self.dim_head // 4
-        steps_F = torch.arange(count, device=coords_T2.device, dtype=torch.float32) / count
+        steps_F = torch.arange(count, device=place_T2.device, dtype=torch.float32) / count
         angles_T2F = place_T2[:, :, None] * self.base**-steps_F
         if self.coordinates != "index":
             angles_T2F = 2 * math.pi * angles_T2F
         angles_TD = angles_T2F.flatten(1)
-        return replace(segments, rotary=(angles_TD.cos(), angles_TD.sin()))
+        return angles_TD.cos(), angles_TD.sin()
 
     def _places(self, coords_T2: Tensor, grids_T2: Tensor) -> Tensor:
         sides_T2 = grids_T2.float()

@@ -105,8 +105,8 @@ class TrainConfig:
     bucket sizes); settings that zeta decides itself are refused by name."""
     init_from: str | None = None
     """Source of the first weights: a run directory, a checkpoint in it, a folder written by
-    `zeta export`, or a ViT of timm or SigLIP (a folder or file of safetensors, see
-    `zeta.export.timm.published`). Optimizer, data and schedule start from the beginning. A head for
+    `zeta export`, or a published encoder: a folder of transformers, or a folder or file of timm
+    (docs/export.md). Optimizer, data and schedule start from the beginning. A head for
     other classes keeps its initial values; a classifier takes only the image encoder of an
     image-text run. Null: initial weights."""
     new_head: bool = False

@@ -85,5 +85,5 @@ def test_help_and_refusals_name_the_new_format(run, tmp_path, capsys):
     assert "plain: for people who like numbers" in said
     assert "zeta+plain: zeta and plain side by side" in said
     with pytest.raises(SystemExit, match="2"):
-        export(run, tmp_path / "out", "onnx")
+        export(run, tmp_path / "out", "gguf")
     assert "plain" in capsys.readouterr().err

@@ -29,6 +29,7 @@ _TABLE = "embeds.pos_embed"
 _FACTORS = ("embeds.pos_embed_y", "embeds.pos_embed_x")
 _HEAD = "head."
 _MLP = "blocks.0.mlp.fc1.weight"
+_GRID = (16, 16)
 _ROPES = {"dinov3": "separate", "axial": "index"}
 """Our units of rotary coordinates for timm's `rope_type`."""
 _HALF = (0.5,)
@@ -162,6 +163,8 @@ def navit_arguments(
         )
     lengths = [own[name].shape[1] for name in _FACTORS if name in own]
     grid = own[_TABLE].shape[1:3] if _TABLE in own else lengths
+    if not grid:  # rotary positions alone: any grid will do
+        grid = weights.option("pos_embed_grid_size") or _GRID
     registers = own.get("embeds.reg_token")
     second = own.get(_MLP.replace("fc1", "fc2"))
     gated = second is not None and mlp.shape[0] == 2 * second.shape[1]

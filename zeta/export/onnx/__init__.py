@@ -1,0 +1,1 @@
+"""zeta's models as ONNX: `dense` is the model on a batch of one size, `format` writes it."""
