@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data_pipeline.loading.decode import decode_image
 from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum
 from data_pipeline.shards.folder import ShardSpec, by_folder, folder_of, resolve_shards
 from data_pipeline.shards.images.header import ImageError, image_size
-from data_pipeline.shards.manifest_files import MANIFEST_NAME, read_class_names, read_entries
+from data_pipeline.shards.known_checksums import KnownChecksums, by_place, known_checksums
+from data_pipeline.shards.manifest_files import MANIFEST_NAME, read_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import Sample, SampleError
 from data_pipeline.shards.tar_reader import Member, TarError, iter_samples, parse_sample
@@ -78,33 +77,21 @@ def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) 
 class _Task:
     number: int
     path: str
-    known: NDArray[np.uint64] | None
-    """Offset, bytes and checksum of each sample, [n, 3], as far as the index has them."""
+    known: KnownChecksums | None
 
 
 def _known_checksums(
     shards: Sequence[str],
-) -> tuple[dict[str, NDArray[np.uint64]], list[BadSample]]:
-    """Return what the indexes know of the samples of each shard, and the indexes that are damaged.
-
-    What they know of a shard that has another size since is left out.
-    """
-    known, broken = dict[str, NDArray[np.uint64]](), list[BadSample]()
+) -> tuple[dict[str, KnownChecksums], list[BadSample]]:
+    """Return what the indexes know of each shard, and the indexes that are damaged."""
+    known, broken = dict[str, KnownChecksums](), list[BadSample]()
     for folder, names in by_folder(shards).items():
         try:
-            index = read_entries(folder.index)
+            found = known_checksums(folder, names)
         except ValueError as error:
             broken.append(BadSample(str(folder.index / MANIFEST_NAME), "", str(error)))
             continue
-        if index is None:
-            continue
-        places, sizes = index.slices(), {entry.name: entry.nbytes for entry in index.entries}
-        named = [name for name in names if name in places]
-        for name, (nbytes, _) in zip(named, folder.stat(named), strict=True):
-            if nbytes == sizes[name]:
-                rows, checksums = index.samples[places[name]], index.checksums[places[name]]
-                columns = (rows["offset"], rows["nbytes"], checksums)
-                known[folder.shard(name)] = np.stack(columns, axis=1, dtype=np.uint64)
+        known |= {folder.shard(name): checksums for name, checksums in found.items()}
     return known, broken
 
 
@@ -114,7 +101,7 @@ def _verify_shard(task: _Task) -> tuple[int, int, int, list[BadSample]]:
     folder, name = folder_of(path)
     class_names = read_class_names(folder.index)
     samples, unchecked, bad = 0, 0, list[BadSample]()
-    known = {} if task.known is None else {(row[0], row[1]): row[2] for row in task.known.tolist()}
+    known = by_place(task.known)
     with folder.open(name) as shard:
         runs = iter_samples(shard.read_at, shard.nbytes, path)
         for key, first, last in _spans(runs, bad, path):

@@ -21,13 +21,17 @@ _CHUNK = 2**24
 class DamagedSample(ValueError):
     """The error for a sample whose bytes are not those that were indexed."""
 
-    def __init__(self, offset: int, nbytes: int, key: str = "") -> None:
+    def __init__(self, offset: int, nbytes: int, key: str = "", shard: str = "") -> None:
+        named = f"{key} in {shard}: " if shard else ""
         super().__init__(
-            f"damaged in storage: the {nbytes} bytes at byte {offset} of the shard are not those "
-            "that were indexed (checksum); copy the shard again, or, if it was replaced on "
+            f"{named}damaged in storage: the {nbytes} bytes at byte {offset} of the shard are not "
+            "those that were indexed (checksum); copy the shard again, or, if it was replaced on "
             "purpose, `touch` it and index it"
         )
-        self.key = key
+        self.offset, self.nbytes, self.key, self.shard = offset, nbytes, key, shard
+
+    def __reduce__(self) -> tuple[type[DamagedSample], tuple[int, int, str, str]]:
+        return DamagedSample, (self.offset, self.nbytes, self.key, self.shard)
 
 
 def checksum(data: bytes | memoryview) -> int:

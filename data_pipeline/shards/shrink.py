@@ -21,6 +21,7 @@ from data_pipeline.shards.build import OtherSourceError
 from data_pipeline.shards.folder import ShardFolder, ShardSpec, by_folder, resolve_shards
 from data_pipeline.shards.images.smaller import Shrinking
 from data_pipeline.shards.index import copy_class_names, index_shards
+from data_pipeline.shards.known_checksums import KnownChecksums, by_place, known_checksums
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import read_class_names, write_class_names
 from data_pipeline.shards.parallel import run_tasks
@@ -68,6 +69,7 @@ def shrink_shards(
         OtherSourceError: `out` holds shards of another source, or of another rule.
         ValueError: two shards have one name, or `out` holds something else.
         TarError: a shard is damaged or cut; names shard and byte.
+        DamagedSample: a sample is not as it was indexed; its copy would be taken for good.
     """
     rule.check()
     folder = local_path(out, "out")
@@ -75,8 +77,9 @@ def shrink_shards(
     _check_names(folders, folder)
     class_names = _class_names(folders)
     tasks = [
-        _Task(place, name, stamp, folder / name, rule)
+        _Task(place, name, stamp, folder / name, rule, known.get(name))
         for place, names in folders.items()
+        for known in [known_checksums(place, names)]
         for name, stamp in zip(names, place.stat(names), strict=True)
     ]
     _claim(folder, tasks, class_names)
@@ -103,6 +106,7 @@ class _Task:
     """Bytes, and mtime or hash of the ETag, of the source."""
     path: Path
     rule: Shrinking
+    known: KnownChecksums | None = None
 
 
 def _shrink_shard(task: _Task) -> None:
@@ -112,7 +116,9 @@ def _shrink_shard(task: _Task) -> None:
         if (shard.nbytes, shard.mtime_ns) != task.stamp:
             raise ValueError(f"{source} changed while shards were shrunk; run the command again")
         with write_atomically(task.path) as stream:
-            report = write_shrunk(shard.read_at, shard.nbytes, source, stream, task.rule)
+            report = write_shrunk(
+                shard.read_at, shard.nbytes, source, stream, task.rule, by_place(task.known)
+            )
             write_part(task.path.parent, report)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import BinaryIO
 
+from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum_at
 from data_pipeline.shards.images.header import ImageError, ReadAt
 from data_pipeline.shards.images.smaller import Shrinking, suffix_of_copy
 from data_pipeline.shards.sample import SampleError, pick_image, suffix_of
@@ -14,13 +17,19 @@ from data_pipeline.shards.shrink_report import ShardReport
 from data_pipeline.shards.shrunk_sample import counted_copy
 from data_pipeline.shards.tar_reader import BLOCK, Member, iter_samples
 
+NO_CHECKSUMS: Mapping[tuple[int, int], int] = MappingProxyType({})
 _RECORD = 20 * BLOCK
 _CHUNK = 2**24
 _MAX_NBYTES = 2**32 - 1  # of a sample that is read at all, as in the index
 
 
 def write_shrunk(
-    read_at: ReadAt, nbytes: int, shard: str, stream: BinaryIO, rule: Shrinking
+    read_at: ReadAt,
+    nbytes: int,
+    shard: str,
+    stream: BinaryIO,
+    rule: Shrinking,
+    known: Mapping[tuple[int, int], int] = NO_CHECKSUMS,
 ) -> ShardReport:
     """Write the archive of `nbytes` behind `read_at` to `stream`, with smaller images.
 
@@ -29,10 +38,12 @@ def write_shrunk(
 
     Raises:
         TarError: the archive is malformed or cut; it is named `shard`.
+        DamagedSample: the bytes of a sample do not have their checksum, `known` by (offset, bytes).
     """
     report = ShardReport(PurePosixPath(shard).name, dropped=rule.drop_unreadable)
     written = 0
     for key, members in iter_samples(read_at, nbytes, shard):
+        _compare(read_at, key, members, shard, known)
         copy = _copy(read_at, key, members, rule, report) if key else None
         if isinstance(copy, ImageError) and rule.drop_unreadable:
             continue
@@ -45,6 +56,19 @@ def write_shrunk(
                 written += stream.write(read_at(offset, min(_CHUNK, member.end - offset)))
     stream.write(bytes(-(-(written + 2 * BLOCK) // _RECORD) * _RECORD - written))
     return report
+
+
+def _compare(
+    read_at: ReadAt,
+    key: str,
+    members: list[Member],
+    shard: str,
+    known: Mapping[tuple[int, int], int],
+) -> None:
+    """Raise DamagedSample if a sample does not have its checksum: its copy would get a new one."""
+    place = members[0].offset, members[-1].end - members[0].offset
+    if place in known and known[place] not in (UNKNOWN, checksum_at(read_at, *place)):
+        raise DamagedSample(*place, key, shard)
 
 
 def _copy(

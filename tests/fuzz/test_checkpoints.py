@@ -121,7 +121,9 @@ def test_a_rewritten_trainer_state_is_read_or_refused_in_one_line(runs, run):
     """Whether its shapes are those of the model, the model is asked; see `check_same_model`."""
     folder = checkpoint(runs / run)
     whole = json.loads((folder / "trainer.json").read_text())
-    damaged = [*STATES, *mutated_text_of_json(whole, COUNT, 2)]
+    name = next(iter(whole["parameters"]))
+    empty = {**whole, "parameters": {**whole["parameters"], name: [0, 16]}}
+    damaged = [*STATES, json.dumps(empty).encode(), *mutated_text_of_json(whole, COUNT, 2)]
     results = tried(folder, "trainer.json", damaged, lambda: read_all(folder), forged=True)
     for content, found in zip(damaged, results, strict=True):
         if isinstance(found, str):

@@ -184,7 +184,7 @@ def _fault_of_state(state: object) -> str:
         return "progress is no object"
     shapes = state.get("parameters", {})
     if not isinstance(shapes, dict) or not all(
-        isinstance(shape, list) and all(isinstance(side, int) for side in shape)
+        isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
         for shape in shapes.values()
     ):
         return "parameters is no object of shapes"

@@ -107,7 +107,7 @@ class ZeroState:
         """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
         found = self._states[key][name].parts(start, length)
         _require(length, found, name)
-        return torch.cat(found) if len(found) != 1 else found[0]
+        return _joined(found) if len(found) != 1 else found[0]
 
     def full(self, name: str, key: str = WEIGHTS) -> Tensor:
         """Return one fp32 state of parameter `name` in its whole shape, a copy.
@@ -120,7 +120,7 @@ class ZeroState:
             key = WEIGHTS
         found = self._states[key][name].parts(0, math.prod(shape))
         _require(math.prod(shape), found, name)
-        return torch.cat(found).reshape(shape)
+        return _joined(found).reshape(shape)
 
     def _add_averages(self, folder: Path) -> None:
         pieces: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in self.shapes}
@@ -214,6 +214,10 @@ def load_into(engine: ShardedEngine, state: ZeroState) -> None:
         if name in state.buffers:
             buffer.copy_(state.buffers[name])
     engine.weights_changed()
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return torch.cat(pieces) if pieces else torch.empty(0)  # a parameter without elements
 
 
 def _require(length: int, found: Sequence[Tensor], name: str) -> None:

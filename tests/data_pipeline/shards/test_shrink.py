@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -372,3 +373,15 @@ def test_the_shards_of_an_index_keep_their_order_and_count(tmp_path):
     after = shrink_shards(tmp_path / "in", tmp_path / "out", RULE).manifest
     assert [s.count for s in after.shards] == [s.count for s in before.shards]
     assert after.samples["label"].tolist() == before.samples["label"].tolist()
+
+
+def test_a_sample_that_rotted_since_it_was_indexed_is_not_copied_under_a_new_checksum(tmp_path):
+    shard = write_shard(tmp_path / "in/a.tar", labelled(3))
+    index_shards(tmp_path / "in")
+    content, before = bytearray(shard.read_bytes()), shard.stat().st_mtime_ns
+    content[512] ^= 1  # the label of the first image
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before, before))
+    with pytest.raises(ValueError, match=r"0000 in .*a\.tar: damaged in storage: the .* byte 0 "):
+        shrink_shards(tmp_path / "in", tmp_path / "out", RULE)
+    assert not (tmp_path / "out/a.tar").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -24,6 +25,23 @@ def test_verify_exits_with_1_if_anything_is_bad_and_names_it(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert (result["shards"], result["samples"]) == (2, 4)
     assert [bad["key"] for bad in result["bad"]] == ["x"]
+
+
+def test_index_keeps_checksums_unless_told_not_to_and_verify_counts_what_has_none(tmp_path, capsys):
+    write_shard(tmp_path / "0.tar", labelled(3))
+    assert entry_point(["shards", "index", str(tmp_path), "--no-checksums"]) == 0
+    assert entry_point(["shards", "verify", str(tmp_path), "--workers", "1"]) == 0
+    assert "3 samples have no checksum in the index" in capsys.readouterr().out
+    assert entry_point(["shards", "index", str(tmp_path)]) == 0
+    assert entry_point(["shards", "verify", str(tmp_path), "--workers", "1"]) == 0
+    assert "no checksum" not in capsys.readouterr().out
+    shard = tmp_path / "0.tar"
+    content, before = bytearray(shard.read_bytes()), shard.stat().st_mtime_ns
+    content[512] ^= 1  # the label of the first image
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before, before))
+    assert entry_point(["shards", "verify", str(tmp_path), "--workers", "1"]) == 1
+    assert "0.tar\t0000\tdamaged in storage" in capsys.readouterr().out
 
 
 def test_stats_are_text_json_and_a_picture(tmp_path, capsys):

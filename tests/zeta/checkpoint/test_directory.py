@@ -117,6 +117,8 @@ def test_a_device_in_the_place_of_a_file_is_not_read(directory):
         {"zero_stage": None},
         {"progress": []},
         {"parameters": {"a": "x"}},
+        {"parameters": {"a": [-1]}},
+        {"parameters": {"a": [True]}},
         {"parameters": 7},
         {"format": "new"},
         {"format": True},
