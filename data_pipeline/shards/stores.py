@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from data_pipeline.shards.proxies import use_environment_proxies
 from data_pipeline.shards.retry import PermanentError
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def open_store(url: str) -> AbstractFileSystem:
     try:
         import fsspec
 
+        if protocol in ("http", "https", "gs", "gcs"):  # the client of s3 does it by itself
+            use_environment_proxies(url)
         store = fsspec.filesystem(protocol, **_options(protocol))
         if protocol in ("s3", "s3a"):
             store.retries = 1  # ours have one deadline for all
@@ -190,5 +193,9 @@ def _options(protocol: str) -> dict[str, Any]:
     if protocol in ("gs", "gcs"):
         # It logs each failure with a traceback, and we say it in one message.
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-        return {"access": "read_only", "listings_expiry_time": _FRESH_S}
+        return {
+            "access": "read_only",
+            "listings_expiry_time": _FRESH_S,
+            "session_kwargs": {"trust_env": True},
+        }
     return {}
