@@ -77,9 +77,11 @@ def local_path(text: str | Path, what: str) -> Path:
         what: what gave it, for messages: run.dir, OUT.
 
     Raises:
-        ValueError: a URL, a variable that no shell has expanded, or the home of an unknown user:
-            a folder of that name would be written here, where nobody looks for it.
+        ValueError: empty, a URL, a variable that no shell has expanded, or the home of an unknown
+            user: it would be written here, where nobody looks for it.
     """
+    if not str(text).strip():
+        raise ValueError(f"{what} is empty; give a path (for the current folder, .)")
     path = Path(text)
     if _URL.match(str(text)):
         raise ValueError(

@@ -140,6 +140,8 @@ def spec_parts(spec: ShardSpec) -> list[str]:
                 f"the list of shards has {part!r}; each must be a path, glob or brace expansion"
             )
         text = str(part)
+        if not text.strip():
+            raise ValueError("a path of the shards is empty; give a folder or tar file")
         texts.append(text if remote.is_remote(text) else str(Path(text).expanduser()))
     if not texts:
         raise ValueError("the list of shards is empty; give at least one folder or tar file")
@@ -175,7 +177,7 @@ def _resolve_local(text: str) -> list[str]:
                 f"{text} holds no .tar shards{_named_otherwise(Path(text))}; write some with `zeta "
                 "shards build IMAGES OUT`"
             )
-        return [str(path) for path in shards]
+        return [str(_regular(path)) for path in shards]
     paths: list[Path] = []
     for pattern in [text] if Path(text).is_file() else braceexpand.braceexpand(text):
         path = Path(pattern)
@@ -191,6 +193,16 @@ def _resolve_local(text: str) -> list[str]:
             remedy = _remedy(path.name) if path.is_file() else None
             raise ValueError(f"{path} is not a .tar file{f': {remedy}' if remedy else ''}")
     return [str(path) for path in paths]
+
+
+def _regular(path: Path) -> Path:
+    """Return the path of a shard; ValueError unless it is a file, as a pipe would never end."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no file (but a folder, a broken link or a pipe): move it away, or give the "
+            "shards by their names"
+        )
+    return path
 
 
 def _named_otherwise(folder: Path) -> str:

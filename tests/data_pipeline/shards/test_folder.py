@@ -82,3 +82,30 @@ def test_a_url_has_one_mark_however_it_is_spelled(other):
     assert file_mark("http://host/x/0.tar") == file_mark(other)
     assert file_mark("http://host/X/0.tar") != file_mark(other)
     assert file_mark("http://host:8080/x/0.tar") != file_mark(other)
+
+
+@pytest.mark.parametrize("kind", ["folder", "broken link", "pipe"])
+def test_what_is_no_file_is_no_shard(tmp_path, kind):
+    write_shard(tmp_path / "0.tar", labelled(1))
+    odd = tmp_path / "1.tar"
+    if kind == "folder":
+        odd.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to("none")
+    with pytest.raises(ValueError, match=r"1\.tar is no file"):
+        resolve_shards(tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["", " ", ["", "shards"]])
+def test_an_empty_path_is_not_the_current_folder(spec):
+    with pytest.raises(ValueError, match="is empty; give"):
+        resolve_shards(spec)
+
+
+@pytest.mark.parametrize("words", [["", "out"], ["photos", ""]])
+def test_a_variable_that_is_not_set_is_not_the_current_folder(words, capsys):
+    with pytest.raises(SystemExit):
+        entry_point(["shards", "build", *words])
+    assert "it is empty; give a path" in capsys.readouterr().err
