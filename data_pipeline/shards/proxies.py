@@ -22,7 +22,7 @@ def use_environment_proxies(url: str) -> None:
     found = urllib.request.getproxies_environment()
     asked = urlsplit(url)
     own = "http" if asked.scheme.lower() == "http" else "https"
-    direct = bool(urllib.request.proxy_bypass_environment(asked.hostname or ""))
+    direct = bool(urllib.request.proxy_bypass(asked.hostname or ""))
     for scheme in ("http", "https"):
         name = scheme if found.get(scheme) else "all"
         address = found.get(name)

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
 
 from data_pipeline.shards.sample import (
     IMAGE_SUFFIXES,
@@ -32,7 +31,8 @@ _ORDINARY = frozenset({"folder"})
 """Kinds of entries that every tar may hold."""
 
 
-class Unread(NamedTuple):
+@dataclass(frozen=True)
+class Unread:
     """Members or entries of shards that are not read, of one kind."""
 
     kind: str
@@ -111,11 +111,12 @@ def joined(parts: Iterable[tuple[dict[str, int], dict[str, str]]]) -> tuple[Unre
 def unread_lines(unread: Iterable[Unread]) -> Iterator[str]:
     """Yield the lines that tell a user what is not read, and how to have it read."""
     dotted = False
-    for kind, count, example in unread:
-        if kind in _ORDINARY or not count:
+    for item in unread:
+        if item.kind in _ORDINARY or not item.count:
             continue
-        dotted |= kind in _UNDER_ONE_KEY.values()
-        yield f"not read: {count:,} x {kind}{f', as {example!r}' if example else ''}"
+        dotted |= item.kind in _UNDER_ONE_KEY.values()
+        example = f", as {item.example!r}" if item.example else ""
+        yield f"not read: {item.count:,} x {item.kind}{example}"
     if dotted:
         yield (
             "names are split at their first dot, as webdataset does; if these are samples of their "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from launch import errors
 from launch.arguments import Subparsers, add_command, add_json, add_shards, add_workers
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         }
         lists = {
             "bad": [bad._asdict() for bad in result.bad],
-            "unread": [unread._asdict() for unread in result.unread],
+            "unread": [asdict(unread) for unread in result.unread],
         }
         print(json.dumps(numbers | lists))
     else:

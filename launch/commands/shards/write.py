@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ def _numbers(manifest: Manifest) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "images": len(manifest.samples) - rejected,
         "rejected": rejected,
-        "unread": [unread._asdict() for unread in manifest.unread],
+        "unread": [asdict(unread) for unread in manifest.unread],
         "classes": None if manifest.class_names is None else len(manifest.class_names),
         "bytes": sum(shard.nbytes for shard in manifest.shards),
         "fingerprint": manifest.fingerprint,
