@@ -9,7 +9,6 @@ from functools import partial
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.overlap import shared_shards
 from launch.config.load import ZetaConfig
 from launch.config.resolve import CLASS_TARGETS, with_targets
 from launch.run.evaluation_plan import (
@@ -20,6 +19,7 @@ from launch.run.evaluation_plan import (
     view_of_training,
     view_within,
 )
+from launch.run.overlap import shared_shards
 from zeta.distributed import RankInfo
 from zeta.objectives import objective_class
 from zeta.packed import StepSource

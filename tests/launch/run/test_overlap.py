@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from data_pipeline.shards.index import index_shards
-from data_pipeline.shards.overlap import shared_shards
+from launch.run.overlap import shared_shards
 from tests.data_pipeline.shard_fixtures import encode, labelled, photo, write_shard
 from tests.data_pipeline.shard_server import serve
 
