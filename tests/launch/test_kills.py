@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,10 @@ EVERY = 4
 """Of the changes that an export makes, each fourth is tried; another export tries others."""
 
 
+def _export(run: Path, out: Path) -> None:
+    export_run(run, out, overwrite=True)
+
+
 @pytest.mark.parametrize("before", ["nothing", "an export"])
 def test_an_export_that_is_killed_at_any_point_is_whole_or_absent(tmp_path, before):
     run, out = make_run(tmp_path / "run", (2, 4)), tmp_path / "out"
@@ -29,7 +34,7 @@ def test_an_export_that_is_killed_at_any_point_is_whole_or_absent(tmp_path, befo
     for number in itertools.count(first, EVERY):
         if before == "an export" and not out.exists():
             export_run(run, out, step=2)
-        if not run_killed(export_run, (run, out), str(tmp_path), number):
+        if not run_killed(_export, (run, out), str(tmp_path), number):
             break
         if out.exists():  # no file of it is missing or cut: its checksums are compared
             load_pretrained(out)
