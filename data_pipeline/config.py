@@ -263,7 +263,8 @@ class DataConfig:
 
     shards: Any = None
     """Training shards: a folder, tar file, glob, brace expansion, or a list of these. A list of
-    {path, weight} mixes sources at their own rates, each with its own epochs."""
+    {path, weight} mixes sources at their own rates, each with its own epochs. A run may be
+    resumed with the same shards at another place."""
     val_shards: Any = free(None)
     """Held-out shards to evaluate on while training (`train.evaluate`), given like `shards` but
     without weights. Every image is scored once."""

@@ -18,6 +18,7 @@ from data_pipeline.shards.manifest_files import MANIFEST_NAME, read_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import Sample, SampleError
 from data_pipeline.shards.tar_reader import Member, TarError, iter_samples, parse_sample
+from data_pipeline.shards.unread import Unread, UnreadParts, joined, kind_of_entry
 
 _MAX_SAMPLE_BYTES = 2**32 - 1
 
@@ -43,6 +44,8 @@ class VerifyResult:
     """Bad samples, in order of shard and sample."""
     unchecked: int = 0
     """Number of samples whose bytes were compared with no checksum, as their index has none."""
+    unread: tuple[Unread, ...] = ()
+    """Entries and members that are not read, which may be meant so."""
 
 
 def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) -> VerifyResult:
@@ -59,17 +62,19 @@ def verify_shards(spec: ShardSpec, *, workers: int = 1, progress: bool = False) 
     shards = resolve_shards(spec)
     known, broken = _known_checksums(shards)
     tasks = [_Task(number, path, known.get(path)) for number, path in enumerate(shards)]
-    found: dict[int, tuple[int, int, list[BadSample]]] = {}
+    found: dict[int, _Verified] = {}
     with tqdm(total=len(tasks), unit=" shards", desc="verify", disable=not progress) as bar:
         # Decoding takes long enough that processes always pay off.
-        for number, samples, unchecked, bad in run_tasks(_verify_shard, tasks, workers, 2**62):
-            found[number] = samples, unchecked, bad
+        for verified in run_tasks(_verify_shard, tasks, workers, 2**62):
+            found[verified.number] = verified
             bar.update()
+    ordered = [found[number] for number in range(len(shards))]
     return VerifyResult(
         shards=len(shards),
-        samples=sum(samples for samples, _, _ in found.values()),
-        bad=(*(line for number in range(len(shards)) for line in found[number][2]), *broken),
-        unchecked=sum(unchecked for _, unchecked, _ in found.values()),
+        samples=sum(verified.samples for verified in ordered),
+        bad=(*(line for verified in ordered for line in verified.bad), *broken),
+        unchecked=sum(verified.unchecked for verified in ordered),
+        unread=joined((verified.unread.counts, verified.unread.examples) for verified in ordered),
     )
 
 
@@ -95,16 +100,27 @@ def _known_checksums(
     return known, broken
 
 
-def _verify_shard(task: _Task) -> tuple[int, int, int, list[BadSample]]:
+@dataclass(frozen=True)
+class _Verified:
+    """The result for one shard."""
+
+    number: int
+    samples: int
+    unchecked: int
+    bad: list[BadSample]
+    unread: UnreadParts
+
+
+def _verify_shard(task: _Task) -> _Verified:
     torch.set_num_threads(1)
     path = task.path
     folder, name = folder_of(path)
     class_names = read_class_names(folder.index)
-    samples, unchecked, bad = 0, 0, list[BadSample]()
+    samples, unchecked, bad, unread = 0, 0, list[BadSample](), UnreadParts()
     known = by_place(task.known)
     with folder.open(name) as shard:
         runs = iter_samples(shard.read_at, shard.nbytes, path)
-        for key, first, last in _spans(runs, bad, path):
+        for key, first, last in _spans(runs, bad, unread, path):
             samples += 1
             if last - first > _MAX_SAMPLE_BYTES:
                 bad.append(BadSample(path, key, f"sample of {last - first} bytes"))
@@ -118,16 +134,23 @@ def _verify_shard(task: _Task) -> tuple[int, int, int, list[BadSample]]:
             bad += [
                 BadSample(path, key, reason) for reason in _faults(data, path, first, class_names)
             ]
-    return task.number, samples, unchecked, bad
+    bad = [line._replace(reason=unread.reason(line.key, line.reason)) for line in bad]
+    return _Verified(task.number, samples, unchecked, bad, unread)
 
 
 def _spans(
-    runs: Iterator[tuple[str, list[Member]]], bad: list[BadSample], path: str
+    runs: Iterator[tuple[str, list[Member]]],
+    bad: list[BadSample],
+    unread: UnreadParts,
+    path: str,
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield key, first byte and end of each sample; damage ends the shard and goes into `bad`."""
+    """Yield key, first byte and end of each sample; damage goes into `bad` and ends it."""
     try:
         for key, members in runs:
-            if key:
+            if not key:
+                unread.note(kind_of_entry(members[0]), members[0].name)
+            else:
+                unread.note_sample(key, (member.name for member in members))
                 suffixes = [member.name.rpartition("/")[2].partition(".")[2] for member in members]
                 twice = sorted({s for s in suffixes if suffixes.count(s) > 1})
                 if twice:

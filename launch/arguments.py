@@ -96,7 +96,12 @@ def input_path(text: str) -> Path:
 
 
 def expanded(text: str) -> str:
-    """Return a path, glob or URL with a leading `~` expanded; that of an unknown user stays."""
+    """Return a path, glob or URL with a leading `~` expanded; that of an unknown user stays.
+
+    An empty one, as a variable that is not set leaves it, would be the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; give a path (for the current folder, .)")
     return os.path.expanduser(text)  # noqa: PTH111 - pathlib makes one slash of a URL's two
 
 

@@ -66,6 +66,8 @@ def write_whole_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """Begin of a URL; `pathlib` leaves one slash of two."""
+_LONGEST_NAME = 255
+"""Most bytes of a name in a path, on the file systems in use."""
 _VARIABLE = re.compile(r"\$(\w+|\{\w*\})")
 
 
@@ -77,9 +79,12 @@ def local_path(text: str | Path, what: str) -> Path:
         what: what gave it, for messages: run.dir, OUT.
 
     Raises:
-        ValueError: a URL, a variable that no shell has expanded, or the home of an unknown user:
-            a folder of that name would be written here, where nobody looks for it.
+        ValueError: empty, a URL, a variable that no shell has expanded, the home of an unknown
+            user: it would be written here, where nobody looks for it; or a name that is too long,
+            or a link to itself.
     """
+    if not str(text).strip():
+        raise ValueError(f"{what} is empty; give a path (for the current folder, .)")
     path = Path(text)
     if _URL.match(str(text)):
         raise ValueError(
@@ -93,13 +98,26 @@ def local_path(text: str | Path, what: str) -> Path:
             "the environment gets into a config: write the path in full, or give it on the command "
             "line in double quotes, where your shell expands it"
         )
+    long = next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
+    if long is not None:
+        raise ValueError(
+            f"{what} has a name of {len(os.fsencode(long))} bytes in it, {long[:20]}...; file "
+            f"systems take {_LONGEST_NAME}: give a shorter one"
+        )
     try:
-        return path.expanduser()
+        path = path.expanduser()
     except RuntimeError as error:
         raise ValueError(
             f"{what} is {str(text)!r}, but the home folder of {path.parts[0]} is not known: write "
             "the path in full"
         ) from error
+    try:
+        path.resolve()
+    except (RuntimeError, OSError) as error:  # the former before Python 3.13
+        raise ValueError(
+            f"{what} is {str(text)!r}, a link that leads to itself: give another path"
+        ) from error
+    return path
 
 
 def sync(path: Path) -> None:

@@ -186,8 +186,9 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
     manifest = plan.manifest
     if state["fingerprint"] not in (manifest.fingerprint, manifest.older_fingerprint):
         raise ValueError(
-            "data.shards are not the shards that this run was started on (their fingerprint "
-            "differs): restore them, or start a new run in another run.dir"
+            "data.shards are not the shards that this run was started on (their fingerprint, of "
+            "names, sizes and samples, differs): give those, at any place, or start a new run in "
+            "another run.dir"
         )
     contents = state.get("contents")
     if contents and manifest.content_digest and contents != manifest.content_digest:

@@ -7,16 +7,14 @@ separate processes; executors wait for the file to appear under its name.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
+from data_pipeline.loading.claims import claim_folder, release
 from data_pipeline.shards.atomic_file import remove_leftovers, write_atomically
 from data_pipeline.shards.manifest import Shard
 from data_pipeline.shards.parallel import SpawnPool
@@ -61,7 +59,7 @@ class ShardCache:
 
     def __init__(self, folder: Path, limit_bytes: int, deadline_s: float) -> None:
         self._limit, self._deadline_s = limit_bytes, deadline_s
-        self._folder, self._lock = _claim(folder)
+        self._folder, self._lock = claim_folder(folder)
         folder = self._folder
         remove_leftovers(folder)
         for path in folder.glob("*.failed"):
@@ -118,7 +116,7 @@ class ShardCache:
     def close(self) -> None:
         """Stop the downloads; whole files stay for the next process."""
         self._pool.end()
-        self._lock.close()
+        release(self._lock)
 
     def _evict(self, keep: set[Path] | frozenset[Path], room: int) -> bool:
         """Delete files until `room` bytes are free; return False if that is not possible."""
@@ -133,21 +131,6 @@ class ShardCache:
             del self._sizes[path]
             self._downloads.pop(path, None)
         return self.nbytes + room <= self._limit
-
-
-def _claim(folder: Path) -> tuple[Path, BinaryIO]:
-    """Lock and return the first of ``folder``, ``folder-1``, ... that no other process uses."""
-    for number in itertools.count():
-        candidate = folder if number == 0 else folder.with_name(f"{folder.name}-{number}")
-        candidate.mkdir(parents=True, exist_ok=True)
-        lock = (candidate / "lock").open("wb")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        return candidate, lock
-    raise AssertionError("itertools.count() has no end")
 
 
 def _note_failure(path: Path, done: Future[None]) -> None:

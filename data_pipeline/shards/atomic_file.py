@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from zeta.files import write_whole
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Errors of a file system without flock, such as Lustre and some NFS."""
 
 
@@ -22,7 +22,7 @@ def write_atomically(path: Path) -> Iterator[BinaryIO]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)
         except OSError as error:  # it is only a hint for `remove_leftovers`
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
         yield stream
 
@@ -37,5 +37,5 @@ def remove_leftovers(folder: Path) -> None:
         except (BlockingIOError, FileNotFoundError):  # in use, or finished just now
             continue
         except OSError as error:  # left for later: nobody can tell whether it is in use, or NFS can
-            if error.errno not in (*_NO_LOCKS, errno.EBUSY):
+            if error.errno not in (*NO_LOCKS, errno.EBUSY):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import braceexpand
 
@@ -19,6 +19,11 @@ ShardSpec = str | Path | Sequence[str | Path]
 """A folder, a ``.tar`` file, a glob or a brace expansion, local or a URL, or a list of these."""
 
 _STAT_THREADS = 16
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_COMPRESSED = (
+    ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.lzma", ".tar.z",
+    ".tgz", ".tbz", ".tbz2", ".txz", ".tzst",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,24 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
                 f"{error.filename or text} cannot be read: {error.strerror}; make it readable"
             ) from error
         for shard in resolved:
-            found.setdefault(_identity(shard), shard)
+            found.setdefault(file_mark(shard), shard)
     return list(found.values())
 
 
-def _identity(shard: str) -> object:
-    """Return a mark that is equal for all spellings of one file."""
-    return shard if remote.is_remote(shard) else os.path.realpath(shard)
+def file_mark(shard: str) -> object:
+    """Return a mark that is equal for all spellings of one file or URL, and for all links to it."""
+    if shard.lower().startswith("file:"):
+        shard = unquote(urlsplit(shard).path)
+    if remote.is_remote(shard):
+        url = urlsplit(shard)
+        host = url.netloc.lower() if url.scheme.lower() in _DEFAULT_PORTS else url.netloc
+        host = host.removesuffix(_DEFAULT_PORTS.get(url.scheme.lower(), "\0"))
+        return url.scheme.lower(), host, unquote(url.path), url.query
+    try:
+        status = Path(shard).stat()
+    except OSError:
+        return os.path.realpath(shard)
+    return status.st_dev, status.st_ino, status.st_size
 
 
 def spec_parts(spec: ShardSpec) -> list[str]:
@@ -124,6 +140,8 @@ def spec_parts(spec: ShardSpec) -> list[str]:
                 f"the list of shards has {part!r}; each must be a path, glob or brace expansion"
             )
         text = str(part)
+        if not text.strip():
+            raise ValueError("a path of the shards is empty; give a folder or tar file")
         texts.append(text if remote.is_remote(text) else str(Path(text).expanduser()))
     if not texts:
         raise ValueError("the list of shards is empty; give at least one folder or tar file")
@@ -156,9 +174,10 @@ def _resolve_local(text: str) -> list[str]:
             )
         if not shards:
             raise ValueError(
-                f"{text} holds no .tar shards; write some with `zeta shards build IMAGES OUT`"
+                f"{text} holds no .tar shards{_named_otherwise(Path(text))}; write some with `zeta "
+                "shards build IMAGES OUT`"
             )
-        return [str(path) for path in shards]
+        return [str(_regular(path)) for path in shards]
     paths: list[Path] = []
     for pattern in [text] if Path(text).is_file() else braceexpand.braceexpand(text):
         path = Path(pattern)
@@ -171,5 +190,38 @@ def _resolve_local(text: str) -> list[str]:
         paths += matches
     for path in paths:
         if path.suffix != ".tar" or not path.is_file():
-            raise ValueError(f"{path} is not a .tar file")
+            remedy = _remedy(path.name) if path.is_file() else None
+            raise ValueError(f"{path} is not a .tar file{f': {remedy}' if remedy else ''}")
     return [str(path) for path in paths]
+
+
+def _regular(path: Path) -> Path:
+    """Return the path of a shard; ValueError unless it is a file, as a pipe would never end."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no file (but a folder, a broken link or a pipe): move it away, or give the "
+            "shards by their names"
+        )
+    return path
+
+
+def _named_otherwise(folder: Path) -> str:
+    """Return what to do with shards whose names do not end in .tar, for a message; else ""."""
+    others = nearly_shards(folder)
+    if not others:
+        return ""
+    return f", but {len(others):,} such as {others[0]}: {_remedy(others[0])}"
+
+
+def nearly_shards(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that are shards but for their names, sorted."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in names if _remedy(name) and not name.startswith(".")]
+
+
+def _remedy(name: str) -> str | None:
+    """Return what makes a shard of a file that is compressed or named .TAR; None for others."""
+    lower = name.lower()
+    if lower.endswith(_COMPRESSED):
+        return "samples are read at any place, so unpack it to a plain .tar"
+    return "rename it to end in .tar" if lower.endswith(".tar") and name[-4:] != ".tar" else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +65,7 @@ from data_pipeline.shards.sample import (
     suffix_of,
 )
 from data_pipeline.shards.tar_reader import Member, iter_samples
+from data_pipeline.shards.unread import UnreadParts, kind_of_entry
 
 _ROW = struct.Struct("<QIHHiBBxx")
 _MAX_NBYTES = 2**32 - 1
@@ -90,8 +90,8 @@ class ShardIndex:
     """Number of samples with several labels, or with an empty list."""
     most_labels: int = 1
     """Largest number of labels of a sample."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Number of tar entries that belong to no sample, by kind."""
+    unread: UnreadParts = field(default_factory=UnreadParts)
+    """Tar entries that belong to no sample, and members of samples that are not read."""
 
 
 @dataclass
@@ -152,8 +152,9 @@ def index_shard(
     index = ShardIndex()
     for key, members in iter_samples(read_at, nbytes, shard):
         if not key:
-            index.ignored[_kind_ignored(members[0])] += 1
+            index.unread.note(kind_of_entry(members[0]), members[0].name)
             continue
+        index.unread.note_sample(key, (member.name for member in members))
         offset, header, targets = members[0].offset, _UNSIZED, _Targets()
         flags = SampleFlag(0)
         span = members[-1].end - offset
@@ -179,13 +180,8 @@ def index_shard(
         index.most_labels = max(index.most_labels, len(labels))
         label, size = next(iter(labels), -1), (header.height, header.width)
         index.rows += _ROW.pack(offset, min(span, _MAX_NBYTES), *size, label, header.format, flags)
+    index.rejected = [(row, key, index.unread.reason(key, why)) for row, key, why in index.rejected]
     return index
-
-
-def _kind_ignored(member: Member) -> str:
-    if member.regular:
-        return "file without a suffix, or webdataset meta data"
-    return "folder" if member.name.endswith("/") else "link or special file"
 
 
 def _examine(
@@ -319,7 +315,8 @@ def _index_to_part(task: _Task) -> None:
             highest_label=index.highest_label,
             digest=hashlib.sha256(index.rows).hexdigest(),
             classes=classes_digest(task.class_names),
-            ignored=dict(index.ignored),
+            ignored=dict(index.unread.counts),
+            ignored_examples=index.unread.examples,
             label_lists=index.label_lists,
             most_labels=index.most_labels,
             reader=READER,

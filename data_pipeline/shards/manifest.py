@@ -47,6 +47,7 @@ from data_pipeline.shards.manifest_files import SampleFlag as SampleFlag
 from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.retry import PermanentError
 from data_pipeline.shards.sample_rows import SampleRows, join_rows
+from data_pipeline.shards.unread import Unread, joined
 
 _CHECKED_BY_EVERY_RANK = 64
 """Number of shards of a folder that a rank compares at least, so that every node looks at some."""
@@ -129,6 +130,8 @@ class Manifest:
     """A folder whose index is older than the support for ``.json`` captions and lists of labels."""
     sources: tuple[WeightedSource, ...] = ()
     """Sources in order of their shards, if the spec gives weights."""
+    unread: tuple[Unread, ...] = ()
+    """Entries and members of the shards that are not read."""
     older_fingerprint: str = ""
     """The fingerprint as runs of earlier versions saved it, with mtimes."""
     checksums: np.ndarray | SampleRows | None = None
@@ -188,6 +191,11 @@ class Manifest:
                 lines[folder] = read_rejected(folder.index)
             for line in lines[folder].get(name, []):
                 yield Rejection(shard.first + line.row, shard.path, line.key, line.reason)
+
+    def reasons(self, most: int = 3) -> str:
+        """Return the most frequent reasons of rejections, "8 x REASON; ..."; "" without any."""
+        counts = Counter(rejection.reason for rejection in self.rejections())
+        return "; ".join(f"{n:,} x {reason}" for reason, n in counts.most_common(most))
 
 
 @dataclass(frozen=True)
@@ -311,6 +319,7 @@ def _concatenate(folders: list[_Folder]) -> Manifest:
         older_fingerprint=older.hexdigest(),
         checksums=join_rows([folder.checksums for folder in folders]),
         content_digest=content.hexdigest() if all(entry.checksums for entry in entries) else "",
+        unread=joined((entry.ignored, entry.ignored_examples) for entry in entries),
     )
 
 
@@ -325,10 +334,9 @@ def _spelled(spec: ShardSpec) -> str:
 
 def _why_unusable(manifest: Manifest, first: ShardFolder) -> str:
     """Return why a manifest has no usable image, and what to do."""
-    counts = Counter(rejection.reason for rejection in manifest.rejections())
-    if not counts:
+    reasons = manifest.reasons()
+    if not reasons:
         return "they are empty; write shards that hold images: `zeta shards build IMAGES OUT`"
-    reasons = "; ".join(f"{n} x {reason}" for reason, n in counts.most_common(3))
     return (
         f"{reasons}; each is named in {first.index / REJECTED_NAME}: repair the images, then "
         "build the shards again in a new folder"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntFlag
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ class ShardEntry:
     classes: str
     """Digest of the class map used to read its labels."""
     ignored: dict[str, int]
-    """Number of tar entries that belong to no sample, by kind."""
+    """Number of tar entries that belong to no sample, and of members that are not read, by kind."""
     label_lists: int = 0
     """Number of samples with several labels, or with an empty list."""
     most_labels: int = 1
@@ -87,6 +87,8 @@ class ShardEntry:
     """Version of the reader of its samples; see `READER`."""
     checksums: str = ""
     """XXH3-128 of its rows and of the checksums of its samples; "" without checksums."""
+    ignored_examples: dict[str, str] = field(default_factory=dict)
+    """Name of the first entry or member of each kind in `ignored`."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ _MOST_LABELS = 10_000
 _MAX_LABEL_BYTES = 2**20
 
 
+NO_IMAGE = "no image among its members"
+"""Begin of the reason why a sample without an image is rejected."""
+
+
 class SampleError(ValueError):
     """The error for an unusable sample; the message is the reason, without the sample's name."""
 
@@ -98,9 +102,12 @@ def pick_image(suffixes: Iterable[str]) -> str:
     Raises:
         SampleError: no suffix is that of an image.
     """
+    suffixes = tuple(suffixes)
     candidates = [suffix for suffix in suffixes if suffix.rpartition(".")[2] in _RANK]
     if not candidates:
-        raise SampleError("no image among its members")
+        others = {suffix.rpartition(".")[2] for suffix in suffixes} - set(_ROLES)
+        found = f" (.{', .'.join(sorted(others)[:3])})" if others else ""
+        raise SampleError(f"{NO_IMAGE}{found[:60]}")
     if len(candidates) == 1:
         return candidates[0]
     return min(candidates, key=lambda suffix: ("." in suffix, _RANK[suffix.rpartition(".")[2]]))

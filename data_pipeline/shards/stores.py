@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import re
+import urllib.request
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from data_pipeline.shards.retry import PermanentError
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _STALL_S = 30.0
 _FRESH_S = 30.0
 """Seconds for which a listing answers for its objects; older ones would hide that they changed."""
@@ -65,6 +70,8 @@ def open_store(url: str) -> AbstractFileSystem:
     try:
         import fsspec
 
+        if protocol in ("http", "https", "gs", "gcs"):  # the client of s3 does it by itself
+            use_environment_proxies(url)
         store = fsspec.filesystem(protocol, **_options(protocol))
         if protocol in ("s3", "s3a"):
             store.retries = 1  # ours have one deadline for all
@@ -77,6 +84,37 @@ def open_store(url: str) -> AbstractFileSystem:
         raise ValueError(f"{url}: {error}") from error
     except Exception as error:  # credentials are looked for here, and each client has its own
         raise translated(error, url, "") from error
+
+
+def use_environment_proxies(url: str) -> None:
+    """Write the proxies of the environment as aiohttp reads them, before `url` is asked for.
+
+    It knows ``http_proxy``, ``https_proxy`` and ``no_proxy``, in either case, but unlike curl and
+    pip neither ``all_proxy`` nor addresses without a scheme.
+
+    Raises:
+        ValueError: its proxy is of a kind that is not supported, which aiohttp would only ignore.
+    """
+    found = urllib.request.getproxies_environment()
+    asked = urlsplit(url)
+    own = "http" if asked.scheme.lower() == "http" else "https"
+    direct = bool(urllib.request.proxy_bypass(asked.hostname or ""))
+    for scheme in ("http", "https"):
+        name = scheme if found.get(scheme) else "all"
+        address = found.get(name)
+        if not address:
+            continue
+        if not _SCHEME.match(address):
+            address = f"http://{address}"
+        kind = urlsplit(address).scheme.lower()
+        if kind != "http" and (scheme != own or direct):
+            continue
+        if kind != "http":
+            raise ValueError(
+                f"{name}_proxy names a proxy of the kind {kind}, which is not supported: set "
+                f"{scheme}_proxy to one whose address begins with http://, or unset {name}_proxy"
+            )
+        os.environ[f"{scheme}_proxy"] = address
 
 
 def translated(error: BaseException, url: str, at: str) -> OSError:
@@ -190,5 +228,9 @@ def _options(protocol: str) -> dict[str, Any]:
     if protocol in ("gs", "gcs"):
         # It logs each failure with a traceback, and we say it in one message.
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-        return {"access": "read_only", "listings_expiry_time": _FRESH_S}
+        return {
+            "access": "read_only",
+            "listings_expiry_time": _FRESH_S,
+            "session_kwargs": {"trust_env": True},
+        }
     return {}

@@ -38,9 +38,10 @@ from launch.config.load import ZetaConfig
 from launch.errors import exit_code
 from launch.run.checks import CheckedRun, abstract_model, check_start
 from launch.run.lock import RunLock, sees_claim, this_owner
-from zeta.distributed import RankInfo, Store, as_timeout, meeting_place, rank_from_environment
+from zeta.distributed import RankInfo, Store, rank_from_environment
 from zeta.exit_codes import ExitCode, RunError
 from zeta.run.directory import RunDir
+from zeta.run.meeting import meet
 from zeta.train.optim import state_per_weight
 
 BAD_NODES = 86
@@ -49,6 +50,7 @@ _KERNEL_S = {"cuda": 30.0, "cpu": 1.0}
 _FP32_BYTES = 4
 _LINGER_S = 3.0
 _POLL_S = 0.05
+_SLICE_S = 0.1
 
 _READY = "ready"
 _LOOK = "look"
@@ -77,7 +79,7 @@ def preflight(config: ZetaConfig) -> int:
     info = rank_from_environment(os.environ)
     bad: Mapping[str, str] = {}
     with _output_to_stderr() as answer:
-        meeting = meeting_place(info, config.cluster.preflight_timeout_s)
+        meeting = meet(info, config.cluster.preflight_timeout_s)
         store = PrefixStore("preflight", meeting)
         if info.rank != 0:
             with _lost_nodes_named():
@@ -178,19 +180,28 @@ def _exclude(run_dir: RunDir, verdict: Verdict) -> None:
 def _follow(config: ZetaConfig, info: RankInfo, store: Store) -> int:
     """Check another node, report, and return the status of all."""
     store.set(_NAME.format(info.rank), _node_name())
-    limit = as_timeout(config.cluster.preflight_limit_s)  # the first one waits as well
-    store.wait([_CLAIM], limit)
+    limit_s = config.cluster.preflight_limit_s  # the first one waits as well
+    _wait(store, _CLAIM, limit_s)
     late = store.check([_LOOK])
     store.add(_READY, 1)
-    store.wait([_LOOK], limit)
+    _wait(store, _LOOK, limit_s)
     clock = None if late else time.time()
     if not store.check([_STATUS]):  # otherwise the first node has decided without us
         report = _report(config, store.get(_CLAIM).decode(), clock)
         store.set(_REPORT.format(info.rank), json.dumps(asdict(report)))
-        store.wait([_STATUS], limit)
+        _wait(store, _STATUS, limit_s)
     status = int(store.get(_STATUS))
     store.add(_HEARD, 1)
     return status
+
+
+def _wait(store: Store, key: str, limit_s: float) -> None:
+    """Wait for a key in slices: while the store waits in C++, Python handles no signal."""
+    deadline = time.monotonic() + limit_s
+    while not store.check([key]):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"preflight: no answer from the first node in {limit_s:g} s")
+        time.sleep(_SLICE_S)
 
 
 def _report(config: ZetaConfig, proof: str, clock: float | None) -> NodeReport:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from launch.arguments import Subparsers, add_command, add_settings, input_path, positive_int
+from launch.arguments import (
+    Subparsers,
+    add_command,
+    add_settings,
+    expanded,
+    input_path,
+    positive_int,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -20,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG|IMAGES",
+        type=expanded,
         help="a folder of images (its subfolders are the classes), a .csv or .jsonl table of them, "
         "shards, or a YAML file as for zeta train",
     )

@@ -18,7 +18,7 @@ the number of ranks that were started.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,7 +195,9 @@ def fixed_changes(old_yaml: str, new: ZetaConfig) -> list[tuple[str, Any, Any]]:
     return [
         (key, before[key], value)
         for key, value in after.items()
-        if key not in free_keys and not key.startswith(FREE_SECTIONS) and before[key] != value
+        if key not in free_keys
+        and not key.startswith(FREE_SECTIONS)
+        and _without_place(key, before[key]) != _without_place(key, value)
     ]
 
 
@@ -209,6 +211,20 @@ def _same_ramps(before: dict[str, Any], new: ZetaConfig) -> bool:
     return old.schedule_by == optim.schedule_by and all(
         ramp_length(old, ramp, end) == ramp_length(optim, ramp, end) for ramp in RAMPS
     )
+
+
+def _without_place(key: str, value: Any) -> Any:
+    """Return the part of a value that a resume must not change: of `data.shards`, the weights.
+
+    Shards may have moved; whether they are those of the run is known by their fingerprint, which is
+    compared with that of the checkpoint.
+    """
+    if key != "data.shards":
+        return value
+    weighted = isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
+    if not weighted:
+        return None
+    return [entry.get("weight", 1.0) if isinstance(entry, Mapping) else None for entry in value]
 
 
 def compose(settings: Iterable[Setting]) -> ZetaConfig:

@@ -118,9 +118,11 @@ def _with_labels(config: ZetaConfig, manifest: Manifest, *, several: bool) -> Ze
 def _classes(config: ZetaConfig, manifest: Manifest) -> int:
     """Return the number of classes, from the config or the shards."""
     if manifest.highest_label < 0:
+        reasons = manifest.reasons()
+        rejected = f" (samples that cannot be used: {reasons})" if reasons else ""
         raise ValueError(
-            "no image in the shards has a class: put the images into one folder a class and build "
-            "the shards again, or give each sample a .cls"
+            f"no image in the shards has a class{rejected}: put the images into one folder a class "
+            "and build the shards again, or give each sample a .cls"
         )
     names = manifest.class_names
     num_classes = config.model.num_classes

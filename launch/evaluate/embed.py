@@ -128,7 +128,7 @@ def _whole_folder(out: Path, world: World) -> Iterator[Path]:
     partial = out.absolute().with_name(f".tmp-{out.name}")
     if world.is_main:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)  # NFS keeps files that a process has open
     world.barrier()  # NOTE: the folder is there
     try:
         yield partial

@@ -36,6 +36,7 @@ from launch.recipes.finetune_recipe import (
 )
 from launch.run.checks import check_resume, check_start, check_writable
 from launch.run.local import launch_local
+from launch.run.ranks import starter
 from launch.run.train import train
 from launch.run.validation_data import open_held_out
 from zeta import metric_names as names
@@ -74,9 +75,7 @@ def finetune(
         ValueError: the export, the images or the settings cannot be used; nothing was begun.
     """
     export = open_export(export_path)
-    info = rank_from_environment(os.environ)
-    if nproc is not None and info.world_size > 1:
-        raise ValueError("--nproc starts ranks, and this is already one of several: leave it out")
+    info = rank_from_environment(os.environ) if nproc is None else starter(os.environ)
     images = find_images(source)
     user = read_settings(source if images is None else SHIPPED, overrides)
     user = [setting for setting in user if setting[0] != f"in {SHIPPED}"]

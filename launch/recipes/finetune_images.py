@@ -85,7 +85,8 @@ def shard_settings(
         if launched:
             raise ValueError(
                 f"{images.train} holds images, and several ranks are running: build shards first, "
-                "with `zeta shards build IMAGES OUT --val-share 0.1`, and name OUT instead"
+                "with `zeta shards build IMAGES OUT --val-share 0.1`, and name OUT instead (in a "
+                "shell of srun, give --nproc: ranks that are started here are ranks of their own)"
             )
         if not any("cls" in sample.members for sample in open_source(images.train).samples):
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from zeta.files import read_json
+from zeta.files import read_json, write_whole_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_notes(
     folder: WorkingFolder, wanted: Mapping[str, Any], counts: Mapping[str, float]
 ) -> None:
     """Write the notes that `claim_folder` reads."""
-    folder.notes.write_text(json.dumps({**wanted, **counts}))
+    write_whole_text(folder.notes, json.dumps({**wanted, **counts}))
 
 
 def refuse_own_settings(command: str, overrides: Sequence[str], own: Mapping[str, str]) -> None:

@@ -10,15 +10,27 @@ from contextlib import contextmanager
 import torch
 
 from launch.run.local import combined_exit_code
-from launch.run.ranks import run_ranks
-from zeta.distributed import RankInfo, World, close_distributed, rank_from_environment
+from launch.run.ranks import run_ranks, starter
+from zeta.distributed import (
+    LAUNCHED_RANKS,
+    RankInfo,
+    World,
+    close_distributed,
+    rank_from_environment,
+)
 from zeta.run.meeting import meet, wait_for_ranks
 from zeta.zero.start import init_distributed
 
 
 def has_ranks_to_start(nproc: int) -> bool:
-    """Return whether this process has to start the ranks, and is not a rank itself."""
-    return nproc > 1 and rank_from_environment(os.environ).world_size == 1
+    """Return whether this process has to start the ranks, and is not a rank itself.
+
+    Raises:
+        ValueError: it is one of several tasks of Slurm, which all have the same arguments.
+    """
+    if nproc == 1 or LAUNCHED_RANKS in os.environ or "RANK" in os.environ:
+        return False
+    return starter(os.environ).world_size == 1
 
 
 def start_ranks(nproc: int) -> int:

@@ -14,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 from launch.run.orphans import Guardian
-from zeta.distributed import LAUNCHED_RANKS
+from zeta.distributed import LAUNCHED_RANKS, RankInfo, rank_from_environment
 from zeta.exit_codes import ExitCode
 from zeta.run.signals import ONE_PRESS_SECONDS
 
@@ -59,6 +59,23 @@ def run_ranks(
         ranks.start(command, nproc)
         codes = ranks.wait(seconds_after_failure)
     return Outcome(tuple(codes), frozenset(ranks.killed), ranks.interrupts > 1, ranks.signalled)
+
+
+def starter(environment: Mapping[str, str]) -> RankInfo:
+    """Return the rank of a process that is to start ranks of its own, which should be the only one.
+
+    The shell of `srun --ntasks=4 --pty` has the variables of the first of four tasks, though the
+    others do nothing: ranks that are started there are a world of their own.
+
+    Raises:
+        ValueError: it is one of several ranks already.
+    """
+    info = rank_from_environment(environment)
+    if info.from_slurm and info.rank == 0:
+        return RankInfo()
+    if info.world_size > 1:
+        raise ValueError("--nproc starts ranks, and this is already one of several: leave it out")
+    return info
 
 
 def rank_environment(rank: int, nproc: int, port: int) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,6 @@ from functools import partial
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.remote import is_remote
 from launch.config.load import ZetaConfig
 from launch.config.resolve import CLASS_TARGETS, with_targets
 from launch.run.evaluation_plan import (
@@ -21,6 +19,7 @@ from launch.run.evaluation_plan import (
     view_of_training,
     view_within,
 )
+from launch.run.overlap import shared_shards
 from zeta.distributed import RankInfo
 from zeta.objectives import objective_class
 from zeta.packed import StepSource
@@ -104,10 +103,5 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
         ]
     except ValueError as error:
         raise ValueError(f"{_NAME}: {error}") from error
-    shared = _files(manifest) & _files(trained_on)
-    return HeldOutImages(plans, classes, manifest.fingerprint, len(shared))
-
-
-def _files(manifest: Manifest) -> set[str]:
-    """Return the files of the shards, however they are spelled."""
-    return {s.path if is_remote(s.path) else os.path.realpath(s.path) for s in manifest.shards}
+    shared = len(shared_shards(manifest, trained_on))
+    return HeldOutImages(plans, classes, manifest.fingerprint, shared)

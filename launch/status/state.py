@@ -218,6 +218,9 @@ def _stuck(seen: Snapshot) -> Iterator[StuckRank]:
             continue
         if not _is_fresh(seen, beat):
             why = f"no heartbeat for {_age(beat.time, seen.time)}"
+            if silent_s < 0:
+                ahead = duration(-silent_s)
+                why = f"no heartbeat since the clock was set back (the last is {ahead} ahead)"
         elif beat.limit_s is not None and beat.phase_s + max(silent_s, 0) > beat.limit_s:
             why = f"in this phase for {beat.phase_s:.0f} s, above its limit of {beat.limit_s:.0f} s"
         else:
@@ -226,7 +229,13 @@ def _stuck(seen: Snapshot) -> Iterator[StuckRank]:
 
 
 def _is_fresh(seen: Snapshot, beat: Heartbeat) -> bool:
-    return beat.phase != "ended" and seen.time - beat.time < silence_s(seen.heartbeat_s)
+    limit_s, age_s = silence_s(seen.heartbeat_s), seen.time - beat.time
+    if beat.phase == "ended":
+        return False
+    if age_s <= -limit_s and seen.owner is not None and seen.owner_alive is not None:
+        # By one clock a heartbeat of the future is from before the clock was set back.
+        return beat.host != seen.owner.host
+    return age_s < limit_s
 
 
 def silence_s(heartbeat_s: float) -> float:

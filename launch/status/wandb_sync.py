@@ -55,6 +55,9 @@ def wandb_sync(run_dir: Path) -> int:
         )
     run_id = stable_run_id(files.wandb_run_id)
     sessions = unsent_sessions(files)
+    if any(_begun(session).exists() for session in sessions):
+        _leave_to_metrics(files, sessions)
+        sessions = []
     if sessions:
         _upload(files, sessions, sync_command(run_id, config.tracker.wandb, sessions))
     state = begin_state(files.wandb_state, files.metrics, files.wandb_files)
@@ -83,6 +86,8 @@ def sync_command(run_id: str, config: WandbConfig, sessions: list[Path]) -> list
 
 
 def _upload(files: RunDir, sessions: list[Path], command: list[str]) -> None:
+    for session in sessions:
+        _begun(session).touch()
     print(shlex.join(command), flush=True)
     # -P: a wandb.py in this folder must not stand in for W&B. WANDB_DIR: of W&B's own logs.
     subprocess.run(
@@ -95,8 +100,23 @@ def _upload(files: RunDir, sessions: list[Path], command: list[str]) -> None:
     if failed:
         raise ValueError(
             f"`wandb sync` did not upload {', '.join(map(str, failed))}; its messages are above. "
-            "Type the same command to try again: nothing is sent twice"
+            "Type the same command to try again: what W&B lacks is sent from metrics.jsonl"
         )
+
+
+def _leave_to_metrics(files: RunDir, sessions: list[Path]) -> None:
+    """Have metrics.jsonl sent in the place of sessions whose upload was interrupted.
+
+    `wandb sync` would send a session again from its beginning; but W&B is asked for the last step
+    that it has before lines are sent.
+    """
+    print("an upload was interrupted: what W&B lacks is sent from metrics.jsonl", flush=True)
+    state = begin_state(files.wandb_state, files.metrics, files.wandb_files)
+    state.mode, state.unsure_from = "online", {}
+    state.write(files.wandb_state)
+    for session in sessions:
+        for record in session.glob("*.wandb"):
+            _mark(record).touch()
 
 
 def _send_rest(files: RunDir, config: ZetaConfig, run_id: str) -> None:
@@ -132,6 +152,11 @@ def _is_sending(files: RunDir) -> bool:
         except OSError:  # a file system without locks: the status of the run must do
             return False
     return False
+
+
+def _begun(session: Path) -> Path:
+    """Return the file that says that an upload of an offline session has begun."""
+    return session / "upload-begun"
 
 
 def _mark(record: Path) -> Path:

@@ -35,3 +35,21 @@ def test_the_home_folder_is_expanded_and_an_unknown_one_refused(monkeypatch):
     assert local_path("~/a", "OUT") == Path("/home/of/me/a")
     with pytest.raises(ValueError, match="the home folder of ~no-such-user is not known"):
         local_path("~no-such-user/a", "OUT")
+
+
+def test_names_that_no_file_system_takes_and_links_to_themselves_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="OUT has a name of 300 bytes in it"):
+        local_path("x" * 300, "OUT")
+    with pytest.raises(ValueError, match="OUT has a name of 256 bytes in it"):
+        local_path(tmp_path / ("\u96ea" * 85 + "x") / "run", "OUT")
+    assert local_path("x" * 255, "OUT").name == "x" * 255
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for path in (loop, loop / "run"):
+        with pytest.raises(ValueError, match="a link that leads to itself"):
+            local_path(path, "OUT")
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(ValueError, match="OUT is empty"):
+        local_path("", "OUT")

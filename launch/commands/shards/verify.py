@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 
 from launch import errors
 from launch.arguments import Subparsers, add_command, add_json, add_shards, add_workers
@@ -26,6 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print shard, key and reason of each bad sample."""
+    from data_pipeline.shards.unread import unread_lines
     from data_pipeline.verify import verify_shards
 
     result = verify_shards(args.shards, workers=args.workers, progress=not args.json)
@@ -35,10 +37,16 @@ def run(args: argparse.Namespace) -> int:
             "samples": result.samples,
             "unchecked": result.unchecked,
         }
-        print(json.dumps(numbers | {"bad": [bad._asdict() for bad in result.bad]}))
+        lists = {
+            "bad": [bad._asdict() for bad in result.bad],
+            "unread": [asdict(unread) for unread in result.unread],
+        }
+        print(json.dumps(numbers | lists))
     else:
         for bad in result.bad:
             print(f"{bad.shard}\t{bad.key or '(the shard)'}\t{bad.reason}")
+        for line in unread_lines(result.unread):
+            print(line)
         print(f"{result.samples:,} samples in {result.shards:,} shards, {len(result.bad):,} faults")
         if result.unchecked:
             print(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +134,7 @@ def run_index(args: argparse.Namespace) -> int:
     """Write the index, and print a summary of the shards."""
     from data_pipeline.shards.index import index_shards
 
+    _tell_of_other_names(args.shards)
     manifest = index_shards(
         args.shards,
         workers=args.workers,
@@ -147,6 +151,20 @@ def _shrunk(folder: Path) -> dict[str, Any]:
     return summary(list(read_reports(folder).values()))
 
 
+def _tell_of_other_names(shards: Sequence[str]) -> None:
+    """Say which files in folders of shards are left out for their names."""
+    from data_pipeline.shards.folder import nearly_shards, spec_parts
+
+    for part in spec_parts(shards):
+        others = nearly_shards(Path(part)) if Path(part).is_dir() else []
+        if others:
+            print(
+                f"WARNING: {len(others):,} files in {part}, such as {others[0]}, are left out, "
+                "because their names do not end in .tar: unpack or rename them",
+                file=sys.stderr,
+            )
+
+
 def _numbers(manifest: Manifest) -> dict[str, Any]:
     from data_pipeline.shards.manifest import SampleFlag
 
@@ -155,6 +173,7 @@ def _numbers(manifest: Manifest) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "images": len(manifest.samples) - rejected,
         "rejected": rejected,
+        "unread": [asdict(unread) for unread in manifest.unread],
         "classes": None if manifest.class_names is None else len(manifest.class_names),
         "bytes": sum(shard.nbytes for shard in manifest.shards),
         "fingerprint": manifest.fingerprint,
@@ -162,6 +181,8 @@ def _numbers(manifest: Manifest) -> dict[str, Any]:
 
 
 def _say(manifest: Manifest, as_json: bool) -> int:
+    from data_pipeline.shards.unread import unread_lines
+
     numbers = _numbers(manifest)
     if as_json:
         print(json.dumps(numbers))
@@ -171,7 +192,9 @@ def _say(manifest: Manifest, as_json: bool) -> int:
     print(f"{numbers['images']:,} images{named} in {shards}, {numbers['bytes'] / 1e6:,.1f} MB")
     if numbers["rejected"]:
         print(
-            f"{numbers['rejected']:,} images cannot be used; see manifest_rejected.jsonl beside "
-            "the shards"
+            f"{numbers['rejected']:,} samples cannot be used ({manifest.reasons()}); see "
+            "manifest_rejected.jsonl beside the shards"
         )
+    for line in unread_lines(manifest.unread):
+        print(line)
     return 0

@@ -123,6 +123,21 @@ def test_a_signal_to_leave_asks_for_a_requeue(shards, tmp_path):
     assert node.returncode == ExitCode.REQUEUE
 
 
+@pytest.mark.parametrize("of_first", [True, False])
+def test_a_node_that_waits_for_others_leaves_within_seconds_when_asked(shards, tmp_path, of_first):
+    node, other = begin(tmp_path / "run", shards / "first", shards / "first")
+    staying, leaving = (node, other) if of_first else (other, node)
+    staying.send_signal(signal.SIGSTOP)  # alive, and silent
+    try:
+        time.sleep(6 if of_first else 4)  # torch is loaded, and it waits
+        leaving.send_signal(signal.SIGTERM)
+        leaving.communicate(timeout=10)
+    finally:
+        staying.kill()
+        staying.communicate()
+    assert leaving.returncode == ExitCode.REQUEUE
+
+
 DIES_IN_THE_ALL_REDUCE = """
 import os, signal, sys
 import launch.cluster.network_check

@@ -30,6 +30,12 @@ from zeta.exit_codes import ExitCode, RunError
 from zeta.models.config import load_pretrained
 from zeta.models.exported import read_config
 
+SHELL_OF_SRUN = {
+    "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_STEP_NODELIST": "localhost",
+}  # fmt: skip
+"""As in the shell that `srun --ntasks=4 --pty bash` opens."""
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
 
 
@@ -327,3 +333,16 @@ def test_as_one_of_several_ranks_it_takes_shards_and_starts_no_ranks_itself(
     with pytest.raises(ValueError, match="--nproc starts ranks, and this is already one"):
         finetune(world / "export", str(world / "photos"), [run], nproc=2)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_in_a_shell_of_srun_its_own_ranks_are_a_world_of_their_own(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in SHELL_OF_SRUN.items():
+        monkeypatch.setenv(name, value)
+    command = ("finetune", world / "export", world / "photos", "--nproc", "2")
+    settings = (f"run.dir={tmp_path / 'run'}", "train.max_steps=2", "optim.lr=0.01", *QUIET)
+    done = zeta(*map(str, command), *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run/FINISHED").read_text() == "step 2\n"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.shards.build import build_shards
-from launch.config.load import load_config, to_yaml
+from data_pipeline.shards.index import index_shards
+from launch.config.load import fixed_changes, load_config, to_yaml
 from launch.run.checks import check_shared, check_start
 from launch.run.lock import RunLock, sees_claim, this_owner
 from launch.run.train import train
@@ -129,6 +130,40 @@ def test_other_shards_than_those_of_the_checkpoint_are_refused(shards, tmp_path)
     config.write_text(config.read_text().replace(str(shards), str(other)))
     with pytest.raises(ValueError, match=r"data\.shards are not the shards"):
         check_start(_config(other, tmp_path / "run"), 1)
+
+
+def test_a_run_goes_on_with_the_same_bytes_copied_again_or_at_another_place(shards, tmp_path):
+    _save_checkpoint(check_start(_config(shards, tmp_path / "run"), 1))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in shards.iterdir():
+        if path.is_file() and not path.name.startswith("manifest"):
+            (moved / path.name).write_bytes(path.read_bytes())
+    index_shards(moved)
+    assert check_start(_config(moved, tmp_path / "run"), 1).saved is not None
+    (tmp_path / "link").symlink_to(moved)
+    assert check_start(_config(tmp_path / "link", tmp_path / "run"), 1).saved is not None
+
+
+def test_other_rates_of_the_same_shards_are_refused(shards, tmp_path):
+    config = to_yaml(_config(f"[{{path: {shards}, weight: 1}}]", tmp_path / "run"))
+    moved = _config(f"[{{path: {tmp_path}, weight: 1}}]", tmp_path / "run")
+    faster = _config(f"[{{path: {shards}, weight: 2}}]", tmp_path / "run")
+    assert fixed_changes(config, moved) == []
+    assert [key for key, _, _ in fixed_changes(config, faster)] == ["data.shards"]
+    plain = _config(shards, tmp_path / "run")
+    assert [key for key, _, _ in fixed_changes(config, plain)] == ["data.shards"]
+
+
+@pytest.mark.parametrize("spelling", ["relative", "link"])
+def test_held_out_shards_that_are_trained_on_are_counted_by_any_spelling(
+    shards, tmp_path, monkeypatch, spelling
+):
+    (tmp_path / "link").symlink_to(shards)
+    monkeypatch.chdir(shards.parent)
+    held_out = tmp_path / "link" if spelling == "link" else shards.name
+    config = _config(shards, tmp_path / "run", f"data.val_shards={held_out}")
+    assert check_start(config, 1).held_out.trained_on == 1
 
 
 def test_weights_to_begin_at_that_are_not_there_are_refused(shards, tmp_path):

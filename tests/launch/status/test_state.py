@@ -146,3 +146,16 @@ def test_trouble_that_a_run_got_over_is_not_shown_at_its_end():
 def test_time_spans_read_as_people_say_them():
     spans = [5, 100, 3600 * 1.7, 3600 * 30.5, 3600 * 24 * 3.2]
     assert [duration(s) for s in spans] == ["5 s", "2 min", "1 h 42 min", "30 h 30 min", "3 d 5 h"]
+
+
+def test_after_a_clock_was_set_back_only_ranks_that_beat_again_are_well():
+    owner = replace(OWNER, host="n0")
+    late = replace(beat(1), host="n0", time=NOW + 3600)
+    view = judge(snapshot(owner=owner, beats=(beat(0), late)))
+    (stuck,) = view.stuck
+    assert (stuck.rank, "the clock was set back (the last is 60 min ahead)" in stuck.why) == (
+        1,
+        True,
+    )
+    elsewhere = replace(late, host="n7")  # whose clock may be another
+    assert not judge(snapshot(owner=owner, beats=(beat(0), elsewhere))).stuck

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -68,6 +71,47 @@ def test_offline_sessions_and_what_no_session_holds_become_one_run_once(tmp_path
         (run,) = server.runs.values()
         assert [step for step, _ in run.history("train/loss")] == [1, 2, 3, 4, 5]
         assert run.summary["train/loss"]["min"] == 0.5
+
+
+@pytest.mark.slow
+def test_after_kill_9_of_uploads_the_same_command_sends_everything_once(tmp_path):
+    files = _run(tmp_path)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    clean |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    training = FakeTraining(files.path, clean, wandb={"mode": "offline"}, resumed_step=0)
+    for step in (1, 2):
+        training.log(step)
+    training.close("stopped")
+    with files.metrics.open("a") as metrics:
+        metrics.write('{"step": 3, "train/loss": 0.5, "data/images_seen": 40}\n')
+    with wandb_server() as server:
+        environment = clean | server.environment(tmp_path)
+        for requests in (1, 4, 8):
+            _kill_after(requests, server, files, environment)
+        deadline = time.monotonic() + 90
+        while (done := _sync(files, environment)).returncode != 0:
+            assert "still sending" in done.stderr  # what the killed one had begun
+            assert time.monotonic() < deadline
+        (run,) = server.runs.values()
+        assert [step for step, _ in run.history("train/loss")] == [1, 2, 3]
+        assert "nothing to send" in _sync(files, environment).stdout
+
+
+def _kill_after(requests, server, files, environment):
+    """Begin an upload, and kill it once it has sent some requests."""
+    began = server.requests
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch", "wandb-sync", str(files.path)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while server.requests < began + requests and process.poll() is None:
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def test_it_does_nothing_without_a_run_a_key_or_a_run_that_has_ended(tmp_path, monkeypatch):
