@@ -1,7 +1,8 @@
 """The data of a run at the scale of the web: what each rank spends, without the data.
 
     python -m tests.benchmarks.web_scale [--samples 1000000000] [--shards 100000] [--ranks 4096]
-        [--packs 8192] [--balance 1024x25,32x1000] [--parts start,count,index,plan,balance]
+        [--packs 8192] [--views 1,4] [--balance 1024x25,32x1000]
+        [--parts start,count,index,plan,balance]
 
 The shards are empty files and their index an array of zeros that takes no room on a disk: enough to
 start as a rank does. Plans are made from samples whose sizes are computed from their ids, so that
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10**5)
     parser.add_argument("--ranks", type=int, default=4096)
     parser.add_argument("--packs", type=int, default=8192)
+    parser.add_argument("--views", default="1,4")
     parser.add_argument("--balance", default="1024x25,32x1000", help="lanes x steps, ...")
     parser.add_argument("--parts", default="start,count,index,plan,balance")
     measure(parser.parse_args())
@@ -71,7 +73,7 @@ def measure(options: argparse.Namespace) -> None:
     if "index" in parts:
         with tempfile.TemporaryDirectory() as folder:
             say("index of a shard by one process", measure_index(Path(folder), samples, shards))
-    for views in (1, 4):
+    for views in map(int, options.views.split(",")):
         if "plan" in parts:
             found = measure_rank(samples, shards, ranks, packs, views)
             say(f"plan of a rank, {views} views", found)
