@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,15 +34,15 @@ from data_pipeline.plan.lane_packer import LaneState
 from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.random_draws import hashes
-from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.checksum import CHECKSUM_DTYPE, rows_digest
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard, Share
 from data_pipeline.shards.manifest_files import (
-    MANIFEST_NAME,
+    READER,
     SAMPLE_DTYPE,
-    VERSION,
+    FolderIndex,
     ShardEntry,
-    sha256,
+    write_entries,
 )
 from data_pipeline.shards.masses import ShardMasses
 from tests.data_pipeline.photographs import photo_sizes, photograph
@@ -187,19 +187,24 @@ def measure_index(folder: Path, samples: int, shards: int) -> dict[str, float]:
 def write_empty_index(folder: Path, samples: int, shards: int) -> None:
     """Write empty tar files, and an index that says they hold `samples` images without a size."""
     count = samples // shards
-    digest = hashlib.sha256(np.zeros(count, SAMPLE_DTYPE).tobytes()).hexdigest()
+    empty, known = np.zeros(count, SAMPLE_DTYPE), np.zeros(count, CHECKSUM_DTYPE)
+    digest, checksums = hashlib.sha256(empty.tobytes()).hexdigest(), rows_digest(empty, known)
     entries = []
     for number in range(shards):
         name = f"{number:06d}.tar"
         (folder / name).touch()
         mtime = (folder / name).stat().st_mtime_ns
-        entries.append(ShardEntry(name, 0, mtime, count, 0, 3, digest, "", {}, reader=2))
-    array = f"manifest-{sha256(digest * shards)[:16]}.npy"
-    # Written by seeking to its end, so that the file takes no room.
-    np.lib.format.open_memmap(folder / array, "w+", SAMPLE_DTYPE, (samples,)).flush()
-    content = {"version": VERSION, "samples": array, "shards": [asdict(e) for e in entries]}
-    with write_atomically(folder / MANIFEST_NAME) as stream:
-        stream.write(json.dumps(content, indent=1).encode())
+        entries.append(
+            ShardEntry(
+                *(name, 0, mtime, count, 0, 3, digest, "", {}), reader=READER, checksums=checksums
+            )
+        )
+    small = [np.zeros(0, dtype) for dtype in (SAMPLE_DTYPE, CHECKSUM_DTYPE)]
+    write_entries(folder, FolderIndex(entries, *small), [])
+    for kind, dtype in (("manifest", SAMPLE_DTYPE), ("checksums", CHECKSUM_DTYPE)):
+        # Written by seeking to its end, so that the file takes no room.
+        (array,) = folder.glob(f"{kind}-*.npy")
+        np.lib.format.open_memmap(array, "w+", dtype, (samples,)).flush()
 
 
 @contextmanager
