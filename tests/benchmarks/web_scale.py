@@ -7,7 +7,8 @@
 The shards are empty files and their index an array of zeros that takes no room on a disk: enough to
 start as a rank does. Plans are made from samples whose sizes are computed from their ids, so that
 nothing but the plan itself is in memory. Straggler ratio and fill are those of some of the lanes
-over a number of steps, for images and for views. Prints one JSON object a line.
+over a number of steps, for images and for views. Seconds are CPU seconds. Prints one JSON object a
+line.
 """
 
 from __future__ import annotations
@@ -209,11 +210,11 @@ def write_empty_index(folder: Path, samples: int, shards: int) -> None:
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Fill a dict with the seconds of the block, and the MiB by which memory has grown after it."""
+    """Fill a dict with the CPU seconds of the block, and the MiB by which memory has grown."""
     found: dict[str, float] = {}
-    before, start = resident_mib(), time.perf_counter()
+    before, start = resident_mib(), time.process_time()
     yield found
-    found["seconds"] = time.perf_counter() - start
+    found["seconds"] = time.process_time() - start
     found["mib"] = resident_mib() - before
 
 

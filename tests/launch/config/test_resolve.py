@@ -87,7 +87,7 @@ def test_what_the_model_refuses_is_refused_before_a_job_waits_for_its_machines(s
 
 def test_views_are_refused_where_they_would_be_wrong_partners_of_their_own_caption():
     siglip = replace(demo("data.views=2"), objective=ObjectiveConfig(kind="siglip"))
-    with pytest.raises(ValueError, match=r"an image has 2 views, but objective\.kind siglip .*views=1"):
+    with pytest.raises(ValueError, match=r"2 views, but objective\.kind siglip .*views=1"):
         with_targets(siglip, synthetic_manifest([50]))
     assert with_targets(demo("data.views=2"), synthetic_manifest([50])).data.views == 2
 
