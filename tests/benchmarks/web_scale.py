@@ -90,7 +90,7 @@ def sizes(text: str) -> list[tuple[int, int]]:
 
 
 def say(what: str, found: dict[str, float]) -> None:
-    print(json.dumps({"what": what} | {k: float(f"{v:.4g}") for k, v in found.items()}), flush=True)
+    print(json.dumps({"what": what} | {k: float(f"{v:.5g}") for k, v in found.items()}), flush=True)
 
 
 class ComputedRows:
