@@ -27,6 +27,7 @@ SUPPLY_FROM = 0.9
 FILL = "data/fill"
 """Tokens of images over token budget, for all packs of the steps; empty packs are all padding."""
 IMAGES_SEEN = "data/images_seen"
+"""Images trained on: of a sample with several views, every view (`data.views`)."""
 TOKENS_SEEN = "data/tokens_seen"
 EPOCH = "data/epoch"
 QUARANTINED = "data/quarantined"

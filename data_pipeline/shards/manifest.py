@@ -16,7 +16,6 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from data_pipeline.shards.folder import (
 )
 from data_pipeline.shards.folder import ShardSpec as ShardSpec
 from data_pipeline.shards.images.header import ImageFormat as ImageFormat
+from data_pipeline.shards.manifest_files import ALL_SHARDS as ALL_SHARDS
 from data_pipeline.shards.manifest_files import (
     CLASSES_NAME,
     READER,
@@ -44,28 +44,11 @@ from data_pipeline.shards.manifest_files import (
 )
 from data_pipeline.shards.manifest_files import SAMPLE_DTYPE as SAMPLE_DTYPE
 from data_pipeline.shards.manifest_files import SampleFlag as SampleFlag
+from data_pipeline.shards.manifest_files import Share as Share
 from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.retry import PermanentError
 from data_pipeline.shards.sample_rows import SampleRows, join_rows
 from data_pipeline.shards.unread import Unread, joined
-
-_CHECKED_BY_EVERY_RANK = 64
-"""Number of shards of a folder that a rank compares at least, so that every node looks at some."""
-
-
-class Share(NamedTuple):
-    """The part of the shards that a rank compares with their index; all ranks compare all."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    def of(self, names: list[str]) -> list[str]:
-        """Return the names of this rank: all, if that is little work."""
-        step = max(1, min(self.world_size, len(names) // _CHECKED_BY_EVERY_RANK))
-        return names[self.rank % step :: step]
-
-
-ALL_SHARDS = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +127,8 @@ class Manifest:
         """Open the index of the shards that `spec` names, and check it against them.
 
         A shard named twice counts once. `share` is the part of many shards that is compared: a
-        question to the storage for each of them from thousands of ranks would take minutes. What
-        changes later is found when it is read.
+        question to the storage for each of them from thousands of ranks would take minutes, and so
+        would reading all rows of the index. A shard that changes later is found when it is read.
 
         Raises:
             ValueError: shards are missing, were never indexed, changed since, or hold no usable
@@ -218,7 +201,7 @@ class _Folder:
 
 def _open_folder(folder: ShardFolder, names: list[str], share: Share) -> _Folder:
     command = f"`zeta shards index {folder}`"
-    indexed = read_entries(folder.index)
+    indexed = read_entries(folder.index, share)
     if indexed is None:
         where = f" in {folder.index} (see $ZETA_INDEX_DIR)" if folder.remote else ""
         raise ValueError(f"the shards in {folder} have no index{where}; type {command}")
@@ -249,7 +232,7 @@ def _open_folder(folder: ShardFolder, names: list[str], share: Share) -> _Folder
     return _Folder(folder, [entries[i] for i in chosen], rows, checksums, class_names, missing)
 
 
-def _stat(folder: ShardFolder, names: list[str]) -> Sequence[tuple[int, int]]:
+def _stat(folder: ShardFolder, names: Sequence[str]) -> Sequence[tuple[int, int]]:
     try:
         return folder.stat(names)
     except PermanentError as error:

@@ -15,6 +15,7 @@ def test_a_toy_of_the_web_is_started_planned_restored_and_balanced(capsys):
             shards=200,
             ranks=8,
             packs=16,
+            views="1,4",
             balance="8x30",
             parts="start,count,index,plan,balance",
         )

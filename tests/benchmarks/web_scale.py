@@ -1,12 +1,14 @@
 """The data of a run at the scale of the web: what each rank spends, without the data.
 
     python -m tests.benchmarks.web_scale [--samples 1000000000] [--shards 100000] [--ranks 4096]
-        [--packs 8192] [--balance 1024x25,32x1000] [--parts start,count,index,plan,balance]
+        [--packs 8192] [--views 1,4] [--balance 1024x25,32x1000]
+        [--parts start,count,index,plan,balance]
 
 The shards are empty files and their index an array of zeros that takes no room on a disk: enough to
 start as a rank does. Plans are made from samples whose sizes are computed from their ids, so that
 nothing but the plan itself is in memory. Straggler ratio and fill are those of some of the lanes
-over a number of steps, for images and for views. Prints one JSON object a line.
+over a number of steps, for images and for views. Seconds are CPU seconds. Prints one JSON object a
+line.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,15 +35,15 @@ from data_pipeline.plan.lane_packer import LaneState
 from data_pipeline.plan.packing import image_costs
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.random_draws import hashes
-from data_pipeline.shards.atomic_file import write_atomically
+from data_pipeline.shards.checksum import CHECKSUM_DTYPE, rows_digest
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard, Share
 from data_pipeline.shards.manifest_files import (
-    MANIFEST_NAME,
+    READER,
     SAMPLE_DTYPE,
-    VERSION,
+    FolderIndex,
     ShardEntry,
-    sha256,
+    write_entries,
 )
 from data_pipeline.shards.masses import ShardMasses
 from tests.data_pipeline.photographs import photo_sizes, photograph
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10**5)
     parser.add_argument("--ranks", type=int, default=4096)
     parser.add_argument("--packs", type=int, default=8192)
+    parser.add_argument("--views", default="1,4")
     parser.add_argument("--balance", default="1024x25,32x1000", help="lanes x steps, ...")
     parser.add_argument("--parts", default="start,count,index,plan,balance")
     measure(parser.parse_args())
@@ -71,7 +74,7 @@ def measure(options: argparse.Namespace) -> None:
     if "index" in parts:
         with tempfile.TemporaryDirectory() as folder:
             say("index of a shard by one process", measure_index(Path(folder), samples, shards))
-    for views in (1, 4):
+    for views in map(int, options.views.split(",")):
         if "plan" in parts:
             found = measure_rank(samples, shards, ranks, packs, views)
             say(f"plan of a rank, {views} views", found)
@@ -87,7 +90,7 @@ def sizes(text: str) -> list[tuple[int, int]]:
 
 
 def say(what: str, found: dict[str, float]) -> None:
-    print(json.dumps({"what": what} | {k: float(f"{v:.4g}") for k, v in found.items()}), flush=True)
+    print(json.dumps({"what": what} | {k: float(f"{v:.5g}") for k, v in found.items()}), flush=True)
 
 
 class ComputedRows:
@@ -185,28 +188,33 @@ def measure_index(folder: Path, samples: int, shards: int) -> dict[str, float]:
 def write_empty_index(folder: Path, samples: int, shards: int) -> None:
     """Write empty tar files, and an index that says they hold `samples` images without a size."""
     count = samples // shards
-    digest = hashlib.sha256(np.zeros(count, SAMPLE_DTYPE).tobytes()).hexdigest()
+    empty, known = np.zeros(count, SAMPLE_DTYPE), np.zeros(count, CHECKSUM_DTYPE)
+    digest, checksums = hashlib.sha256(empty.tobytes()).hexdigest(), rows_digest(empty, known)
     entries = []
     for number in range(shards):
         name = f"{number:06d}.tar"
         (folder / name).touch()
         mtime = (folder / name).stat().st_mtime_ns
-        entries.append(ShardEntry(name, 0, mtime, count, 0, 3, digest, "", {}, reader=2))
-    array = f"manifest-{sha256(digest * shards)[:16]}.npy"
-    # Written by seeking to its end, so that the file takes no room.
-    np.lib.format.open_memmap(folder / array, "w+", SAMPLE_DTYPE, (samples,)).flush()
-    content = {"version": VERSION, "samples": array, "shards": [asdict(e) for e in entries]}
-    with write_atomically(folder / MANIFEST_NAME) as stream:
-        stream.write(json.dumps(content, indent=1).encode())
+        entries.append(
+            ShardEntry(
+                *(name, 0, mtime, count, 0, 3, digest, "", {}), reader=READER, checksums=checksums
+            )
+        )
+    small = [np.zeros(0, dtype) for dtype in (SAMPLE_DTYPE, CHECKSUM_DTYPE)]
+    write_entries(folder, FolderIndex(entries, *small), [])
+    for kind, dtype in (("manifest", SAMPLE_DTYPE), ("checksums", CHECKSUM_DTYPE)):
+        # Written by seeking to its end, so that the file takes no room.
+        (array,) = folder.glob(f"{kind}-*.npy")
+        np.lib.format.open_memmap(array, "w+", dtype, (samples,)).flush()
 
 
 @contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Fill a dict with the seconds of the block, and the MiB by which memory has grown after it."""
+    """Fill a dict with the CPU seconds of the block, and the MiB by which memory has grown."""
     found: dict[str, float] = {}
-    before, start = resident_mib(), time.perf_counter()
+    before, start = resident_mib(), time.process_time()
     yield found
-    found["seconds"] = time.perf_counter() - start
+    found["seconds"] = time.process_time() - start
     found["mib"] = resident_mib() - before
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.shards import manifest
+from data_pipeline.shards import manifest_files
 from data_pipeline.shards.folder import resolve_shards
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import SAMPLE_DTYPE, Manifest, Share
@@ -278,12 +278,21 @@ def test_the_ranks_of_a_run_compare_all_shards_together_and_few_of_them_each(fol
     assert {len(share) for share in shares} == {125}
     assert len(Share(4095, 4096).of(names)) >= 64  # each node looks at some
     assert Share(1, 8).of(names[:100]) == names[:100]
-    monkeypatch.setattr(manifest, "_CHECKED_BY_EVERY_RANK", 1)
+    monkeypatch.setattr(manifest_files, "_CHECKED_BY_EVERY_RANK", 1)
     os.utime(folder / "train-1.tar", ns=(1, 1))
     for rank in (0, 2):
         assert len(Manifest.open(folder, Share(rank, 3)).samples) == 12
     with pytest.raises(ValueError, match=r"train-1\.tar changed since it was indexed"):
         Manifest.open(folder, Share(1, 3))
+    index_shards(folder)
+    rows = next(folder.glob("manifest-*.npy"))
+    content = bytearray(rows.read_bytes())
+    content[-1] ^= 1  # a row of the last shard
+    rows.write_bytes(content)
+    for rank in (0, 1):
+        assert len(Manifest.open(folder, Share(rank, 3)).samples) == 12
+    with pytest.raises(ValueError, match=r"the rows of train-2\.tar in .* are not those written"):
+        Manifest.open(folder, Share(2, 3))
 
 
 def test_shards_that_are_no_single_run_stay_memory_mapped(folder):
