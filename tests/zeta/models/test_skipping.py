@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.zeta.packs import make_pack
+from tests.zeta.packs import make_pack, with_seeds
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.models.attention import Segments
@@ -13,7 +13,6 @@ from zeta.models.dropout import by_layer, seeded
 from zeta.models.layers import branches_of, set_checkpointing
 from zeta.models.skipping import SHARES, Branch, plan, plan_skips
 from zeta.packed import join_packs
-from zeta.train.engine import with_seeds
 
 BACKENDS = ["sdpa_segments", "dense"]  # those that run on a CPU, forward and backward
 DROPS = {"dropout": 0.2, "emb_dropout": 0.1, "stochastic_depth": 0.6}

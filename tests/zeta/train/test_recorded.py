@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zeta.packs import with_seeds
 from tests.zeta.recorded_jobs import DRAWS, Rerun
 from tests.zeta.training import lane_pack, tiny_navit
 from zeta import MegaVit
@@ -16,7 +17,6 @@ from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import join_packs
 from zeta.train.config import TrainConfig
-from zeta.train.engine import with_seeds
 from zeta.train.graphs.choice import choose_graphs, graph_obstacle
 from zeta.train.graphs.recorded import RecordedPasses
 
