@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.zeta.packs import with_seeds
-from tests.zeta.recorded_jobs import DRAWS, Rerun
+from tests.zeta.train.recorded_jobs import DRAWS, Rerun
 from tests.zeta.training import lane_pack, tiny_navit
 from zeta import MegaVit
 from zeta.exit_codes import RunError
@@ -27,7 +27,7 @@ CUDA = torch.device("cuda")  # named, never used
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_replayed_passes_train_to_the_bits_of_launched_ones(ranks, tmp_path, world_size):
     out = tmp_path / "report.json"
-    ranks.run("tests.zeta.recorded_jobs.recorded", world_size, {"out": str(out)})
+    ranks.run("tests.zeta.train.recorded_jobs.recorded", world_size, {"out": str(out)})
     report = json.loads(out.read_text())
     assert len(report) == 12
     for case, found in report.items():

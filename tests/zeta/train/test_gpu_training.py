@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.zeta.packs import make_pack, with_seeds
-from tests.zeta.recorded_jobs import Rerun
+from tests.zeta.train.recorded_jobs import Rerun
 from tests.zeta.train.test_recorded import Unsharded
 from tests.zeta.training import tiny_navit
 from zeta.models.layers import set_stream
