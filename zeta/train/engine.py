@@ -175,7 +175,10 @@ class TrainEngine:
             yield loss_sum * factor, partial(_sums, loss, loss_sum, outputs, batch)
 
     def _replayed(self, groups: Sequence[_Group], factor: float) -> Iterator[_Pass]:
-        """Yield the same for each pass that was run forward and backward by replay."""
+        """Yield the same for each pass that was run forward and backward by replay.
+
+        Nothing in it draws from torch's generators: models that might are not recorded.
+        """
         assert self._recorded is not None
         for batch in self._feed.batches([packs for packs, _ in groups]):
             with self.forward_clock.running():
