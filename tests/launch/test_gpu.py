@@ -114,3 +114,18 @@ def test_a_checkpoint_of_one_device_is_resumed_on_another(photos, tmp_path, firs
     losses(photos, run, 1, 1, *own, f"train.device={first}")
     got = losses(photos, run, 1, 2, *own, f"train.device={then}")
     assert got == pytest.approx(losses(photos, whole, 1, 2, *own, f"train.device={then}"), rel=5e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("compiled", ["true", "false"])
+def test_a_run_with_cuda_graphs_follows_one_without(photos, tmp_path, stage, compiled):
+    """Never run so far: it needs a device. `tests/zeta/train/test_recorded.py` runs the rest."""
+    own = (*ONE_RANK, "train.device=cuda", f"train.zero_stage={stage}", f"train.compile={compiled}")
+    ways = {
+        mode: losses(photos, tmp_path / mode, 1, 4, *own, f"train.cuda_graph={mode}")
+        for mode in ("true", "false")
+    }
+    assert ways["true"] == pytest.approx(ways["false"], rel=1e-2)

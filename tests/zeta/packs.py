@@ -39,3 +39,11 @@ def make_pack(images, patch_size, budget, max_images, prefix_tokens=0, keep=None
         lengths=all_lengths,
         prefix_tokens=prefix_tokens,
     )
+
+
+def with_seeds(pack, seed):
+    """A pack with the seed of each image's draws, from its own."""
+    from zeta.train import engine  # needs DeepSpeed, which few tests of models do
+
+    (seeded,) = engine.with_seeds([pack], [seed])
+    return seeded

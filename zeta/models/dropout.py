@@ -10,7 +10,7 @@ Letters in shape suffixes: T tokens, S segments (images, then tail padding), I i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,11 +23,14 @@ _GOLDEN = 0x9E3779B9 - 2**32
 """2**32 over the golden ratio, as an int32: its multiples are spread evenly."""
 
 
-def image_seeds(seed: int, images: int) -> Tensor:
-    """Return a seed [I] int32 for each image of a pack, from the pack's own seed of 56 bits."""
+def image_seeds(seeds: Sequence[int], images: int) -> Tensor:
+    """Return a seed [packs, I] int32 for each image of packs, from their own seeds of 56 bits."""
     numbers_I = torch.arange(images, dtype=torch.int32)
-    low, high = (_as_int32(seed >> shift) for shift in (0, 32))
-    return scrambled(scrambled(numbers_I * _GOLDEN + low) ^ high)
+    low_P1, high_P1 = (
+        torch.tensor([[_as_int32(seed >> shift)] for seed in seeds], dtype=torch.int32)
+        for shift in (0, 32)
+    )
+    return scrambled(scrambled(numbers_I * _GOLDEN + low_P1) ^ high_P1)
 
 
 def scrambled(x: Tensor) -> Tensor:

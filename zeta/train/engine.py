@@ -175,7 +175,10 @@ class TrainEngine:
             yield loss_sum * factor, partial(_sums, loss, loss_sum, outputs, batch)
 
     def _replayed(self, groups: Sequence[_Group], factor: float) -> Iterator[_Pass]:
-        """Yield the same for each pass that was run forward and backward by replay."""
+        """Yield the same for each pass that was run forward and backward by replay.
+
+        Nothing in it draws from torch's generators: models that might are not recorded.
+        """
         assert self._recorded is not None
         for batch in self._feed.batches([packs for packs, _ in groups]):
             with self.forward_clock.running():
@@ -186,7 +189,7 @@ class TrainEngine:
         """Return the packs of each forward pass, and the seed of a model's own random draws."""
         most = packs_per_forward(self._train.tokens_per_forward, len(packs[0].patches))
         if self._draws:
-            packs = [with_seeds(pack, seed) for pack, seed in zip(packs, seeds, strict=True)]
+            packs = with_seeds(packs, seeds)
         groups = forward_groups(len(packs), most)
         return [(list(packs[group.start : group.stop]), seeds[group.start]) for group in groups]
 
@@ -272,10 +275,13 @@ def _sums(loss: PackLoss, loss_sum: Tensor, outputs: Any, batch: PackedBatch) ->
     return {"loss": loss_sum, **loss.counts(outputs, batch)}
 
 
-def with_seeds(pack: PackedBatch, seed: int) -> PackedBatch:
-    """Return a pack with the seed of each image's draws, from the pack's own."""
-    seeds_I = image_seeds(seed, len(pack.weights))
-    return replace(pack, draw_seeds=seeds_I, host_seeds=tuple(seeds_I.tolist()))
+def with_seeds(packs: Sequence[PackedBatch], seeds: Sequence[int]) -> list[PackedBatch]:
+    """Return packs with the seed of each image's draws, from those of the packs."""
+    seeds_PI = image_seeds(seeds, len(packs[0].weights))
+    given = zip(packs, seeds_PI.unbind(), seeds_PI.tolist(), strict=True)
+    return [
+        replace(pack, draw_seeds=seeds_I, host_seeds=tuple(host)) for pack, seeds_I, host in given
+    ]
 
 
 def sum_of_squares(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

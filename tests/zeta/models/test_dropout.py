@@ -24,7 +24,7 @@ def _pack(seed, sizes, prefix_tokens, max_images=4):
     pack = make_pack(
         images, patch_size=4, budget=48, max_images=max_images, prefix_tokens=prefix_tokens
     )
-    return replace(pack, draw_seeds=image_seeds(seed, max_images))
+    return replace(pack, draw_seeds=image_seeds([seed], max_images)[0])
 
 
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
@@ -104,7 +104,7 @@ def test_without_seeds_the_global_generator_decides():
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_draws_have_their_rate_and_are_uncorrelated(rate):
-    segments = seeded(Segments.from_lengths([64] * 64, "cpu"), image_seeds(7, 64))
+    segments = seeded(Segments.from_lengths([64] * 64, "cpu"), image_seeds([7], 64)[0])
     layers = list(by_layer(segments, 2))
     drop = Dropout(rate)
     kept = torch.stack(
@@ -122,7 +122,7 @@ def test_draws_have_their_rate_and_are_uncorrelated(rate):
 
 
 def test_stochastic_depth_keeps_or_drops_whole_images():
-    segments = seeded(Segments.from_lengths([3] * 4000, "cpu"), image_seeds(3, 4000))
+    segments = seeded(Segments.from_lengths([3] * 4000, "cpu"), image_seeds([3], 4000)[0])
     (skips,) = plan_skips([Branch(0, 0, 0.25)], [segments], ())
     zeros, ones = torch.zeros(12000, 2), torch.ones(12000, 2)
     out = StochasticDepth(0.25)(zeros, lambda *_: ones, segments, skips[0]).view(4000, -1)

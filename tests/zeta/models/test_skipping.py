@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.zeta.packs import make_pack
+from tests.zeta.packs import make_pack, with_seeds
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.models.attention import Segments
@@ -13,7 +14,6 @@ from zeta.models.dropout import by_layer, seeded
 from zeta.models.layers import branches_of, set_checkpointing
 from zeta.models.skipping import SHARES, Branch, plan, plan_skips
 from zeta.packed import join_packs
-from zeta.train.engine import with_seeds
 
 BACKENDS = ["sdpa_segments", "dense"]  # those that run on a CPU, forward and backward
 DROPS = {"dropout": 0.2, "emb_dropout": 0.1, "stochastic_depth": 0.6}
@@ -159,6 +159,15 @@ def test_nothing_is_planned_where_nothing_is_drawn_or_the_host_knows_no_seeds(mo
     assert asked == []
     tiny_navit(**DROPS)(pack)
     assert asked == [1]
+
+
+def test_draws_that_the_host_does_not_know_are_planned_without_a_read_of_the_device():
+    with FakeTensorMode():  # a read of a value would raise
+        segments = seeded(Segments.from_lengths([5, 7, 4] * 10, "cuda", 8), None)
+        plans = plan_skips([Branch(0, 0, 0.5), Branch(1, 2, 0.2)], [segments] * 2, ())
+        skips = [plans[0][0], plans[1][2]]
+    assert [skip.some for skip in skips] == [None, None]
+    assert [(skip.factor_S.device.type, len(skip.factor_S)) for skip in skips] == [("cuda", 31)] * 2
 
 
 def test_only_blocks_that_draw_have_branches():

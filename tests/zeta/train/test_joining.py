@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from tests.zeta.training import lane_pack, tiny_navit
 from zeta.exit_codes import RunError
+from zeta.models.dropout import draws_at_random
 from zeta.train.config import TrainConfig
 from zeta.train.device_clock import DeviceClock
 from zeta.train.engine import TrainEngine
@@ -144,6 +146,24 @@ def test_what_cannot_fit_is_refused_with_the_figures_and_the_settings_that_help(
         _choose(5)
     with pytest.raises(ValueError, match="the activations of 30 packs"):
         _choose(40, zero_stage=0, tokens_per_forward=10**6)
+
+
+@pytest.mark.parametrize(("rate", "draws"), [(0.0, False), (0.2, True)])
+def test_packs_get_seeds_only_where_something_draws(rate, draws):
+    engine = object.__new__(TrainEngine)
+    engine._train = TrainConfig(tokens_per_forward=96)
+    engine._draws = draws_at_random(tiny_navit(stochastic_depth=rate))
+    assert engine._draws == draws
+    packs = [lane_pack(0, lane) for lane in range(3)]
+    groups = engine._joined(packs, [5, 6, 2**40 + 5])
+    found = [pack for group, _ in groups for pack in group]
+    assert [seed for _, seed in groups] == [5, 6, 2**40 + 5]
+    if not draws:
+        assert all(got is given for got, given in zip(found, packs, strict=True))
+        return
+    seeds = {pack.host_seeds for pack in found}
+    assert len(seeds) == 3
+    assert all(tuple(pack.draw_seeds.tolist()) == pack.host_seeds for pack in found)
 
 
 def test_out_of_memory_names_the_settings_that_help_and_ends_the_run_for_good(monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.zeta.recorded_jobs import DRAWS, Rerun
+from tests.zeta.packs import with_seeds
+from tests.zeta.train.recorded_jobs import DRAWS, Rerun
 from tests.zeta.training import lane_pack, tiny_navit
 from zeta import MegaVit
 from zeta.exit_codes import RunError
@@ -16,7 +17,6 @@ from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import join_packs
 from zeta.train.config import TrainConfig
-from zeta.train.engine import with_seeds
 from zeta.train.graphs.choice import choose_graphs, graph_obstacle
 from zeta.train.graphs.recorded import RecordedPasses
 
@@ -27,7 +27,7 @@ CUDA = torch.device("cuda")  # named, never used
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_replayed_passes_train_to_the_bits_of_launched_ones(ranks, tmp_path, world_size):
     out = tmp_path / "report.json"
-    ranks.run("tests.zeta.recorded_jobs.recorded", world_size, {"out": str(out)})
+    ranks.run("tests.zeta.train.recorded_jobs.recorded", world_size, {"out": str(out)})
     report = json.loads(out.read_text())
     assert len(report) == 12
     for case, found in report.items():

@@ -55,7 +55,7 @@ def plan_skips(
         [k.float() / (1 - b.rate) for k, b in zip(kept_BS, branches, strict=True)]
     )
     parts = _parts(branches, layers, kept_BS) if seeds else {}
-    for number, factor_S in enumerate(sent(factors, device)):
+    for number, factor_S in enumerate(sent(factors, device) if seeds else factors):
         branch = branches[number]
         plans[branch.layer][branch.site] = Skip(factor_S, parts.get(number))
     return plans

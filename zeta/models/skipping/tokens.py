@@ -78,6 +78,6 @@ def _rotary(segments: Segments, move: Move) -> tuple[Tensor, Tensor] | None:
 
 
 def sent(table: Tensor, device: torch.device) -> Tensor:
-    """Copy a table to the device without waiting for it."""
+    """Copy a table of the host to the device without waiting for it."""
     table = table.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else table
     return table.to(device, non_blocking=True)
