@@ -18,7 +18,7 @@ _IMPORTED = ["launch.cli", "launch.run.train", "zeta.train.trainer", "launch.eva
 
 
 def zeta(
-    *arguments: str, cwd: Path, timeout: float = 300, environment: Mapping[str, str] | None = None
+    *arguments: str, cwd: Path, timeout: float = 500, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `zeta ARGUMENTS` in a folder, with one thread a process.
 

@@ -119,6 +119,9 @@ def on_cuda(monkeypatch):
     monkeypatch.setattr(attention_varlen, "capability", lambda device: 9)
     monkeypatch.setattr(attention_varlen, "_importable", lambda module: True)
     monkeypatch.setattr(attention_varlen, "activate", lambda name: None)
+    # What the oldest torch lacks, too.
+    monkeypatch.setattr(attention_varlen, "_takes_cudnn", lambda: True)
+    monkeypatch.setattr(attention_varlen, "_lacks", lambda: None)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
@@ -214,6 +217,8 @@ def test_releases_that_replan_at_every_call_are_known_by_name(version, expected)
     ("backend", "channels", "patches", "reason"),
     [
         ("varlen_cudnn", 64, {"_REPLANS": True}, r"pytorch#191576\); install torch 2\.14 or newer"),
+        ("varlen_cudnn", 64, {"_takes_cudnn": lambda: False}, r"torch \S+ has none"),
+        ("varlen_fa3", 64, {"_lacks": lambda: "a_function"}, r"torch \S+ has no a_function"),
         ("varlen_cudnn", 256, {}, "a head has 256 channels; cuDNN takes up to 128"),
         ("varlen_cudnn", 64, {"capability": lambda d: 8}, r"9\.x or 10\.x, the device has 8\.x"),
         ("varlen_cudnn", 64, {"_LEAST_CUDNN": 99999}, "it needs cuDNN 9.18 or newer"),
@@ -250,6 +255,17 @@ def test_on_a_cpu_the_fused_back_ends_say_that_they_need_a_device():
                 attend(x, x, x, Segments.from_lengths((4,), "cpu"), backend)
 
 
+def test_a_torch_that_cannot_go_back_to_its_own_kernel_is_left_alone(monkeypatch):
+    """As 2.10, which can take another FlashAttention and has no way back."""
+    monkeypatch.delattr(torch_attention, "restore_flash_attention_impl", raising=False)
+    monkeypatch.setattr(
+        torch_attention, "current_flash_attention_impl", lambda: "FA3", raising=False
+    )
+    assert attention_varlen._lacks() is not None
+    attention_varlen.activate(None)
+
+
+@pytest.mark.skipif(attention_varlen._lacks() is not None, reason="this torch has no way back")
 def test_flash_attention_3_is_put_in_place_once_and_taken_back(monkeypatch):
     """By a stand-in for the package, which torch's own registry calls."""
     from torch.nn.attention import _registry

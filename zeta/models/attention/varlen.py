@@ -130,8 +130,8 @@ def package_obstacle(
             return found
         if channels > most_channels:
             return f"a head has {channels} channels; it takes up to {most_channels}"
-        if not hasattr(torch_attention, "activate_flash_attention_impl"):
-            return f"torch {torch.__version__} has no activate_flash_attention_impl"
+        if lacking := _lacks():
+            return f"torch {torch.__version__} has no {lacking}"
         if not _importable(module):
             return f"its package is not installed: pip install {package}"
         return _capability_obstacle(device, capabilities)
@@ -144,7 +144,7 @@ def activate(implementation: str | None) -> None:
 
     None puts torch's own back. Nothing is done if it is as asked already.
     """
-    if not hasattr(torch_attention, "current_flash_attention_impl"):
+    if _lacks():
         return  # older than the choice: torch's own is all there is
     if torch_attention.current_flash_attention_impl() == implementation:
         return
@@ -152,6 +152,13 @@ def activate(implementation: str | None) -> None:
         torch_attention.restore_flash_attention_impl()
     else:
         torch_attention.activate_flash_attention_impl(implementation)
+
+
+def _lacks() -> str | None:
+    """Return a function of this choice that torch does not have: 2.10 cannot go back."""
+    verbs = ("current", "activate", "restore")
+    names = (f"{verb}_flash_attention_impl" for verb in verbs)
+    return next((name for name in names if not hasattr(torch_attention, name)), None)
 
 
 def _varlen_attn(
