@@ -38,6 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
         help="folder (default: runs/experiment)",
     )
     parser.add_argument(
+        "--sizes",
+        type=_sides,
+        metavar="SMALL,LARGE",
+        help="sides in pixels of the two ViTs of one size, as in 96,224 for photographs; NaViT's "
+        "go from a third of the larger one to it (default: 48,96, for small images)",
+    )
+    parser.add_argument(
         "--seeds",
         type=positive_int,
         default=1,
@@ -61,5 +68,17 @@ def run(args: argparse.Namespace) -> int:
     if args.source is not None and "=" in args.source and not Path(args.source).exists():
         args.overrides, args.source = [args.source, *args.overrides], None
     return run_experiment(
-        args.source, args.out, seeds=args.seeds, nproc=args.nproc, overrides=args.overrides
+        args.source,
+        args.out,
+        seeds=args.seeds,
+        nproc=args.nproc,
+        overrides=args.overrides,
+        sizes=args.sizes,
     )
+
+
+def _sides(text: str) -> tuple[int, int]:
+    numbers = [part.strip() for part in text.split(",")]
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two sides in pixels, as in 96,224")
+    return int(numbers[0]), int(numbers[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,15 @@ from zeta.run.directory import RunDir
 
 ARMS = ("navit", "fixed_48", "fixed_96")
 """Recipes in configs/experiments; the first one decides the compute."""
-RESOLUTIONS = (NATIVE, "24", "32", "48", "64", "80", "96", "128")
+_TESTED = (24, 32, 48, 64, 80, 96, 128)
+RESOLUTIONS = (NATIVE, *map(str, _TESTED))
 """Sides at which every arm is tested."""
+_SIZES = (48, 96)
+"""Sides of the arms of one size in their recipes."""
+_LARGE = 160
+"""Side from which on patches have 16 pixels instead of 8."""
+_IMAGES_PER_PACK = 4
+"""Fewest images of the largest size that a pack holds."""
 VAL_SHARE = 0.2
 """Share of a folder of images that is held out."""
 _POINTS = 8
@@ -52,7 +60,7 @@ _OWN_KEYS = {
     "run": "choose the folder with --out",
     "data.shards": "give the folder of images as SRC",
     "data.val_shards": "give the folder of images as SRC",
-    "data.resolution": "that is what the arms differ in; see configs/experiments",
+    "data.resolution": "that is what the arms differ in; choose other sides with --sizes",
     "data.drop": "that is what the arms differ in; see configs/experiments",
     "data.seed": "choose how many with --seeds",
     "train.seed": "choose how many with --seeds",
@@ -63,6 +71,48 @@ _OWN_KEYS = {
     "optim.warmup_share": "it is a tenth of the steps of each arm",
     "optim.warmup_steps": "it is a tenth of the steps of each arm",
 }
+
+
+@dataclass(frozen=True)
+class Design:
+    """The arms of an experiment, and the sides at which they are tested."""
+
+    arms: Mapping[str, tuple[str, tuple[str, ...]]]
+    """Recipe in configs/experiments, and settings on top of it, by the name of the arm. The first
+    arm decides the compute."""
+    resolutions: Sequence[str]
+    typed: Sequence[str] = ()
+    """Options of the command line that give this design."""
+
+
+def design_for(sizes: tuple[int, int] | None) -> Design:
+    """Return the design with two sides in the place of 48 and 96 pixels; None: with these.
+
+    Raises:
+        ValueError: the sides are not a smaller and a larger one.
+    """
+    if sizes is None:
+        return Design({name: (name, ()) for name in ARMS}, RESOLUTIONS)
+    small, large = sizes
+    patch = 16 if large >= _LARGE else 8
+    if not 2 * patch <= small < large:
+        raise ValueError(
+            f"--sizes is {small},{large}; give a smaller and a larger side of at least {2 * patch} "
+            "pixels (two patches), as in --sizes 96,224"
+        )
+    budget = max(1024, _IMAGES_PER_PACK * round(large / patch) ** 2)
+    shared = (
+        f"model.image_size={large}",
+        f"model.patch_size={patch}",
+        f"data.token_budget={budget}",
+    )
+    least = max(2 * patch, round(large / 3))
+    ours = (f"data.resolution.min={least}", f"data.resolution.max={large}")
+    arms = {"navit": ("navit", (*shared, *ours))}
+    for recipe, side in zip(ARMS[1:], sizes, strict=True):
+        arms[f"fixed_{side}"] = (recipe, (*shared, f"data.resolution.max={side}"))
+    sides = sorted({max(1, round(side * large / _SIZES[1] / patch)) * patch for side in _TESTED})
+    return Design(arms, (NATIVE, *map(str, sides)), ("--sizes", f"{small},{large}"))
 
 
 class ExperimentFolder(WorkingFolder):
@@ -95,7 +145,13 @@ class ExperimentFolder(WorkingFolder):
 
 
 def run_experiment(
-    source: str | None, out: Path, *, seeds: int, nproc: int, overrides: Sequence[str]
+    source: str | None,
+    out: Path,
+    *,
+    seeds: int,
+    nproc: int,
+    overrides: Sequence[str],
+    sizes: tuple[int, int] | None = None,
 ) -> int:
     """Run the experiment in the folder `out`, or the rest of it; return the exit status.
 
@@ -106,30 +162,33 @@ def run_experiment(
         seeds: runs of each arm, with different weights, order, sizes and dropped patches.
         nproc: ranks of a run; they change the speed and nothing else.
         overrides: `key=value` settings of all arms.
+        sizes: sides of the two arms of one size, in pixels; NaViT's go from a third of the larger
+            one to it. None: 48 and 96, for small images.
 
     Raises:
         ValueError: `out` holds something else, an override is wrong or changes a setting that the
             arms differ in, or the images cannot be used.
     """
     refuse_own_settings("zeta experiment", overrides, _OWN_KEYS)
-    folder = ExperimentFolder(out)
-    for name in ARMS:  # refuses a wrong override before anything is written
-        _load(folder, name, 0, overrides)
-    wanted = {"source": source, "overrides": list(overrides)}
+    design, folder = design_for(sizes), ExperimentFolder(out)
+    for name in design.arms:  # refuses a wrong override before anything is written
+        _load(folder, design, name, 0, overrides)
+    typed = [*design.typed, *overrides]
+    wanted = {"source": source, "overrides": typed}
     claim_folder(folder, wanted, _as_typed, {})
     _build_shards(source, folder)
     trained = []
     for seed in range(seeds):
         compute: float | None = None
-        for name in ARMS:
-            arm, code = _train(folder, name, seed, nproc, overrides, compute)
+        for name in design.arms:
+            arm, code = _train(folder, design, name, seed, nproc, overrides, compute)
             if code != ExitCode.FINISHED:
                 if code == ExitCode.INTERRUPTED:
                     print("\nstopped; the same command continues")
                 return code
             compute = arm.flops if compute is None else compute
-            trained.append(_evaluated(folder, arm, seed))
-    _write_results(folder, trained, _command(source, seeds, overrides))
+            trained.append(_evaluated(folder, design, arm, seed))
+    _write_results(folder, design, trained, _command(source, seeds, typed))
     return ExitCode.FINISHED
 
 
@@ -145,6 +204,7 @@ def _build_shards(source: str | None, folder: ExperimentFolder) -> None:
 
 def _train(
     folder: ExperimentFolder,
+    design: Design,
     name: str,
     seed: int,
     nproc: int,
@@ -156,7 +216,7 @@ def _train(
     Args:
         compute: floating-point operations to train with; None: those of `train.max_steps`.
     """
-    config = _load(folder, name, seed, overrides)
+    config = _load(folder, design, name, seed, overrides)
     checked = check_start(config, nproc)
     flops = planned_flops(checked.plan, checked.config)
     if compute is None:
@@ -167,12 +227,12 @@ def _train(
     steps = len(totals)
     print(f"\n{name}, seed {seed}: {steps:,} steps, {totals[-1] / 1e12:.3g} TFLOP", flush=True)
     settings = [
-        *_settings(folder, name, seed, overrides),
+        *_settings(folder, design, name, seed, overrides),
         f"train.max_steps={steps}",
         f"optim.warmup_steps={steps // 10}",
         f"train.evaluate.every={max(1, steps // _POINTS)}",
     ]
-    code = launch_local(str(_recipe(name)), settings, nproc)
+    code = launch_local(str(_recipe(design, name)), settings, nproc)
     return Arm(name, seed, checked.config, tuple(totals)), code
 
 
@@ -207,12 +267,12 @@ def up_to(flops: Iterator[float], compute: float) -> list[float]:
     return totals
 
 
-def _evaluated(folder: ExperimentFolder, arm: Arm, seed: int) -> TrainedArm:
+def _evaluated(folder: ExperimentFolder, design: Design, arm: Arm, seed: int) -> TrainedArm:
     """Export an arm's model and score it at all resolutions, unless that was done before."""
     run_dir, export = folder.run(arm.name, seed), folder.export(arm.name, seed)
     if not run_dir.evaluation.exists():
         export_run(run_dir.path, export, overwrite=True)
-        scores = evaluate_export(export, str(folder.shards("val")), RESOLUTIONS, workers=0)
+        scores = evaluate_export(export, str(folder.shards("val")), design.resolutions, workers=0)
         run_dir.evaluation.write_text(json.dumps(scores))
     run = read_run(run_dir.path)
     images, tokens = (last_value(run, name) for name in (names.IMAGES_SEEN, names.TOKENS_SEEN))
@@ -231,11 +291,13 @@ def _evaluated(folder: ExperimentFolder, arm: Arm, seed: int) -> TrainedArm:
     )
 
 
-def _write_results(folder: ExperimentFolder, trained: Sequence[TrainedArm], command: str) -> None:
+def _write_results(
+    folder: ExperimentFolder, design: Design, trained: Sequence[TrainedArm], command: str
+) -> None:
     rows = [row.to_json() for row in trained]
     folder.result.write_text(json.dumps({"command": command, "runs": rows}, indent=1) + "\n")
     folder.picture.write_bytes(draw_experiment(trained))
-    first, *others = (folder.run(name, 0) for name in ARMS)
+    first, *others = (folder.run(name, 0) for name in design.arms)
     for run_dir in (first, *others):
         write_derived_files(run_dir)
     write_report(first.path, folder.report, [other.path for other in others], axis="tokens")
@@ -243,12 +305,15 @@ def _write_results(folder: ExperimentFolder, trained: Sequence[TrainedArm], comm
     print(f"\n{folder.result}\n{folder.picture}\n{folder.report}")
 
 
-def _load(folder: ExperimentFolder, name: str, seed: int, overrides: Sequence[str]) -> ZetaConfig:
-    return load_config(str(_recipe(name)), _settings(folder, name, seed, overrides))
+def _load(
+    folder: ExperimentFolder, design: Design, name: str, seed: int, overrides: Sequence[str]
+) -> ZetaConfig:
+    settings = _settings(folder, design, name, seed, overrides)
+    return load_config(str(_recipe(design, name)), settings)
 
 
 def _settings(
-    folder: ExperimentFolder, name: str, seed: int, overrides: Sequence[str]
+    folder: ExperimentFolder, design: Design, name: str, seed: int, overrides: Sequence[str]
 ) -> list[str]:
     return [
         f"run.dir={folder.run(name, seed).path}",
@@ -256,12 +321,13 @@ def _settings(
         f"data.val_shards={folder.shards('val')}",
         f"data.seed={seed}",
         f"train.seed={seed}",
+        *design.arms[name][1],
         *overrides,
     ]
 
 
-def _recipe(name: str) -> Path:
-    return configs_root() / "experiments" / f"{name}.yaml"
+def _recipe(design: Design, name: str) -> Path:
+    return configs_root() / "experiments" / f"{design.arms[name][0]}.yaml"
 
 
 def _as_typed(settings: Mapping[str, Any]) -> str:

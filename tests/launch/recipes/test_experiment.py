@@ -10,7 +10,8 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from launch.recipes.experiment import ARMS, RESOLUTIONS, run_experiment, up_to
+from launch.config.load import load_config
+from launch.recipes.experiment import ARMS, RESOLUTIONS, design_for, run_experiment, up_to
 from launch.report.logged_run import read_run
 from launch.shipped import configs_root
 from tests.launch.command_line import zeta
@@ -71,6 +72,41 @@ def test_the_arms_differ_in_nothing_but_how_they_show_the_images():
             if line[:3] == "  " + line[2:3].strip()
         }
         assert keys <= {"resolution", "drop", ""}
+
+
+@pytest.mark.parametrize("sizes", [(96, 224), (32, 64), (128, 384)])
+def test_other_sizes_give_arms_that_share_all_but_how_they_show_the_images(sizes):
+    small, large = sizes
+    design = design_for(sizes)
+    assert list(design.arms) == ["navit", f"fixed_{small}", f"fixed_{large}"]
+    configs = [
+        load_config(
+            str(configs_root() / f"experiments/{recipe}.yaml"), ["data.shards=x", *settings]
+        )
+        for recipe, settings in design.arms.values()
+    ]
+    assert [config.data.resolution.max for config in configs] == [large, small, large]
+    assert configs[0].data.resolution.min <= small
+    for config in configs:
+        assert config.model == configs[0].model
+        assert config.train == configs[0].train
+        patches = (config.data.resolution.max // config.model.patch_size) ** 2
+        assert config.data.token_budget == configs[0].data.token_budget >= patches
+    sides = [int(side) for side in design.resolutions[1:]]
+    assert sides == sorted(set(sides))
+    assert sides[0] <= small < large < sides[-1]
+
+
+@pytest.mark.parametrize("sizes", [(96, 96), (224, 96), (8, 96)])
+def test_sizes_that_are_no_smaller_and_larger_one_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"give a smaller and a larger side"):
+        design_for(sizes)
+
+
+def test_an_experiment_continues_only_with_the_sizes_that_it_began_with(tmp_path):
+    (tmp_path / "experiment.json").write_text(json.dumps({"source": "cats", "overrides": []}))
+    with pytest.raises(ValueError, match=r"with zeta experiment cats, not .* --sizes 96,224;"):
+        run_experiment("cats", tmp_path, seeds=1, nproc=1, overrides=[], sizes=(96, 224))
 
 
 @pytest.mark.slow
