@@ -171,12 +171,12 @@ def _status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of aiohttp, gcsfs or botocore."""
     if type(error).__module__ == "aiohttp.http_exceptions":
         return None  # its 400 stands for an answer that was cut or malformed, not for a status
-    found = (
-        getattr(error, "status", None),
-        getattr(error, "code", None),
-        _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode"),
-    )
-    return next((int(s) for s in found if isinstance(s, int | str) and str(s).isdecimal()), None)
+    found = getattr(error, "status", None)  # `code` of aiohttp's is deprecated
+    if found is None:
+        found = getattr(error, "code", None)
+    if found is None:
+        found = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return int(found) if isinstance(found, int | str) and str(found).isdecimal() else None
 
 
 def _code(error: BaseException) -> str:

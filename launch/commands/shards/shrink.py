@@ -117,7 +117,7 @@ def say(numbers: dict[str, Any]) -> None:
     if numbers["unreadable"]:
         what = "left out (--drop-unreadable)" if numbers["dropped"] else "kept as they are"
         print(
-            f"{len(numbers['unreadable']):,} samples have no image that can be read; {what}, and "
-            "listed in shrink_report.jsonl beside the shards",
+            f"samples without an image that can be read: {len(numbers['unreadable']):,}, {what}, "
+            "and listed in shrink_report.jsonl beside the shards",
             file=sys.stderr,
         )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -385,3 +388,27 @@ def test_a_sample_that_rotted_since_it_was_indexed_is_not_copied_under_a_new_che
     with pytest.raises(ValueError, match=r"0000 in .*a\.tar: damaged in storage: the .* byte 0 "):
         shrink_shards(tmp_path / "in", tmp_path / "out", RULE)
     assert not (tmp_path / "out/a.tar").exists()
+
+
+@pytest.mark.slow
+def test_a_shrink_in_processes_that_is_killed_outright_continues_to_the_same_bytes(tmp_path):
+    photo = encode(photograph(900, 1200))
+    for number in range(4):
+        photos = [(f"{number}{n}.jpg", photo) for n in range(6)]
+        write_shard(tmp_path / "in" / f"{number}.tar", photos)
+    shrink_shards(tmp_path / "in", tmp_path / "whole", RULE)
+    words = ["shards", "shrink", str(tmp_path / "in"), str(tmp_path / "out")]
+    words += ["--max-side", "32", "--workers", "2"]
+    command = [sys.executable, "-m", "launch", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not list((tmp_path / "out").glob("*.tar")):
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.kill()
+    left = digests(tmp_path / "out")
+    assert left.items() <= digests(tmp_path / "whole").items()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert "24 of 24 images made smaller" in done.stdout
+    assert not list((tmp_path / "out").glob(".*"))

@@ -105,7 +105,7 @@ def test_shrink_writes_smaller_images_and_exits_with_1_if_one_cannot_be_read(tmp
     assert entry_point([*words, "--max-side", "32"]) == 1
     error = capsys.readouterr().err
     assert "1.tar\tx\tcannot be decoded" in error
-    assert "1 samples have no image that can be read; kept as they are" in error
+    assert "samples without an image that can be read: 1, kept as they are" in error
     assert entry_point([*words, "--max-side", "32", "--json"]) == 1
     result = json.loads(capsys.readouterr().out)
     assert (result["shards"], result["images"], result["copies"]) == (2, 3, 2)
