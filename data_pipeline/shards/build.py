@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, BinaryIO
 from tqdm import tqdm
 
 from data_pipeline.shards.atomic_file import remove_leftovers, write_atomically
-from data_pipeline.shards.folder import ShardSpec
+from data_pipeline.shards.folder import OtherSourceError, ShardSpec
 from data_pipeline.shards.held_out import split_source
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import write_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
-from data_pipeline.shards.shrink_report import ShardReport, join_parts, write_part
+from data_pipeline.shards.shrinking.report import ShardReport, join_parts, write_part
 from data_pipeline.shards.sources.read import (
     FilePart,
     Source,
@@ -44,10 +44,6 @@ if TYPE_CHECKING:  # it imports torch, which a build needs only where it writes
 BUILD_NAME = "build.json"
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
-
-
-class OtherSourceError(ValueError):
-    """The error for a folder that holds the shards of another source."""
 
 
 def build_shards(
@@ -76,8 +72,8 @@ def build_shards(
         labels: treat the subfolders of an image folder as classes.
         class_names: class map of an in-memory source.
         root: folder that the files of a table must lie in; by default that of the table.
-        shrink: write smaller copies of images, as `data_pipeline.shards.shrink.shrink_shards`;
-            what became of them is in ``shrink_report.jsonl``. None: all stay as they are.
+        shrink: write smaller copies of images, as `shards.shrinking.shrink.shrink_shards`; what
+            became of them is in ``shrink_report.jsonl``. None: all stay as they are.
         workers: number of processes that write and index.
         progress: print progress bars and the counts of skipped files to stderr.
 
@@ -327,7 +323,7 @@ def _write_shard(task: _Task) -> int:
     with _signals_deferred():
         from webdataset import ShardWriter  # here, because it imports torch
 
-        from data_pipeline.shards.shrunk_sample import shrunk_sample
+        from data_pipeline.shards.shrinking.sample import shrunk_sample
 
     dropped = task.shrink is not None and task.shrink.drop_unreadable
     report = ShardReport(task.path.name, dropped=dropped)

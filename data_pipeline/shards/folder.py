@@ -26,6 +26,10 @@ _COMPRESSED = (
 )  # fmt: skip
 
 
+class OtherSourceError(ValueError):
+    """The error for a folder that holds the shards of another source."""
+
+
 @dataclass(frozen=True)
 class ShardFolder:
     """A local folder, or the directory part of URLs, that holds shards."""

@@ -108,7 +108,7 @@ def design_for(sizes: tuple[int, int] | None) -> Design:
     )
     least = max(2 * patch, round(large / 3))
     ours = (f"data.resolution.min={least}", f"data.resolution.max={large}")
-    arms = {"navit": ("navit", (*shared, *ours))}
+    arms: dict[str, tuple[str, tuple[str, ...]]] = {"navit": ("navit", (*shared, *ours))}
     for recipe, side in zip(ARMS[1:], sizes, strict=True):
         arms[f"fixed_{side}"] = (recipe, (*shared, f"data.resolution.max={side}"))
     sides = sorted({max(1, round(side * large / _SIZES[1] / patch)) * patch for side in _TESTED})

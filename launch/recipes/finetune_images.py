@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.shards.build import OtherSourceError, build_shards, build_split
-from data_pipeline.shards.folder import spec_parts
+from data_pipeline.shards.build import build_shards, build_split
+from data_pipeline.shards.folder import OtherSourceError, spec_parts
 from data_pipeline.shards.sources.read import open_source
 from data_pipeline.shards.sources.table_rows import TABLE_SUFFIXES
 from launch.config.load import DEFAULT, Setting

@@ -27,7 +27,7 @@ from data_pipeline.plan.sampling import decode_scales
 from data_pipeline.shards.build import build_shards
 from data_pipeline.shards.images.smaller import Shrinking
 from data_pipeline.shards.manifest import Manifest
-from data_pipeline.shards.shrink import shrink_shards
+from data_pipeline.shards.shrinking.shrink import shrink_shards
 from data_pipeline.shards.tar_reader import read_sample
 from tests.benchmarks.full_size import full_size_photographs
 from tests.data_pipeline.shard_fixtures import encode

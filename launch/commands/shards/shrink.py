@@ -21,7 +21,7 @@ from launch.arguments import (
 
 if TYPE_CHECKING:
     from data_pipeline.shards.images.smaller import Shrinking
-    from data_pipeline.shards.shrink_report import ShardReport
+    from data_pipeline.shards.shrinking.report import ShardReport
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -75,7 +75,7 @@ def rule(args: argparse.Namespace) -> Shrinking | None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the shards, and say what became of their images."""
-    from data_pipeline.shards.shrink import shrink_shards
+    from data_pipeline.shards.shrinking.shrink import shrink_shards
 
     shrinking = rule(args)
     assert shrinking is not None  # argparse requires it

@@ -146,7 +146,7 @@ def run_index(args: argparse.Namespace) -> int:
 
 def _shrunk(folder: Path) -> dict[str, Any]:
     """Return what became of the images of a build with --max-side."""
-    from data_pipeline.shards.shrink_report import read_reports
+    from data_pipeline.shards.shrinking.report import read_reports
 
     return summary(list(read_reports(folder).values()))
 

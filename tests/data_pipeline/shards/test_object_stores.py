@@ -17,7 +17,7 @@ from data_pipeline.shards.images.smaller import Shrinking
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.retry import PermanentError
-from data_pipeline.shards.shrink import shrink_shards
+from data_pipeline.shards.shrinking.shrink import shrink_shards
 from data_pipeline.shards.stores import RemoteError
 from launch.cli import entry_point
 from tests.data_pipeline.loading.test_loader import content

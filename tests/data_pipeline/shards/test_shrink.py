@@ -17,12 +17,13 @@ import pytest
 from PIL import Image, ImageCms
 
 from data_pipeline.loading.decode import decode_image
-from data_pipeline.shards import shrink
-from data_pipeline.shards.build import OtherSourceError, build_shards
+from data_pipeline.shards.build import build_shards
+from data_pipeline.shards.folder import OtherSourceError
 from data_pipeline.shards.images.header import ImageFormat, image_size
 from data_pipeline.shards.images.smaller import Shrinking, smaller_copy, suffix_of_copy
 from data_pipeline.shards.index import index_shards
-from data_pipeline.shards.shrink import shrink_shards
+from data_pipeline.shards.shrinking import shrink
+from data_pipeline.shards.shrinking.shrink import shrink_shards
 from data_pipeline.shards.tar_reader import TarError
 from tests.data_pipeline.odd_pictures import odd_pictures
 from tests.data_pipeline.photographs import photograph

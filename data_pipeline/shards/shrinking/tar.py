@@ -13,8 +13,8 @@ from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum_at
 from data_pipeline.shards.images.header import ImageError, ReadAt
 from data_pipeline.shards.images.smaller import Shrinking, suffix_of_copy
 from data_pipeline.shards.sample import SampleError, pick_image, suffix_of
-from data_pipeline.shards.shrink_report import ShardReport
-from data_pipeline.shards.shrunk_sample import counted_copy
+from data_pipeline.shards.shrinking.report import ShardReport
+from data_pipeline.shards.shrinking.sample import counted_copy
 from data_pipeline.shards.tar_reader import BLOCK, Member, iter_samples
 
 NO_CHECKSUMS: Mapping[tuple[int, int], int] = MappingProxyType({})

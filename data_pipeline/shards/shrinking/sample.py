@@ -10,7 +10,7 @@ import torch
 from data_pipeline.shards.images.header import ImageError
 from data_pipeline.shards.images.smaller import Shrinking, smaller_copy, suffix_of_copy
 from data_pipeline.shards.sample import SampleError, pick_image
-from data_pipeline.shards.shrink_report import ShardReport
+from data_pipeline.shards.shrinking.report import ShardReport
 
 
 def shrunk_sample(

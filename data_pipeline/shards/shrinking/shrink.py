@@ -17,16 +17,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_pipeline.shards.atomic_file import remove_leftovers, write_atomically
-from data_pipeline.shards.build import OtherSourceError
-from data_pipeline.shards.folder import ShardFolder, ShardSpec, by_folder, resolve_shards
+from data_pipeline.shards.folder import (
+    OtherSourceError,
+    ShardFolder,
+    ShardSpec,
+    by_folder,
+    resolve_shards,
+)
 from data_pipeline.shards.images.smaller import Shrinking
 from data_pipeline.shards.index import copy_class_names, index_shards
 from data_pipeline.shards.known_checksums import KnownChecksums, by_place, known_checksums
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.manifest_files import read_class_names, write_class_names
 from data_pipeline.shards.parallel import run_tasks
-from data_pipeline.shards.shrink_report import ShardReport, join_parts, read_reports, write_part
-from data_pipeline.shards.shrunk_tar import write_shrunk
+from data_pipeline.shards.shrinking.report import ShardReport, join_parts, read_reports, write_part
+from data_pipeline.shards.shrinking.tar import write_shrunk
 from zeta.files import local_path, read_json
 
 RECORD_NAME = "shrink.json"
