@@ -179,8 +179,9 @@ def test_shards_that_a_former_reader_indexed_are_read_again_when_asked(tmp_path)
     before = captioned(folder)
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
+    del content["digest"], content["checksums"]
     for entry in content["shards"]:
-        for name in ("label_lists", "most_labels", "reader"):
+        for name in ("label_lists", "most_labels", "reader", "checksums"):
             del entry[name]
     path.write_text(json.dumps(content))
     assert Manifest.open(str(folder)).old_index == str(folder)

@@ -61,7 +61,7 @@ def test_an_objective_is_found_in_the_table_or_by_its_module(monkeypatch):
     [
         (
             "softmacks",
-            "kind is 'softmacks'; choose one of clip, siglip, sigmoid, softmax",
+            "kind is 'softmacks'; choose one of clip, lejepa, siglip, sigmoid, softmax",
         ),
         ("nowhere.at_all:Loss", "cannot be imported (No module named 'nowhere')"),
         ("tests.zeta.foreign_objective:Darkness", "cannot be imported"),
