@@ -59,6 +59,7 @@ def _run(
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
+    sys.argv = ["zeta", *arguments]  # commands that start ranks pass on their own words
     import torch
 
     torch.set_num_threads(1)

@@ -85,10 +85,10 @@ def check_filing(config: WandbConfig) -> None:
 class TrackerConfig:
     """Settings of the trackers that metrics are sent to besides metrics.jsonl."""
 
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     kind: Any = free(factory=lambda: ["wandb"])
     """Trackers, one or a list: wandb, tensorboard (the folder tensorboard/ of the run) and csv
     (metrics.csv). metrics.jsonl is written in any case."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         self.kind = [self.kind] if isinstance(self.kind, str) else list(self.kind or ())
