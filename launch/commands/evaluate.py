@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.evaluate.zero_shot import TEMPLATES
     from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table
-    from zeta.models.exported import read_config
+    from zeta.models.sources import read_config
 
     tokens = [_budget(text) for text in _listed(args.tokens)]
     if args.resolutions is None:

@@ -20,7 +20,8 @@ from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view_within
 from zeta.distributed import World
 from zeta.models.config import load_pretrained
-from zeta.models.exported import class_names, read_config
+from zeta.models.exported import class_names
+from zeta.models.sources import read_config
 from zeta.probes.top_classes import TopClasses
 from zeta.train.evaluation import Evaluation, evaluate
 

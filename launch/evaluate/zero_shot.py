@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from data_pipeline.loading.tokenizer import BYTES, open_tokenizer
 from zeta.export.text_encoder import load_text_encoder
 from zeta.models.export_checks import check_file
-from zeta.models.exported import TOKENIZER_FILE, read_config
+from zeta.models.exported import TOKENIZER_FILE
+from zeta.models.sources import read_config
 from zeta.packed import PackedBatch
 
 TEMPLATES = ("a photo of a {}",)

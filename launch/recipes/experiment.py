@@ -317,6 +317,7 @@ def _settings(
 ) -> list[str]:
     return [
         f"run.dir={folder.run(name, seed).path}",
+        f"run.name={name}",
         f"data.shards={folder.shards('train')}",
         f"data.val_shards={folder.shards('val')}",
         f"data.seed={seed}",

@@ -207,7 +207,7 @@ def test_a_full_disk_leaves_the_export_before_and_nothing_half_written(run, tmp_
     size = (tmp_path / "out/model.safetensors").stat().st_size
     done = _run_python(
         "import sys, launch.cli; sys.exit(launch.cli.entry_point())",
-        *("export", run, tmp_path / "out"),
+        *("export", run, tmp_path / "out", "--overwrite"),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
     )
     assert done.returncode == 1

@@ -175,7 +175,7 @@ def test_the_export_holds_the_image_encoder_the_text_encoder_and_the_tokenizer(w
         assert text(captions).shape == (6, 32)
     assert 0 < scale < 100
     assert bias < 0
-    again = zeta("export", "run", "export", cwd=world)
+    again = zeta("export", "run", "export", "--overwrite", cwd=world)
     assert again.returncode == 0, again.stderr
     refused = zeta("eval", "export", "shards", cwd=world)
     assert refused.returncode == 1
@@ -210,7 +210,8 @@ def test_a_classifier_begins_at_the_image_encoder_of_a_run_or_of_its_export(worl
         settings = (f"run.dir=from_{source}", f"train.init_from={source}")
         done = zeta("train", "classifier.yaml", "data.shards=classified", *settings, cwd=world)
         assert done.returncode == 0, done.stderr + done.stdout
-        assert f"those of {source} (train.init_from), except that head.weight" in done.stdout
+        said = f"initialised from {source} (train.init_from), except that head.weight"
+        assert said in done.stdout
         weights = load_full_weights(world / f"from_{source}/checkpoints/step_00000001")
         assert set(weights) == set(expected)
         # As many classes as the embedding has numbers: its projection is no head for them.

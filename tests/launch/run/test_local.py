@@ -125,6 +125,7 @@ def test_a_killed_rank_restarts_the_run_and_every_image_is_trained_on_once(tmp_p
     settings = [f"data.shards={tmp_path / 'shards'}", f"run.dir={run_dir.path}"]
     settings += ["data.token_budget=256", "data.max_images_per_pack=16", "train.packs_per_step=2"]
     settings += ["train.max_steps=null", "train.max_epochs=12", "optim.schedule=constant"]
+    settings += ["optim.warmup_share=0"]
     settings += ["train.checkpoint_every=10", "train.log_every=1", "tracker.wandb.mode=disabled"]
     command = [sys.executable, "-m", "launch", "launch", "local", "demo", "--nproc", "2", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -344,4 +344,4 @@ def test_a_megavit_trains_in_the_same_loop_from_the_same_shards(world: Path) -> 
     assert {line["data/fill"] for line in lines if "data/fill" in line} == {1}
     assert zeta("export", "mega", "mega_export", cwd=world).returncode == 0
     scored = zeta("eval", "mega_export", "shards/val", "--json", cwd=world)
-    assert json.loads(scored.stdout)["by_resolution"]["native"]["images"] == 120
+    assert json.loads(scored.stdout)["by_resolution"]["train"]["images"] == 120
