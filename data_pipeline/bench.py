@@ -14,7 +14,7 @@ import torch
 
 from data_pipeline.loading.executor import ExecutedPack, decode_views
 from data_pipeline.loading.fetch import read_image
-from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader
+from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader, num_workers
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.images.header import ImageError
@@ -58,7 +58,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
         rounds: number of rounds. Loader and bare decoding take turns, so that noise of the machine
             hits both; the result has medians.
     """
-    workers = plan.config.workers
+    workers = num_workers(plan.config)
     queue = PREFETCH_PACKS_PER_WORKER * workers
     recipes = _TimedRecipes(plan)
     loader = PackLoader(plan).executed(recipes)

@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import joblib
 from torch.utils.data import DataLoader, Dataset
 
+from data_pipeline.config import DataConfig
 from data_pipeline.loading.executor import ExecutedPack, Executor
 from data_pipeline.loading.pack_buffers import PackBuffers
 from data_pipeline.loading.prefetch import Prefetcher
 from data_pipeline.loading.recipe import PackRecipe, pack_recipe
 from data_pipeline.plan.plan import LaneState, Plan
 from data_pipeline.shards.remote import is_remote
+from zeta.config_field import AUTO
 from zeta.packed import PackedBatch, StepPacks, check_world_size, lanes_of_rank
 from zeta.run.cpu_tuning import keep_freed_memory
 
@@ -108,23 +111,23 @@ class PackLoader:
         Raises:
             OSError, TarError: see `Executor.execute`.
         """
-        config = self._plan.config
+        config, workers = self._plan.config, num_workers(self._plan.config)
         buffers = None
-        if config.workers:
+        if workers:
             # One for each pack asked for ahead, and one whose patches are being copied out.
-            slots = PREFETCH_PACKS_PER_WORKER * config.workers + 1
+            slots = PREFETCH_PACKS_PER_WORKER * workers + 1
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
         turns = range(len(buffers) if buffers else 1)
         loader = DataLoader(
             _Executors(self._plan.manifest.class_names, config.read_deadline_s, buffers),
             batch_size=None,
             sampler=zip(recipes, itertools.cycle(turns), strict=False),
-            num_workers=config.workers,
-            prefetch_factor=PREFETCH_PACKS_PER_WORKER if config.workers else None,
+            num_workers=workers,
+            prefetch_factor=PREFETCH_PACKS_PER_WORKER if workers else None,
             worker_init_fn=_begin_worker,
-            multiprocessing_context="fork" if config.workers else None,  # they share the buffers
+            multiprocessing_context="fork" if workers else None,  # they share the buffers
         )
-        if config.workers:
+        if workers:
             time.sleep(_SETTLE_S)
         for slot, executed in zip(itertools.cycle(turns), loader, strict=False):
             if isinstance(executed, Exception):
@@ -173,6 +176,11 @@ class PackLoader:
                 for recipe in recipes:
                     self._prefetcher.sent([image.cached for image in recipe.images if image.cached])
             yield from recipes
+
+
+def num_workers(config: DataConfig) -> int:
+    """Return `data.workers`; auto is the cores of this process, of which a run leaves some free."""
+    return int(joblib.cpu_count() if config.workers == AUTO else config.workers)
 
 
 def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:

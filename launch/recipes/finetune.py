@@ -39,6 +39,7 @@ from launch.run.local import launch_local
 from launch.run.ranks import starter
 from launch.run.train import train
 from launch.run.validation_data import open_held_out
+from launch.run.workers import loader_workers, with_workers
 from zeta import metric_names as names
 from zeta.distributed import rank_from_environment
 from zeta.exit_codes import ExitCode
@@ -156,7 +157,8 @@ def score_beginning(config: ZetaConfig) -> dict[str, Any] | None:
     """
     manifest = open_shards(config.data.shards)
     resolved = resolve_with_shards(config, manifest)
-    held_out = open_held_out(resolved, manifest)
+    workers = loader_workers(resolved, os.environ)
+    held_out = open_held_out(with_workers(resolved, workers), manifest)
     if held_out is None or held_out.classes is None:
         return None
     arguments = resolved.model.resolve()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from dataclasses import asdict
 
 from launch.arguments import Subparsers, add_command, add_config, add_json, positive_int
@@ -35,13 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from data_pipeline.shards.weighted import open_shards
     from launch.config.load import load_config
     from launch.config.resolve import resolve_with_shards, training_plan
-    from launch.run.workers import rank_cores, with_workers
     from launch.tables import bench_table
-    from zeta.config_field import AUTO
 
     config = load_config(args.config, args.overrides)
-    if config.data.workers == AUTO:  # nothing trains meanwhile
-        config = with_workers(config, rank_cores(os.environ))
     manifest = open_shards(config.data.shards)
     plan = training_plan(resolve_with_shards(config, manifest), manifest)
     result = bench(plan, packs=args.packs, rounds=args.rounds)

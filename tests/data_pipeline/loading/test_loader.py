@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 
-from data_pipeline.loading.loader import PackLoader
+from data_pipeline.config import DataConfig
+from data_pipeline.loading.loader import PackLoader, num_workers
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
@@ -233,3 +235,8 @@ def test_a_worker_is_ended_by_its_rank_and_by_no_other_process(manifest):
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == 0
+
+
+def test_a_loop_of_ones_own_gets_the_cores_of_its_process():
+    assert num_workers(DataConfig()) == joblib.cpu_count()
+    assert num_workers(DataConfig(workers=0)) == 0
