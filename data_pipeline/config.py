@@ -52,6 +52,7 @@ class DropScheduleConfig:
     `width`).
     """
 
+    place: ClassVar[str] = "data.drop.schedule"
     kind: str = "none"
     """none (the rate is constant) or sigmoid."""
     low: float = 0.2
@@ -65,11 +66,11 @@ class DropScheduleConfig:
     the paper."""
 
     def __post_init__(self) -> None:
-        check_choice("data.drop.schedule.kind", self.kind, ("none", "sigmoid"))
-        check_range("data.drop.schedule.low", self.low, 0, 1, open_high=True)
-        check_range("data.drop.schedule.high", self.high, self.low, 1, open_high=True)
+        check_choice(f"{self.place}.kind", self.kind, ("none", "sigmoid"))
+        check_range(f"{self.place}.low", self.low, 0, 1, open_high=True)
+        check_range(f"{self.place}.high", self.high, self.low, 1, open_high=True)
         if self.width == 0:
-            raise ValueError("data.drop.schedule.width is 0; give a number of images, not 0")
+            raise ValueError(f"{self.place}.width is 0; give a number of images, not 0")
 
 
 @dataclass
@@ -106,13 +107,13 @@ class DropConfig:
         schedule = self.schedule
         if schedule.kind != "none" and self.kind == "none":
             raise ValueError(
-                f"data.drop.schedule.kind is {schedule.kind!r}, but data.drop.kind is none: there "
-                "is no rate to schedule; set data.drop.kind"
+                f"{schedule.place}.kind is {schedule.kind!r}, but {self.place}.kind is none: there "
+                f"is no rate to schedule; set {self.place}.kind"
             )
         if schedule.kind != "none" and self.kind == "beta" and schedule.high >= self.max:
             raise ValueError(
-                f"data.drop.schedule.high is {schedule.high:g}; for kind beta it is a mean rate "
-                f"and must be below data.drop.max = {self.max:g}"
+                f"{schedule.place}.high is {schedule.high:g}; for kind beta it is a mean rate "
+                f"and must be below {self.place}.max = {self.max:g}"
             )
 
 
@@ -187,10 +188,19 @@ class LocalResolutionConfig(ResolutionConfig):
     place: ClassVar[str] = "data.local.resolution"
 
 
+class LocalDropScheduleConfig(DropScheduleConfig):
+    """The schedule of the drop rate of local views."""
+
+    place: ClassVar[str] = "data.local.drop.schedule"
+
+
+@dataclass
 class LocalDropConfig(DropConfig):
     """The dropped patches of local views."""
 
     place: ClassVar[str] = "data.local.drop"
+    schedule: LocalDropScheduleConfig = field(default_factory=LocalDropScheduleConfig)
+    """Schedule that moves `rate` over the run."""
 
 
 class LocalColourConfig(ColourConfig):

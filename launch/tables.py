@@ -48,7 +48,8 @@ def plan_table(summary: PlanSummary, num_lanes: int, world_size: int) -> list[st
 def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str]:
     """Return warnings about a plan that works but wastes something."""
     warnings, num_lanes, most = [], plan.num_lanes, plan.config.max_images_per_pack
-    if summary.fill < _NEARLY_FULL and summary.images_per_pack > _COUNT_BINDS * most:
+    room = most // summary.views * summary.views  # all views of an image lie in one pack
+    if summary.fill < _NEARLY_FULL and summary.images_per_pack > _COUNT_BINDS * room:
         warnings.append(
             f"packs are {summary.fill:.1%} full because they reach data.max_images_per_pack = "
             f"{most} images: raise it to {round(1.1 * most / summary.fill)}"

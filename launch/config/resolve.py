@@ -181,3 +181,10 @@ def _check_fixed_size(data: DataConfig, image_size: Any) -> None:
             f"data.resolution.fit=crop (or squash); now they are {resolution.kind}, "
             f"{resolution.max} and {resolution.fit}"
         )
+    local = data.local.resolution
+    if data.local.views and (local.kind, local.max) != ("fixed", image_size):
+        raise ValueError(
+            "model.arch is megavit, which takes images of one size: set "
+            f"data.local.resolution.kind=fixed and data.local.resolution.max={image_size}, or "
+            f"data.local.views=0; now they are {local.kind} and {local.max}"
+        )

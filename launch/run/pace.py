@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,17 @@ from data_pipeline.plan.summary import PlanSummary, summarise
 from data_pipeline.supply import Supply, measure_supply
 from launch.report.logged_run import read_run
 from launch.run.checks import CheckedRun, abstract_model
+from launch.run.workers import loader_workers
 from zeta import metric_names as names
+from zeta.config_field import AUTO
 from zeta.models.flops import CountsFlops
 from zeta.train.hardware import Accelerator
 from zeta.train.pace import Pace, predicted_pace
 
 _LOGS = 20
 """Number of lines of metrics whose utilisation counts as that of the run."""
+_LEAST_SUPPLY = 0.1
+"""Supply ratio below which a step says nothing of the device."""
 _DAY_S = 86_400
 
 
@@ -73,11 +78,11 @@ class RunLength:
 
 def run_length(checked: CheckedRun, world_size: int) -> RunLength:
     """Return the length of a run, by the nearest of its limits."""
-    train, data = checked.config.train, checked.config.data
+    train = checked.config.train
     summary = summarise(checked.plan, world_size)
     epochs = train.max_epochs
-    tokens = train.packs_per_step * data.token_budget * summary.fill
     images = train.packs_per_step * summary.images_per_pack
+    tokens = images * summary.tokens / max(summary.images * summary.views, 1)
     planned = (
         train.max_steps,
         None if epochs is None else epochs * summary.steps_per_epoch,
@@ -100,8 +105,12 @@ def forecast(checked: CheckedRun, gpu: Accelerator | None) -> Forecast:
         OSError, TarError: a shard cannot be read.
     """
     supply = measure_supply(checked.plan)
-    workers = int(checked.plan.config.workers)
     config, need = checked.config, None
+    workers = int(checked.plan.config.workers)
+    if gpu is not None and config.data.workers == AUTO:  # a rank of the job, not of this machine
+        own = config.cluster.cpus_per_task
+        here = {"SLURM_CPUS_PER_TASK": str(own)} if own else {}
+        workers = loader_workers(config, dict(os.environ) | here, on_gpu=True)
     model = abstract_model(config)
     peak = config.train.peak_tflops
     if peak is None and gpu is not None:
@@ -114,12 +123,24 @@ def forecast(checked: CheckedRun, gpu: Accelerator | None) -> Forecast:
 
 
 def logged_mfu(run_dir: Path) -> float | None:
-    """Return the utilisation that a run has logged lately; None: it has logged none."""
+    """Return the utilisation that a run has logged lately, without the time of waiting for data.
+
+    None: it has logged none.
+    """
     try:
-        series = read_run(run_dir).series.get(names.MFU)
+        series = read_run(run_dir).series
     except ValueError:  # not begun
         return None
-    return None if series is None else statistics.median(series.values[-_LOGS:].tolist())
+    if names.MFU not in series:
+        return None
+    logged, supplied = series[names.MFU], series.get(names.SUPPLY_RATIO)
+    ratios = {} if supplied is None else dict(zip(supplied.steps, supplied.values, strict=True))
+    found = [
+        mfu / ratio
+        for step, mfu in zip(logged.steps, logged.values, strict=True)
+        if (ratio := ratios.get(step, 1.0)) >= _LEAST_SUPPLY
+    ]
+    return statistics.median(found[-_LOGS:]) if found else None
 
 
 def pace_rows(found: Forecast, world_size: int, images: float | None) -> Iterator[tuple[str, str]]:

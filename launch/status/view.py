@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch.status.state import OVER, Status, duration
+from zeta.run.directory import RunDir
 
 _LABEL = 13
 _NARROWEST = 24
@@ -187,13 +188,13 @@ def watch(take: Callable[[], Status], every_s: float, screen: Screen) -> None:
 def wait_for_run(run_dir: Path, every_s: float, out: IO[str] | None = None) -> bool:
     """Wait until a folder is the directory of a run; return False if Ctrl-C ended that.
 
-    A job may still wait in the queue, and makes the folder when it starts. What is there and is no
-    run is left to `take_snapshot` to refuse.
+    A job may still wait in the queue, and makes the folder when it starts; a recipe may have only
+    its shards there. What is there and is no run is left to `take_snapshot` to refuse.
     """
     out = out or sys.stderr
     said = False
     try:
-        while not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
+        while not run_dir.exists() or _may_become_a_run(RunDir(run_dir)):
             if not said:
                 text = f"zeta: waiting for a run in {run_dir}; Ctrl-C ends this"
                 print(text, file=out, flush=True)
@@ -202,3 +203,7 @@ def wait_for_run(run_dir: Path, every_s: float, out: IO[str] | None = None) -> b
     except KeyboardInterrupt:
         return False
     return True
+
+
+def _may_become_a_run(run_dir: RunDir) -> bool:
+    return run_dir.path.is_dir() and not run_dir.is_marked() and not run_dir.foreign_names()

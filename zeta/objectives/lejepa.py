@@ -27,6 +27,9 @@ from zeta.objectives.sigreg import (
 from zeta.objectives.view_model import ViewModel, ViewOutputs
 from zeta.packed import PackedBatch
 
+_FEWEST = 32
+"""Fewest images whose spread says something."""
+
 
 class LejepaObjective(DeclaredObjective):
     """The agreement of the views of an image, and the spread of all views of the step.
@@ -152,16 +155,17 @@ class EmbeddingTally:
 
         The effective rank is the exponential of the entropy of the covariance's eigenvalues (Roy
         and Vetterli 2007): near 1 all embeddings lie on a line, and training has collapsed. The
-        deviation is the mean over channels of their standard deviations. Every rank calls this
-        after at least one `add`. NOTE: a collective.
+        deviation is the mean over channels of their standard deviations. Both are left out below
+        32 images, which vary in few directions whatever the model does. Every rank calls this after
+        at least one `add`. NOTE: a collective.
         """
         assert self._sums is not None, "at least one pack was added"
         flat = torch.cat([part.flatten() for part in self._sums])
         if dist.is_initialized():
             dist.all_reduce(flat)
         count, channels = float(flat[0]), len(self._sums[1])
-        if count == 0:
-            return {"images": 0.0}
+        if count < _FEWEST:
+            return {"images": count}
         mean_C = flat[1 : channels + 1] / count
         products = flat[channels + 1 :].view(channels, channels) / count
         covariance = products - mean_C[:, None] * mean_C
@@ -173,10 +177,15 @@ class EmbeddingTally:
 
 
 def effective_rank(covariance: Tensor) -> float:
-    """Return the exponential of the entropy of the eigenvalues of [C, C]; 1 if all are 0."""
+    """Return the exponential of the entropy of the eigenvalues of [C, C].
+
+    It is 1 if all are 0, or not finite.
+    """
+    if not torch.isfinite(covariance).all():
+        return 1.0
     values = torch.linalg.eigvalsh(covariance.cpu()).clamp(min=0)
     total = values.sum()
-    if total <= 0 or not torch.isfinite(total):
+    if total <= 0:
         return 1.0
     shares = values / total
     return float(torch.special.entr(shares).sum().exp())

@@ -91,7 +91,13 @@ class TrackerConfig:
     (metrics.csv). metrics.jsonl is written in any case."""
 
     def __post_init__(self) -> None:
-        self.kind = [self.kind] if isinstance(self.kind, str) else list(self.kind or ())
+        given = [self.kind] if isinstance(self.kind, str) else self.kind or []
+        if not isinstance(given, list | tuple):
+            raise ValueError(
+                f"tracker.kind is {given!r}; give one of {', '.join(KINDS)}, or a list of them, as "
+                "in [wandb, csv]"
+            )
+        self.kind = list(dict.fromkeys(given))
         for kind in self.kind:
             check_choice("tracker.kind", kind, KINDS)
         if "wandb" not in self.kind:

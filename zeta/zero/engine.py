@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zeta.distributed import World
 from zeta.models.linear import WeightCopies
+from zeta.models.trainable import frozen_names
 from zeta.zero.config import ZeroConfig, deepspeed_config
 from zeta.zero.layout import copy_to_forward, find_ranges
 from zeta.zero.passthrough import offloads_optimizer
@@ -42,7 +43,9 @@ class ZeroEngine:
         self._stage, self._device = zero.stage, world.device
         # One gather a block, not one a layer. Behind a frozen part a block would be released too
         # early: its input needs no gradient, by which DeepSpeed sees the end of its backward.
-        if self._stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
+        # A head without a part in training comes after all blocks.
+        behind = [name for name in frozen_names(model) if "head" not in name.split(".")]
+        if self._stage == 3 and not behind:
             set_z3_leaf_modules(model, list(block_types(model)), raise_if_not_found=False)
         self._offloaded = offloads_optimizer(zero.extra)
         names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -12,6 +12,8 @@ from data_pipeline.config import (
     DataConfig,
     LocalAugmentConfig,
     LocalColourConfig,
+    LocalDropConfig,
+    LocalDropScheduleConfig,
     LocalResolutionConfig,
     LocalViewsConfig,
     ResolutionConfig,
@@ -141,6 +143,10 @@ def test_a_change_has_its_probability():
     ("make", "named"),
     [
         (lambda: LocalResolutionConfig(min=9, max=8), r"data\.local\.resolution\.max is 8"),
+        (
+            lambda: LocalDropConfig(schedule=LocalDropScheduleConfig(kind="sigmoid")),
+            r"data\.local\.drop\.schedule\.kind is 'sigmoid', but data\.local\.drop\.kind is none",
+        ),
         (lambda: LocalViewsConfig(views=-1), r"data\.local\.views is -1"),
         (lambda: LocalColourConfig(grey=2), r"data\.local\.augment\.colour\.grey is 2"),
         (lambda: ColourConfig(hue=0.7), r"data\.augment\.colour\.hue is 0\.7"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -83,3 +84,15 @@ def test_the_utilisation_of_the_run_itself_wins(tmp_path):
     assert predicted_pace(1e9, 989, 768, 0.3).images_per_s == pytest.approx(0.3 * 989e3)
     assert predicted_pace(1e9, 989, 768).source == "measured on an H200"
     assert (expected_mfu(192), expected_mfu(5000)) == (0.08, 0.38)
+
+
+def test_a_run_that_waited_for_data_is_not_taken_for_a_slow_gpu(tmp_path):
+    row = {"throughput/mfu": 0.1, "data/supply_ratio": 0.25}
+    lines = (json.dumps({"step": step} | row) + "\n" for step in range(9))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert logged_mfu(tmp_path) == pytest.approx(0.4)
+
+
+def test_tokens_of_a_step_do_not_depend_on_the_ranks(checked):
+    found = {world_size: run_length(checked, world_size) for world_size in (1, 2)}
+    assert found[1].tokens_per_step == pytest.approx(found[2].tokens_per_step)

@@ -65,3 +65,8 @@ def test_a_rank_on_a_gpu_decodes_with_all_cores_but_one(monkeypatch, cores, devi
 def test_another_value_is_refused_by_name(value):
     with pytest.raises(ValueError, match=r"data\.workers"):
         DataConfig(workers=value)
+
+
+def test_ranks_that_a_task_of_slurm_has_started_share_the_cores_of_the_task(cores):
+    cores(64)
+    assert rank_cores(torchrun(8) | {"SLURM_CPUS_PER_TASK": "32"}) == 4

@@ -16,7 +16,7 @@ from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.packs import make_pack
 from zeta.objectives import build_for_objective, build_objective
 from zeta.objectives.config import LejepaConfig, ObjectiveConfig
-from zeta.objectives.lejepa import effective_rank
+from zeta.objectives.lejepa import EmbeddingTally, effective_rank
 from zeta.objectives.sigreg import (
     characteristic_sums,
     random_directions,
@@ -180,6 +180,15 @@ def test_the_effective_rank_counts_the_channels_that_vary():
     assert effective_rank(torch.eye(8)) == pytest.approx(8)
     assert effective_rank(torch.diag(torch.tensor([1.0, 1, 0, 0]))) == pytest.approx(2)
     assert effective_rank(torch.zeros(4, 4)) == 1
+    assert effective_rank(torch.full((4, 4), float("nan"))) == 1
+
+
+def test_the_spread_of_a_few_images_is_not_told():
+    for count, told in ((31, False), (32, True)):
+        tally = EmbeddingTally()
+        pack = views("a" * count)
+        tally.add(ViewOutputs(torch.zeros(count + 1, 2), torch.randn(count + 1, 4)), pack)
+        assert (RANK in tally.metrics()) == told
 
 
 @pytest.mark.slow

@@ -98,6 +98,9 @@ def test_trackers_are_one_or_a_list_and_wandb_is_off_where_it_is_not_named():
     assert TrackerConfig(kind="csv").kind == ["csv"]
     assert TrackerConfig(kind=["csv", "tensorboard"]).wandb.mode == "disabled"
     assert TrackerConfig(kind=[]).wandb.mode == "disabled"
+    assert TrackerConfig(kind=["csv", "csv"]).kind == ["csv"]
+    with pytest.raises(ValueError, match=r"tracker\.kind is 5; give one of wandb"):
+        TrackerConfig(kind=5)
     with pytest.raises(ValueError, match=r"tracker\.kind is 'mlflow'; choose one of csv"):
         TrackerConfig(kind="mlflow")
 
