@@ -54,7 +54,7 @@ class EpochAccount:
     planned: int = 0
     trained: int = 0
     views: int = 0
-    """Number of images shown of the samples trained on: each sample has `data.views` of them."""
+    """Number of images shown of the samples trained on: all views of each, local ones included."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Number of planned samples that could not be used, by reason."""
 

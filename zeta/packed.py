@@ -84,7 +84,7 @@ class PackedBatch:
     Empty where the packs do not come from shards, and in joined packs."""
     view_of: Tensor | None = None
     """[I] int64 row of the first view of the same image, -1 where unused: the views of an image are
-    the rows with the same number. None: every row is an image of its own (`data.views` = 1)."""
+    the rows with the same number. None: every row is an image of its own."""
     local_views: Tensor | None = None
     """[I] bool: the row is a local view of its image (`data.local`); None: no image has any."""
     draw_seeds: Tensor | None = None

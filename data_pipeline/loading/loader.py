@@ -179,7 +179,11 @@ class PackLoader:
 
 
 def num_workers(config: DataConfig) -> int:
-    """Return `data.workers`; auto is the cores of this process, of which a run leaves some free."""
+    """Return `data.workers`; auto is all cores of this process.
+
+    `zeta train` has set the share of its rank by then; several ranks of a loop of your own that
+    share a machine need a number.
+    """
     return int(joblib.cpu_count() if config.workers == AUTO else config.workers)
 
 
