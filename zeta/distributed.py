@@ -279,12 +279,6 @@ def choose_device(info: RankInfo, kind: str, visible: int) -> torch.device:
     return torch.device("cuda", info.local_rank % visible)
 
 
-def close_distributed() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def compiler_available() -> bool:
     """Whether torch.compile can build its kernels here."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))

@@ -17,7 +17,7 @@ from launch.run.checks import CheckedRun, check_start
 from launch.run.execution import costliest_pack, run_memory
 from launch.run.pace import RunLength, forecast, pace_rows, run_length
 from launch.tables import plan_warnings
-from zeta.distributed import RankInfo, close_distributed
+from zeta.distributed import RankInfo
 from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
@@ -28,7 +28,7 @@ from zeta.train.memory_model import (
     state_memory,
 )
 from zeta.zero.passthrough import offloads_optimizer
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 _GIB = 2**30
 

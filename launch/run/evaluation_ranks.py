@@ -15,11 +15,10 @@ from zeta.distributed import (
     LAUNCHED_RANKS,
     RankInfo,
     World,
-    close_distributed,
     rank_from_environment,
 )
 from zeta.run.meeting import meet, wait_for_ranks
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 
 def has_ranks_to_start(nproc: int) -> bool:

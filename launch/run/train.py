@@ -32,7 +32,6 @@ from zeta.distributed import (
     Store,
     World,
     choose_device,
-    close_distributed,
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
@@ -48,7 +47,7 @@ from zeta.train.attention_check import check_attention
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution
 from zeta.train.hardware import find_accelerator
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 _PACK_PICTURES = 3
 """Number of packs to draw for W&B."""

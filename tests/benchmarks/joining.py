@@ -17,13 +17,13 @@ from collections.abc import Callable
 import torch
 
 from tests.benchmarks.gpu.common import photographs
-from zeta.distributed import World, close_distributed
+from zeta.distributed import World
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.execution import Need, Shape, choose_execution
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 TOKENS, PACKS = 1024, 4
 SIZES = {"64 channels, 4 blocks": (64, 4, 4), "192 channels, 12 blocks": (192, 12, 3)}

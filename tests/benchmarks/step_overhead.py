@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.workload import realistic
-from zeta.distributed import close_distributed
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
@@ -30,7 +29,7 @@ from zeta.run.console import Console
 from zeta.run.directory import RunDir
 from zeta.tracking.config import TrackerConfig, WandbConfig
 from zeta.train.config import OptimConfig, TrainConfig
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 MOST_OVERHEAD, MOST_BLOCKING = 0.03, 1.2
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from zeta.distributed import close_distributed, set_collective_timeout
+from zeta.distributed import set_collective_timeout
 from zeta.run.cpu_tuning import gather_in_place
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 
 def collectives(arguments):

@@ -11,14 +11,13 @@ import torch
 
 import zeta.zero.engine
 from tests.zeta.training import NUM_CLASSES, lane_pack, shard_small_parameters, tiny_navit
-from zeta.distributed import close_distributed
 from zeta.exit_codes import RunError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.zero.build import build_for_training
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 shard_small_parameters()
 OPTIM = OptimConfig(lr=1e-3, weight_decay=0.1, head_weight_decay=3.0, clip=0.5)

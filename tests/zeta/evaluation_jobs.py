@@ -11,14 +11,13 @@ from tests.zeta.training import (
     shard_small_parameters,
     tiny_navit,
 )
-from zeta.distributed import close_distributed
 from zeta.exit_codes import RunError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.evaluation import evaluate
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 shard_small_parameters()
 

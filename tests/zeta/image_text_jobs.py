@@ -13,7 +13,6 @@ from deepspeed.utils import safe_get_full_grad
 
 from tests.zeta.models.test_text_tower import ARGUMENTS
 from tests.zeta.training import BUDGET, MAX_IMAGES, lane_pack, shard_small_parameters, tiny_navit
-from zeta.distributed import close_distributed
 from zeta.models.parameters import parameter_rules
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
@@ -23,7 +22,7 @@ from zeta.objectives.pairs import ImageTextOutputs
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.zero.build import build_for_training
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 EMBED_DIM = 12
 TEXT_BUDGET = 64

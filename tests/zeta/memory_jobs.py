@@ -9,7 +9,6 @@ import torch
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
-from zeta.distributed import close_distributed
 from zeta.models.parameters import full_shape
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
@@ -17,7 +16,7 @@ from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.memory_model import state_memory
 from zeta.zero.build import build_for_training
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 
 def _held():

@@ -12,11 +12,10 @@ from tests.zeta.engine_jobs import OPTIM, _poison, objective, step, weights
 from tests.zeta.foreign_optimizer import Lion
 from tests.zeta.training import tiny_navit
 from zeta.checkpoint.store import CheckpointStore
-from zeta.distributed import close_distributed
 from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.optimizers import OPTIMIZERS
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 

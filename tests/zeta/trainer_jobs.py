@@ -26,7 +26,7 @@ from tests.zeta.training import (
 )
 from zeta.checkpoint.memory_files import MemoryFiles
 from zeta.checkpoint.store import CheckpointStore
-from zeta.distributed import close_distributed, rank_from_environment
+from zeta.distributed import rank_from_environment
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
@@ -38,7 +38,7 @@ from zeta.run.watchdog import Watchdog, WatchdogConfig
 from zeta.tracking.config import TrackerConfig, WandbConfig
 from zeta.train.config import EvaluateConfig, OptimConfig, TrainConfig
 from zeta.train.evaluation import HeldOut
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 shard_small_parameters()
 

@@ -28,6 +28,7 @@ _LIBRARY = (
     "ops.__compatible_ops__",
     "utils.set_z3_leaf_modules",
     "comm.comm.cdb",
+    "comm.destroy_process_group",
     "runtime.checkpoint_engine.checkpoint_engine.CheckpointEngine",
     # The records in its files that are not tensors.
     "runtime.fp16.loss_scaler.LossScaler",

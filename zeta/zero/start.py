@@ -73,3 +73,11 @@ def init_distributed(
     if not use_cuda:
         comm.cdb.all_gather_function = gather_in_place  # of the weights, at ZeRO 1 and 2
     return World(info, device)
+
+
+def close_distributed() -> None:
+    """Leave the process group, and let DeepSpeed forget the groups that it made in it."""
+    if dist.is_initialized():
+        from deepspeed import comm
+
+        comm.destroy_process_group()

@@ -17,13 +17,12 @@ from tests.benchmarks.gpu.common import (
     rates,
     timed,
 )
-from zeta.distributed import close_distributed
 from zeta.models.config import build_model
 from zeta.objectives import build_objective
 from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.memory_model import activation_memory, state_memory
-from zeta.zero.start import init_distributed
+from zeta.zero.start import close_distributed, init_distributed
 
 CASES = (
     ("navit_l16", 32768, 2),
