@@ -14,7 +14,7 @@ import torch
 
 from data_pipeline.loading.executor import ExecutedPack, decode_views
 from data_pipeline.loading.fetch import read_image
-from data_pipeline.loading.loader import PREFETCH_PACKS_PER_WORKER, PackLoader, num_workers
+from data_pipeline.loading.loader import PackLoader, num_workers
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.images.header import ImageError
@@ -59,9 +59,9 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
             hits both; the result has medians.
     """
     workers = num_workers(plan.config)
-    queue = PREFETCH_PACKS_PER_WORKER * workers
     recipes = _TimedRecipes(plan)
-    loader = PackLoader(plan).executed(recipes)
+    source = PackLoader(plan)
+    loader, queue = source.executed(recipes), source.prefetch * workers
     decode_loop = _DecodeLoop(recipes.first_images(_DECODE_IMAGES), plan, max(workers, 1))
     runs, bounds = [], []
     for _ in range(rounds):

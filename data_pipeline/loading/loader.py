@@ -26,7 +26,9 @@ from zeta.config_field import AUTO
 from zeta.packed import PackedBatch, StepPacks, check_world_size, lanes_of_rank
 from zeta.run.cpu_tuning import keep_freed_memory
 
-PREFETCH_PACKS_PER_WORKER = 4
+_LEAST_PREFETCH = 4
+_MOST_BUFFER_BYTES = 4 * 2**30
+"""Memory for packs that wait, at most: a step of the shipped recipes takes 0.7 GiB on one rank."""
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
 """Seconds to wait before a fork. In older Pythons the child hangs if another thread is just
 entering or leaving Python (python/cpython#112275); this was seen once, right after a collective.
@@ -85,6 +87,19 @@ class PackLoader:
         if any(is_remote(shard.path) for shard in plan.manifest.shards):
             self._prefetcher = Prefetcher(plan, self._lanes, rank)
 
+    @property
+    def prefetch(self) -> int:
+        """Packs that each worker is asked for ahead.
+
+        Together they are a whole step: the packs of a step are taken at once, and the workers make
+        those of the next one while the device computes.
+        """
+        config, workers = self._plan.config, max(1, num_workers(self._plan.config))
+        pack_bytes = config.token_budget * 3 * self._plan.patch_size**2
+        wanted = -(-len(self._slots) // workers) + 1
+        room = _MOST_BUFFER_BYTES // (pack_bytes * workers)
+        return max(_LEAST_PREFETCH, min(wanted, room))
+
     def steps(self, state: Mapping[str, Any] | None) -> Iterator[StepPacks]:
         """Yield the packs of each step, from `state` on (None: from the beginning of the run).
 
@@ -115,7 +130,7 @@ class PackLoader:
         buffers = None
         if workers:
             # One for each pack asked for ahead, and one whose patches are being copied out.
-            slots = PREFETCH_PACKS_PER_WORKER * workers + 1
+            slots = self.prefetch * workers + 1
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
         turns = range(len(buffers) if buffers else 1)
         loader = DataLoader(
@@ -123,7 +138,7 @@ class PackLoader:
             batch_size=None,
             sampler=zip(recipes, itertools.cycle(turns), strict=False),
             num_workers=workers,
-            prefetch_factor=PREFETCH_PACKS_PER_WORKER if workers else None,
+            prefetch_factor=self.prefetch if workers else None,
             worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if workers else None,  # they share the buffers
         )
@@ -164,9 +179,10 @@ class PackLoader:
             if self._prefetcher is not None:
                 self._prefetcher.look_ahead(lanes)
             recipes = []
-            for lane in lanes.values():
+            for number, lane in enumerate(lanes.values(), start=1):
                 pack = lane.next_pack()
                 recipes.append(pack_recipe(self._plan, pack, lane.epoch, locate))
+                lane.plan_ahead(number / (len(lanes) + 1))  # each lane at another step
             for _ in range(len(self._slots) - len(lanes)):
                 recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
             # Noted before the first recipe goes out: the step may come back at any time after.

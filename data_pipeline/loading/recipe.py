@@ -142,20 +142,25 @@ def _image_recipes(
         reduced = reduced.reshape(-1, k).min(axis=1)
         scales = np.where(samples["format"] == ImageFormat.JPEG, reduced, 1)
     views = _view_recipes(plan, pack)
+    names = ("offset", "nbytes", "height", "width")
+    columns = [ids.tolist(), shards, checksums, scales.tolist()]
+    columns += [samples[name].tolist() for name in names]  # lists: numpy's items are slow to take
     return tuple(
         ImageRecipe(
-            sample_id=int(ids[i]),
-            shard=shards[i].path,
-            offset=int(samples["offset"][i]),
-            nbytes=int(samples["nbytes"][i]),
-            stamp=(shards[i].nbytes, shards[i].mtime_ns),
-            stored_size=(int(samples["height"][i]), int(samples["width"][i])),
-            checksum=checksums[i],
-            scale=int(scales[i]),
-            views=views[i * k : (i + 1) * k],
-            cached=cached.get(shards[i].path),
+            sample_id=sample_id,
+            shard=shard.path,
+            offset=offset,
+            nbytes=nbytes,
+            stamp=(shard.nbytes, shard.mtime_ns),
+            stored_size=(height, width),
+            checksum=checksum,
+            scale=scale,
+            views=views[number * k : (number + 1) * k],
+            cached=cached.get(shard.path),
         )
-        for i in range(len(samples))
+        for number, (sample_id, shard, checksum, scale, offset, nbytes, height, width) in enumerate(
+            zip(*columns, strict=True)
+        )
     )
 
 
@@ -167,18 +172,23 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     rules = [rule.augment.colour for rule in (plan.config, plan.config.local)]
     colours = [colour if colour.changes_any else None for colour in rules]
     colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else [0] * len(pack.views)
+    images = zip(
+        *(column.tolist() for column in (pack.rows, pack.columns, pack.keep, local)),
+        *(keep_keys, boxes, flips, colour_keys),
+        strict=True,
+    )
     return tuple(
         ViewRecipe(
-            grid=(int(pack.rows[i]), int(pack.columns[i])),
-            keep=int(pack.keep[i]),
-            keep_key=keep_keys[i],
-            box=boxes[i],
-            flip=flips[i],
-            local=bool(local[i]),
-            colour=colours[int(local[i])],
-            colour_key=colour_keys[i],
+            grid=(rows, columns),
+            keep=keep,
+            keep_key=keep_key,
+            box=box,
+            flip=flip,
+            local=is_local,
+            colour=colours[is_local],
+            colour_key=colour_key,
         )
-        for i in range(len(pack.sample_ids))
+        for rows, columns, keep, is_local, keep_key, box, flip, colour_key in images
     )
 
 

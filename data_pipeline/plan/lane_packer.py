@@ -148,6 +148,16 @@ class WindowRules:
         return np.asarray(values.reshape(-1, self.views).sum(axis=1))
 
 
+@dataclass(frozen=True)
+class _Window:
+    """A window that has been packed."""
+
+    packs: list[PackPlan]
+    """In the order in which the lane returns them."""
+    after: tuple[LaneState, tuple[Cursor, ...], PackPlan | None]
+    """State, cursors and leftovers at the beginning of the window that follows."""
+
+
 class LanePacker:
     """An iterator over the packs of one lane; `state` may be saved after any pack.
 
@@ -164,6 +174,8 @@ class LanePacker:
         self._cursors, self._carry = self._replay(self._window)
         self._packs: list[PackPlan] = []
         self._taken = 0
+        self._ahead: _Window | None = None
+        """The next window, if it has been packed already."""
         self._next = (self._window, self._cursors, self._carry)
         """State, cursors and leftovers at the beginning of the next window."""
         self.epoch = min((cursor.epoch for cursor in self._cursors), default=0)
@@ -215,6 +227,17 @@ class LanePacker:
         """Return whether `next_pack` would return a pack."""
         return self._fill()
 
+    def plan_ahead(self, share: float) -> None:
+        """Pack the next window now, if `share` of the packs of this one have been returned.
+
+        This changes no pack. It lets the lanes of a run do so at different steps, which would
+        otherwise all stop a step together.
+        """
+        _, cursors, carry = self._next
+        ended = self._mix.ended(cursors) and carry is None
+        if self._ahead is None and self._taken > share * len(self._packs) and not ended:
+            self._ahead = self._packed(*self._next)
+
     def _fill(self) -> bool:
         """Make sure that a pack is waiting; return False once the stream has ended."""
         while not self._packs:
@@ -226,10 +249,18 @@ class LanePacker:
         return True
 
     def _next_window(self) -> None:
-        """Deal and pack the window that begins at `_window`; set `_packs` and `_next`."""
-        rules, cursors = self._rules, self._cursors
-        parts = [] if self._carry is None else [self._carry]
-        carried, dealt = len(self._window.carry), 0
+        """Set `_packs` and `_next` to those of the window that begins at `_window`."""
+        window = self._ahead or self._packed(self._window, self._cursors, self._carry)
+        self._packs, self._taken, self._ahead = window.packs, 0, None
+        self._next = window.after
+
+    def _packed(
+        self, state: LaneState, first: tuple[Cursor, ...], carry: PackPlan | None
+    ) -> _Window:
+        """Deal and pack the window that begins at `state`, with these cursors and leftovers."""
+        rules, cursors = self._rules, first
+        parts = [] if carry is None else [carry]
+        carried, dealt = len(state.carry), 0
         while not self._mix.ended(cursors) and dealt < rules.pack_window:
             samples, cursors = self._mix.deal(cursors, rules.pack_window - dealt)
             parts.append(rules.size(samples))
@@ -242,8 +273,7 @@ class LanePacker:
             if full and not (epochs == 1 and full in _UNEVEN_PACKS):
                 break
         if carried + dealt == 0:  # the run ended and none of its last samples was usable
-            self._packs, self._next = [], (self._window, cursors, None)
-            return
+            return _Window([], (state, cursors, None))
         images = PackPlan.concatenate(parts)
         # A sample is placed as a whole: its views lie in one pack.
         costs = rules.by_sample(image_costs(images.lengths, rules.cost_dim))
@@ -254,16 +284,15 @@ class LanePacker:
             num_first=carried,
             flush=self._mix.ended(cursors),
         )
-        order = step_order([float(costs[pack].sum()) for pack in packs], self._window.step)
-        self._packs, self._taken = [images.select(rules.images_of(packs[i])) for i in order], 0
-        step = self._window.step + len(packs)
+        order = step_order([float(costs[pack].sum()) for pack in packs], state.step)
+        ordered = [images.select(rules.images_of(packs[i])) for i in order]
+        step = state.step + len(packs)
         if len(leftovers) == 0:
-            self._next = (LaneState(cursors, 0, (), step), cursors, None)
-            return
+            return _Window(ordered, (LaneState(cursors, 0, (), step), cursors, None))
         assert leftovers[0] >= carried, "leftovers of the previous window are placed first"
-        carry = tuple((leftovers - carried).tolist())
-        after = LaneState(self._cursors, dealt, carry, step)
-        self._next = (after, cursors, images.select(rules.images_of(leftovers)))
+        left = tuple((leftovers - carried).tolist())
+        after = LaneState(first, dealt, left, step)
+        return _Window(ordered, (after, cursors, images.select(rules.images_of(leftovers))))
 
     def _replay(self, state: LaneState) -> tuple[tuple[Cursor, ...], PackPlan | None]:
         """Deal the window before `state` again; return the cursors after it, and its leftovers."""

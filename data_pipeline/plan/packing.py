@@ -139,27 +139,31 @@ class _OpenPacks:
         surplus = max(0, int(tokens_left[0]) - num_packs * budget)
         stop = int(np.searchsorted(-tokens_left, -(tail + surplus)))
         batch = max(1, num_packs // _ROUNDS_PER_PACK)
-        home = np.full(stop, -1, dtype=np.int64)
-        start = 0
-        while start < stop:
-            count = min(batch, stop - start)
-            longest = lengths[start : start + count].max()
-            fits = (self._room >= longest) & (self._images < self._limits.max_images)
-            final = self._costs + np.maximum(self._room - unused, 0) * (
-                costs_left[start] / tokens_left[start]
-            )
-            chosen = np.argsort(np.where(fits, final, np.inf), kind="stable")[
-                : min(count, int(fits.sum()))
-            ]
-            if len(chosen) == 0:
+        most_images = self._limits.max_images
+        # Plain numbers: numpy takes several times as long for the few packs of a round.
+        room, packed, spent = self._room.tolist(), self._images.tolist(), self._costs.tolist()
+        rates = (costs_left[:stop] / tokens_left[:stop]).tolist()
+        tokens, prices, home = lengths.tolist(), costs.tolist(), list[int]()
+        while len(home) < stop:
+            image = len(home)
+            longest, rate = tokens[image], rates[image]  # in order: the first is the longest
+            final = {
+                pack: spent[pack] + max(free - unused, 0.0) * rate
+                for pack, free in enumerate(room)
+                if free >= longest and packed[pack] < most_images
+            }
+            chosen = sorted(final, key=final.__getitem__)[: min(batch, stop - image)]
+            if not chosen:
                 break
-            images = slice(start, start + len(chosen))
-            home[images] = chosen
-            self._room[chosen] -= lengths[images]
-            self._costs[chosen] += costs[images]
-            self._images[chosen] += 1
-            start += len(chosen)
-        return home[:start]
+            for number, pack in enumerate(chosen, start=image):
+                room[pack] -= tokens[number]
+                spent[pack] += prices[number]
+                packed[pack] += 1
+            home += chosen
+        self._room = np.array(room, dtype=np.int64)
+        self._images = np.array(packed, dtype=np.int64)
+        self._costs = np.array(spent, dtype=np.float64)
+        return np.array(home, dtype=np.int64)
 
     def fill_gaps(self, lengths: list[int]) -> Ints:
         """Place each image where it leaves the least room; return the home of each."""

@@ -75,7 +75,8 @@ class TrainConfig:
     attention: str = free("auto")
     """Attention back-end: varlen (one fused kernel, cuDNN or FlashAttention 2 as torch chooses; on
     CUDA in bf16), varlen_fa2 or varlen_cudnn (each by name), varlen_fa3 or varlen_fa4 (packages of
-    their own), flex (FlexAttention; CUDA), dense (batches of images of nearly equal length; any
+    their own), short (a Triton kernel for images of up to some 128 tokens; CUDA in bf16), flex
+    (FlexAttention; CUDA), dense (batches of images of nearly equal length; any
     device), sdpa_segments (image by image; any device), or auto: what was measured to be fastest,
     varlen if nothing was, sdpa_segments where varlen cannot run. `make bench-gpu` measures them."""
     activation_checkpointing: bool = free(False)

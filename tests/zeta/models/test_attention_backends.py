@@ -1,6 +1,10 @@
 """Every attention back-end: on the CPU against the reference, or by its arguments and shapes."""
 
 import copy
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from zeta.models.attention import backends as attention_backends
 from zeta.models.attention import dense as attention_dense
 from zeta.models.attention import flex as attention_flex
 from zeta.models.attention import varlen as attention_varlen
-from zeta.models.attention.backends import Measured, fastest, measured_choice, winners
+from zeta.models.attention.backends import Measured, fastest, known, measured_choice
 from zeta.models.initialization import initialize
 from zeta.models.layers import Block, BlockShape
 
@@ -77,6 +81,40 @@ def test_a_pack_without_images_gives_zeros_and_gradients_of_zero():
     assert out.eq(0).all()
     grads = torch.autograd.grad(out.sum(), [xs[0], xs[2]])
     assert all(grad.eq(0).all() for grad in grads)
+
+
+INTERPRETED = """
+import torch
+from tests.zeta.models.test_attention_backends import CASES, inputs, results
+from dataclasses import replace
+from zeta.models.attention import Segments, attend, backends
+
+short = replace(backends.BACKENDS["short"], obstacle=lambda *_: None)  # there is no device
+backends.BACKENDS["short"] = short
+shapes = [(*case, 16) for case in CASES]
+shapes += [((20, 74, 64, 65, 33), 9, 64), ((20, 66, 130), 70, 72), ((7, 40), 0, 88)]
+for lengths, tail, channels in shapes:
+    segments = Segments.from_lengths(lengths, "cpu", tail)
+    xs = inputs(sum(lengths) + tail, channels=channels)
+    both = [results(backend, xs, segments) for backend in ("short", "sdpa_segments")]
+    for ours, theirs in zip(*both, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    if tail:
+        assert attend(*xs, segments, "short")[-tail:].eq(0).all()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux on x86-64 and arm64")
+def test_the_kernel_for_short_images_equals_the_reference_forward_and_backward():
+    """By Triton's interpreter, which must be asked for before Triton is imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_dense_groups_hold_every_image_once_and_little_padding():
@@ -219,6 +257,7 @@ def test_releases_that_replan_at_every_call_are_known_by_name(version, expected)
         ("varlen_cudnn", 64, {"_REPLANS": True}, r"pytorch#191576\); install torch 2\.14 or newer"),
         ("varlen_cudnn", 64, {"_takes_cudnn": lambda: False}, r"torch \S+ has none"),
         ("varlen_fa3", 64, {"_lacks": lambda: "a_function"}, r"torch \S+ has no a_function"),
+        ("short", 68, {}, "a head has 68 channels; it takes multiples of 8 from 16 to 128"),
         ("varlen_cudnn", 256, {}, "a head has 256 channels; cuDNN takes up to 128"),
         ("varlen_cudnn", 64, {"capability": lambda d: 8}, r"9\.x or 10\.x, the device has 8\.x"),
         ("varlen_cudnn", 64, {"_LEAST_CUDNN": 99999}, "it needs cuDNN 9.18 or newer"),
@@ -298,24 +337,30 @@ def row(tokens, torch_release="2.14", card="H200", channels=64, **times):
     return Measured(card, torch_release, "2026-11-23", channels, tokens, times)
 
 
-def test_what_was_measured_so_far_leaves_auto_at_varlen():
-    """Dense was faster only as a bare kernel, whose launches follow the lengths of each pack."""
-    assert attention_backends.MEASURED
+def test_on_an_h200_auto_takes_the_kernel_for_short_images_where_it_was_faster(monkeypatch):
     for release in ("2.11.0", torch.__version__):
-        assert winners(attention_backends.MEASURED, release) == ()
+        rows = known(attention_backends.MEASURED, release)
+        monkeypatch.setattr(attention_backends, "_KNOWN", rows)
+        for channels in (64, 72, 88):
+            assert measured_choice("NVIDIA H200", channels, 64) == "short"
+        assert measured_choice("NVIDIA H200", 128, 64) is None
+    assert known(attention_backends.MEASURED, "2.10.0") == ()
 
 
-def test_a_row_wins_for_its_release_card_and_head_and_at_the_nearest_length(monkeypatch):
+def test_a_row_counts_for_its_release_card_and_head_and_at_the_nearest_length(monkeypatch):
+    """Rows with a kernel of zeta's own count for later releases too."""
     rows = (
         row(51, varlen=2.0, varlen_cudnn=1.0, dense=0.5),
         row(1024, varlen=2.0, varlen_cudnn=3.0, flex=1.5),
         row(51, "2.13", varlen=2.0, flex=0.1),
-        row(110, varlen=2.0, dense=0.1),
+        row(256, "2.13", varlen=2.0, short=3.0),
+        row(256, "2.15", varlen=2.0, short=0.1),
     )
-    assert winners(rows, "2.14.1+cu130") == rows[:2]
-    monkeypatch.setattr(attention_backends, "_WINNERS", winners(rows, "2.14.1"))
+    assert known(rows, "2.14.1+cu130") == (*rows[:2], rows[3])
+    monkeypatch.setattr(attention_backends, "_KNOWN", known(rows, "2.14.1"))
     assert measured_choice("NVIDIA H200", 64, 64) == "varlen_cudnn"
     assert measured_choice("NVIDIA H200", 64, 2048) == "flex"
+    assert measured_choice("NVIDIA H200", 64, 256) is None  # varlen won
     assert measured_choice("NVIDIA H200", 72, 64) is None
     assert measured_choice("NVIDIA H100", 64, 64) is None
     assert measured_choice("NVIDIA H200", 64, 0) is None
@@ -324,14 +369,15 @@ def test_a_row_wins_for_its_release_card_and_head_and_at_the_nearest_length(monk
 
 def test_auto_takes_the_winner_where_it_can_run_and_varlen_elsewhere(on_cuda, monkeypatch):
     calls = recorded(monkeypatch)
-    monkeypatch.setattr(attention_backends, "_WINNERS", (row(16, varlen=2.0, varlen_cudnn=1.0),))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(attention_backends, "_KNOWN", (row(16, varlen=2.0, varlen_cudnn=1.0),))
+    monkeypatch.setattr(attention_backends, "_card", lambda device: "NVIDIA H200")
     x, segments = fake(40), fake_segments((9, 16, 9, 6))
-    known = Segments(*list(vars(segments).values())[:4], mean_seqlen=16)
-    attend(x, x, x, known)
+    measured = Segments(*list(vars(segments).values())[:4], mean_seqlen=16)
+    attend(x, x, x, measured)
+    attend(x[:4], x, x, measured, queries_per_segment=1)  # cuDNN takes no cross-attention here
     monkeypatch.setattr(attention_varlen, "capability", lambda device: 8)
-    attend(x, x, x, known)
-    assert calls == [("varlen_attn", 256, 256), ("varlen_attn", 16, 16)]
+    attend(x, x, x, measured)
+    assert calls == [("varlen_attn", 256, 256), ("varlen_attn", 1, 16), ("varlen_attn", 16, 16)]
 
 
 def test_the_mean_length_leaves_out_empty_images_and_the_tail():
@@ -347,16 +393,19 @@ def test_auto_may_take_only_back_ends_whose_launches_fit_every_pack():
     assert not attention_backends.BACKENDS["sdpa_segments"].fixed_launches
 
 
-def test_the_choice_on_cuda_is_traced_without_a_break():
+def test_the_choice_on_cuda_is_traced_without_a_break(monkeypatch):
     """Compiled blocks must not stop for the choice; a device is not needed to trace it."""
-    torch._dynamo.reset()
 
     def choice(x):
-        name, _ = attention_backends.automatic(CUDA, torch.bfloat16, 64, None)
-        return x + (name == "varlen")
+        name, _ = attention_backends.automatic(CUDA, torch.bfloat16, 64, segments)
+        return x + (name == "short") + 2 * (name == "varlen")
 
-    compiled = torch.compile(choice, backend="eager", fullgraph=True)
-    assert compiled(torch.zeros(1)).item() == 1
+    segments = Segments.from_lengths((50, 60), "cpu")
+    for card, wanted in (("NVIDIA H200", 1), ("another", 2)):
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        compiled = torch.compile(choice, backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)).item() == wanted
 
 
 def test_dense_batches_work_within_a_compiled_block():

@@ -128,8 +128,9 @@ def test_recorded_passes_give_what_launched_ones_give(device, compiled):
         mean.backward()
         found = [p.grad.clone() for p in model.parameters()]
         model.zero_grad()
+        # A recording runs every branch on all images: so does the pass that it is compared with.
         with torch.autocast(device, torch.bfloat16):
-            outputs = model(pack)
+            outputs = model(replace(pack, host_seeds=()))
         loss = objective.loss_sum(outputs, pack)
         (loss * 0.25).backward()
         torch.testing.assert_close(sums["loss"], loss.detach(), rtol=1e-2, atol=1e-2)

@@ -193,8 +193,9 @@ def test_auto_records_where_the_host_binds_as_measured():
 
     assert of(12, 768, 4096)
     assert of(12, 768, 16_384)
-    assert not of(12, 768, 65_536)
+    assert of(12, 768, 65_536)  # beside the workers of a loader
     assert of(12, 384, 65_536)
+    assert not of(12, 1408, 65_536)
     assert of(24, 1024, 32_768)
 
 

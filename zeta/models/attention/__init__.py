@@ -11,6 +11,8 @@ Back-ends:
         FlashAttention 2 or cuDNN, as torch chooses; FlashAttention 2 where cuDNN replans.
     varlen_fa2, varlen_cudnn: the same, each by name. cuDNN leaves cross-attention to auto.
     varlen_fa3, varlen_fa4: FlashAttention 3 and 4, from packages of their own.
+    short: a Triton kernel of zeta's own, which holds a whole image of up to 128 tokens (CUDA). It
+        leaves cross-attention to auto.
     flex: FlexAttention with a mask of blocks (CUDA). It leaves cross-attention to auto.
     dense: dense batches of images of equal or nearly equal length (any device).
     auto: on CUDA what `backends.MEASURED` says, varlen where it says nothing, and
@@ -19,16 +21,11 @@ Back-ends:
 A run chooses the back-end with `train.attention`, a model built by hand with its argument
 `attention`; the default is automatic. Cross-attention is that of the pooling, one query an image.
 
-What ran on a device, an H200 with torch 2.11: `varlen` as FlashAttention 2, alone and in compiled
-blocks, and the bare kernel of `dense` on images of one length. These lines never did; without a
-device, tests check shapes, dtypes and arguments, and `make test-gpu` compares the numbers of every
-back-end that can run with the reference:
-    varlen: `flash` (varlen_fa2, varlen_fa3, varlen_fa4, and varlen where cuDNN replans),
-        `cudnn`, `activate`, `capability`; `varlen` with torch 2.12 or newer, where it is cuDNN for
-        more than 128 tokens.
-    flex: `flex` with its compiled kernel, its gradients, and `block_mask` on a device.
-    dense: `_sent` with pinned memory, and `dense` with a mask or moved rows on a device.
-    backends: the branch of `automatic` that asks for the name of the card.
+On a device, an H200 with torch 2.11, every back-end that can run there was compared with the
+reference (`make test-gpu`), and `varlen` and `short` trained compiled blocks. These lines never ran
+on one; without a device, tests check shapes, dtypes and arguments:
+    varlen: `flash` with FlashAttention 3 and 4 (varlen_fa3, varlen_fa4), `cudnn`; `varlen` with
+        torch 2.12 or newer, where it is cuDNN for more than 128 tokens.
 """
 
 from __future__ import annotations
@@ -122,7 +119,7 @@ def _chosen(backend: str, v_THD: Tensor, segments: Segments, *, cross: bool) -> 
             prepare(backend)
         if not cross or backends.BACKENDS[backend].cross_attention:
             return backend
-    name, reason = backends.automatic(device, dtype, channels, segments)
+    name, reason = backends.automatic(device, dtype, channels, segments, cross=cross)
     if reason is not None and reason not in _reported_fallbacks:
         _reported_fallbacks.add(reason)
         _log.warning("attention falls back from varlen to sdpa_segments: %s", reason)

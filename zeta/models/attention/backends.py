@@ -16,6 +16,7 @@ from torch import Tensor
 from zeta.models.attention import segments as segment_attention
 from zeta.models.attention import varlen as attention_varlen
 from zeta.models.attention.segments import Queries, Segments
+from zeta.models.attention.short import short, short_obstacle
 
 Obstacle = Callable[[torch.device, torch.dtype, int], str | None]
 Attend = Callable[[Tensor, Tensor, Tensor, Queries, Segments], Tensor]
@@ -55,31 +56,44 @@ class Measured:
     """Forward and backward, by back-end; dense without its moves of rows."""
 
 
-_H200 = partial(Measured, "H200", "2.11", "2026-11-23", 64)
+_H200 = partial(Measured, "H200", "2.11")
 MEASURED: tuple[Measured, ...] = (
     # 65,536 tokens, 12 heads, images of one length. varlen of that torch is FlashAttention 2. Dense
     # is the bare kernel of cuDNN: what the moves of rows add is not in it.
-    _H200(51, {"varlen": 2.25, "dense": 1.12}),
-    _H200(110, {"varlen": 1.59, "dense": 0.94}),
-    _H200(256, {"varlen": 1.72, "dense": 1.08}),
-    _H200(1024, {"varlen": 3.20, "dense": 1.98}),
+    _H200("2026-11-23", 64, 110, {"varlen": 1.59, "dense": 0.94}),
+    _H200("2026-11-23", 64, 256, {"varlen": 1.72, "dense": 1.08}),
+    _H200("2026-11-23", 64, 1024, {"varlen": 3.20, "dense": 1.98}),
+    # 16 packs of `configs/navit_b16_classification.yaml`: 1,250 images of 20 to 74 tokens. Here,
+    # dense is with its moves of rows. 12 heads of 64 channels, 16 of 72 and of 88.
+    _H200("2026-11-27", 64, 52, {"varlen": 1.99, "short": 0.95}),
+    _H200("2026-11-27", 72, 52, {"varlen": 2.59, "short": 1.73}),
+    _H200("2026-11-27", 88, 52, {"varlen": 2.81, "short": 2.06}),
 )
 """What `auto` goes by."""
 
-AUTOMATIC = ("varlen", "varlen_fa2", "varlen_cudnn", "flex")
+AUTOMATIC = ("varlen", "varlen_fa2", "varlen_cudnn", "short", "flex")
 """Back-ends that `auto` may take by their times: launches that fit every pack of one shape, and no
 kernel replaced in the whole process."""
+OWN = ("short",)
+"""Back-ends whose kernels are zeta's, and do not come with torch."""
 
 
-def winners(measured: Sequence[Measured], release: str) -> tuple[Measured, ...]:
-    """Return the rows of this release of torch that something faster than varlen may follow."""
-    names = set(AUTOMATIC) - {"varlen"}
-    own = release.split(".")[:2]
+def known(measured: Sequence[Measured], release: str) -> tuple[Measured, ...]:
+    """Return the rows that hold for this release of torch.
+
+    Those are of the same release, and earlier ones with a back-end whose kernels are zeta's own.
+    """
+    own = _numbers(release)
     return tuple(
         row
         for row in measured
-        if names & set(row.milliseconds) and row.torch.split(".") == own and fastest(row)
+        if _numbers(row.torch) == own
+        or (_numbers(row.torch) < own and set(OWN) & set(row.milliseconds))
     )
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("+")[0].split(".")[:2])
 
 
 def fastest(row: Measured) -> str | None:
@@ -89,7 +103,7 @@ def fastest(row: Measured) -> str | None:
     return None if best == "varlen" else best
 
 
-_WINNERS = winners(MEASURED, torch.__version__)
+_KNOWN = known(MEASURED, torch.__version__)
 
 
 def measured_choice(card: str, channels: int, tokens: int) -> str | None:
@@ -100,24 +114,39 @@ def measured_choice(card: str, channels: int, tokens: int) -> str | None:
         channels: channels of a head; only rows of exactly these count.
         tokens: mean tokens an image; 0: not known.
     """
-    rows = [row for row in _WINNERS if row.card in card and row.channels == channels]
+    rows = [row for row in _KNOWN if row.card in card and row.channels == channels]
     if not rows or not tokens:
         return None
-    nearest = min(rows, key=lambda row: abs(math.log(row.tokens / tokens)))
-    return fastest(nearest)
+    return fastest(min(rows, key=lambda row: abs(math.log(row.tokens / tokens))))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _card(device: torch.device) -> str:
+    """Return the name that CUDA reports; nothing if there is no device, as for fake tensors."""
+    try:
+        return torch.cuda.get_device_name(device)
+    except (AssertionError, RuntimeError):  # torch without CUDA, and CUDA without a driver
+        return ""
 
 
 def automatic(
-    device: torch.device, dtype: torch.dtype, channels: int, segments: Segments
+    device: torch.device,
+    dtype: torch.dtype,
+    channels: int,
+    segments: Segments,
+    *,
+    cross: bool = False,
 ) -> tuple[str, str | None]:
-    """Return the back-end of `auto`, and why it is not a fused one on a CUDA device (else None)."""
+    """Return the back-end of `auto`, and why it is not a fused one on a CUDA device (else None).
+
+    `cross`: the queries are n a segment, which not every back-end takes.
+    """
     if device.type != "cuda":
         return "sdpa_segments", None
-    if any(row.channels == channels for row in _WINNERS):
-        card = torch.cuda.get_device_name(device)
-        best = measured_choice(card, channels, segments.mean_seqlen)
-        if best is not None and BACKENDS[best].obstacle(device, dtype, channels) is None:
-            return best, None
+    best = measured_choice(_card(device), channels, segments.mean_seqlen)
+    takes = best is not None and (BACKENDS[best].cross_attention or not cross)
+    if best is not None and takes and not BACKENDS[best].obstacle(device, dtype, channels):
+        return best, None
     obstacle = BACKENDS["varlen"].obstacle(device, dtype, channels)
     return ("varlen", None) if obstacle is None else ("sdpa_segments", obstacle)
 
@@ -173,6 +202,7 @@ BACKENDS: dict[str, Backend] = {
         partial(attention_varlen.activate, "FA4"),
     ),
     "flex": Backend(_flex, _flex_obstacle, cross_attention=False),
+    "short": Backend(short, short_obstacle, cross_attention=False),
     "dense": Backend(_dense, _no_obstacle, fixed_launches=False),
 }
 """Back-ends by name."""
