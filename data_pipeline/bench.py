@@ -15,7 +15,7 @@ import torch
 from data_pipeline.loading.executor import ExecutedPack, decode_views
 from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.loader import PackLoader, num_workers
-from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
+from data_pipeline.loading.recipe import ImageRecipe, PackOrder
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.images.header import ImageError
 from data_pipeline.shards.parallel import SpawnPool
@@ -59,10 +59,10 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
             hits both; the result has medians.
     """
     workers = num_workers(plan.config)
-    recipes = _TimedRecipes(plan)
+    orders = _TimedOrders(plan)
     source = PackLoader(plan)
-    loader, queue = source.executed(recipes), source.prefetch * workers
-    decode_loop = _DecodeLoop(recipes.first_images(_DECODE_IMAGES), plan, max(workers, 1))
+    loader, queue = source.executed(orders), source.prefetch * workers
+    decode_loop = _DecodeLoop(orders.first_images(_DECODE_IMAGES), plan, max(workers, 1))
     runs, bounds = [], []
     for _ in range(rounds):
         bounds.append(decode_loop.run())
@@ -84,7 +84,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
         workers=workers,
         images=images,
         stages={
-            "plan_ms": 1e3 * recipes.seconds / recipes.images,
+            "plan_ms": 1e3 * orders.seconds / orders.images,
             "wait_ms": 1e3 * sum(sum(run.waits) for run in runs) / images,
             "read_ms": 1e3 * sum(times.read for times in made) / images,
             "decode_ms": 1e3 * sum(times.decode for times in made) / images,
@@ -94,36 +94,38 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
     )
 
 
-class _TimedRecipes(Iterator[PackRecipe]):
-    """The recipes of a few lanes in turn, and the time spent on planning them."""
+class _TimedOrders(Iterator[PackOrder]):
+    """The orders of a few lanes in turn, and the time spent on planning them."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._lanes = itertools.cycle(
             [plan.lane(lane) for lane in range(min(plan.num_lanes, _LANES))]
         )
-        self._first: list[PackRecipe] = []
+        self._first: list[PackOrder] = []
         self.seconds, self.images = 0.0, 0
 
-    def __next__(self) -> PackRecipe:
+    def __next__(self) -> PackOrder:
         if self._first:
             return self._first.pop(0)
         start = time.perf_counter()
         lane = next(self._lanes)
-        recipe = pack_recipe(self._plan, lane.next_pack(), lane.epoch)
+        order = PackOrder(lane.next_pack(), lane.epoch)
         self.seconds += time.perf_counter() - start
-        self.images += recipe.views * len(recipe.images)
-        return recipe
+        self.images += 0 if order.pack is None else len(order.pack.sample_ids)
+        return order
 
     def first_images(self, count: int) -> list[ImageRecipe]:
         """Return at least `count` images of the next packs, without taking the packs."""
-        recipes: list[PackRecipe] = []
-        while sum(len(recipe.images) for recipe in recipes) < count:
-            recipes.append(next(self))
-            if not recipes[-1].images:
+        orders: list[PackOrder] = []
+        images: list[ImageRecipe] = []
+        while len(images) < count:
+            orders.append(next(self))
+            if orders[-1].pack is None:
                 break
-        self._first = recipes
-        return [image for recipe in recipes for image in recipe.images]
+            images += orders[-1].recipe(self._plan).images
+        self._first = orders
+        return images
 
 
 class _Run:

@@ -19,8 +19,8 @@ from data_pipeline.config import DataConfig
 from data_pipeline.loading.executor import ExecutedPack, Executor
 from data_pipeline.loading.pack_buffers import PackBuffers
 from data_pipeline.loading.prefetch import Prefetcher
-from data_pipeline.loading.recipe import PackRecipe, pack_recipe
-from data_pipeline.plan.plan import LaneState, Plan
+from data_pipeline.loading.recipe import PackOrder
+from data_pipeline.plan.plan import LaneState, PackPlan, Plan
 from data_pipeline.shards.remote import is_remote
 from zeta.config_field import AUTO
 from zeta.packed import PackedBatch, StepPacks, check_world_size, lanes_of_rank
@@ -36,23 +36,22 @@ The other threads get their work from this one, so they come to rest while it wa
 
 
 class _Executors(Dataset["ExecutedPack | Exception"]):
-    """A map-style dataset indexed by (recipe, buffer slot), so that workers keep no state.
+    """A map-style dataset indexed by (order, buffer slot), so that workers keep no state.
 
     Errors come back as values, so that the training process raises them with their own type.
     """
 
-    def __init__(
-        self, class_names: Sequence[str] | None, deadline_s: float, buffers: PackBuffers | None
-    ) -> None:
-        self._arguments = (class_names, deadline_s)
-        self._buffers = buffers
+    def __init__(self, plan: Plan, buffers: PackBuffers | None) -> None:
+        self._plan, self._buffers = plan, buffers
         self._executor: Executor | None = None
 
-    def __getitem__(self, index: tuple[PackRecipe, int]) -> ExecutedPack | Exception:
-        recipe, slot = index
+    def __getitem__(self, index: tuple[PackOrder, int]) -> ExecutedPack | Exception:
+        order, slot = index
         if self._executor is None:  # in the worker process, not before the fork
-            self._executor = Executor(*self._arguments)
+            class_names = self._plan.manifest.class_names
+            self._executor = Executor(class_names, self._plan.config.read_deadline_s)
         try:
+            recipe = order.recipe(self._plan)
             if self._buffers is None:
                 return self._executor.execute(recipe)
             return self._buffers.strip(self._executor.execute(recipe, self._buffers[slot]))
@@ -65,7 +64,7 @@ class PackLoader:
 
     Lane i belongs to rank i mod W. Every rank yields ceil(P / W) packs a step; a pack is empty if
     there is no lane for it, or if the stream of its lane has ended. The number of workers and the
-    prefetch change nothing: recipes go out and packs come back in the order of the plan.
+    prefetch change nothing: orders go out and packs come back in the order of the plan.
 
     Args:
         plan: the plan of the run, the same on every rank.
@@ -113,20 +112,21 @@ class PackLoader:
     def _steps(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[StepPacks]:
         step = first_step
         packs: list[ExecutedPack] = []
-        for executed in self.executed(self._recipes(state, first_step)):
+        for executed in self.executed(self._orders(state, first_step)):
             packs.append(executed)
             if len(packs) == len(self._slots):
                 yield _step_packs(step, packs, self._slots, more=self._more.pop(step))
                 self._states.pop(step - 1, None)  # the trainer has committed it by now
                 packs, step = [], step + 1
 
-    def executed(self, recipes: Iterator[PackRecipe]) -> Iterator[ExecutedPack]:
-        """Yield the packs of `recipes` in their order, made by `data.workers` processes.
+    def executed(self, orders: Iterator[PackOrder]) -> Iterator[ExecutedPack]:
+        """Yield the packs of `orders` one by one, made by `data.workers` processes.
 
         Raises:
             OSError, TarError: see `Executor.execute`.
         """
         config, workers = self._plan.config, num_workers(self._plan.config)
+        keep_freed_memory()  # a step's packs are as large as those of the step before
         buffers = None
         if workers:
             # One for each pack asked for ahead, and one whose patches are being copied out.
@@ -134,9 +134,9 @@ class PackLoader:
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
         turns = range(len(buffers) if buffers else 1)
         loader = DataLoader(
-            _Executors(self._plan.manifest.class_names, config.read_deadline_s, buffers),
+            _Executors(self._plan, buffers),
             batch_size=None,
-            sampler=zip(recipes, itertools.cycle(turns), strict=False),
+            sampler=zip(orders, itertools.cycle(turns), strict=False),
             num_workers=workers,
             prefetch_factor=self.prefetch if workers else None,
             worker_init_fn=_begin_worker,
@@ -165,8 +165,8 @@ class PackLoader:
             "lanes": {str(lane): state.to_json() for lane, state in self._states[step].items()},
         }
 
-    def _recipes(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[PackRecipe]:
-        """Yield the recipes of this rank's packs without end, noting the state after each step."""
+    def _orders(self, state: Mapping[str, Any] | None, first_step: int) -> Iterator[PackOrder]:
+        """Yield the orders of this rank's packs without end, noting the state after each step."""
         saved = {} if state is None else state["lanes"]
         lanes = {
             lane: self._plan.lane(
@@ -174,24 +174,32 @@ class PackLoader:
             )
             for lane in self._lanes
         }
-        locate = None if self._prefetcher is None else self._prefetcher.locate
         for step in itertools.count(first_step):
             if self._prefetcher is not None:
                 self._prefetcher.look_ahead(lanes)
-            recipes = []
+            orders = []
             for number, lane in enumerate(lanes.values(), start=1):
                 pack = lane.next_pack()
-                recipes.append(pack_recipe(self._plan, pack, lane.epoch, locate))
+                orders.append(PackOrder(pack, lane.epoch, self._cached(pack)))
                 lane.plan_ahead(number / (len(lanes) + 1))  # each lane at another step
             for _ in range(len(self._slots) - len(lanes)):
-                recipes.append(pack_recipe(self._plan, None, recipes[0].epoch))
-            # Noted before the first recipe goes out: the step may come back at any time after.
+                orders.append(PackOrder(None, orders[0].epoch))
+            # Noted before the first order goes out: the step may come back at any time after.
             self._states[step] = {index: lane.state for index, lane in lanes.items()}
             self._more[step] = any(lane.has_more() for lane in lanes.values())
             if self._prefetcher is not None:
-                for recipe in recipes:
-                    self._prefetcher.sent([image.cached for image in recipe.images if image.cached])
-            yield from recipes
+                for order in orders:
+                    self._prefetcher.sent(list(order.cached.values()))
+            yield from orders
+
+    def _cached(self, pack: PackPlan | None) -> dict[str, str]:
+        """Return the files in the cache that have the shards of a pack."""
+        if self._prefetcher is None or pack is None:
+            return {}
+        manifest, locate = self._plan.manifest, self._prefetcher.locate
+        numbers = set(manifest.shard_of(pack.sample_ids).tolist())
+        found = {shard.path: locate(shard) for shard in map(manifest.shards.__getitem__, numbers)}
+        return {path: file for path, file in found.items() if file is not None}
 
 
 def num_workers(config: DataConfig) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,22 @@ class PackRecipe:
     """Most labels of an image, if images have lists of labels."""
     text: TextConfig | None = None
     """Tokens of captions, if they are needed."""
+
+
+@dataclass(frozen=True)
+class PackOrder:
+    """A planned pack, as it goes to an executor, which makes its recipe: that takes longer."""
+
+    pack: PackPlan | None
+    """None: an empty one."""
+    epoch: int
+    """Lowest epoch of its samples."""
+    cached: Mapping[str, str] = field(default_factory=dict)
+    """The files in the cache that have its remote shards, or soon will, by the paths of these."""
+
+    def recipe(self, plan: Plan) -> PackRecipe:
+        """Return the recipe of the pack."""
+        return pack_recipe(plan, self.pack, self.epoch, lambda shard: self.cached.get(shard.path))
 
 
 Locate = Callable[[Shard], str | None]

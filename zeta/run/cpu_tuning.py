@@ -1,6 +1,7 @@
 """Settings of a whole process that make training on CPUs faster, each with what it gains.
 
-They speed up a laptop, the demo and the tests. Ranks on GPUs use none of them.
+They speed up a laptop, the demo and the tests. Ranks on GPUs use `keep_freed_memory` alone, for the
+packs that they receive.
 """
 
 from __future__ import annotations

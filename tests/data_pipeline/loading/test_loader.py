@@ -240,3 +240,15 @@ def test_a_worker_is_ended_by_its_rank_and_by_no_other_process(manifest):
 def test_a_loop_of_ones_own_gets_the_cores_of_its_process():
     assert num_workers(DataConfig()) == joblib.cpu_count()
     assert num_workers(DataConfig(workers=0)) == 0
+
+
+@pytest.mark.parametrize(("workers", "packs"), [(1, 5), (2, 4), (3, 4), (4, 4)])
+def test_the_workers_are_asked_for_the_packs_of_a_whole_step_ahead(manifest, workers, packs):
+    loader = PackLoader(Plan(manifest, config(workers=workers), 8), rank=1, world_size=2)
+    assert loader.prefetch == packs
+    assert loader.prefetch * workers >= 4
+
+
+def test_packs_that_wait_take_no_more_than_their_share_of_memory(manifest):
+    large = config(workers=2, token_budget=2_000_000)
+    assert PackLoader(Plan(manifest, large, LANES)).prefetch == 4

@@ -73,6 +73,24 @@ def test_looking_ahead_changes_neither_packs_nor_state():
     assert not looking.has_more()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.99])
+@pytest.mark.parametrize("window", [16, 4096])
+def test_packing_the_next_window_ahead_changes_neither_packs_nor_state(share, window):
+    plan = Plan(synthetic_manifest([80, 75]), config(pack_window=window), 2, max_epochs=3)
+    plain, ahead = plan.lane(1), plan.lane(1)
+    packed = 0
+    while (pack := plain.next_pack()) is not None:
+        assert pack_key(ahead.next_pack()) == pack_key(pack)
+        before = ahead._ahead
+        ahead.plan_ahead(share)
+        packed += before is None and ahead._ahead is not None
+        assert ahead.state == plain.state
+        assert ahead.epoch == plain.epoch
+        assert ahead.has_more() == plain.has_more()
+    assert ahead.next_pack() is None
+    assert packed > 1
+
+
 def test_a_budget_no_patch_fits_into_is_refused():
     with pytest.raises(ValueError, match=r"data.token_budget is 2.*at least 3"):
         Plan(synthetic_manifest([9]), config(token_budget=2, prefix_tokens=2), 1)

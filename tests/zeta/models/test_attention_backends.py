@@ -341,9 +341,10 @@ def test_on_an_h200_auto_takes_the_kernel_for_short_images_where_it_was_faster(m
     for release in ("2.11.0", torch.__version__):
         rows = known(attention_backends.MEASURED, release)
         monkeypatch.setattr(attention_backends, "_KNOWN", rows)
-        for channels in (64, 72, 88):
+        for channels in (64, 72, 88, 128):
             assert measured_choice("NVIDIA H200", channels, 64) == "short"
-        assert measured_choice("NVIDIA H200", 128, 64) is None
+            assert measured_choice("NVIDIA H200", channels, 256) is None
+        assert measured_choice("NVIDIA H200", 80, 64) is None
     assert known(attention_backends.MEASURED, "2.10.0") == ()
 
 

@@ -53,21 +53,30 @@ class Measured:
     tokens: int
     """Tokens an image."""
     milliseconds: dict[str, float]
-    """Forward and backward, by back-end; dense without its moves of rows."""
+    """Forward and backward, by back-end."""
 
 
-_H200 = partial(Measured, "H200", "2.11")
+_H200 = partial(Measured, "H200", "2.11", "2026-11-27")
 MEASURED: tuple[Measured, ...] = (
-    # 65,536 tokens, 12 heads, images of one length. varlen of that torch is FlashAttention 2. Dense
-    # is the bare kernel of cuDNN: what the moves of rows add is not in it.
-    _H200("2026-11-23", 64, 110, {"varlen": 1.59, "dense": 0.94}),
-    _H200("2026-11-23", 64, 256, {"varlen": 1.72, "dense": 1.08}),
-    _H200("2026-11-23", 64, 1024, {"varlen": 3.20, "dense": 1.98}),
-    # 16 packs of `configs/navit_b16_classification.yaml`: 1,250 images of 20 to 74 tokens. Here,
-    # dense is with its moves of rows. 12 heads of 64 channels, 16 of 72 and of 88.
-    _H200("2026-11-27", 64, 52, {"varlen": 1.99, "short": 0.95}),
-    _H200("2026-11-27", 72, 52, {"varlen": 2.59, "short": 1.73}),
-    _H200("2026-11-27", 88, 52, {"varlen": 2.81, "short": 2.06}),
+    # 65,536 tokens; 12 heads of 64 channels, 16 of 72 and of 88, 8 of 128. varlen of that torch is
+    # FlashAttention 2. The rows of 52 tokens are 16 packs of `configs/navit_b16_classification.yaml`
+    # (20 to 74 tokens an image); in the others lengths differ by up to a quarter.
+    _H200(64, 52, {"varlen": 2.14, "short": 1.00}),
+    _H200(64, 110, {"varlen": 1.49, "short": 1.42}),
+    _H200(64, 256, {"varlen": 1.86, "short": 2.06}),
+    _H200(64, 1024, {"varlen": 3.61, "short": 5.05}),
+    _H200(72, 52, {"varlen": 2.78, "short": 1.58}),
+    _H200(72, 110, {"varlen": 2.44, "short": 2.18}),
+    _H200(72, 256, {"varlen": 3.08, "short": 3.26}),
+    _H200(72, 1024, {"varlen": 6.95, "short": 8.81}),
+    _H200(88, 52, {"varlen": 2.76, "short": 1.88}),
+    _H200(88, 110, {"varlen": 2.53, "short": 2.49}),
+    _H200(88, 256, {"varlen": 3.14, "short": 4.80}),
+    _H200(88, 1024, {"varlen": 6.97, "short": 13.19}),
+    _H200(128, 52, {"varlen": 1.80, "short": 1.19}),
+    _H200(128, 110, {"varlen": 1.55, "short": 1.73}),
+    _H200(128, 256, {"varlen": 1.92, "short": 2.43}),
+    _H200(128, 1024, {"varlen": 3.84, "short": 6.09}),
 )
 """What `auto` goes by."""
 
