@@ -7,8 +7,8 @@ from dataclasses import dataclass
 MEASURED_MFU = ((384, 0.08), (768, 0.38), (1024, 0.45), (1152, 0.34), (1408, 0.38))
 """Model FLOPs utilisation by width of the model, in bf16 on one H200 with torch 2.11 in November
 2026: forward and backward launched one by one (384: 32,768 tokens), `zeta train` without the time
-that it waited for data (768 and 1,024: joined packs, recorded), the training engine as it was before
-both (1,152 and 1,408: 32,768 and 16,384 tokens). `make bench-gpu` measures them anew."""
+that it waited for data (768 and 1,024: joined packs, recorded), the training engine as it was
+before both (1,152 and 1,408: 32,768 and 16,384 tokens). `make bench-gpu` measures them anew."""
 
 
 @dataclass(frozen=True)

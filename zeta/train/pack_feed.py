@@ -1,7 +1,4 @@
-"""The way of packs to the device: pinned, joined, and copied while the device computes.
-
-The branches for a CUDA device have never run: no test without a device can enter them.
-"""
+"""The way of packs to the device: pinned, joined, and copied while the device computes."""
 
 from __future__ import annotations
 

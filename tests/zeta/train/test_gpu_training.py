@@ -1,6 +1,6 @@
 """Joined packs, bf16, skipped branches and recorded passes, on a CPU and on a CUDA device.
 
-Written on a machine without a GPU, where the cases named cpu ran: `make test-gpu` runs the others.
+The cases named cpu run everywhere; `make test-gpu` runs the others.
 """
 
 from dataclasses import replace

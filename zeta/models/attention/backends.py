@@ -59,8 +59,8 @@ class Measured:
 _H200 = partial(Measured, "H200", "2.11", "2026-11-27")
 MEASURED: tuple[Measured, ...] = (
     # 65,536 tokens; 12 heads of 64 channels, 16 of 72 and of 88, 8 of 128. varlen of that torch is
-    # FlashAttention 2. The rows of 52 tokens are 16 packs of `configs/navit_b16_classification.yaml`
-    # (20 to 74 tokens an image); in the others lengths differ by up to a quarter.
+    # FlashAttention 2. The rows of 52 tokens are 16 packs of `navit_b16_classification` (20 to 74
+    # tokens an image); in the others lengths differ by up to a quarter.
     _H200(64, 52, {"varlen": 2.14, "short": 1.00}),
     _H200(64, 110, {"varlen": 1.49, "short": 1.42}),
     _H200(64, 256, {"varlen": 1.86, "short": 2.06}),

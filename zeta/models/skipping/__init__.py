@@ -7,9 +7,6 @@ before it begins. A branch is then run on the tokens of the images that keep it.
 rounded up to a multiple of 1/16 of all tokens, so that few shapes occur; the places left over hold
 tokens of other images, whose result is set to zero. Where that leaves out no more than 1/16 of the
 tokens, and where the host does not know the draws, a branch is run on all.
-
-These lines never ran on a device: `tokens.sent` with pinned memory. The rest was run on a CPU,
-eagerly and compiled.
 """
 
 from zeta.models.skipping.plan import Branch, plan_skips
