@@ -142,13 +142,14 @@ class _OpenPacks:
         most_images = self._limits.max_images
         # Plain numbers: numpy takes several times as long for the few packs of a round.
         room, packed, spent = self._room.tolist(), self._images.tolist(), self._costs.tolist()
+        to_fill = [max(free - unused, 0.0) for free in room]
         rates = (costs_left[:stop] / tokens_left[:stop]).tolist()
         tokens, prices, home = lengths.tolist(), costs.tolist(), list[int]()
         while len(home) < stop:
             image = len(home)
             longest, rate = tokens[image], rates[image]  # in order: the first is the longest
             final = {
-                pack: spent[pack] + max(free - unused, 0.0) * rate
+                pack: spent[pack] + to_fill[pack] * rate
                 for pack, free in enumerate(room)
                 if free >= longest and packed[pack] < most_images
             }
@@ -157,6 +158,7 @@ class _OpenPacks:
                 break
             for number, pack in enumerate(chosen, start=image):
                 room[pack] -= tokens[number]
+                to_fill[pack] = max(room[pack] - unused, 0.0)
                 spent[pack] += prices[number]
                 packed[pack] += 1
             home += chosen
