@@ -96,4 +96,6 @@ def _exit(signum: int, frame: FrameType | None) -> None:
     # An executor that misses one worker also sends SIGTERM to the others: perhaps again, and while
     # they remove a file.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not threading.main_thread().is_alive():
+        return  # it is leaving already, and would only print a traceback
     sys.exit(128 + signum)  # an exception, so that temporary files are removed

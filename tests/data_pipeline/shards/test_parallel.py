@@ -145,3 +145,17 @@ def test_a_file_is_whole_or_absent(tmp_path):
         assert not path.exists()
         remove_leftovers(tmp_path)
     assert path.read_bytes() == b"whole"
+
+
+LEAVING = """
+import atexit, os, signal
+from data_pipeline.shards import parallel
+
+signal.signal(signal.SIGTERM, parallel._exit)
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+"""
+
+
+def test_a_signal_to_a_worker_that_leaves_already_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
