@@ -24,6 +24,9 @@ from zeta.run.cpu_tuning import keep_freed_memory
 _DECODE_IMAGES = 256
 _START_S = 0.2
 _LANES = 4
+_PREFETCH = 4
+"""Packs that each worker is asked for ahead: those of a round begin with an empty queue, so that a
+whole step ahead, as in training, would only take longer."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class BenchResult:
     images: int
     """Number of images timed."""
     stages: dict[str, float]
-    """Milliseconds per image: `plan_ms` and `wait_ms` of the training process, `read_ms`,
-    `decode_ms` and `pack_ms` of an executor; and `queue_occupancy`, the mean share of the prefetch
+    """Milliseconds per image: `process_ms`, CPU time of the training process, with the planning of
+    `plan_ms`; `wait_ms`, which it waits; `read_ms`, `decode_ms` and `pack_ms` of an executor; and
+    `queue_occupancy`, the mean share of the prefetch
     queue that is ready when a pack is asked for."""
 
 
@@ -60,8 +64,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
     """
     workers = num_workers(plan.config)
     orders = _TimedOrders(plan)
-    source = PackLoader(plan)
-    loader, queue = source.executed(orders), source.prefetch * workers
+    loader, queue = PackLoader(plan).executed(orders, _PREFETCH), _PREFETCH * workers
     decode_loop = _DecodeLoop(orders.first_images(_DECODE_IMAGES), plan, max(workers, 1))
     runs, bounds = [], []
     for _ in range(rounds):
@@ -84,6 +87,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
         workers=workers,
         images=images,
         stages={
+            "process_ms": 1e3 * statistics.median(run.process_s for run in runs),
             "plan_ms": 1e3 * orders.seconds / orders.images,
             "wait_ms": 1e3 * sum(sum(run.waits) for run in runs) / images,
             "read_ms": 1e3 * sum(times.read for times in made) / images,
@@ -140,8 +144,10 @@ class _Run:
             self.waits.append(time.monotonic() - self.asked[-1])
         self.images = sum(int((pack.batch.sample_ids >= 0).sum()) for pack in self.packs)
         self.images_per_s = self.images / (time.perf_counter() - start)
-        here = (time.process_time() - cpu_start) / self.images
-        self.cpu_s = here + (0.0 if self._in_this_process() else self._executor_cpu_s())
+        self.process_s = (time.process_time() - cpu_start) / self.images
+        """CPU seconds per image of this process."""
+        executors = 0.0 if self._in_this_process() else self._executor_cpu_s()
+        self.cpu_s = self.process_s + executors
         """CPU seconds per image, of this process and the executors."""
 
     def _in_this_process(self) -> bool:

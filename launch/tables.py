@@ -101,8 +101,9 @@ def bench_table(result: BenchResult) -> list[str]:
         ("ratio", f"{result.efficiency:.1%}, by CPU time {result.cpu_efficiency:.1%}"),
         ("queue", f"{result.stages['queue_occupancy']:.0%} ready when a pack is asked for"),
     ]
-    names = {"plan": "planning", "wait": "waiting", "read": "reading", "decode": "decoding"}
-    for stage in ("plan", "wait", "read", "decode", "pack"):
+    names = {"process": "training process", "plan": "planning", "wait": "waiting"}
+    names |= {"read": "reading", "decode": "decoding", "pack": "packing"}
+    for stage in names:
         time = f"{result.stages[f'{stage}_ms']:.3f} ms an image"
-        rows.append((names.get(stage, "packing"), time))
+        rows.append((names[stage], time))
     return [f"{label:<18}{value}" for label, value in rows]

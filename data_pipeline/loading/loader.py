@@ -119,18 +119,25 @@ class PackLoader:
                 self._states.pop(step - 1, None)  # the trainer has committed it by now
                 packs, step = [], step + 1
 
-    def executed(self, orders: Iterator[PackOrder]) -> Iterator[ExecutedPack]:
+    def executed(
+        self, orders: Iterator[PackOrder], prefetch: int | None = None
+    ) -> Iterator[ExecutedPack]:
         """Yield the packs of `orders` one by one, made by `data.workers` processes.
+
+        Args:
+            orders: the planned packs.
+            prefetch: packs that each worker is asked for ahead; None: see `prefetch`.
 
         Raises:
             OSError, TarError: see `Executor.execute`.
         """
         config, workers = self._plan.config, num_workers(self._plan.config)
+        prefetch = prefetch or self.prefetch
         keep_freed_memory()  # a step's packs are as large as those of the step before
         buffers = None
         if workers:
             # One for each pack asked for ahead, and one whose patches are being copied out.
-            slots = self.prefetch * workers + 1
+            slots = prefetch * workers + 1
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
         turns = range(len(buffers) if buffers else 1)
         loader = DataLoader(
@@ -138,7 +145,7 @@ class PackLoader:
             batch_size=None,
             sampler=zip(orders, itertools.cycle(turns), strict=False),
             num_workers=workers,
-            prefetch_factor=self.prefetch if workers else None,
+            prefetch_factor=prefetch if workers else None,
             worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if workers else None,  # they share the buffers
         )

@@ -73,7 +73,7 @@ def test_bench_prints_rates_and_stages(tmp_path, capsys):
     assert result["images_per_s"] > 0
     assert result["decode_bound_images_per_s"] > 0
     assert set(result["stages"]) == {
-        "plan_ms", "wait_ms", "read_ms", "decode_ms", "pack_ms", "queue_occupancy",
+        "process_ms", "plan_ms", "wait_ms", "read_ms", "decode_ms", "pack_ms", "queue_occupancy",
     }  # fmt: skip
     assert 0 <= result["stages"]["queue_occupancy"] <= 1
 
