@@ -51,7 +51,9 @@ class Validation:
         probe: ProbeImages | None = None,
     ) -> None:
         self._held_out, self._config, self._engine = held_out, config, engine
-        self._probe = None if probe is None else ProbeRounds(probe, engine, console, watchdog)
+        self._probe: ProbeRounds | None = None
+        if probe is not None:
+            self._probe = ProbeRounds(probe, config.every, engine, console, watchdog)
         self._world, self._console, self._watchdog = engine.world, console, watchdog
         self._path = run_dir.val_quarantine
         self._quarantine = Quarantine(self._path, self._world)

@@ -58,7 +58,7 @@ def test_scores_are_logged_when_due_and_at_the_end_without_other_held_out_images
     log = RunDir(world / "run").rank_log(0).read_text()
     assert (
         "k-NN and linear probe learn from 100 images of data.probe_shards and classify 61 of "
-        "data.probe_val_shards"
+        "data.probe_val_shards every 2 steps"
     ) in log
     assert log.count("1 images of the probes could not be used, the last was") == 1
 

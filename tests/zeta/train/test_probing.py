@@ -137,7 +137,7 @@ class Messages:
 def test_a_round_without_finite_embeddings_is_told_and_has_no_scores():
     console, signals = Messages(), SimpleNamespace(requested=None)
     parts = images(test=part(3, reject_at=(1,)), classifiers=("knn",))
-    rounds = ProbeRounds(parts, StillEngine(), console, Unwatched())
+    rounds = ProbeRounds(parts, 5, StillEngine(), console, Unwatched())
     for step in (5, 10):
         found = rounds.run(step, signals)
         assert set(found.metrics) == {"val/knn_top1"}

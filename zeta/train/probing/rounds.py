@@ -35,13 +35,19 @@ class ProbeRounds:
 
     Args:
         images: the labelled images.
+        every: steps between two evaluations, for the console.
         engine: the model that trains; if it keeps a moving average, that is probed too.
         console: shows progress and messages.
         watchdog: is notified of every pack.
     """
 
     def __init__(
-        self, images: ProbeImages, engine: TrainEngine, console: Console, watchdog: PhaseWatch
+        self,
+        images: ProbeImages,
+        every: int,
+        engine: TrainEngine,
+        console: Console,
+        watchdog: PhaseWatch,
     ) -> None:
         self._images, self._engine = images, engine
         self._console, self._watchdog = console, watchdog
@@ -50,7 +56,7 @@ class ProbeRounds:
         words = " and ".join(CLASSIFIER_WORDS[name] for name in images.classifiers)
         console.message(
             f"{words} learn from {images.train.images:,} images of {images.names[0]} and classify "
-            f"{images.test.images:,} of {images.names[1]}, at every evaluation"
+            f"{images.test.images:,} of {images.names[1]} every {every:,} steps"
         )
 
     def run(self, step: int, signals: StopSignals) -> ProbeRound | ExitCode:
