@@ -278,6 +278,12 @@ class DataConfig:
     val_shards: Any = free(None)
     """Held-out shards to evaluate on while training (`train.evaluate`), given like `shards` but
     without weights. Every image is scored once."""
+    probe_shards: Any = free(None)
+    """Labelled shards that `train.evaluate.knn` and `train.evaluate.probe` learn from, given like
+    `val_shards`; they need not be trained on. Null: `shards`, if these have labels."""
+    probe_val_shards: Any = free(None)
+    """Labelled shards that they classify; all their classes occur in the part that is learned
+    from. Null: `val_shards`."""
     token_budget: int = 4096
     """Number of tokens of a pack (C)."""
     max_images_per_pack: int = 128

@@ -33,6 +33,7 @@ class Draw(IntEnum):
     CROP_LEFT = 8
     FLIP = 9
     COLOUR = 10
+    SUBSET = 11
 
 
 def mix64(values: UInt64s) -> UInt64s:

@@ -79,7 +79,8 @@ def shard_view(config: ZetaConfig) -> tuple[str, list[str]]:
     The fingerprint covers names, sizes and times of all shards, those held out included.
     """
     fingerprints = []
-    for spec in (config.data.shards, config.data.val_shards):
+    data = config.data
+    for spec in (data.shards, data.val_shards, data.probe_shards, data.probe_val_shards):
         if spec is None:
             continue
         try:

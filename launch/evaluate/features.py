@@ -19,9 +19,11 @@ from data_pipeline.shards.manifest import Manifest
 from launch.config.resolve import data_for_model
 from launch.run.evaluation_plan import View, held_out_plan, num_unusable
 from zeta.distributed import World
+from zeta.exit_codes import RunError
 from zeta.models.packed_vit import PackedViT
 from zeta.packed import Rejected
-from zeta.probes.feature_files import FEATURES_NAME, LABELS_NAME, FeatureFiles
+from zeta.probes.classifiers import not_finite
+from zeta.probes.feature_files import FEATURES_NAME, KEYS_NAME, LABELS_NAME, FeatureFiles
 from zeta.train.evaluation import Evaluation, evaluate
 
 BUDGET = 4096
@@ -103,10 +105,20 @@ def shared_folder(world: World) -> Iterator[Path]:
 def labelled_features(
     model: PackedViT, manifest: Manifest, data: DataConfig, view: View, world: World
 ) -> tuple[Tensor, Tensor]:
-    """Return the embeddings [n, dim] and classes [n] of all images, on every rank."""
+    """Return the embeddings [n, dim] and classes [n] of all images, on every rank.
+
+    Raises:
+        RunError: no image can be used, or an embedding is not finite.
+    """
     with shared_folder(world) as folder:
         extract_features(model, manifest, data, view, folder, world)
         features = torch.from_numpy(np.load(folder / FEATURES_NAME))
         labels = torch.from_numpy(np.load(folder / LABELS_NAME))
+        keys = (folder / KEYS_NAME).read_text(encoding="utf-8").splitlines()
         world.barrier()  # NOTE: the folder is deleted once all have read it
+    if fault := not_finite(features, keys, f"(shards from {manifest.shards[0].path} on)"):
+        raise RunError(
+            f"{fault}, so nothing can be classified by them: export another checkpoint (`zeta "
+            "export RUN_DIR OUT --step N`)"
+        )
     return features, labels

@@ -39,7 +39,7 @@ from zeta.models.sources import read_config
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch
-from zeta.probes.classifiers import NEIGHBOURS, hit_rates, knn_scores, linear_probe_scores
+from zeta.probes.classifiers import CLASSIFIERS, NEIGHBOURS, hit_rates
 from zeta.probes.image_scores import ImageScores, RowObjective
 from zeta.probes.rows import Columns
 from zeta.train.evaluation import Evaluation, evaluate
@@ -308,8 +308,7 @@ def _on_features(prepared: Prepared, model: PackedViT, world: World) -> dict[str
         num_classes = int(labels_N.max()) + 1
         truth_M = torch.tensor(classes)[labels_M]
         num_classes = max(num_classes, int(truth_M.max()) + 1)
-        classify = {"knn": knn_scores, "linear_probe": linear_probe_scores}[name]
-        scores = classify(train_ND, labels_N, test_MD, num_classes)
+        scores = CLASSIFIERS[name](train_ND, labels_N, test_MD, num_classes)
         counts = {"images": len(test_MD), "train_images": len(train_ND)}
         result[name] = hit_rates(scores, truth_M) | counts
         if name == "knn":

@@ -60,13 +60,15 @@ CHARTS = (
     Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), smooth=True, log=True),
 )
 _IN_WORDS = {"top1": "top-1"}
+_TRAINED = "sizes of training"
 
 
 def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
-    """Return the charts of loss and headline score on held-out images that were logged.
+    """Return the charts of what was logged on held-out images: loss, headline score and probes.
 
     Curves are in this order: the score at the sizes of training, at each token budget, and of the
-    average of the weights. The headline score is that of the first run that has one.
+    average of the weights. The headline score is that of the first run that has one. The scores of
+    the probes of the encoder share a chart.
     """
     charts = []
     if curves := _curves(runs, "loss"):
@@ -75,6 +77,13 @@ def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
     if headline and (curves := _curves(runs, headline)):
         title = f"Validation {_IN_WORDS.get(headline, headline.replace('_', ' '))}"
         charts.append(Chart("val-score", title, curves, percent, size=WIDE))
+    named = (("k-NN", "knn_top1"), ("linear probe", "probe_top1"))
+    if curves := tuple(
+        (f"{words}, {size}" if size != _TRAINED else words, metric)
+        for words, score in named
+        for size, metric in _curves(runs, score)
+    ):
+        charts.append(Chart("val-probes", "Validation top-1 by embeddings", curves, percent))
     return tuple(charts)
 
 
@@ -112,4 +121,4 @@ def _sizes(run: LoggedRun, score: str) -> Iterator[tuple[float, str, str]]:
         elif tokens:
             yield float(tokens), f"{tokens} tokens", metric
         else:
-            yield 0.0, "sizes of training", metric
+            yield 0.0, _TRAINED, metric

@@ -27,6 +27,7 @@ from launch.config.load import ZetaConfig, fixed_changes, load_config
 from launch.config.resolve import resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
+from launch.run.probe_images import ProbePlans, open_probe
 from launch.run.shared_memory import check_shared_memory
 from launch.run.validation_data import HeldOutImages, open_held_out
 from launch.run.workers import loader_workers, with_workers
@@ -43,6 +44,7 @@ from zeta.run.requirements import DEEPSPEED, check_installed
 from zeta.train.execution import packs_per_forward
 from zeta.train.init_sources import check_initial_weights
 from zeta.train.optim import check_optimizer
+from zeta.train.probing.encoder import encoder_of
 
 _ENDS = ("max_steps", "max_images", "max_tokens", "max_epochs")
 
@@ -58,6 +60,8 @@ class CheckedRun:
     plan: Plan
     held_out: HeldOutImages | None
     """Held-out images to evaluate on; None: no evaluation."""
+    probe: ProbePlans | None
+    """Labelled images to probe the encoder on; None: no probe."""
     saved: dict[str, Any] | None
     """trainer.json of the newest checkpoint, not verified yet; None: no checkpoint."""
 
@@ -103,8 +107,11 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     plan = training_plan(here, manifest)
     check_images_fit(plan, config)
     held_out = open_held_out(here, manifest)
+    probe = open_probe(here, manifest)
+    if probe is not None:
+        encoder_of(abstract_model(config), probe.encoder)
     saved = _check_checkpoint(run_dir, config, plan)
-    checked = CheckedRun(config, run_dir, manifest, plan, held_out, saved)
+    checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved)
     if checked.already_finished is None and run_dir.stop_request.exists():
         raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to continue")
     return checked

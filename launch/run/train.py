@@ -104,6 +104,13 @@ def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:
                 "too: val/ is not measured on images never seen; `zeta shards build --val-share` "
                 "makes shards that share no image"
             )
+        if checked.probe is not None and checked.probe.shared:
+            train_key, test_key = checked.probe.names
+            console.message(
+                f"WARNING: {checked.probe.shared} shards of {test_key} are in {train_key} too: "
+                "k-NN and linear probe (train.evaluate) find the images themselves there; give "
+                "other shards as data.probe_shards or data.probe_val_shards"
+            )
         for name, obstacle in obstacles(checked.config.model.resolve()).items():
             console.message(
                 f"WARNING: `zeta export --format {name}` will refuse this model: {obstacle}"
@@ -201,6 +208,7 @@ def _run(
             name=config.run.name,
             watchdog=watchdog,
             held_out=[] if checked.held_out is None else checked.held_out.of_rank(info),
+            probe=None if checked.probe is None else checked.probe.of_rank(info),
             epoch_images=checked.plan.num_images * config.data.views_of_sample,
         )
         if world.device.type == "cuda":

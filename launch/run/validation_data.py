@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.plan import Plan
@@ -36,26 +37,46 @@ class HeldOutImages:
     """Pairs of (token budget of an image, plan); first None, the image size of training."""
     classes: Sequence[int] | None
     """Class index of the model for each class index of the shards; None: classes are not used."""
-    fingerprint: str
     trained_on: int
     """Number of these shards that are also trained on; it should be 0."""
 
     def of_rank(self, info: RankInfo) -> list[HeldOut]:
         """Return the held-out images of one rank, at every evaluated size."""
-        return [
-            HeldOut(
-                tokens=tokens,
-                images=plan.num_images,
-                unusable=num_unusable(plan),
-                fingerprint=self.fingerprint,
-                open=partial(self._open, plan, info),
-            )
-            for tokens, plan in self.plans
-        ]
+        return [held_out_of(plan, self.classes, info, tokens=tokens) for tokens, plan in self.plans]
 
-    def _open(self, plan: Plan, info: RankInfo) -> StepSource:
-        loader = PackLoader(plan, rank=info.rank, world_size=info.world_size)
-        return loader if self.classes is None else Relabelled(loader, self.classes)
+
+def held_out_of(
+    plan: Plan, classes: Sequence[int] | None, info: RankInfo, *, tokens: int | None = None
+) -> HeldOut:
+    """Return the images of a plan for one rank.
+
+    Args:
+        plan: result of `held_out_plan`.
+        classes: class index that each class index of the shards becomes; None: they stay.
+        info: the rank.
+        tokens: token budget of an image, in the names of the scores.
+    """
+    return HeldOut(
+        tokens=tokens,
+        images=plan.num_images,
+        unusable=num_unusable(plan),
+        fingerprint=plan.manifest.fingerprint,
+        open=partial(_open, plan, classes, info),
+    )
+
+
+def _open(plan: Plan, classes: Sequence[int] | None, info: RankInfo) -> StepSource:
+    loader = PackLoader(plan, rank=info.rank, world_size=info.world_size)
+    return loader if classes is None else Relabelled(loader, classes)
+
+
+def check_unweighted(name: str, spec: Any) -> None:
+    """Raise ValueError, naming the config key, if held-out shards are given with weights."""
+    if isinstance(spec, list) and any(isinstance(entry, Mapping) for entry in spec):
+        raise ValueError(
+            f"{name} has weights, but each of its images is scored once: leave the weights out "
+            "and list the paths"
+        )
 
 
 def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | None:
@@ -72,11 +93,7 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
     spec, arguments = config.data.val_shards, config.model.resolve()
     if spec is None:
         return None
-    if isinstance(spec, list) and any(isinstance(entry, Mapping) for entry in spec):
-        raise ValueError(
-            f"{_NAME} has weights, but each of its images is scored once: leave the weights out "
-            "and list the paths"
-        )
+    check_unweighted(_NAME, spec)
     resolution = config.data.resolution
     shown = {name: getattr(resolution, name) for name in ("max", "fit", "max_upscale")}
     try:
@@ -104,4 +121,4 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
     except ValueError as error:
         raise ValueError(f"{_NAME}: {error}") from error
     shared = len(shared_shards(manifest, trained_on))
-    return HeldOutImages(plans, classes, manifest.fingerprint, shared)
+    return HeldOutImages(plans, classes, shared)

@@ -38,6 +38,7 @@ from zeta.run.watchdog import Watchdog, WatchdogConfig
 from zeta.tracking.config import TrackerConfig, WandbConfig
 from zeta.train.config import EvaluateConfig, OptimConfig, TrainConfig
 from zeta.train.evaluation import HeldOut
+from zeta.train.probing.scores import ProbeImages
 from zeta.zero.start import close_distributed, init_distributed
 
 shard_small_parameters()
@@ -102,6 +103,7 @@ def _one_run(arguments, world, console):
         config=arguments,
         watchdog=watchdog,
         held_out=_held_out(world, **arguments.get("held_out", {})),
+        probe=_probe(world, **arguments.get("probe", {})),
         epoch_images=arguments.get("epoch_images"),
     )
     code = int(trainer.fit())
@@ -120,6 +122,19 @@ def _held_out(world, *, steps=0, lanes=5, tokens=(), images=40):
 
     sizes = [None, *tokens] if steps else []
     return [HeldOut(size, images, 3, f"{steps}/{lanes}", open_source) for size in sizes]
+
+
+def _probe(world, *, steps=0, lanes=5):
+    """Labelled packs of so many steps to learn from, and of three steps to classify."""
+    if not steps:
+        return None
+    train, test = (
+        HeldOut(
+            None, 50, 0, str(count), partial(SyntheticSource, world.rank, world.size, lanes, count)
+        )
+        for count in (steps, 3)
+    )
+    return ProbeImages(train, test, NUM_CLASSES, ("knn", "linear_probe"))
 
 
 class Brightness:

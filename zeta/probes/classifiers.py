@@ -7,6 +7,8 @@ long (5,000 x 192 features on a busy CPU: 16 s against 12 s with 10 classes, 53 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,7 +39,7 @@ def knn_scores(
     """
     k = min(k, len(train_ND))
     train_ND = F.normalize(train_ND.double(), dim=1)
-    scores = torch.zeros(len(test_MD), num_classes, dtype=torch.float64)
+    scores = train_ND.new_zeros(len(test_MD), num_classes)
     for start in range(0, len(test_MD), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         similarity = F.normalize(test_MD[part].double(), dim=1) @ train_ND.T
@@ -60,7 +62,7 @@ def linear_probe_scores(
     mean, std = train_ND.double().mean(0), train_ND.double().std(0, correction=0).clamp(min=1e-8)
     train_ND, test_MD = ((x.double() - mean) / std for x in (train_ND, test_MD))
     penalty = _PENALTIES[1]
-    chosen_on = torch.arange(len(train_ND)) % _CHOSEN_ON == 0
+    chosen_on = torch.arange(len(train_ND), device=train_ND.device) % _CHOSEN_ON == 0
     if len(train_ND) >= 2 * _CHOSEN_ON:
         fits = [
             _fit(train_ND[~chosen_on], labels_N[~chosen_on], num_classes, p) for p in _PENALTIES
@@ -80,7 +82,7 @@ def _logits(features_ND: Tensor, weights_KE: Tensor) -> Tensor:
 def _fit(features_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float) -> Tensor:
     """Return the weights [K, D + 1] that minimise mean cross-entropy + penalty / 2 |W|^2 / D."""
     dim = features_ND.shape[1]
-    weights = torch.zeros(num_classes, dim + 1, dtype=torch.float64, requires_grad=True)
+    weights = features_ND.new_zeros(num_classes, dim + 1).requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights],
         max_iter=500,
@@ -98,6 +100,29 @@ def _fit(features_ND: Tensor, labels_N: Tensor, num_classes: int, penalty: float
 
     optimizer.step(closure)
     return weights.detach()
+
+
+CLASSIFIERS = {"knn": knn_scores, "linear_probe": linear_probe_scores}
+"""Scores of test images, by the name of the classifier."""
+
+
+def not_finite(features_ND: Tensor, keys: Sequence[str], whose: str) -> str:
+    """Return which features are not finite, in words; "" if all are.
+
+    A classifier would put a class to them all the same.
+
+    Args:
+        features_ND: features of images.
+        keys: name of each image, [N].
+        whose: words that follow "images", such as "of data.shards".
+    """
+    bad = (~torch.isfinite(features_ND).all(dim=1)).nonzero().flatten().tolist()
+    if not bad:
+        return ""
+    return (
+        f"the embeddings of {len(bad):,} of {len(features_ND):,} images {whose} are not finite "
+        f"({keys[bad[0]]!r} is the first)"
+    )
 
 
 def hit_rates(scores_MK: Tensor, labels_M: Tensor) -> dict[str, float]:

@@ -245,6 +245,21 @@ class TrainEngine:
         finally:
             self.module.train()
 
+    @contextmanager
+    def embedding(
+        self, encoder: Any, *, average: bool = False
+    ) -> Iterator[Callable[[PackedBatch], Tensor]]:
+        """Yield the encoder as a function of a pack that returns its pooled embeddings [I, dim].
+
+        At ZeRO-3 a call is a collective.
+
+        Args:
+            encoder: the part of the model with `forward_embeddings`, or the model.
+            average: as in `evaluating`.
+        """
+        with self.evaluating(average=average):
+            yield partial(self.sharded.forward_as, encoder.forward_embeddings)
+
     @torch.no_grad()
     def _finish_step(self, totals: Mapping[str, Tensor], lr: float) -> StepResult:
         gradients = self.sharded.gradients()

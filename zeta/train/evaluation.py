@@ -59,6 +59,7 @@ def evaluate(
     *,
     requested: Callable[[], ExitCode | None] = lambda: None,
     show: Callable[[int], None] = lambda images: None,
+    what: str = "held-out images",
 ) -> Evaluation | ExitCode:
     """Score every image of a source that ends; every rank calls this.
 
@@ -69,6 +70,7 @@ def evaluate(
         world: the ranks.
         requested: returns the exit code if this rank was asked to stop, else None.
         show: called with the number of images that all ranks have scored so far.
+        what: name of the images in messages.
 
     Returns:
         The evaluation, or the exit code if a rank was asked to stop before the end.
@@ -103,7 +105,7 @@ def evaluate(
     total = int(world.sum([len(rejected)])[0])
     if done == 0:
         example = f", {rejected[0].key} among them: {rejected[0].reason}" if rejected else ""
-        raise RunError(f"none of the {total:,} held-out images could be used{example}")
+        raise RunError(f"none of the {total:,} {what} could be used{example}")
     scores = tally.metrics()
     images = int(scores.pop("images"))
     return Evaluation(scores, images, total, tuple(rejected))

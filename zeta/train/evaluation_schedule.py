@@ -19,6 +19,8 @@ from zeta.train.collapse import CollapseWatch
 from zeta.train.config import EvaluateConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.evaluation import Evaluation, HeldOut, evaluate
+from zeta.train.probing.rounds import ProbeRound, ProbeRounds
+from zeta.train.probing.scores import ProbeImages
 from zeta.train.progress import Progress
 
 
@@ -28,12 +30,14 @@ class Validation:
     If the run keeps a moving average of the weights, it is scored too, at the size of training.
 
     Args:
-        held_out: the images at each size, that of training first; empty: nothing is ever due.
+        held_out: the images at each size, that of training first; without them and `probe`, nothing
+            is ever due.
         config: steps between two evaluations.
         engine: the model and its objective.
         run_dir: directory with the list of images that cannot be used.
         console: shows progress and results.
         watchdog: is notified of every pack.
+        probe: labelled images to probe the encoder on; None: it is not probed.
     """
 
     def __init__(
@@ -44,8 +48,12 @@ class Validation:
         run_dir: RunDir,
         console: Console,
         watchdog: PhaseWatch,
+        probe: ProbeImages | None = None,
     ) -> None:
         self._held_out, self._config, self._engine = held_out, config, engine
+        self._probe: ProbeRounds | None = None
+        if probe is not None:
+            self._probe = ProbeRounds(probe, config.every, engine, console, watchdog)
         self._world, self._console, self._watchdog = engine.world, console, watchdog
         self._path = run_dir.val_quarantine
         self._quarantine = Quarantine(self._path, self._world)
@@ -57,7 +65,7 @@ class Validation:
 
     def is_due(self, progress: Progress, *, at_end: bool) -> bool:
         """Return whether this step's weights must still be evaluated; the same on all ranks."""
-        if not self._held_out or progress.step == 0:
+        if not (self._held_out or self._probe) or progress.step == 0:
             return False
         if progress.validated_step == progress.step:
             return False
@@ -75,10 +83,10 @@ class Validation:
         started = time.perf_counter()
         metrics, shown, rejected = dict[str, float](), dict[str, float](), list[Rejected]()
         at_size: Mapping[str, float] = {}
-        headline, at_training_size = self._engine.objective.headline, self._held_out[0]
+        headline = self._engine.objective.headline
         views = [(held_out, False) for held_out in self._held_out]
         if self._engine.average is not None:
-            views.append((at_training_size, True))
+            views += [(held_out, True) for held_out in self._held_out[:1]]
         for held_out, average in views:
             found = self._evaluate(held_out, progress.step, signals, average=average)
             if isinstance(found, ExitCode):
@@ -90,14 +98,20 @@ class Validation:
                 label = f"{headline}{at}{' of average' if average else ''}"
                 shown[label] = found.scores[headline]
             rejected += found.rejected_here
-            if held_out is at_training_size and not average:
+            if held_out is self._held_out[0] and not average:
                 at_size = found.scores
-            if held_out is at_training_size:
+            if held_out is self._held_out[0]:
                 metrics[names.VAL_IMAGES] = found.images
                 metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
+        nothing = ProbeRound({}, {})
+        probed = nothing if self._probe is None else self._probe.run(progress.step, signals)
+        if isinstance(probed, ExitCode):
+            return probed
+        metrics |= probed.metrics
         self._list_rejected(rejected, progress.step)
-        value = math.nan if headline is None else shown[headline]
-        progress.note_evaluation(at_training_size.fingerprint, value)
+        value = shown.get(headline or "", math.nan)
+        fingerprint = self._held_out[0].fingerprint if self._held_out else ""
+        progress.note_evaluation(fingerprint, value)
         best = ""
         if headline is not None and progress.best_value is not None:
             metrics[names.val_best(headline)] = progress.best_value
@@ -106,7 +120,7 @@ class Validation:
         metrics[names.EVALUATION_S] = time.perf_counter() - started
         sink.log(progress.step, metrics)
         measures = _shown_measures(at_size, headline)
-        self._console.evaluation(progress.step, measures, shown, best)
+        self._console.evaluation(progress.step, measures, shown | probed.shown, best)
         if warning := self._collapse.warning(at_size):
             self._console.message(warning)
         return None

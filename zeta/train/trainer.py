@@ -49,6 +49,7 @@ from zeta.train.engine import StepResult, TrainEngine
 from zeta.train.evaluation import HeldOut
 from zeta.train.evaluation_schedule import Validation
 from zeta.train.learned import check_learned
+from zeta.train.probing.scores import ProbeImages
 from zeta.train.resume import RunCheckpoints
 from zeta.train.schedule import build_schedule
 from zeta.train.straggler import Balance
@@ -124,6 +125,7 @@ class Trainer:
         name: str = "zeta",
         watchdog: PhaseWatch | None = None,
         held_out: Sequence[HeldOut] = (),
+        probe: ProbeImages | None = None,
         epoch_images: int | None = None,
     ) -> None:
         """Build the engine and load the newest verified checkpoint of `run_dir`, if any.
@@ -142,6 +144,7 @@ class Trainer:
             name: display name of the run.
             watchdog: is notified of the phase that this rank is in.
             held_out: images to evaluate on, at the size of training first.
+            probe: labelled images to probe the encoder on.
             epoch_images: images of one pass over the data, for the ETA of a run by `max_epochs`.
 
         Raises:
@@ -172,7 +175,7 @@ class Trainer:
         self.quarantine = Quarantine(run_dir.quarantine, world)
         self.sink = self._open_sink(tracker.kind)
         self.validation = Validation(
-            held_out, train.evaluate, self.engine, run_dir, console, self.watchdog
+            held_out, train.evaluate, self.engine, run_dir, console, self.watchdog, probe
         )
         self.tracker = self._open_tracker(tracker.wandb, config, name)
 

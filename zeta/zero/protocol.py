@@ -62,7 +62,8 @@ class ShardedEngine(Protocol):
     def forward_as(self, function: Callable[[Any], Any], batch: object) -> Any:
         """Return `function(batch)`, run as the model's forward pass: in its dtype, with its hooks.
 
-        The function computes with the weights of `module`, which are whole: stages 0 to 2.
+        The function computes with the weights of `module`: those of parts that it calls as modules
+        are whole within them, at stage 3 too; all are at stages 0 to 2.
         """
         ...
 

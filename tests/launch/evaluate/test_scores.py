@@ -185,6 +185,19 @@ def test_features_are_those_of_the_images_in_the_order_of_the_shards(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features"]
 
 
+@pytest.mark.slow
+def test_embeddings_that_are_not_finite_classify_nothing(world: Path, monkeypatch):
+    original = NaViT.forward_embeddings
+
+    def broken(self, images):
+        return original(self, images) / (images.sample_ids != 11)[:, None]
+
+    monkeypatch.setattr(NaViT, "forward_embeddings", broken)
+    prepared = prepare(_request(world, knn=[str(world / "train")]))
+    with pytest.raises(RunError, match=r"embeddings of 1 of 58 images .*val.* are not finite"):
+        run_evaluation(prepared, ALONE)
+
+
 def _keys(shard: Path) -> list[str]:
     import tarfile
 
