@@ -28,12 +28,13 @@ def chart_cards(runs: ComparedRuns) -> Iterator[str]:
 
 def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -> str:
     """Return the card of a chart; `with_events`: its legend explains the marks of events."""
-    drawn, marks, labels = [], [], []
+    drawn, marks, labels, last = [], [], [], ""
     for number, run in enumerate(runs.runs):
         for place, (label, metric) in enumerate(chart.curves):
             series = run.series.get(metric)
             if series is not None and series.last is not None:
-                drawn.append(runs.place(run, series))
+                last = last or f"last {chart.format_value(series.last)}"
+                drawn.append(runs.curve(run, metric))
                 marks.append(runs.mark(number, place))
                 several = len(chart.curves) > 1
                 labels.append(runs.curve_label(number, label, of_several=several))
@@ -57,7 +58,7 @@ def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -
         legend.append(("dashed", "--muted", "restart"))
     if with_events and any(len(each.checkpoints) for each in events):
         legend.append(("tick", "--muted", "checkpoint"))
-    last = "" if runs.several else f"last {chart.format_value(drawn[0].last or 0.0)}"
+    last = "" if runs.several else last
     return card(chart.title, svg, value=last, legend=legend, wide=wide)
 
 

@@ -18,7 +18,7 @@ _NONE = "\u2013"
 
 def headlines_table(runs: ComparedRuns) -> str:
     """Return the headline numbers of several runs side by side."""
-    columns = [list(headlines(run)) for run in runs.runs]
+    columns = [list(headlines(run, runs.steps_averaged)) for run in runs.runs]
     rows = [
         [label, *(f"{column[place][1]}" for column in columns)]
         for place, (label, _, _) in enumerate(columns[0])
