@@ -48,8 +48,8 @@ def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -
     events = list(runs.events())
     svg = line_chart(
         chart.name, drawn, format_value=chart.format_value, marks=marks, events=events,
-        x_label=runs.axis_label, size=chart.size, smooth=chart.smooth, include=chart.include,
-        log=chart.log,
+        labels=labels, x_label=runs.axis_label, y_label=chart.y_label, size=chart.size,
+        smooth=chart.smooth, include=chart.include, log=chart.log,
     )  # fmt: skip
     legend: _Legend = []
     if len(drawn) > 1 or runs.several:
@@ -95,7 +95,10 @@ def _accuracy_card(
                 legend.append(("dashed", colour, f"{name} {percent(top1)}"))
     if trained:
         legend.append(("area", "--band", f"sizes of training: {trained[0]:g} to {trained[1]:g}"))
-    svg = accuracy_chart(f"accuracy-{what}", rows, trained=trained, x_label=x_label)
+    names = runs.labels if runs.several else ["top-1"]
+    svg = accuracy_chart(
+        f"accuracy-{what}", rows, labels=names, trained=trained, x_label=x_label
+    )
     best = f"best {percent(max(top1 for of_run in rows for _, top1 in of_run))}"
     return card(f"Top-1 by {what}", svg, value=best, legend=legend, wide=True)
 

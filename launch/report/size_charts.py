@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.report.svg_charts import COLOURS, CURVE_COLOURS, WIDE, compact, percent, render
+from launch.report.svg_charts import (
+    COLOURS,
+    CURVE_COLOURS,
+    WIDE,
+    Hover,
+    compact,
+    curve_id,
+    percent,
+    render,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +32,7 @@ def accuracy_chart(
     name: str,
     runs: Sequence[Sequence[tuple[str, float]]],
     *,
+    labels: Sequence[str] = (),
     trained: tuple[float, float] | None = None,
     x_label: str = "side of the image, pixels",
     size: tuple[float, float] = WIDE,
@@ -33,6 +43,7 @@ def accuracy_chart(
         name: prefix of all ids in the SVG.
         runs: (size, top-1 as a share) pairs of each run. A size begins with a number; any other
             name, such as `native`, is drawn as a dashed line.
+        labels: names of the runs, shown at the pointer.
         trained: smallest and largest size of training, shaded.
         x_label: label of the x-axis.
         size: WIDE or NARROW.
@@ -53,7 +64,8 @@ def accuracy_chart(
             if points[index]:
                 x, y = zip(*points[index], strict=True)
                 colour = COLOURS[CURVE_COLOURS[index]]
-                axes.plot(x, y, color=colour, marker="o", markersize=4.5)
+                gid = curve_id(index)
+                axes.plot(x, y, color=colour, marker="o", markersize=4.5, gid=gid)
         if sides and len(sides) <= MAX_LABELS:
             axes.set_xticks(sides)
             if len(runs) == 1:
@@ -68,8 +80,9 @@ def accuracy_chart(
         axes.set_ylim(values.min() - 0.25 * span, values.max() + 0.25 * span)
         axes.yaxis.set_major_formatter(lambda value, _: percent(value))
         axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+        axes.set_ylabel("top-1")
 
-    return render(name, size, draw)
+    return render(name, size, draw, hover=Hover(tuple(labels), x_label, as_share=True))
 
 
 def histogram_chart(

@@ -81,12 +81,6 @@ def test_the_same_numbers_draw_the_same_bytes():
     assert draw() == draw()
 
 
-def test_a_long_run_is_thinned_so_that_the_page_stays_small():
-    long = line_chart("a", [_series(np.random.default_rng(0).normal(size=50_000))],
-                      format_value=compact, smooth=True)  # fmt: skip
-    assert len(long) < 60_000
-
-
 def test_values_that_are_not_finite_leave_a_mark_and_the_rest_is_drawn():
     values = np.ones(40)
     values[[7, 8]] = np.nan, np.inf
