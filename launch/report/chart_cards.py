@@ -96,9 +96,7 @@ def _accuracy_card(
     if trained:
         legend.append(("area", "--band", f"sizes of training: {trained[0]:g} to {trained[1]:g}"))
     names = runs.labels if runs.several else ["top-1"]
-    svg = accuracy_chart(
-        f"accuracy-{what}", rows, labels=names, trained=trained, x_label=x_label
-    )
+    svg = accuracy_chart(f"accuracy-{what}", rows, labels=names, trained=trained, x_label=x_label)
     best = f"best {percent(max(top1 for of_run in rows for _, top1 in of_run))}"
     return card(f"Top-1 by {what}", svg, value=best, legend=legend, wide=True)
 

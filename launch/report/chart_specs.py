@@ -41,8 +41,20 @@ LOSS = Chart(
     smooth=True,
 )
 CHARTS = (
-    Chart("images", "Images per second", (("images/s", names.IMAGES_PER_S),), "images / s", include=(0.0,)),
-    Chart("tokens", "Tokens per second", (("tokens/s", names.TOKENS_PER_S),), "tokens / s", include=(0.0,)),
+    Chart(
+        "images",
+        "Images per second",
+        (("images/s", names.IMAGES_PER_S),),
+        "images / s",
+        include=(0.0,),
+    ),
+    Chart(
+        "tokens",
+        "Tokens per second",
+        (("tokens/s", names.TOKENS_PER_S),),
+        "tokens / s",
+        include=(0.0,),
+    ),
     Chart(
         "mfu",
         "Model FLOPs utilisation",
@@ -59,7 +71,14 @@ CHARTS = (
         "seconds / step",
         include=(0.0,),
     ),
-    Chart("fill", "Fill of the packs", (("fill", names.FILL),), "share of the budget", percent, include=(0.9, 1.0)),
+    Chart(
+        "fill",
+        "Fill of the packs",
+        (("fill", names.FILL),),
+        "share of the budget",
+        percent,
+        include=(0.9, 1.0),
+    ),
     Chart(
         "balance",
         "Straggler ratio: slowest rank / mean",
@@ -67,9 +86,18 @@ CHARTS = (
         "slowest / mean",
         include=(1.0,),
     ),
-    Chart("memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), "GiB", include=(0.0,)),
+    Chart(
+        "memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), "GiB", include=(0.0,)
+    ),
     Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), "learning rate", include=(0.0,)),
-    Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), "L2 norm", smooth=True, log=True),
+    Chart(
+        "norm",
+        "Gradient norm",
+        (("gradient norm", names.GRAD_NORM),),
+        "L2 norm",
+        smooth=True,
+        log=True,
+    ),
 )
 _IN_WORDS = {"top1": "top-1"}
 
@@ -82,7 +110,9 @@ def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
     """
     charts = []
     if curves := _curves(runs, "loss"):
-        charts.append(Chart("val-loss", "Validation loss", curves, "mean loss of an image", size=WIDE))
+        charts.append(
+            Chart("val-loss", "Validation loss", curves, "mean loss of an image", size=WIDE)
+        )
     headline = next(filter(None, map(headline_score, runs)), None)
     if headline and (curves := _curves(runs, headline)):
         score = _IN_WORDS.get(headline, headline.replace("_", " "))

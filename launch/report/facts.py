@@ -59,7 +59,7 @@ def facts_rows(runs: ComparedRuns) -> list[list[str]]:
 
 
 def started(start: Mapping[str, Any]) -> str:
-    """Return the time of a start to the minute, in UTC, or its text if it is no time; or nothing."""
+    """Return the time of a start to the minute in UTC, or its text if it is none; or nothing."""
     text = start.get("time")
     if not isinstance(text, str):
         return ""

@@ -63,7 +63,7 @@ class LoggedRun:
     """Content of eval.json, the output of `zeta eval --json`."""
     quarantine: tuple[Mapping[str, Any], ...] = ()
     starts: tuple[Mapping[str, Any], ...] = ()
-    """Lines of starts.jsonl: `step`, `ranks`, `time` of each start of the run, and on what it ran."""
+    """Lines of starts.jsonl: `step`, `ranks`, `time` of each start, and on what it ran."""
     code_line: str = ""
     """Last line of code.diff that names a version of the code."""
     sizes: Mapping[str, Any] = field(default_factory=dict)

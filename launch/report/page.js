@@ -7,7 +7,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const home = { x, y: y.map(up) };
   let view = home;
   const make = (name, attributes) => {
-    const item = document.createElementNS("http://www.w3.org/2000/svg", name);
+    const item = document.createElementNS(svg.namespaceURI, name);
     for (const [key, value] of Object.entries(attributes)) item.setAttribute(key, value);
     return svg.appendChild(item);
   };

@@ -53,9 +53,9 @@ def drawn_series(
 ) -> Series:
     """Return the points of a curve, whose `steps` are places on the axis.
 
-    Means are averaged over stretches, and drawn at the end of each; levels are read off there. Other
-    metrics, such as those of evaluations, are drawn as they are while they are few. A value that is
-    not finite counts nowhere, and leaves one NaN at the end of its stretch.
+    Means are averaged over stretches, and drawn at the end of each; levels are read off there.
+    Other metrics, such as those of evaluations, are drawn as they are while they are few. A value
+    that is not finite counts nowhere, and leaves one NaN at the end of its stretch.
 
     Args:
         run: the run, which logged the metric.
@@ -86,9 +86,7 @@ def last_lines(run: LoggedRun) -> Floats:
     return lines.steps if lines else np.array([float(run.steps)])
 
 
-def _means(
-    run: LoggedRun, metric: str, place: Callable[[Floats], Floats], width: float
-) -> Series:
+def _means(run: LoggedRun, metric: str, place: Callable[[Floats], Floats], width: float) -> Series:
     """Average a metric over stretches, each line of it with its own weight."""
     series = run.series[metric]
     lines = np.concatenate([[0.0], np.union1d(last_lines(run), series.steps)])

@@ -237,6 +237,7 @@ def render(
             "svg.hashsalt": name,  # ids, and so the file, are the same each time
             "path.simplify": False,  # page.js reads the values of curves from their paths
             "font.size": 8.0 if size == WIDE else 9.0,
+            "axes.labelpad": 10.0 if size == WIDE else 4.0,  # page.css enlarges its text on phones
             "lines.linewidth": 1.8,
             "axes.grid": True,
             "axes.grid.axis": "y",
@@ -260,6 +261,7 @@ def render(
         axes = figure.add_subplot()
         axes.locator_params(nbins=5)
         draw(axes)
+        axes.xaxis.labelpad = 4.0
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
         data = "" if hover is None else f' data-chart="{escape(_told(axes, size, hover))}"'

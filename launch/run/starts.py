@@ -61,5 +61,5 @@ def device_name(device: torch.device, cpu_info: Path = _CPU_INFO) -> str:
         text = cpu_info.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not Linux
         text = ""
-    model = re.search(r"^model name\s*:\s*(\S.*)$", text, re.MULTILINE)
+    model = re.search(r"^model name[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
     return f"CPU {model[1].strip() if model else platform.machine()}".strip()
