@@ -92,9 +92,10 @@ def devices(start: Mapping[str, Any]) -> str:
 
 def commit(code: Any) -> str:
     """Return the short commit of a code version (`zeta.run.code_version`); or nothing."""
-    if not isinstance(code, Mapping) or not isinstance(code.get("commit"), str):
+    found = code.get("commit") if isinstance(code, Mapping) else None
+    if not isinstance(found, str):
         return ""
-    return code["commit"][:12] + (", with changes" if code.get("dirty") else "")
+    return found[:12] + (", with changes" if code.get("dirty") else "")
 
 
 def _commit_of_diff(line: str) -> str:

@@ -13,9 +13,8 @@ from launch.report.svg_charts import (
     CURVE_COLOURS,
     WIDE,
     Hover,
-    compact,
     curve_id,
-    percent,
+    label_ticks,
     render,
 )
 
@@ -78,8 +77,8 @@ def accuracy_chart(
         values = np.array([top1 for rows in runs for _, top1 in rows])
         span = max(float(np.ptp(values)), 0.02)
         axes.set_ylim(values.min() - 0.25 * span, values.max() + 0.25 * span)
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
-        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+        label_ticks(axes.yaxis, as_share=True)
+        label_ticks(axes.xaxis)
         axes.set_ylabel("top-1")
 
     return render(name, size, draw, hover=Hover(tuple(labels), x_label, as_share=True))
@@ -116,7 +115,7 @@ def histogram_chart(
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel("share of the images")
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+        label_ticks(axes.yaxis, as_share=True)
         axes.xaxis.set_major_formatter(lambda value, _: format_value(value))
 
     return render(name, size, draw)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from launch.report.logged_run import Floats, LoggedRun, Series
 from zeta import metric_names as names
@@ -132,9 +131,9 @@ def _levels(series: Series, width: float) -> Series:
     return Series(edges, np.interp(edges, series.steps, series.values))
 
 
-def _edges(end: float, width: float) -> npt.NDArray[np.float64]:
+def _edges(end: float, width: float) -> Floats:
     """Return 0 and the ends of all stretches; the last one is cut at `end`."""
     count = max(1, int(np.ceil(end / width - 1e-9)))
-    edges = np.arange(count + 1) * width
+    edges = np.arange(count + 1, dtype=np.float64) * np.float64(width)
     edges[-1] = end
     return edges

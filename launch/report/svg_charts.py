@@ -20,6 +20,7 @@ from launch.report.logged_run import Floats, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # matplotlib knows no CSS variables, so it draws in these colours, which nothing else uses.
 COLOURS = {
@@ -95,7 +96,7 @@ def line_chart(
         name: prefix of all ids in the SVG, unique in the page.
         curves: curves with at least one finite value each; `steps` are positions on the axis. For
             `smooth`, those of different curves lie equally far apart.
-        format_value: writes a value at the y-axis.
+        format_value: `percent` if the values are shares, else `compact`.
         marks: line style of each curve; by default `curve_mark` of its index.
         events: drawn as vertical lines (restarts) and as ticks on the axis (checkpoints).
         labels: names of the curves, shown at the pointer.
@@ -106,6 +107,8 @@ def line_chart(
         include: values that the y-axis always includes, such as 0.
         log: use a logarithmic y-axis if all values are positive.
     """
+
+    as_share = format_value is percent
 
     def draw(axes: Axes) -> None:
         longest = max(len(curve.finite.values) for curve in curves)
@@ -120,21 +123,39 @@ def line_chart(
             _set_log_ticks(axes)
         else:
             _set_range(axes, values, include)
-        axes.yaxis.set_major_formatter(lambda value, _: format_value(value))
-        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+        if x_label == "step":
+            axes.locator_params("x", integer=True)
+        label_ticks(axes.yaxis, as_share)
+        label_ticks(axes.xaxis)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
 
-    as_share = format_value is percent
     return render(name, size, draw, hover=Hover(tuple(labels), x_label, as_share, zoom=True))
 
 
-def compact(value: float) -> str:
+def compact(value: float, digits: int = 3) -> str:
     """Write a number in few characters: 950, 1.2k, 3.5M, 0.02, 2e-05."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.99995:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
+            return f"{value / limit:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+def label_ticks(axis: Axis, as_share: bool = False) -> None:
+    """Label the ticks of an axis with as few digits as tell them apart; shares in per cent."""
+    scale, unit = (100.0, "%") if as_share else (1.0, "")
+
+    def write(value: float, _: object) -> str:
+        ticks = scale * np.unique(axis.get_majorticklocs())
+        gap = float(np.diff(ticks).min()) if len(ticks) > 1 else np.inf
+        exact = (
+            digits
+            for digits in range(3, 9)
+            if all(abs(float(f"{tick:.{digits}g}") - tick) <= 0.01 * gap for tick in ticks)
+        )
+        return compact(scale * value, next(exact, 9)) + unit
+
+    axis.set_major_formatter(write)
 
 
 def percent(value: float) -> str:
