@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from launch.report.logged_run import Floats, LoggedRun, Series, finite_number
-from launch.report.stretches import drawn_series, last_lines, stretch_width
+from launch.report.stretches import drawn_series, fit_width, last_lines, stretch_width
 from launch.report.svg_charts import compact, percent
 from zeta import metric_names as names
 
@@ -17,7 +17,8 @@ def headlines(run: LoggedRun, steps: float | None = None) -> Iterator[tuple[str,
 
     Args:
         run: the run.
-        steps: rates are medians over stretches of so many steps; by default those of its lines.
+        steps: rates are medians over stretches of so many steps, or of a multiple in a long run; by
+            default those of its lines.
     """
     steps = stretch_width(last_lines(run)) if steps is None else steps
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
@@ -70,7 +71,7 @@ def _first(*values: object) -> float | None:
 
 
 def _median(run: LoggedRun, metric: str, steps: float) -> float | None:
-    values = _averaged(run, metric, steps)
+    values = _averaged(run, metric, fit_width(steps, float(run.steps)))
     return float(np.median(values)) if len(values) else None
 
 

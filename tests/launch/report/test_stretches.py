@@ -131,3 +131,15 @@ def test_one_line_is_one_point(tmp_path, step):
     run = read_run(tmp_path)
     curve = drawn_series(run, names.TRAIN_LOSS, lambda at: at, 10.0)
     assert (curve.steps.tolist(), curve.values.tolist()) == ([step], [2.5])
+
+
+def test_a_step_far_beyond_the_others_is_drawn_in_as_few_stretches(tmp_path):
+    path = write_logged(tmp_path / "run", 20)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    far = {**json.loads(lines[-1]), "step": 10**13}
+    (path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(far)]) + "\n")
+    run = read_run(path)
+    runs = ComparedRuns([run])
+    for metric in (names.TRAIN_LOSS, names.LEARNING_RATE):
+        assert len(runs.curve(run, metric).steps) <= MAX_STRETCHES
+    assert {label: value for label, value, _ in headlines(run)}["Steps"] == f"{10**13:,}"
