@@ -28,12 +28,13 @@ def chart_cards(runs: ComparedRuns) -> Iterator[str]:
 
 def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -> str:
     """Return the card of a chart; `with_events`: its legend explains the marks of events."""
-    drawn, marks, labels = [], [], []
+    drawn, marks, labels, last = [], [], [], ""
     for number, run in enumerate(runs.runs):
         for place, (label, metric) in enumerate(chart.curves):
             series = run.series.get(metric)
             if series is not None and series.last is not None:
-                drawn.append(runs.place(run, series))
+                last = last or f"last {chart.format_value(series.last)}"
+                drawn.append(runs.curve(run, metric))
                 marks.append(runs.mark(number, place))
                 several = len(chart.curves) > 1
                 labels.append(runs.curve_label(number, label, of_several=several))
@@ -47,8 +48,8 @@ def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -
     events = list(runs.events())
     svg = line_chart(
         chart.name, drawn, format_value=chart.format_value, marks=marks, events=events,
-        x_label=runs.axis_label, size=chart.size, smooth=chart.smooth, include=chart.include,
-        log=chart.log,
+        labels=labels, x_label=runs.axis_label, y_label=chart.y_label, size=chart.size,
+        smooth=chart.smooth, include=chart.include, log=chart.log,
     )  # fmt: skip
     legend: _Legend = []
     if len(drawn) > 1 or runs.several:
@@ -57,7 +58,7 @@ def chart_card(runs: ComparedRuns, chart: Chart, *, with_events: bool = False) -
         legend.append(("dashed", "--muted", "restart"))
     if with_events and any(len(each.checkpoints) for each in events):
         legend.append(("tick", "--muted", "checkpoint"))
-    last = "" if runs.several else f"last {chart.format_value(drawn[0].last or 0.0)}"
+    last = "" if runs.several else last
     return card(chart.title, svg, value=last, legend=legend, wide=wide)
 
 
@@ -94,7 +95,8 @@ def _accuracy_card(
                 legend.append(("dashed", colour, f"{name} {percent(top1)}"))
     if trained:
         legend.append(("area", "--band", f"sizes of training: {trained[0]:g} to {trained[1]:g}"))
-    svg = accuracy_chart(f"accuracy-{what}", rows, trained=trained, x_label=x_label)
+    names = runs.labels if runs.several else ["top-1"]
+    svg = accuracy_chart(f"accuracy-{what}", rows, labels=names, trained=trained, x_label=x_label)
     best = f"best {percent(max(top1 for of_run in rows for _, top1 in of_run))}"
     return card(f"Top-1 by {what}", svg, value=best, legend=legend, wide=True)
 

@@ -20,6 +20,8 @@ class Chart:
     title: str
     curves: tuple[tuple[str, str], ...]
     """Label and metric name of each curve."""
+    y_label: str
+    """Quantity and unit of the y-axis."""
     format_value: Callable[[float], str] = compact
     size: tuple[float, float] = NARROW
     smooth: bool = False
@@ -30,14 +32,34 @@ class Chart:
     """Why a run may never log the metric, as HTML."""
 
 
-LOSS = Chart("loss", "Training loss", (("loss", names.TRAIN_LOSS),), size=WIDE, smooth=True)
+LOSS = Chart(
+    "loss",
+    "Training loss",
+    (("loss", names.TRAIN_LOSS),),
+    "mean loss of an image",
+    size=WIDE,
+    smooth=True,
+)
 CHARTS = (
-    Chart("images", "Images per second", (("images/s", names.IMAGES_PER_S),), include=(0.0,)),
-    Chart("tokens", "Tokens per second", (("tokens/s", names.TOKENS_PER_S),), include=(0.0,)),
+    Chart(
+        "images",
+        "Images per second",
+        (("images/s", names.IMAGES_PER_S),),
+        "images / s",
+        include=(0.0,),
+    ),
+    Chart(
+        "tokens",
+        "Tokens per second",
+        (("tokens/s", names.TOKENS_PER_S),),
+        "tokens / s",
+        include=(0.0,),
+    ),
     Chart(
         "mfu",
         "Model FLOPs utilisation",
         (("MFU", names.MFU),),
+        "share of the peak",
         percent,
         include=(0.0,),
         absent="the peak of the devices is unknown; set <code>train.peak_tflops</code>",
@@ -46,18 +68,36 @@ CHARTS = (
         "time",
         "Seconds per step",
         (("whole step", names.STEP_S), ("waiting for data", names.DATA_WAIT_S)),
+        "seconds / step",
         include=(0.0,),
     ),
-    Chart("fill", "Fill of the packs", (("fill", names.FILL),), percent, include=(0.9, 1.0)),
+    Chart(
+        "fill",
+        "Fill of the packs",
+        (("fill", names.FILL),),
+        "share of the budget",
+        percent,
+        include=(0.9, 1.0),
+    ),
     Chart(
         "balance",
         "Straggler ratio: slowest rank / mean",
         (("ratio", names.STRAGGLER_RATIO),),
+        "slowest / mean",
         include=(1.0,),
     ),
-    Chart("memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), include=(0.0,)),
-    Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), include=(0.0,)),
-    Chart("norm", "Gradient norm", (("gradient norm", names.GRAD_NORM),), smooth=True, log=True),
+    Chart(
+        "memory", "Peak memory of a rank, GiB", (("GiB", names.PEAK_GIB),), "GiB", include=(0.0,)
+    ),
+    Chart("lr", "Learning rate", (("lr", names.LEARNING_RATE),), "learning rate", include=(0.0,)),
+    Chart(
+        "norm",
+        "Gradient norm",
+        (("gradient norm", names.GRAD_NORM),),
+        "L2 norm",
+        smooth=True,
+        log=True,
+    ),
 )
 _IN_WORDS = {"top1": "top-1"}
 _TRAINED = "sizes of training"
@@ -72,18 +112,21 @@ def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
     """
     charts = []
     if curves := _curves(runs, "loss"):
-        charts.append(Chart("val-loss", "Validation loss", curves, size=WIDE))
+        charts.append(
+            Chart("val-loss", "Validation loss", curves, "mean loss of an image", size=WIDE)
+        )
     headline = next(filter(None, map(headline_score, runs)), None)
     if headline and (curves := _curves(runs, headline)):
-        title = f"Validation {_IN_WORDS.get(headline, headline.replace('_', ' '))}"
-        charts.append(Chart("val-score", title, curves, percent, size=WIDE))
+        score = _IN_WORDS.get(headline, headline.replace("_", " "))
+        charts.append(Chart("val-score", f"Validation {score}", curves, score, percent, size=WIDE))
     named = (("k-NN", "knn_top1"), ("linear probe", "probe_top1"))
     if curves := tuple(
         (f"{words}, {size}" if size != _TRAINED else words, metric)
-        for words, score in named
-        for size, metric in _curves(runs, score)
+        for words, name in named
+        for size, metric in _curves(runs, name)
     ):
-        charts.append(Chart("val-probes", "Validation top-1 by embeddings", curves, percent))
+        title = "Validation top-1 by embeddings"
+        charts.append(Chart("val-probes", title, curves, "top-1", percent))
     return tuple(charts)
 
 

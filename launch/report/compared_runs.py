@@ -10,6 +10,7 @@ import numpy as np
 
 from launch.report.axes import AXES, along
 from launch.report.logged_run import Floats, LoggedRun, Series
+from launch.report.stretches import drawn_series, fit_width, last_lines, stretch_width
 from launch.report.svg_charts import CURVE_COLOURS, CURVE_STYLES, Events, Mark, curve_mark
 
 MAX_RUNS = len(CURVE_COLOURS)
@@ -86,9 +87,13 @@ class ComparedRuns:
             return label
         return f"{self.labels[run]}: {label}" if of_several else self.labels[run]
 
-    def place(self, run: LoggedRun, series: Series) -> Series:
-        """Return a series with its steps replaced by their positions on the axis."""
-        return Series(self._on_axis(run, series.steps), series.values)
+    def curve(self, run: LoggedRun, metric: str) -> Series:
+        """Return the points of a curve: the same stretches of the axis for all runs."""
+
+        def place(steps: Floats) -> Floats:
+            return self._on_axis(run, steps)
+
+        return drawn_series(run, metric, place, self._width)
 
     def events(self) -> Iterator[Events]:
         """Yield the restarts and checkpoints of each run, as positions on the axis."""
@@ -98,6 +103,18 @@ class ComparedRuns:
                 self._on_axis(run, run.checkpoints),
                 CURVE_COLOURS[number] if self.several else "--muted",
             )
+
+    @cached_property
+    def _width(self) -> float:
+        """Width of a stretch on the axis: that of the longest lines, as many as can be shown."""
+        widest = max(stretch_width(self._on_axis(run, last_lines(run))) for run in self.runs)
+        end = max(float(self._on_axis(run, np.array([run.steps]))[0]) for run in self.runs)
+        return fit_width(widest, end)
+
+    @cached_property
+    def steps_averaged(self) -> float:
+        """Steps in the longest lines of all runs: rates are averaged over as many."""
+        return max(stretch_width(last_lines(run)) for run in self.runs)
 
     def _on_axis(self, run: LoggedRun, steps: Floats) -> Floats:
         return along(run, self.axis, steps) / self._unit[1]

@@ -6,13 +6,21 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from launch.report.logged_run import LoggedRun, Series, finite_number
+from launch.report.logged_run import Floats, LoggedRun, Series, finite_number
+from launch.report.stretches import drawn_series, fit_width, last_lines, stretch_width
 from launch.report.svg_charts import compact, percent
 from zeta import metric_names as names
 
 
-def headlines(run: LoggedRun) -> Iterator[tuple[str, str, str]]:
-    """Yield (label, value, hint) of each number; an unknown value is a dash."""
+def headlines(run: LoggedRun, steps: float | None = None) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, value, hint) of each number; an unknown value is a dash.
+
+    Args:
+        run: the run.
+        steps: rates are medians over stretches of so many steps, or of a multiple in a long run; by
+            default those of its lines.
+    """
+    steps = stretch_width(last_lines(run)) if steps is None else steps
     top1 = _first(run.result.get("val_top1"), run.evaluation.get("top1"))
     top5 = finite_number(run.evaluation.get("top5"))
     size = run.evaluation.get("size")
@@ -27,8 +35,8 @@ def headlines(run: LoggedRun) -> Iterator[tuple[str, str, str]]:
     hint = "training" if measured is not None or seconds is None else "sum of the step times"
     yield "Wall time", _show(seconds, _duration), hint
 
-    rate = _first(run.result.get("images_per_s"), _median(run, names.IMAGES_PER_S))
-    tokens = _median(run, names.TOKENS_PER_S)
+    rate = _first(run.result.get("images_per_s"), _median(run, names.IMAGES_PER_S, steps))
+    tokens = _median(run, names.TOKENS_PER_S, steps)
     yield "Images per second", _show(rate, _count), f"{compact(tokens)} tokens/s" if tokens else ""
 
     budget = finite_number(run.setting("data.token_budget"))
@@ -62,14 +70,21 @@ def _first(*values: object) -> float | None:
     return next((number for number in numbers if number is not None), None)
 
 
-def _median(run: LoggedRun, metric: str) -> float | None:
-    values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
+def _median(run: LoggedRun, metric: str, steps: float) -> float | None:
+    values = _averaged(run, metric, fit_width(steps, float(run.steps)))
     return float(np.median(values)) if len(values) else None
 
 
 def _mean(run: LoggedRun, metric: str) -> float | None:
-    values = run.series[metric].finite.values if metric in run.series else np.zeros(0)
-    return float(values.mean()) if len(values) else None
+    values = _averaged(run, metric, float(run.steps))
+    return float(values[0]) if len(values) else None
+
+
+def _averaged(run: LoggedRun, metric: str, steps: float) -> Floats:
+    """Return the finite means of a metric over stretches of so many steps."""
+    if metric not in run.series or run.series[metric].last is None:
+        return np.zeros(0)
+    return drawn_series(run, metric, lambda at: at, steps).finite.values
 
 
 def _count(value: float) -> str:

@@ -63,7 +63,9 @@ class LoggedRun:
     """Content of eval.json, the output of `zeta eval --json`."""
     quarantine: tuple[Mapping[str, Any], ...] = ()
     starts: tuple[Mapping[str, Any], ...] = ()
-    """Lines of starts.jsonl: `step`, `ranks`, `time` of each start of the run."""
+    """Lines of starts.jsonl: `step`, `ranks`, `time` of each start, and on what it ran."""
+    code_line: str = ""
+    """Last line of code.diff that names a version of the code."""
     sizes: Mapping[str, Any] = field(default_factory=dict)
     """Content of sizes.json: see `launch.report.shown_sizes`."""
     pack: tuple[str, bytes] | None = None
@@ -149,6 +151,7 @@ def read_run(run_dir: Path) -> LoggedRun:
         evaluation=_read_object(files.evaluation, notes),
         quarantine=tuple(_read_lines(files.quarantine, notes)),
         starts=tuple(_read_lines(files.starts, notes)),
+        code_line=_last_version(files.code_diff),
         sizes=_read_object(files.sizes, notes),
         pack=_read_pack(run_dir, notes),
         notes=tuple(notes),
@@ -208,6 +211,15 @@ def _read_text(path: Path, notes: list[str]) -> str:
         notes.append(f"{path.name} is missing.")
         return ""
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _last_version(path: Path) -> str:
+    """Return the last line of code.diff with a version; a diff's own lines begin otherwise."""
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        found = [line.strip() for line in lines if line.startswith("zeta ")]
+    return found[-1] if found else ""
 
 
 def _parse_config(text: str, notes: list[str]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Writes `report.html`, a page about one run or about several in comparison.
 
 The page is one file that opens from disk: charts are inline SVG, the picture of a pack is a data
-URI, there is no script, and a content security policy forbids the browser to fetch anything.
-Everything that comes from files of the run is escaped.
+URI, and a content security policy forbids the browser to fetch anything and to run any script but
+`page.js`, which it names by its hash. Everything that comes from files of the run is escaped.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,9 @@ import numpy as np
 
 from launch.filesystems import check_file
 from launch.report.chart_cards import chart_cards
+from launch.report.class_table import class_section
 from launch.report.compared_runs import ComparedRuns
+from launch.report.facts import facts_list
 from launch.report.headlines import headlines, last_value
 from launch.report.logged_run import LoggedRun, finite_number, read_run
 from launch.report.tables import (
@@ -31,7 +34,8 @@ from zeta import metric_names as names
 from zeta.files import write_whole_text
 from zeta.run.directory import RunDir
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{}'"
+_HINT = "Point at a chart for its values; drag over it to zoom in, double-click to zoom out."
 
 
 def write_report(
@@ -78,14 +82,21 @@ def check_report(
 def build_page(runs: ComparedRuns) -> str:
     """Return the page as HTML."""
     title = ", ".join(runs.labels)
-    style = files("launch.report").joinpath("page.css").read_text(encoding="utf-8")
+    style, script = (
+        files("launch.report").joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js")
+    )
+    policy = _POLICY.format(base64.b64encode(sha256(script.encode()).digest()).decode())
     body = "\n".join(
         (
             *_header(runs, title),
             headlines_table(runs) if runs.several else _tiles(runs.first),
+            "" if runs.several else facts_list(runs.first),
+            f'<p class="note hover">{_HINT}</p>',
             '<section class="charts" aria-label="Charts">',
             *chart_cards(runs),
             "</section>",
+            class_section(runs),
             *_pack_section(runs),
             starts_section(runs),
             quarantine_section(runs),
@@ -98,7 +109,7 @@ def build_page(runs: ComparedRuns) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{escape(title)} - zeta run report</title>
 <style>
 {style}</style>
@@ -107,6 +118,7 @@ def build_page(runs: ComparedRuns) -> str:
 <main>
 {body}
 </main>
+<script>{script}</script>
 </body>
 </html>
 """

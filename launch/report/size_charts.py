@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from launch.report.svg_charts import COLOURS, CURVE_COLOURS, WIDE, compact, percent, render
+from launch.report.svg_charts import (
+    COLOURS,
+    CURVE_COLOURS,
+    WIDE,
+    Hover,
+    curve_id,
+    label_ticks,
+    render,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +31,7 @@ def accuracy_chart(
     name: str,
     runs: Sequence[Sequence[tuple[str, float]]],
     *,
+    labels: Sequence[str] = (),
     trained: tuple[float, float] | None = None,
     x_label: str = "side of the image, pixels",
     size: tuple[float, float] = WIDE,
@@ -33,6 +42,7 @@ def accuracy_chart(
         name: prefix of all ids in the SVG.
         runs: (size, top-1 as a share) pairs of each run. A size begins with a number; any other
             name, such as `native`, is drawn as a dashed line.
+        labels: names of the runs, shown at the pointer.
         trained: smallest and largest size of training, shaded.
         x_label: label of the x-axis.
         size: WIDE or NARROW.
@@ -53,7 +63,8 @@ def accuracy_chart(
             if points[index]:
                 x, y = zip(*points[index], strict=True)
                 colour = COLOURS[CURVE_COLOURS[index]]
-                axes.plot(x, y, color=colour, marker="o", markersize=4.5)
+                gid = curve_id(index)
+                axes.plot(x, y, color=colour, marker="o", markersize=4.5, gid=gid)
         if sides and len(sides) <= MAX_LABELS:
             axes.set_xticks(sides)
             if len(runs) == 1:
@@ -66,10 +77,11 @@ def accuracy_chart(
         values = np.array([top1 for rows in runs for _, top1 in rows])
         span = max(float(np.ptp(values)), 0.02)
         axes.set_ylim(values.min() - 0.25 * span, values.max() + 0.25 * span)
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
-        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+        label_ticks(axes.yaxis, as_share=True)
+        label_ticks(axes.xaxis)
+        axes.set_ylabel("top-1")
 
-    return render(name, size, draw)
+    return render(name, size, draw, hover=Hover(tuple(labels), x_label, as_share=True))
 
 
 def histogram_chart(
@@ -103,7 +115,7 @@ def histogram_chart(
         axes.set_ylim(bottom=0)
         axes.set_xlabel(x_label)
         axes.set_ylabel("share of the images")
-        axes.yaxis.set_major_formatter(lambda value, _: percent(value))
+        label_ticks(axes.yaxis, as_share=True)
         axes.xaxis.set_major_formatter(lambda value, _: format_value(value))
 
     return render(name, size, draw)

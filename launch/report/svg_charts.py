@@ -7,10 +7,11 @@ serves light and dark mode; their text is in the font of the page; they are as w
 from __future__ import annotations
 
 import io
-import math
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from launch.report.logged_run import Floats, Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # matplotlib knows no CSS variables, so it draws in these colours, which nothing else uses.
 COLOURS = {
@@ -44,8 +46,23 @@ Mark = tuple[str, str]
 WIDE, NARROW = (4.6, 2.5), (3.9, 2.35)
 """Sizes of a chart in inches: half a page wide, and a third. They set the size of its text."""
 
-MAX_POINTS = 300
-"""Most points of a curve; a longer one is averaged over equal stretches of steps."""
+
+@dataclass(frozen=True)
+class Hover:
+    """What `page.js` tells about a chart at the pointer."""
+
+    labels: tuple[str, ...]
+    """Name of each curve (`curve_id`)."""
+    x_label: str
+    as_share: bool
+    """Whether values are shares, to be written in per cent."""
+    zoom: bool = False
+    """Whether dragging over the chart zooms in."""
+
+
+def curve_id(index: int) -> str:
+    """Return the id of the curve whose values are told at the pointer."""
+    return f"curve_{index}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,9 @@ def line_chart(
     format_value: Callable[[float], str],
     marks: Sequence[Mark] | None = None,
     events: Sequence[Events] = (),
+    labels: Sequence[str] = (),
     x_label: str = "step",
+    y_label: str = "",
     size: tuple[float, float] = NARROW,
     smooth: bool = False,
     include: tuple[float, ...] = (),
@@ -75,41 +94,68 @@ def line_chart(
 
     Args:
         name: prefix of all ids in the SVG, unique in the page.
-        curves: curves with at least one finite value each; `steps` are positions on the axis.
-        format_value: writes a value at the y-axis.
+        curves: curves with at least one finite value each; `steps` are positions on the axis. For
+            `smooth`, those of different curves lie equally far apart.
+        format_value: `percent` if the values are shares, else `compact`.
         marks: line style of each curve; by default `curve_mark` of its index.
         events: drawn as vertical lines (restarts) and as ticks on the axis (checkpoints).
+        labels: names of the curves, shown at the pointer.
         x_label: label of the x-axis.
+        y_label: quantity and unit of the y-axis.
         size: WIDE or NARROW.
         smooth: draw the values pale, and their moving average over them.
         include: values that the y-axis always includes, such as 0.
         log: use a logarithmic y-axis if all values are positive.
     """
 
+    as_share = format_value is percent
+
     def draw(axes: Axes) -> None:
+        longest = max(len(curve.finite.values) for curve in curves)
+        width = longest // 20 + 1 if smooth and longest >= 10 else 0  # one for all curves
         for index, curve in enumerate(curves):
-            _draw_curve(axes, curve, marks[index] if marks else curve_mark(index), smooth)
-        for happened in events:
-            _draw_events(axes, happened)
+            _draw_curve(axes, curve, marks[index] if marks else curve_mark(index), width, index)
+        for number, happened in enumerate(events):
+            _draw_events(axes, happened, number)
         values = np.concatenate([curve.finite.values for curve in curves])
         if log and values.min() > 0:
             axes.set_yscale("log")
-            _thin_log_ticks(axes)
+            _set_log_ticks(axes)
         else:
             _set_range(axes, values, include)
-        axes.yaxis.set_major_formatter(lambda value, _: format_value(value))
-        axes.xaxis.set_major_formatter(lambda value, _: compact(value))
+        if x_label == "step":
+            axes.locator_params("x", integer=True)
+        label_ticks(axes.yaxis, as_share)
+        label_ticks(axes.xaxis)
         axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
 
-    return render(name, size, draw)
+    return render(name, size, draw, hover=Hover(tuple(labels), x_label, as_share, zoom=True))
 
 
-def compact(value: float) -> str:
+def compact(value: float, digits: int = 3) -> str:
     """Write a number in few characters: 950, 1.2k, 3.5M, 0.02, 2e-05."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit * 0.99995:
-            return f"{value / limit:.3g}{letter}"
-    return f"{value:.3g}"
+            return f"{value / limit:.{digits}g}{letter}"
+    return f"{value:.{digits}g}"
+
+
+def label_ticks(axis: Axis, as_share: bool = False) -> None:
+    """Label the ticks of an axis with as few digits as tell them apart; shares in per cent."""
+    scale, unit = (100.0, "%") if as_share else (1.0, "")
+
+    def write(value: float, _: object) -> str:
+        ticks = scale * np.unique(axis.get_majorticklocs())
+        gap = float(np.diff(ticks).min()) if len(ticks) > 1 else np.inf
+        exact = (
+            digits
+            for digits in range(3, 9)
+            if all(abs(float(f"{tick:.{digits}g}") - tick) <= 0.01 * gap for tick in ticks)
+        )
+        return compact(scale * value, next(exact, 9)) + unit
+
+    axis.set_major_formatter(write)
 
 
 def percent(value: float) -> str:
@@ -123,40 +169,33 @@ def curve_mark(index: int) -> Mark:
     return list(CURVE_STYLES)[rounds % len(CURVE_STYLES)], CURVE_COLOURS[colour]
 
 
-def _draw_curve(axes: Axes, curve: Series, mark: Mark, smooth: bool) -> None:
+def _draw_curve(axes: Axes, curve: Series, mark: Mark, smooth: int, index: int) -> None:
+    """Draw a curve; `smooth`: points on either side of its moving average, 0 for none."""
     kind, variable = mark
     colour, style = COLOURS[variable], CURVE_STYLES[kind]
-    drawn = _thin(curve.finite)
+    drawn = curve.finite
     steps, values = drawn.steps, drawn.values
+    if smooth and len(values) > 1:
+        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.9, gid=f"pale_{index}")
+        values = _moving_average(values, smooth)
     marker = "o" if len(values) == 1 else ""
-    if smooth and len(values) >= 10:
-        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.9)
-        axes.plot(steps, _moving_average(values, len(values) // 20 + 1), style, color=colour)
-    else:
-        axes.plot(steps, values, style, color=colour, marker=marker)
+    axes.plot(steps, values, style, color=colour, marker=marker, gid=curve_id(index))
     lost = curve.steps[~np.isfinite(curve.values)]
     if len(lost):  # a tick at the lower edge for each value that is not finite
         across = axes.get_xaxis_transform()
-        floor = np.zeros(len(lost))
-        axes.plot(lost, floor, "|", color=COLOURS["--danger"], transform=across, clip_on=False)
+        (ticks,) = axes.plot(lost, np.zeros(len(lost)), "|", transform=across, clip_on=False)
+        ticks.set(color=COLOURS["--danger"], gid=f"lost_{index}")
 
 
-def _draw_events(axes: Axes, events: Events) -> None:
+def _draw_events(axes: Axes, events: Events, number: int) -> None:
     colour = COLOURS[events.colour]
-    for at in events.restarts:
-        axes.axvline(at, color=colour, linestyle="--", linewidth=1.0)
+    for place, at in enumerate(events.restarts):
+        gid = f"restart_{number}_{place}"
+        axes.axvline(at, color=colour, linestyle="--", linewidth=1.0, gid=gid)
     across = axes.get_xaxis_transform()
-    ticks, floor = events.checkpoints, np.zeros(len(events.checkpoints))
-    axes.plot(ticks, floor, "^", color=colour, markersize=3.5, transform=across, clip_on=False)
-
-
-def _thin(series: Series) -> Series:
-    """Average stretches of equally many points if there are more than MAX_POINTS."""
-    if len(series.steps) <= MAX_POINTS:
-        return series
-    parts = [np.array_split(column, MAX_POINTS) for column in (series.steps, series.values)]
-    steps, values = (np.array([part.mean() for part in column]) for column in parts)
-    return Series(steps, values)
+    at, floor = events.checkpoints, np.zeros(len(events.checkpoints))
+    (ticks,) = axes.plot(at, floor, "^", markersize=3.5, transform=across, clip_on=False)
+    ticks.set(color=colour, gid=f"saves_{number}")
 
 
 def _moving_average(values: Floats, width: int) -> Floats:
@@ -179,18 +218,36 @@ def _set_range(axes: Axes, values: Floats, include: tuple[float, ...]) -> None:
     )
 
 
-def _thin_log_ticks(axes: Axes) -> None:
-    """Label powers of ten, or 1-2-5 if the values span less than two of them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+def _set_log_ticks(axes: Axes) -> None:
+    """Label powers of ten, or 1-2-5 on a narrower axis, or equal distances on the narrowest."""
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = axes.get_ylim()
-    steps = (1.0,) if math.log10(high / low) > 2 else (1.0, 2.0, 5.0)
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
+    for subs in ((1.0,), (1.0, 2.0, 5.0)):
+        decades = LogLocator(base=10, subs=subs, numticks=6)
+        if sum(low <= tick <= high for tick in decades.tick_values(low, high)) >= 3:
+            axes.yaxis.set_major_locator(decades)
+            return
+    even = MaxNLocator(5).tick_values(low, high)
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in even if low <= tick <= high]))
 
 
-def render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -> str:
-    """Draw on fresh axes and return the SVG element, its ids prefixed with `name`."""
+def render(
+    name: str,
+    size: tuple[float, float],
+    draw: Callable[[Axes], None],
+    hover: Hover | None = None,
+) -> str:
+    """Draw on fresh axes and return the SVG element, its ids prefixed with `name`.
+
+    Args:
+        name: prefix of all ids.
+        size: width and height in inches.
+        draw: draws on the axes.
+        hover: what the pointer tells; None: nothing.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -199,7 +256,9 @@ def render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -
         {
             "svg.fonttype": "none",
             "svg.hashsalt": name,  # ids, and so the file, are the same each time
+            "path.simplify": False,  # page.js reads the values of curves from their paths
             "font.size": 8.0 if size == WIDE else 9.0,
+            "axes.labelpad": 10.0 if size == WIDE else 4.0,  # page.css enlarges its text on phones
             "lines.linewidth": 1.8,
             "axes.grid": True,
             "axes.grid.axis": "y",
@@ -223,12 +282,32 @@ def render(name: str, size: tuple[float, float], draw: Callable[[Axes], None]) -
         axes = figure.add_subplot()
         axes.locator_params(nbins=5)
         draw(axes)
+        axes.xaxis.labelpad = 4.0
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    return _for_page(target.getvalue(), name)
+        data = "" if hover is None else f' data-chart="{escape(_told(axes, size, hover))}"'
+    return _for_page(target.getvalue(), name, data)
 
 
-def _for_page(svg: str, name: str) -> str:
+def _told(axes: Axes, size: tuple[float, float], hover: Hover) -> str:
+    """Return what page.js needs to turn places in the SVG into values, as JSON."""
+    width, height = (72 * inches for inches in size)
+    box = axes.get_position()
+    return json.dumps(
+        {
+            "box": [box.x0 * width, (1 - box.y1) * height, box.x1 * width, (1 - box.y0) * height],
+            "x": axes.get_xlim(),
+            "y": axes.get_ylim(),
+            "log": axes.get_yscale() == "log",
+            "share": hover.as_share,
+            "labels": hover.labels,
+            "axis": hover.x_label,
+            "zoom": hover.zoom,
+        }
+    )
+
+
+def _for_page(svg: str, name: str, data: str) -> str:
     """Turn an SVG file into an element of the page, with unique ids and CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -238,7 +317,8 @@ def _for_page(svg: str, name: str) -> str:
     svg = svg.replace("xlink:href", "href")
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None, "matplotlib writes a viewBox"
-    svg = re.sub(r"<svg[^>]*>", f'<svg {view_box[0]} aria-hidden="true">', svg, count=1)
+    svg = svg[svg.index(">") + 1 :]
     for variable, colour in COLOURS.items():
         svg = svg.replace(colour, f"var({variable})")
-    return re.sub(r"\n\s*\n", "\n", svg)
+    svg = re.sub(r"\n\s*\n", "\n", svg)
+    return f'<svg {view_box[0]} aria-hidden="true"{data}>{svg}'

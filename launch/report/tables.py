@@ -9,21 +9,23 @@ from html import escape
 from typing import Any
 
 from launch.report.compared_runs import ComparedRuns
+from launch.report.facts import commit, devices, facts_rows, hosts, started
 from launch.report.headlines import headlines
 from launch.report.logged_run import LoggedRun
 
 MAX_QUARANTINE_ROWS = 50
+_STARTS = ("Time", "From step", "Ranks", "Hosts", "Devices", "Commit")
 _NONE = "\u2013"
 
 
 def headlines_table(runs: ComparedRuns) -> str:
-    """Return the headline numbers of several runs side by side."""
-    columns = [list(headlines(run)) for run in runs.runs]
+    """Return the headline numbers and facts of several runs side by side."""
+    columns = [list(headlines(run, runs.steps_averaged)) for run in runs.runs]
     rows = [
         [label, *(f"{column[place][1]}" for column in columns)]
         for place, (label, _, _) in enumerate(columns[0])
     ]
-    return _table(["", *runs.labels], rows)
+    return _table(["", *runs.labels], rows + facts_rows(runs))
 
 
 def starts_section(runs: ComparedRuns) -> str:
@@ -33,11 +35,16 @@ def starts_section(runs: ComparedRuns) -> str:
         if len(run.starts) > 1:
             whose = f"{label}: started" if runs.several else "Started"
             rows = [
-                [f"{start.get(key, _NONE)}" for key in ("time", "step", "ranks")]
+                [
+                    started(start) or _NONE,
+                    *(f"{start.get(key, _NONE)}" for key in ("step", "ranks")),
+                    *(text or _NONE for text in (hosts(start), devices(start))),
+                    commit(start.get("code")) or _NONE,
+                ]
                 for start in run.starts
             ]
             parts.append(f"<h2>{escape(whose)} {len(run.starts)} times</h2>")
-            parts.append(_table(["Time", "From step", "Ranks"], rows))
+            parts.append(_table(_STARTS, rows))
     return "\n".join(parts)
 
 

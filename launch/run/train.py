@@ -21,12 +21,12 @@ from launch.config.destinations import run_directory
 from launch.config.load import ZetaConfig, to_yaml
 from launch.errors import USER_ERRORS, message
 from launch.report.first_pack import draw_first_packs
-from launch.run.checks import CheckedRun, check_shared, check_start
+from launch.run.checks import CheckedRun, abstract_model, check_shared, check_start
 from launch.run.consensus import RefusedError, check_together
 from launch.run.execution import settle
 from launch.run.lock import RunLock, this_owner
 from launch.run.pace import forecast, pace_rows
-from launch.run.starts import note_start
+from launch.run.starts import note_start, places
 from zeta.distributed import (
     RankInfo,
     Store,
@@ -215,10 +215,13 @@ def _run(
             graphs = trainer.engine.graphs
             said = "are recorded" if graphs.use else f"are not recorded: {graphs.reason}"
             console.message(f"CUDA graphs of the forward and backward passes {said}")
+        where = places(world)
         # Write the config only now: a run that cannot be built must not fix it.
         if world.is_main:
             _write_run_files(run_dir, config, checked.manifest)
-            note_start(run_dir.starts, trainer.progress.step, world.size)
+            weights = sum(weight.numel() for weight in abstract_model(config).parameters())
+            facts = {**where, "parameters": weights, "code": trainer.checkpoints.code}
+            note_start(run_dir.starts, trainer.progress.step, world.size, facts)
             if trainer.tracker is not None and trainer.tracker.mode != "disabled":
                 _draw_packs(checked, console)
         world.barrier()  # NOTE: no rank trains before the directory has its config

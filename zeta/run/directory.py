@@ -80,7 +80,8 @@ class RunDir:
     owners = Entry("owners", before_config=True, marks_run=True)
     """Folder of the claims of all starts of the run; the newest claim owns the directory."""
     starts = Entry("starts.jsonl")
-    """One JSON object a line for each start of the run: `step`, `ranks`, `time`."""
+    """One JSON object a line for each start of the run: `step`, `ranks`, `time`, `hosts`, `devices`
+    (ranks by device), `parameters` and `code` (package version, commit, dirty)."""
     finished = Entry("FINISHED")
     """Exists once the run reached its last step."""
 

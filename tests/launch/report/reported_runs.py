@@ -119,5 +119,5 @@ class Page(html.parser.HTMLParser):
         assert opened == tag, f"</{tag}> closes <{opened}>"
 
     def handle_data(self, data):
-        if not self.stack or self.stack[-1] != "style":
+        if not self.stack or self.stack[-1] not in ("style", "script"):
             self.text += data

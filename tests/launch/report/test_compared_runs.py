@@ -82,7 +82,7 @@ def test_a_long_run_has_an_axis_of_hours(full_run):
     write_metrics(full_run, [{**row(step), names.STEP_S: 60.0} for step in range(10, 310, 10)])
     runs = ComparedRuns([read_run(full_run)], "time")
     assert runs.axis_label == "hours in training steps"
-    assert runs.place(runs.first, runs.first.series[names.FILL]).steps[-1] == pytest.approx(5.0)
+    assert runs.curve(runs.first, names.FILL).steps[-1] == pytest.approx(5.0)
 
 
 def test_comparing_a_run_with_itself_or_with_too_many_is_refused(full_run, tmp_path):

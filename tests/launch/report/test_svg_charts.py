@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -81,12 +83,6 @@ def test_the_same_numbers_draw_the_same_bytes():
     assert draw() == draw()
 
 
-def test_a_long_run_is_thinned_so_that_the_page_stays_small():
-    long = line_chart("a", [_series(np.random.default_rng(0).normal(size=50_000))],
-                      format_value=compact, smooth=True)  # fmt: skip
-    assert len(long) < 60_000
-
-
 def test_values_that_are_not_finite_leave_a_mark_and_the_rest_is_drawn():
     values = np.ones(40)
     values[[7, 8]] = np.nan, np.inf
@@ -107,3 +103,66 @@ def test_numbers_are_written_short():
         "0", "0.002", "2e-05", "950", "1.2k", "3.5M", "2G", "1M",
     ]  # fmt: skip
     assert [percent(x) for x in (0.975, 1.0, 0.9749)] == ["97.5%", "100%", "97.5%"]
+
+
+def _tick_labels(svg: str, axis: str) -> list[str]:
+    groups = [group for group in ElementTree.fromstring(svg).iter("g") if group.get("id")]
+    ticks = [group for group in groups if re.search(rf"-{axis}tick_\d+$", group.get("id", ""))]
+    return [text.text or "" for tick in ticks for text in tick.iter("text")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[2.3051, 2.3052], [0.45, 0.9], [1, 1.5], [1e-9, 1e9], [3, 40], [1e-4, 9e-4], [12345, 12346],
+     [7, 7.0001], [1.5, 1.9]],
+)  # fmt: skip
+@pytest.mark.parametrize("log", [False, True])
+def test_ticks_are_labelled_at_least_twice_and_told_apart(values, log):
+    svg = line_chart("a", [_series(values)], format_value=compact, log=log)
+    labels = _tick_labels(svg, "y")
+    assert 2 <= len(labels) <= 9
+    assert len(set(labels)) == len(labels)
+
+
+def test_shares_that_differ_little_have_labels_that_differ():
+    labels = _tick_labels(line_chart("a", [_series([0.99951, 0.99958])], format_value=percent), "y")
+    assert len(set(labels)) == len(labels) >= 2
+    assert all(label.endswith("%") for label in labels)
+
+
+def test_a_step_is_a_whole_number_at_the_axis():
+    labels = _tick_labels(line_chart("a", [_series([1, 2], every=1)], format_value=compact), "x")
+    assert labels
+    assert all(label.isdigit() for label in labels)
+
+
+def test_a_chart_names_the_quantities_of_its_axes_and_what_its_places_mean():
+    svg = line_chart(
+        "a", [_series([1.0, 100.0])], format_value=compact, y_label="GiB", labels=["one"], log=True
+    )
+    root = ElementTree.fromstring(svg)
+    assert {"GiB", "step"} <= {text.text for text in root.iter("text")}
+    told = json.loads(root.get("data-chart", ""))
+    assert (told["log"], told["labels"], told["axis"]) == (True, ["one"], "step")
+    left, top, right, bottom = told["box"]
+    (path,) = _paths(svg, "--series-1")
+    x, y, *_ = map(float, re.findall(r"-?[\d.]+", path))
+    share = (x - left) / (right - left)
+    assert told["x"][0] + share * (told["x"][1] - told["x"][0]) == pytest.approx(10, abs=1e-3)
+    low, high = np.log10(told["y"])
+    assert 10 ** (low + (bottom - y) / (bottom - top) * (high - low)) == pytest.approx(1, rel=1e-3)
+
+
+def test_curves_of_different_length_are_smoothed_over_the_same_width():
+    rng = np.random.default_rng(0)
+    values = rng.random(200)
+    svg = line_chart(
+        "a", [_series(values), _series(values[:100])], format_value=compact, smooth=True
+    )
+    long, short = (
+        next(path.get("d", "") for path in group.iter("path"))
+        for group in ElementTree.fromstring(svg).iter("g")
+        if group.get("id") in ("a-curve_0", "a-curve_1")
+    )
+    points = [re.findall(r"-?[\d.]+ -?[\d.]+", d) for d in (long, short)]
+    assert points[0][:85] == points[1][:85]
