@@ -66,6 +66,16 @@ def test_a_model_that_is_too_large_is_said_not_to_fit():
     assert lines[-3].split() == ["fits", "h100", "NO", "NO", "yes", "yes"]
 
 
+def test_the_table_of_memory_has_the_stages_that_the_optimizer_can_take():
+    for highest, missing in ((0, "ZeRO 1"), (3, "ZeRO 4")):
+        lines = memory_table(
+            [1000], TrainConfig(), 2, ActivationMemory(0, 2**30), None, (), 1.5, highest
+        )
+        assert "ZeRO 0*" in lines[0]
+        assert f"ZeRO {highest}" in lines[0]
+        assert missing not in lines[0]
+
+
 def test_what_is_offloaded_to_the_host_takes_no_memory_of_the_gpu():
     sizes, activations = [100_000_000] * 100, ActivationMemory(0, 2**30)
     offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}

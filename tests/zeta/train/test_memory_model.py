@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from torch import nn
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
@@ -165,7 +166,7 @@ def test_settings_of_deepspeed_count():
         return state_memory(sizes, TrainConfig(zero_stage=stage, deepspeed=settings), 4)
 
     def moments(kind, **params):
-        return state_per_weight(OptimConfig(kind=kind, params=params))
+        return state_per_weight(OptimConfig(kind=kind, params=params), nn.Linear(3, 2))
 
     assert moments("sgd") == 0
     assert moments("sgd", momentum=0.9) == 1
