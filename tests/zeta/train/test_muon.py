@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -97,6 +98,18 @@ def test_a_matrix_without_a_gradient_stays_as_it_is():
     optimizer.step()
     unchanged = [name for name, p in model.named_parameters() if torch.equal(before[name], p)]
     assert unchanged == ["blocks.0.attn.proj.weight"]
+
+
+def test_gradients_are_freed_after_a_step():
+    model, freed = tiny_navit(), []
+    optimizer = build_optimizer(model, MUON)
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.ones_like(parameter)
+        weakref.finalize(parameter.grad.untyped_storage(), freed.append, name)
+    optimizer.step()
+    assert not freed
+    model.zero_grad()
+    assert sorted(freed) == sorted(name for name, _ in model.named_parameters())
 
 
 def test_its_memory_is_one_moment_for_matrices_and_two_for_the_rest():

@@ -74,6 +74,7 @@ class Muon(torch.optim.Optimizer):
             ns_steps=ns_steps,
             adjust_lr_fn=adjust_lr_fn,
         )
+        self._release()
         self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, fused=True) if others else None
 
     @torch.no_grad()
@@ -84,16 +85,20 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         matrices, others = self._shared_out()
-        self._muon.state = defaultdict(dict)
         self._muon.param_groups = [
             {**self._muon.defaults, **group, "params": self._bound_parts(group)}
             for group in matrices
         ]
         self._muon.step()
+        self._release()
         if self._adamw is not None:
             self._adamw.state, self._adamw.param_groups = self.state, others
             self._adamw.step()
         return loss
+
+    def _release(self) -> None:
+        """Forget the views of a step, which would keep its gradients in memory during the next."""
+        self._muon.param_groups, self._muon.state = [], defaultdict(dict)
 
     def _shared_out(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Return the groups of matrices, and the others."""
