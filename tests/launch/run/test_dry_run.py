@@ -47,6 +47,10 @@ def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
         (["--world-size", "3"], "3 ranks but train.packs_per_step is 2"),
         (["data.token_budget=3"], "data.token_budget is 3"),
         (["--gpu", "tpu"], "--gpu is 'tpu'; choose one of"),
+        (
+            ["optim.kind=muon", "train.zero_stage=2"],
+            "optim.kind is muon, which needs the matrices whole, but train.zero_stage=2 asks",
+        ),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(shards, tmp_path, capfd, words, message):

@@ -142,10 +142,12 @@ def test_states_follow_the_stage():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "muon")]
+)
+def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype, kind):
     out = tmp_path / "out.json"
-    arguments = {"out": str(out), "dtype": dtype}
+    arguments = {"out": str(out), "dtype": dtype, "kind": kind}
     ranks.run("tests.zeta.memory_jobs.held_by_stage", 2, arguments)
     for stage, (predicted, measured) in json.loads(out.read_text()).items():
         assert predicted == pytest.approx(measured, rel=0.1), stage
