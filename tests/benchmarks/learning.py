@@ -4,7 +4,7 @@
 
 `--vary dtype` compares bf16 with fp32: bf16 is the path that a GPU takes (copies of the weights and
 a residual stream in bf16, weights and sums in fp32). `--vary optimizer` compares Muon with AdamW in
-fp32, at equal steps and at three rates. Every run is a `zeta train` on this CPU, for a fixed number
+fp32, at equal steps and at four rates. Every run is a `zeta train` on this CPU, for a fixed number
 of steps (`--steps 250`, `--seeds 3`). FOLDER has the folders `train` and `test`, and in each a
 folder a class; `--no-digits` leaves the digits out. Runs that finished are kept, so the same
 command goes on. Prints the scores on held-out images as a table.
@@ -25,7 +25,7 @@ from launch.cli import entry_point
 from launch.recipes.demo import build_digits
 from zeta.run.directory import RunDir
 
-RATES = ("2e-3", "4e-3", "8e-3")
+RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     "dtype": {dtype: (f"train.dtype={dtype}",) for dtype in ("fp32", "bf16")},
     "optimizer": {
