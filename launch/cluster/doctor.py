@@ -233,8 +233,9 @@ def _start(checked: CheckedRun, *, several: bool) -> Iterator[Check]:
         "ok", "shards", f"{len(manifest.samples):,} images, {len(manifest.shards):,} tar files"
     )
     train = checked.config.train
-    sizes = [parameter.numel() for parameter in abstract_model(checked.config).parameters()]
-    moments = state_per_weight(checked.config.optim)
+    model = abstract_model(checked.config)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    moments = state_per_weight(checked.config.optim, model)
     checkpoint = state_memory(sizes, train, 1, moments=moments).lasting
     free = shutil.disk_usage(existing_parent(checked.run_dir.path)).free
     yield disk(free, checkpoint, train.keep_last)

@@ -225,9 +225,11 @@ def _report(config: ZetaConfig, proof: str, clock: float | None) -> NodeReport:
 def _check_room(checked: CheckedRun) -> None:
     """Raise RunError unless a checkpoint fits into the run directory."""
     train = checked.config.train
-    values = 1 + state_per_weight(checked.config.optim) + (train.ema_decay is not None)
-    weights = sum(parameter.numel() for parameter in abstract_model(checked.config).parameters())
-    faults = folder_faults(checked.run_dir.path, "run.dir", values * weights * _FP32_BYTES)
+    model = abstract_model(checked.config)
+    kept = state_per_weight(checked.config.optim, model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    size = round((1 + kept + (train.ema_decay is not None)) * weights) * _FP32_BYTES
+    faults = folder_faults(checked.run_dir.path, "run.dir", size)
     if faults:
         raise RunError(f"preflight: {'; '.join(faults)}; a checkpoint would not fit")
 

@@ -27,6 +27,7 @@ from zeta.train.memory_model import (
     StateMemory,
     state_memory,
 )
+from zeta.train.optimizers.table import highest_stage
 from zeta.zero.passthrough import offloads_optimizer
 from zeta.zero.start import close_distributed, init_distributed
 
@@ -54,10 +55,11 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     memory = run_memory(checked, pack)
     train = checked.config.train
     sizes, frozen, activations = memory.sizes, memory.frozen, memory.activations
-    moments = memory.moments
+    moments, highest = memory.moments, highest_stage(checked.config.optim.kind)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     _say(f"\nparameters        {sum(sizes):,}{still}")
-    _say("\n".join(memory_table(sizes, train, world_size, activations, gpu, frozen, moments)))
+    table = memory_table(sizes, train, world_size, activations, gpu, frozen, moments, highest)
+    _say("\n".join(table))
     alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen, moments)
     _say(f"\n{_try_pack(checked, pack, alone, activations)}")
     return 0
@@ -94,14 +96,18 @@ def memory_table(
     activations: ActivationMemory,
     gpu: Accelerator | None,
     frozen: Sequence[int] = (),
-    moments: int = 2,
+    moments: float = 2,
+    highest_stage: int = 3,
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
-    settings += [replace(train, zero_stage=stage) for stage in (1, 2, 3)]
+    settings += [replace(train, zero_stage=stage) for stage in range(1, highest_stage + 1)]
     stages = [state_memory(sizes, each, world_size, frozen, moments) for each in settings]
-    names = [f"ZeRO {stage}{'*' if stage == train.lowest_stage else ''}" for stage in range(4)]
+    names = [
+        f"ZeRO {stage}{'*' if stage == train.lowest_stage else ''}"
+        for stage in range(highest_stage + 1)
+    ]
     lines = [f"{f'GiB a rank, W={world_size}':<18}" + "".join(f"{name:>10}" for name in names)]
     rows = [
         (field.name, [getattr(stage, field.name) for stage in stages])
@@ -112,7 +118,11 @@ def memory_table(
     else:
         rows.pop()
     totals = [stage.total + activations.peak for stage in stages]
-    for name, values in [*rows, ("activations", [activations.peak] * 4), ("total", totals)]:
+    for name, values in [
+        *rows,
+        ("activations", [activations.peak] * len(stages)),
+        ("total", totals),
+    ]:
         lines.append(f"{name:<18}" + "".join(f"{value / _GIB:>10.3f}" for value in values))
     if gpu is not None:
         fits = [gpu.fits(total) for total in totals]

@@ -26,6 +26,7 @@ from zeta.train.memory_model import (
     sum_of_outputs,
 )
 from zeta.train.optim import state_per_weight
+from zeta.train.optimizers.table import highest_stage
 
 _PACKS_LOOKED_AT = 32
 
@@ -38,8 +39,8 @@ class RunMemory:
     """Elements of each parameter that learns."""
     frozen: list[int]
     """Elements of each parameter that does not."""
-    moments: int
-    """Values that the optimizer keeps of each weight."""
+    moments: float
+    """Values that the optimizer keeps of a weight, in the mean."""
     activations: ActivationMemory
     """Activations of one pack; zero if they were not counted."""
 
@@ -76,7 +77,7 @@ def settle(
         joint=isinstance(objective, JointObjective),
     )
     need = Need(lambda stage: sizes.states(train, stage, world.size), sizes.activations.peak)
-    chosen = choose_execution(train, need, shape, memory)
+    chosen = choose_execution(train, need, shape, memory, highest_stage(checked.config.optim.kind))
     tokens = chosen.packs * data.token_budget
     return replace(train, zero_stage=chosen.stage, tokens_per_forward=tokens), chosen
 
@@ -93,11 +94,12 @@ def run_memory(checked: CheckedRun, pack: PackedBatch | None) -> RunMemory:
     model = abstract_model(config)
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    moments = state_per_weight(config.optim, model)
     activations = ActivationMemory(0, 0)
     if pack is not None:
         set_checkpointing(model, config.train.activation_checkpointing)
         activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype)
-    return RunMemory(sizes, frozen, state_per_weight(config.optim), activations)
+    return RunMemory(sizes, frozen, moments, activations)
 
 
 def costliest_pack(checked: CheckedRun) -> PackedBatch:

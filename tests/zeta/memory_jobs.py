@@ -15,6 +15,8 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.memory_model import state_memory
+from zeta.train.optim import state_per_weight
+from zeta.train.optimizers.table import highest_stage
 from zeta.zero.build import build_for_training
 from zeta.zero.start import close_distributed, init_distributed
 
@@ -32,7 +34,8 @@ def held_by_stage(arguments):
     objective = build_objective(ObjectiveConfig(), 10)
     report = {}
     engines = []  # none is freed: what is measured is what each one adds
-    for stage in range(4):
+    optim = OptimConfig(kind=arguments["kind"], schedule="constant")
+    for stage in range(highest_stage(optim.kind) + 1):
         gc.collect()
         before = _held()
         train = TrainConfig(
@@ -43,14 +46,15 @@ def held_by_stage(arguments):
         model = build_for_training(
             build, train.zero, world, trainable=train.trainable, seed=train.seed
         )
-        engine = TrainEngine(model, objective, world, train, OptimConfig(schedule="constant"))
+        engine = TrainEngine(model, objective, world, train, optim)
         engines.append(engine)
         packs = [make_pack([torch.zeros(3, 32, 32, dtype=torch.uint8)], 16, 4, 1)] * 2
         for _ in range(2):
             engine.train_step(packs, 4, [0, 0], 1e-3)
         gc.collect()
         sizes = [torch.Size(full_shape(p)).numel() for p in engine.module.parameters()]
-        memory = state_memory(sizes, train, world.size)
+        moments = state_per_weight(optim, NaViT(64, 16, 10, 192, 4, 3, 768))
+        memory = state_memory(sizes, train, world.size, moments=moments)
         predicted = memory.lasting
         if stage == 3:  # buckets and the flat gradient are made once and kept
             predicted += memory.gradients + memory.buffers

@@ -14,7 +14,7 @@ from tests.zeta.training import tiny_navit
 from zeta.checkpoint.store import CheckpointStore
 from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
-from zeta.train.optimizers import OPTIMIZERS
+from zeta.train.optimizers.table import OPTIMIZERS
 from zeta.zero.start import close_distributed, init_distributed
 
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}

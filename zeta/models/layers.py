@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -244,11 +244,6 @@ class ParallelBlock(nn.Module):
     scale. Only the MLP has a bias. Names are those of timm's `ParallelScalingBlock`.
     """
 
-    parameter_rules: ClassVar[Rules] = {
-        "in_proj.weight": INPUT_MATRIX,
-        "mlp_bias": ZEROS,
-        "attn_out_proj.weight": biased_in_timm(MATRIX),
-    }
     branches: ClassVar[tuple[int, ...]] = (_PROJECTION,)
     """Site of the branch that images may skip."""
 
@@ -257,6 +252,11 @@ class ParallelBlock(nn.Module):
         self.heads, self.dim_head, self.backend = shape.heads, shape.dim_head, shape.backend
         inner = shape.heads * shape.dim_head
         self.split = [shape.mlp_dim, 3 * inner]
+        self.parameter_rules: Rules = {
+            "in_proj.weight": replace(INPUT_MATRIX, parts=(shape.mlp_dim, inner, inner, inner)),
+            "mlp_bias": ZEROS,
+            "attn_out_proj.weight": biased_in_timm(MATRIX),
+        }
         self.in_norm = Norm(shape.dim)
         self.in_proj = Linear(shape.dim, sum(self.split), bias=False)
         self.mlp_bias = nn.Parameter(torch.empty(shape.mlp_dim))

@@ -35,6 +35,8 @@ class ParameterRule:
     """Weight-decay group, one of `GROUPS`."""
     bias_in_timm: bool = False
     """Whether timm's module always has a bias beside this weight, though ours may have none."""
+    parts: tuple[int, ...] = (1,)
+    """Proportions of the matrices that the weight stacks by rows: (1, 1, 1) for q, k and v."""
 
 
 Rules: TypeAlias = Mapping[str, ParameterRule]
@@ -70,7 +72,8 @@ def matrix(*, stacked: int = 1) -> ParameterRule:
 
     Glorot and Bengio 2010; `stacked` projections are concatenated by rows, as in q, k and v.
     """
-    return normal(lambda shape: math.sqrt(2 / (shape[0] // stacked + shape[1])), "body")
+    rule = normal(lambda shape: math.sqrt(2 / (shape[0] // stacked + shape[1])), "body")
+    return replace(rule, parts=(1,) * stacked)
 
 
 def biased_in_timm(rule: ParameterRule) -> ParameterRule:
@@ -142,6 +145,20 @@ def layers_above(names: Iterable[str]) -> dict[str, int]:
         elif "embeds" in (parts := name.split(".")):
             above[name] = depth[".".join(parts[: parts.index("embeds")]) or None] + 1
     return above
+
+
+def block_matrices(model: nn.Module) -> dict[str, list[int]]:
+    """Return the 2-D weights of transformer blocks by name, each with the rows of its matrices.
+
+    A weight that stacks q, k and v has three; most have one. Norms, biases and gains are left out.
+    """
+    rules = parameter_rules(model)
+    found = {}
+    for name, parameter in model.named_parameters():
+        shape, parts = full_shape(parameter), rules[name].parts
+        if _BLOCK.match(name) and len(shape) == 2 and rules[name].group == "body":
+            found[name] = [shape[0] * part // sum(parts) for part in parts]
+    return found
 
 
 def full_shape(parameter: Tensor) -> list[int]:

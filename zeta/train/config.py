@@ -11,7 +11,7 @@ from zeta.models.trainable import check_trainable
 from zeta.probes.classifiers import NEIGHBOURS
 from zeta.run.ledger import QuarantineConfig
 from zeta.run.watchdog import WatchdogConfig
-from zeta.train.optimizers import check_optimizer_params
+from zeta.train.optimizers.table import check_optimizer_params
 from zeta.zero.config import ZeroConfig
 from zeta.zero.passthrough import check_passthrough, offloads_optimizer
 
@@ -72,8 +72,8 @@ class TrainConfig:
     (auto: as the device has memory and use for). It changes speed and memory, but no result."""
     zero_stage: Any = free("auto")
     """DeepSpeed ZeRO stage: what is sharded (0 nothing, 1 optimizer, 2 also gradients, 3 also
-    weights), or auto: the lowest that fits. Gradients are reduced once a step at 0 and 1, and once
-    a forward pass at 2 and 3, which keep only a share of them."""
+    weights), or auto: the lowest that fits (with optim.kind=muon always 0). Gradients are reduced
+    once a step at 0 and 1, and once a forward pass at 2 and 3, which keep only a share of them."""
     device: str = free("auto")
     """cuda, cpu, or auto: CUDA if a device is found."""
     dtype: str = "bf16"
@@ -185,8 +185,9 @@ class OptimConfig:
     """The optimizer and its learning-rate schedule."""
 
     kind: str = "adamw"
-    """Name of the optimizer, a class of torch.optim: adamw, adam, adamax, nadam, radam, rmsprop or
-    sgd (see `zeta.train.optimizers`)."""
+    """Name of the optimizer, a class of torch.optim: adamw, adam, adamax, nadam, radam, rmsprop,
+    sgd (see `zeta.train.optimizers.table`), or muon: Muon for the matrices of the transformer
+    blocks and adamw for all else, at ZeRO stage 0 only."""
     params: dict[str, Any] = free(factory=dict)
     """Further arguments of the optimizer, such as {momentum: 0.9} with kind sgd. Learning rate,
     weight decay and clipping have fields of their own."""
@@ -229,7 +230,8 @@ class OptimConfig:
     """Factor on the learning rate from each block to the one before it, for fine-tuning: 0.75, say.
     The head, the last norm and the pooling have the full rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the two moments of adamw; other optimizers take theirs from `params`."""
+    """Decay rates of the two moments of adamw, also inside muon; other optimizers take theirs from
+    `params`."""
     clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
 

@@ -46,7 +46,8 @@ from zeta.train.device_clock import DeviceClock, Stopwatch
 from zeta.train.execution import out_of_memory_message, packs_per_forward
 from zeta.train.graphs.choice import choose_graphs
 from zeta.train.graphs.recorded import CudaRecorder, RecordedPasses
-from zeta.train.optim import build_optimizer
+from zeta.train.optim import build_optimizer, check_stage
+from zeta.train.optimizers.table import highest_stage
 from zeta.train.pack_feed import PackFeed, forward_groups
 from zeta.zero.engine import ZeroEngine
 from zeta.zero.protocol import ShardedEngine
@@ -99,11 +100,13 @@ class TrainEngine:
         """
         self.world = world
         self.objective = objective
+        check_stage(optim, train)
         self.clip = optim.clip
         self.forward_clock = Stopwatch(world.device)
         self.device_clock = DeviceClock(world.device)
         self.packs_per_rank = packs_per_rank(train.packs_per_step, world.size)
         self._train = train
+        self._highest_stage = highest_stage(optim.kind)
         self._draws = draws_at_random(model)
         self._feed = PackFeed(world.device)
         model = model.to(world.device)
@@ -150,7 +153,9 @@ class TrainEngine:
             with self.device_clock.step():
                 return self._finish_step(self._gradients(packs, global_images, seeds), lr)
         except torch.OutOfMemoryError as error:
-            raise RunError(out_of_memory_message(self._train, error)) from error
+            raise RunError(
+                out_of_memory_message(self._train, error, self._highest_stage)
+            ) from error
 
     def _gradients(
         self, packs: Sequence[PackedBatch], global_images: int, seeds: Sequence[int]

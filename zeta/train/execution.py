@@ -26,6 +26,12 @@ _REMEDIES = (
     "Set train.zero_stage to auto or higher (and start more ranks), train.tokens_per_forward to "
     "auto or lower, or train.activation_checkpointing=true; a smaller data.token_budget helps too"
 )
+_REMEDIES_WHOLE = (
+    "Set train.tokens_per_forward to auto or lower, train.activation_checkpointing=true, or an "
+    "optim.kind that can be sharded over more ranks, as adamw; a smaller data.token_budget helps "
+    "too"
+)
+"""The remedies where the optimizer cannot be sharded."""
 _FLAT_ON_CPU = 4_096 * 64
 """The same for one core of a CPU: with 64 channels and 4 blocks, a step of four packs of 1,024
 tokens took half as long in one pass as in four; with 384 channels and 12 blocks 4 to 7% longer."""
@@ -67,7 +73,9 @@ class Execution:
     """Bytes of memory that this takes, as predicted."""
 
 
-def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) -> Execution:
+def choose_execution(
+    train: TrainConfig, need: Need, shape: Shape, memory: int, highest_stage: int = 3
+) -> Execution:
     """Return the lowest ZeRO stage that fits, and the packs that fit there.
 
     A stage fits if a quarter of the packs do that have use, since few packs leave the device idle;
@@ -80,6 +88,7 @@ def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) 
         need: the memory of a rank.
         shape: the sizes of the run.
         memory: bytes of the device.
+        highest_stage: the highest that auto may choose, see `zeta.train.optimizers.table`.
 
     Raises:
         ValueError: what the settings ask for does not fit, or nothing does; with the figures.
@@ -87,7 +96,11 @@ def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) 
     chosen = train.tokens_per_forward == AUTO
     wanted = _wanted_packs(train, need, shape)
     least = 1 if chosen else wanted
-    stages = range(train.lowest_stage, 4) if train.zero_stage == AUTO else [train.lowest_stage]
+    stages = (
+        range(train.lowest_stage, highest_stage + 1)
+        if train.zero_stage == AUTO
+        else [train.lowest_stage]
+    )
     best = Execution(stages[0], 0, 0)
     for stage in stages:
         states = need.states(stage)
@@ -102,7 +115,7 @@ def choose_execution(train: TrainConfig, need: Need, shape: Shape, memory: int) 
         tight = [Execution(s, least, need.states(s) + least * need.activations) for s in stages]
         best = min(tight, key=lambda execution: execution.needed)
         if best.needed > memory:
-            raise ValueError(memory_message(need, stages[-1], least, memory))
+            raise ValueError(memory_message(need, stages[-1], least, memory, highest_stage))
     return best
 
 
@@ -115,29 +128,34 @@ def _wanted_packs(train: TrainConfig, need: Need, shape: Shape) -> int:
     return min(shape.packs, max(1, flat // shape.width // shape.token_budget))
 
 
-def memory_message(need: Need, stage: int, packs: int, memory: int) -> str:
+def memory_message(need: Need, stage: int, packs: int, memory: int, highest_stage: int = 3) -> str:
     """Return why a run does not fit the memory of a rank, with the settings that help."""
     states, activations = need.states(stage), packs * need.activations
     return (
         f"the memory of a rank is {memory / _GIB:.1f} GiB, and at ZeRO stage {stage} it needs "
         f"{(states + activations) / _GIB:.1f}: {states / _GIB:.1f} for weights, gradients and "
         f"optimizer, {activations / _GIB:.1f} for the activations of {packs} "
-        f"pack{'s' if packs > 1 else ''}. {_REMEDIES}"
+        f"pack{'s' if packs > 1 else ''}. {_remedies(highest_stage)}"
     )
 
 
-def out_of_memory_message(train: TrainConfig, error: Exception) -> str:
+def out_of_memory_message(train: TrainConfig, error: Exception, highest_stage: int = 3) -> str:
     """Return what to do after a device has run out of memory.
 
     Args:
         train: the settings under which it did.
         error: what torch says about it, with the figures of the device.
+        highest_stage: the highest at which the optimizer runs.
     """
     return (
         f"out of memory at train.zero_stage={train.lowest_stage}, train.tokens_per_forward="
         f"{train.tokens_per_forward}: {str(error).splitlines()[0]} The prediction is in the log "
-        f"of rank 0 and in `zeta train CONFIG --dry-run`. {_REMEDIES}"
+        f"of rank 0 and in `zeta train CONFIG --dry-run`. {_remedies(highest_stage)}"
     )
+
+
+def _remedies(highest_stage: int) -> str:
+    return _REMEDIES if highest_stage else _REMEDIES_WHOLE
 
 
 def packs_per_forward(tokens: Any, token_budget: int) -> int:

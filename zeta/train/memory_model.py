@@ -91,7 +91,7 @@ def state_memory(
     train: TrainConfig,
     world_size: int,
     frozen: Sequence[int] = (),
-    moments: int = 2,
+    moments: float = 2,
 ) -> StateMemory:
     """Return the memory of one of `world_size` ranks besides activations.
 
@@ -101,7 +101,7 @@ def state_memory(
         world_size: W; shards are rounded up.
         frozen: elements of each parameter that does not learn (`train.trainable`), which has
             weights alone.
-        moments: values that the optimizer keeps of each weight, see `state_per_weight`.
+        moments: values that the optimizer keeps of a weight, in the mean: `state_per_weight`.
     """
     count, stage = sum(sizes), train.lowest_stage
     share = -(-count // world_size) if stage else count
@@ -123,7 +123,7 @@ def state_memory(
         copies=_BF16 * sum(everything) if train.dtype == "bf16" and stage < 3 else 0,
         master=_FP32 * share if stage else 0,
         gradients=_FP32 * (share if stage >= 2 else count),
-        optimizer=moments * _FP32 * share,
+        optimizer=_FP32 * round(moments * share),
         average=_FP32 * share if train.ema_decay is not None else 0,
         buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
         gathered=gathered,

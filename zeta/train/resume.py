@@ -30,7 +30,7 @@ from zeta.run.directory import RunDir
 from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.engine import TrainEngine
 from zeta.train.init_from import load_frozen_weights, load_initial_weights
-from zeta.train.optimizers import optimizer_name
+from zeta.train.optimizers.table import optimizer_name
 from zeta.train.progress import Progress
 
 

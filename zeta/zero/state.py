@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,27 @@ class ZeroState:
 
     @property
     def moments(self) -> list[str]:
-        """Names of the values that the optimizer keeps for every weight, as AdamW's exp_avg."""
+        """Names of the values that the optimizer keeps for weights, as AdamW's exp_avg."""
         return [key for key in self._states if key not in (WEIGHTS, AVERAGE)]
+
+    def moments_of(self, name: str) -> list[str]:
+        """Return the names of the values that the optimizer keeps for parameter `name`.
+
+        Muon keeps others for a matrix than for a norm. Where some or all values of a parameter are
+        missing they are named too, so that reading them fails.
+        """
+        present = {key for key in self.moments if self._states[key][name].pieces}
+        together = [kept for kept in self._kept_together if kept & present]
+        wanted = frozenset[str]().union(*together) if together else set(self.moments)
+        return [key for key in self.moments if key in wanted]
+
+    @cached_property
+    def _kept_together(self) -> set[frozenset[str]]:
+        """The sets of values that the optimizer keeps for a parameter."""
+        return {
+            frozenset(key for key in self.moments if self._states[key][name].pieces)
+            for name in self._trained
+        }
 
     def read(self, name: str, key: str, start: int, length: int) -> Tensor:
         """Return elements of one state of parameter `name`, flat: WEIGHTS, AVERAGE or a moment."""
@@ -204,10 +224,11 @@ def load_into(engine: ShardedEngine, state: ZeroState) -> None:
         record = engine.optimizer_state(owned.flat)
         for key, value in state.counts.items():
             record[key] = value.to(owned.flat.device, copy=True)
-        for key in state.moments:
+        moments = state.moments_of(owned.name)
+        for key in moments:
             if key not in record:
                 record[key] = torch.zeros_like(owned.flat)
-        targets = {WEIGHTS: owned.flat.data} | {key: record[key] for key in state.moments}
+        targets = {WEIGHTS: owned.flat.data} | {key: record[key] for key in moments}
         for key, target in targets.items():
             owned.of(target).copy_(state.read(owned.name, key, owned.start, owned.length))
     for name, buffer in engine.module.named_buffers():

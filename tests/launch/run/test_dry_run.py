@@ -47,6 +47,10 @@ def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
         (["--world-size", "3"], "3 ranks but train.packs_per_step is 2"),
         (["data.token_budget=3"], "data.token_budget is 3"),
         (["--gpu", "tpu"], "--gpu is 'tpu'; choose one of"),
+        (
+            ["optim.kind=muon", "train.zero_stage=2"],
+            "optim.kind is muon, which needs the matrices whole, but train.zero_stage=2 asks",
+        ),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(shards, tmp_path, capfd, words, message):
@@ -64,6 +68,16 @@ def test_a_model_that_is_too_large_is_said_not_to_fit():
     sizes = [100_000_000] * 100
     lines = memory_table(sizes, TrainConfig(), 64, ActivationMemory(0, 2**30), accelerator("h100"))
     assert lines[-3].split() == ["fits", "h100", "NO", "NO", "yes", "yes"]
+
+
+def test_the_table_of_memory_has_the_stages_that_the_optimizer_can_take():
+    for highest, missing in ((0, "ZeRO 1"), (3, "ZeRO 4")):
+        lines = memory_table(
+            [1000], TrainConfig(), 2, ActivationMemory(0, 2**30), None, (), 1.5, highest
+        )
+        assert "ZeRO 0*" in lines[0]
+        assert f"ZeRO {highest}" in lines[0]
+        assert missing not in lines[0]
 
 
 def test_what_is_offloaded_to_the_host_takes_no_memory_of_the_gpu():

@@ -33,6 +33,21 @@ def test_loss_and_weights_equal_a_plain_loop_on_any_ranks_stage_and_accumulation
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_muon_gives_the_weights_of_torchs_own_on_any_ranks_and_accumulation(
+    ranks, tmp_path, world_size
+):
+    packs = [world_size, world_size + 1]
+    report = _report(ranks, tmp_path, "muon", world_size, packs_per_step=packs)
+    assert len(report) == 4
+    for case, seen in report.items():
+        allowed = 1e-5 if "fp32" in case else 1e-4  # the rate is 1e-3
+        assert seen["loss error"] < allowed, case
+        assert seen["weight error"] < allowed, case
+        assert seen["clipped"], case
+
+
+@pytest.mark.slow
 def test_a_model_built_in_shards_for_zero_3_is_the_one_built_whole(ranks, tmp_path):
     report = _report(ranks, tmp_path, "sharded_construction", 2)
     assert report["held"][0] == 0  # what a rank holds outside of its shards, once built

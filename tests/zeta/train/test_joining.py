@@ -169,7 +169,7 @@ def test_packs_get_seeds_only_where_something_draws(rate, draws):
 def test_out_of_memory_names_the_settings_that_help_and_ends_the_run_for_good(monkeypatch):
     engine = object.__new__(TrainEngine)
     engine._train, engine.packs_per_rank = TrainConfig(zero_stage=1, tokens_per_forward=96), 1
-    engine.device_clock = DeviceClock(torch.device("cpu"))
+    engine.device_clock, engine._highest_stage = DeviceClock(torch.device("cpu")), 3
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     monkeypatch.setattr(engine, "_gradients", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from torch import nn
 
 from tests.zeta.packs import make_pack
 from zeta import NaViT
@@ -141,10 +142,12 @@ def test_states_follow_the_stage():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "muon")]
+)
+def test_states_are_what_deepspeed_holds_on_two_ranks(ranks, tmp_path, dtype, kind):
     out = tmp_path / "out.json"
-    arguments = {"out": str(out), "dtype": dtype}
+    arguments = {"out": str(out), "dtype": dtype, "kind": kind}
     ranks.run("tests.zeta.memory_jobs.held_by_stage", 2, arguments)
     for stage, (predicted, measured) in json.loads(out.read_text()).items():
         assert predicted == pytest.approx(measured, rel=0.1), stage
@@ -165,7 +168,7 @@ def test_settings_of_deepspeed_count():
         return state_memory(sizes, TrainConfig(zero_stage=stage, deepspeed=settings), 4)
 
     def moments(kind, **params):
-        return state_per_weight(OptimConfig(kind=kind, params=params))
+        return state_per_weight(OptimConfig(kind=kind, params=params), nn.Linear(3, 2))
 
     assert moments("sgd") == 0
     assert moments("sgd", momentum=0.9) == 1

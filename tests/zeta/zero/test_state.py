@@ -59,6 +59,33 @@ def test_moments_of_stage_0_are_read_in_the_order_that_the_checkpoint_names(tmp_
         assert read == numbered
 
 
+def _of_stage_0(folder, moments):
+    """A state of parameters of one weight, whose optimizer keeps the named values."""
+    folder.mkdir()
+    order = list(moments)
+    kept = {i: dict.fromkeys(moments[name], torch.ones(1)) for i, name in enumerate(order)}
+    weights = {name: torch.zeros(1) for name in order}
+    model = {"module": weights, "buffer_names": [], "optimizer": {"state": kept}}
+    torch.save(model, folder / "mp_rank_00_model_states.pt")
+    return ZeroState(folder, 0, {name: [1] for name in order}, folder / "average", order=order)
+
+
+def test_each_parameter_has_the_moments_that_its_optimizer_keeps(tmp_path):
+    adam, muon = ["exp_avg", "exp_avg_sq"], ["momentum_buffer"]
+    kept = _of_stage_0(tmp_path / "whole", {"norm": adam, "matrix": muon, "head": adam})
+    assert [kept.moments_of(name) for name in ("norm", "matrix", "head")] == [adam, muon, adam]
+    assert _of_stage_0(tmp_path / "none", {"norm": [], "head": []}).moments_of("norm") == []
+
+
+@pytest.mark.parametrize("left", [[], ["exp_avg"]])
+def test_a_parameter_whose_moments_are_missing_is_refused_by_name(tmp_path, left):
+    adam = ["exp_avg", "exp_avg_sq"]
+    state = _of_stage_0(tmp_path / "zero", {"norm": adam, "head": left, "matrix": ["momentum"]})
+    assert set(state.moments_of("head")) >= set(adam)
+    with pytest.raises(ValueError, match="have 0 of 1 values of head: they were changed"):
+        state.read("head", "exp_avg_sq", 0, 1)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_names_its_format_and_the_order_of_the_optimizer(ranks, tmp_path):
     train = {"packs_per_step": 2, "max_steps": 1, "dtype": "fp32"}
