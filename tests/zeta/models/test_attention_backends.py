@@ -343,6 +343,7 @@ def test_on_an_h200_auto_takes_the_kernel_for_short_images_where_it_was_faster(m
         monkeypatch.setattr(attention_backends, "_KNOWN", rows)
         for channels in (64, 72, 88, 128):
             assert measured_choice("NVIDIA H200", channels, 64) == "short"
+            assert measured_choice("NVIDIA H100 80GB HBM3", channels, 64) == "short"
             assert measured_choice("NVIDIA H200", channels, 256) is None
         assert measured_choice("NVIDIA H200", 80, 64) is None
     assert known(attention_backends.MEASURED, "2.10.0") == ()
@@ -363,7 +364,7 @@ def test_a_row_counts_for_its_release_card_and_head_and_at_the_nearest_length(mo
     assert measured_choice("NVIDIA H200", 64, 2048) == "flex"
     assert measured_choice("NVIDIA H200", 64, 256) is None  # varlen won
     assert measured_choice("NVIDIA H200", 72, 64) is None
-    assert measured_choice("NVIDIA H100", 64, 64) is None
+    assert measured_choice("NVIDIA A100-SXM4-80GB", 64, 64) is None
     assert measured_choice("NVIDIA H200", 64, 0) is None
     assert fastest(row(51, varlen=1.0, flex=2.0)) is None
 

@@ -80,6 +80,9 @@ MEASURED: tuple[Measured, ...] = (
 )
 """What `auto` goes by."""
 
+LIKE = {"H100": "H200"}
+"""Cards that go by the rows of another one. An H100 has the processor of an H200 and slower memory,
+which short images hardly wait for; it was not measured."""
 AUTOMATIC = ("varlen", "varlen_fa2", "varlen_cudnn", "short", "flex")
 """Back-ends that `auto` may take by their times: launches that fit every pack of one shape, and no
 kernel replaced in the whole process."""
@@ -123,7 +126,8 @@ def measured_choice(card: str, channels: int, tokens: int) -> str | None:
         channels: channels of a head; only rows of exactly these count.
         tokens: mean tokens an image; 0: not known.
     """
-    rows = [row for row in _KNOWN if row.card in card and row.channels == channels]
+    named = next((as_if for name, as_if in LIKE.items() if name in card), card)
+    rows = [row for row in _KNOWN if row.card in named and row.channels == channels]
     if not rows or not tokens:
         return None
     return fastest(min(rows, key=lambda row: abs(math.log(row.tokens / tokens))))
