@@ -28,7 +28,8 @@ from zeta.run.cpu_tuning import keep_freed_memory
 
 _LEAST_PREFETCH = 4
 _MOST_BUFFER_BYTES = 4 * 2**30
-"""Memory for packs that wait, at most: a step of the shipped recipes takes 0.7 GiB on one rank."""
+"""Memory for packs that wait, beyond the least prefetch: a step of the shipped recipes takes 0.7
+GiB on one rank."""
 _SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
 """Seconds to wait before a fork. In older Pythons the child hangs if another thread is just
 entering or leaving Python (python/cpython#112275); this was seen once, right after a collective.
@@ -90,9 +91,11 @@ class PackLoader:
     def prefetch(self) -> int:
         """Packs that each worker is asked for ahead.
 
-        Together they are a whole step: the packs of a step are taken at once, and the workers make
-        those of the next one while the device computes.
+        Together they are a whole step, except of remote shards: the packs of a step are taken at
+        once, and the workers make those of the next one while the device computes.
         """
+        if self._prefetcher is not None:  # more would keep more shards in the cache
+            return _LEAST_PREFETCH
         config, workers = self._plan.config, max(1, num_workers(self._plan.config))
         pack_bytes = config.token_budget * 3 * self._plan.patch_size**2
         wanted = -(-len(self._slots) // workers) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEASURED_MFU = ((384, 0.08), (768, 0.38), (1024, 0.45), (1152, 0.34), (1408, 0.38))
+MEASURED_MFU = ((384, 0.08), (768, 0.36), (1024, 0.46), (1152, 0.34), (1408, 0.38))
 """Model FLOPs utilisation by width of the model, in bf16 on one H200 with torch 2.11 in November
 2026: forward and backward launched one by one (384: 32,768 tokens), `zeta train` without the time
 that it waited for data (768 and 1,024: joined packs, recorded), the training engine as it was

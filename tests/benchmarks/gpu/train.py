@@ -1,7 +1,7 @@
 """`zeta train` as shipped, on shards of random JPEGs with the shapes of photographs.
 
-They are as large as the recipes take them, and of quality 75, as `zeta shards shrink --max-side 256
---quality 75` leaves them: on whole photographs, 16 cores would measure the loader, not the card.
+They are as large as the recipes take them, 256 x 256 pixels in area at most, and of quality 75: on
+whole photographs, 16 cores would measure the loader, not the card.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def write_shards(folder: Path, different: int, count: int, copies: int) -> Path:
     whole = folder.with_name("shards-are-whole")
     if whole.exists():
         return folder
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run that was stopped
     pictures = [
         encode(photograph(*shrunk(height, width), number), quality=QUALITY)
         for number, (height, width) in enumerate(photo_sizes(different))

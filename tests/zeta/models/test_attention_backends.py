@@ -403,6 +403,7 @@ def test_the_choice_on_cuda_is_traced_without_a_break(monkeypatch):
         return x + (name == "short") + 2 * (name == "varlen")
 
     segments = Segments.from_lengths((50, 60), "cpu")
+    monkeypatch.setattr(attention_varlen, "capability", lambda device: 9)
     for card, wanted in (("NVIDIA H200", 1), ("another", 2)):
         torch._dynamo.reset()
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)

@@ -114,15 +114,28 @@ def test_a_longer_image_raises_the_bound_and_other_shapes_are_recorded_for_thems
     for pack in short[:3]:
         passes.run(pack, 1.0)
     assert (recorder.records, recorder.replays) == (1, 2)
-    empty = join_packs([with_seeds(lane_pack(0, 0, images=0), 7)] * 2, "cpu")
-    for _ in range(2):  # 96 tokens of padding: a bound of 128
-        passes.run(empty, 1.0)
+    longer = next(pack for pack in full if max(pack.lengths) > 64)
+    for _ in range(2):
+        passes.run(longer, 1.0)
     assert (recorder.records, recorder.replays) == (2, 3)
     passes.run(short[0], 1.0)
     assert (recorder.records, recorder.replays) == (2, 4)
     for _ in range(2):
         passes.run(_pack(1, count=1), 1.0)
     assert (recorder.records, recorder.replays) == (3, 5)
+
+
+def test_an_empty_pack_is_launched_and_raises_no_bound():
+    """It is one long tail, and as rare as the end of a run."""
+    recorder = Rerun()
+    engine, passes = _passes(recorder)
+    empty = join_packs([with_seeds(lane_pack(0, 0, images=0), 7)] * 2, "cpu")
+    for pack in (empty, _pack(0), empty, _pack(0), empty):
+        mean, sums = passes.run(pack, 1.0)
+        loss, wanted = _plain(engine, pack, 1.0)
+        assert torch.equal(sums["loss"], loss)
+        assert all(map(torch.equal, _gradients(engine, mean), wanted))
+    assert (recorder.records, recorder.replays) == (1, 1)
 
 
 def test_weights_that_move_in_memory_are_recorded_anew():

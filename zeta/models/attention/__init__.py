@@ -11,8 +11,8 @@ Back-ends:
         FlashAttention 2 or cuDNN, as torch chooses; FlashAttention 2 where cuDNN replans.
     varlen_fa2, varlen_cudnn: the same, each by name. cuDNN leaves cross-attention to auto.
     varlen_fa3, varlen_fa4: FlashAttention 3 and 4, from packages of their own.
-    short: a Triton kernel of zeta's own, which holds a whole image of up to 128 tokens (CUDA). It
-        leaves cross-attention to auto.
+    short: Triton kernels of zeta's own, which hold a whole image of up to 64 tokens, backward 128
+        (CUDA). It leaves cross-attention to auto.
     flex: FlexAttention with a mask of blocks (CUDA). It leaves cross-attention to auto.
     dense: dense batches of images of equal or nearly equal length (any device).
     auto: on CUDA what `backends.MEASURED` says, varlen where it says nothing, and
@@ -80,7 +80,7 @@ def attend(
         k_THD: keys [T, H, D]; queries and keys are cast to the dtype of the values.
         v_THD: values [T, H, D].
         segments: boundaries of the keys (and of the queries, in self-attention).
-        backend: one of `BACKENDS`; auto uses varlen if it can run.
+        backend: one of `BACKENDS`; auto as above.
         queries_per_segment: n for cross-attention: Q = n * S, n queries for every segment.
 
     Returns:

@@ -35,8 +35,8 @@ class Backend:
     cross_attention: bool = True
     """Whether it takes n queries a segment; if not, `auto` computes those."""
     fixed_launches: bool = True
-    """Whether its launches depend on the numbers of tokens and segments alone, not on the lengths
-    of the segments: a CUDA graph of one pack serves all packs of its shape."""
+    """Whether its launches depend on the numbers of tokens and segments and on the bound of the
+    lengths alone, not on the lengths: a CUDA graph of one pack serves all packs of its shape."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ MEASURED: tuple[Measured, ...] = (
 """What `auto` goes by."""
 
 LIKE = {"H100": "H200"}
-"""Cards that go by the rows of another one. An H100 has the processor of an H200 and slower memory,
-which short images hardly wait for; it was not measured."""
+"""Cards that go by the rows of another one. An H100 has the processor of an H200 and slower memory;
+`short` moves fewer bytes than `varlen`, so it should win there too. It was not measured."""
 AUTOMATIC = ("varlen", "varlen_fa2", "varlen_cudnn", "short", "flex")
 """Back-ends that `auto` may take by their times: launches that fit every pack of one shape, and no
 kernel replaced in the whole process."""

@@ -25,6 +25,8 @@ _BLOCK_SCORES = 2**19
 """Scores (heads x queries x keys) of one matrix product: about 1 MiB in bf16."""
 _LEAST_BLOCK = 64
 """Smallest number of queries of a block: products of fewer rows are slow."""
+_LEAST_MEAN, _MOST_MEAN = 64, 512
+"""Bounds of `Segments.mean_seqlen`: compiled code is made anew for each value."""
 _SOFTMAX_KEYS = 32
 """Number of keys of one vector instruction in bf16."""
 
@@ -52,7 +54,7 @@ class Segments:
     """[S] int32 seeds of the random draws of a layer, see `zeta.models.dropout`; None: none."""
     mean_seqlen: int = 0
     """Mean length of the segments that are neither empty nor the tail, rounded up to a power of
-    two; 0: not known."""
+    two from 64 to 512; 0: not known."""
     derived: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """What back-ends make of the lengths once a forward pass, for all layers: by back-end."""
 
@@ -77,6 +79,7 @@ class Segments:
         index_T = torch.repeat_interleave(numbers, cu_seqlens.diff(), output_size=sum(lengths))
         used = [length for length in lengths[:-1] if length]
         mean = _power_of_two(-(-sum(used) // len(used))) if used else 0
+        mean = min(max(mean, _LEAST_MEAN), _MOST_MEAN) if used else 0
         return cls(cu_seqlens, lengths, bound_of(lengths), index_T, mean_seqlen=mean)
 
 

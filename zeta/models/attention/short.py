@@ -2,14 +2,13 @@
 
 Kernels made for long sequences read the keys and values of an image once for every block of its
 queries, and write the gradients of the queries through sums in fp32; an image of 50 tokens is a
-single block. Here one program holds a whole image of up to 64 or 128 tokens: it reads every row
-once, forward and backward, and needs neither atomics nor kernels besides. Longer images are done in
-blocks, by two more kernels. The arithmetic is FlashAttention's (Dao 2023): products in the
-dtype of the values, softmax and sums in fp32, weights recomputed backward from the logarithm of
-their sum.
+single block. Here one program holds a whole image, of up to 64 tokens forward and 128 backward: it
+reads every row once, and needs neither atomics nor kernels besides. Longer images are done in
+blocks, by two more kernels. The arithmetic is FlashAttention's (Dao 2023): products in the dtype of
+the values, softmax and sums in fp32, weights recomputed backward from the logarithm of their sum.
 
-Launches depend on the numbers of tokens and segments alone. The kernels are compiled by Triton for
-each number of channels, at first use.
+Launches depend on the numbers of tokens and segments and the bound of the lengths alone. Triton
+compiles the kernels at first use, for each number of channels and dtype.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from zeta.models.attention.segments import Queries, Segments
+from zeta.models.attention.varlen import capability_obstacle
 
 _LEAST_CHANNELS = 16
 _MOST_CHANNELS = 128
@@ -36,7 +36,8 @@ def short_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> s
         return f"a head has {channels} channels; it takes multiples of 8 from 16 to 128"
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
-    return None
+    # Smaller chips of 8.x and 12.x have too little shared memory for 88 channels and more.
+    return capability_obstacle(device, (9, 10))
 
 
 def short(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, queries: Queries, keys: Segments) -> Tensor:

@@ -40,6 +40,11 @@ channels. Smaller blocks for the shortest images did not pay: 0.095 ms forward w
 alone, 0.121 ms with some of 32; nor did pipelines of loads."""
 
 
+_MOST_PROGRAMS = 16
+"""Programs for a segment and head, at most. The tail of a pack with few images may set the bound of
+the lengths; without this, most programs would find nothing to do."""
+
+
 # One argument a line would be three screens of arguments.
 # fmt: off
 @triton.jit
@@ -219,7 +224,7 @@ def _row_products(a_low, a_high, b_low, b_high, HIGH: tl.constexpr):
 def _filled(length, segment, last, ABOVE: tl.constexpr):
     """Return the rows and keys that are for the kernels of many blocks: those of long segments.
 
-    The tail is no image: its rows are written, as zeros, and none are read.
+    The tail is no image: its rows are written, as zeros.
     """
     rows = tl.where((length > ABOVE) | (segment == last), length, 0)
     return rows, tl.where(segment == last, 0, rows)
@@ -231,15 +236,15 @@ def blocks_forward(
     o_head, tokens, scale, last, from_segment, D: tl.constexpr, ABOVE: tl.constexpr, M:
     tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
 ):
-    """Compute one block of queries of a segment of more than `ABOVE` tokens."""
-    segment, head, first = from_segment + tl.program_id(0), tl.program_id(1), tl.program_id(2) * M
+    """Compute every n-th block of queries of a segment of more than `ABOVE` tokens."""
+    segment, head = from_segment + tl.program_id(0), tl.program_id(1)
     begin = tl.load(ENDS + segment)
     length, keys = _filled(tl.load(ENDS + segment + 1) - begin, segment, last, ABOVE)
-    if first < length:
+    K = _at(K, begin, k_token, head, k_head)
+    V = _at(V, begin, v_token, head, v_head)
+    for first in range(tl.program_id(2) * M, length, tl.num_programs(2) * M):
         base = _at(Q, begin, q_token, head, q_head)
         q_low, q_high = _read(base, first, q_token, length, D, M, LOW, HIGH)
-        K = _at(K, begin, k_token, head, k_head)
-        V = _at(V, begin, v_token, head, v_head)
         low, high = tl.zeros([M, LOW], tl.float32), tl.zeros([M, HIGH or 16], tl.float32)
         sums, most = tl.zeros([M], tl.float32), tl.full([M], -1e30, tl.float32)
         for at in range(0, keys, M):
@@ -284,17 +289,17 @@ def blocks_backward(
     from_segment, D: tl.constexpr, ABOVE: tl.constexpr, M: tl.constexpr, LOW: tl.constexpr, HIGH:
     tl.constexpr,
 ):
-    """Compute the gradients of one block of keys, then those of the queries of the same rows."""
-    segment, head, first = from_segment + tl.program_id(0), tl.program_id(1), tl.program_id(2) * M
+    """Compute the gradients of every n-th block of keys, and of the queries of the same rows."""
+    segment, head = from_segment + tl.program_id(0), tl.program_id(1)
     begin = tl.load(ENDS + segment)
     length, filled = _filled(tl.load(ENDS + segment + 1) - begin, segment, last, ABOVE)
-    if first < length:
-        GRAD = _at(GRAD, begin, g_token, head, g_head)
-        Q = _at(Q, begin, q_token, head, q_head)
-        K = _at(K, begin, k_token, head, k_head)
-        V = _at(V, begin, v_token, head, v_head)
-        OUT = _at(OUT, begin, o_token, head, o_head)
-        LOG_SUMS += head.to(tl.int64) * tokens + begin
+    GRAD = _at(GRAD, begin, g_token, head, g_head)
+    Q = _at(Q, begin, q_token, head, q_head)
+    K = _at(K, begin, k_token, head, k_head)
+    V = _at(V, begin, v_token, head, v_head)
+    OUT = _at(OUT, begin, o_token, head, o_head)
+    LOG_SUMS += head.to(tl.int64) * tokens + begin
+    for first in range(tl.program_id(2) * M, length, tl.num_programs(2) * M):
         own, places = first + tl.arange(0, M), tl.arange(0, M)
         k_low, k_high = _read(K, first, k_token, length, D, M, LOW, HIGH)
         v_low, v_high = _read(V, first, v_token, length, D, M, LOW, HIGH)
@@ -406,7 +411,8 @@ def _launch(
             above = launch.block
     # If one block holds every segment, this is for the tail alone.
     first = last if longest <= above else 0
-    grid = (last + 1 - first, heads, triton.cdiv(longest, for_blocks.block))
+    blocks_a_segment = min(triton.cdiv(longest, for_blocks.block), _MOST_PROGRAMS)
+    grid = (last + 1 - first, heads, blocks_a_segment)
     blocks[grid](*values, first, **_constants(channels, above, for_blocks))
 
 

@@ -42,6 +42,7 @@ def replans(version: str) -> bool:
 _REPLANS = replans(torch.__version__)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def capability(device: torch.device) -> int | None:
     """Return the major compute capability of a CUDA device; None: there is no device here."""
     return torch.cuda.get_device_capability(device)[0] if torch.cuda.is_available() else None
@@ -100,7 +101,7 @@ def cudnn_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> s
         return f"a head has {channels} channels; cuDNN takes up to 128 backward"
     if (version := torch.backends.cudnn.version() or 0) < _LEAST_CUDNN:
         return f"it needs cuDNN 9.18 or newer, and torch found {version or 'none'}"
-    return _capability_obstacle(device, (9, 10))
+    return capability_obstacle(device, (9, 10))
 
 
 def cudnn(q_QHD: Tensor, k_THD: Tensor, v_THD: Tensor, queries: Queries, keys: Segments) -> Tensor:
@@ -134,7 +135,7 @@ def package_obstacle(
             return f"torch {torch.__version__} has no {lacking}"
         if not _importable(module):
             return f"its package is not installed: pip install {package}"
-        return _capability_obstacle(device, capabilities)
+        return capability_obstacle(device, capabilities)
 
     return obstacle
 
@@ -188,7 +189,8 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype, channels: int) -> 
     return None
 
 
-def _capability_obstacle(device: torch.device, wanted: tuple[int, ...]) -> str | None:
+def capability_obstacle(device: torch.device, wanted: tuple[int, ...]) -> str | None:
+    """Return that the device has none of these major compute capabilities; None: it has one."""
     found = capability(device)
     if found in wanted:
         return None

@@ -22,7 +22,7 @@ backward, launched against recorded: 61 against 8 ms for a B/16 with 4,096 token
 against 29 with 16,384 (0.7e12), 174 against 156 for an L/16 with 32,768 (2.5e12), 62 against 61 for
 a training step of a B/16 with 45,000 (1.9e12). All were on an idle host. Beside 14 workers of the
 loader on 16 cores, launching a B/16 with 65,536 tokens (2.8e12) took 94 ms, as long as the device.
-That twice the operations leave the device behind the host is a guess."""
+That the host may still bind at twice as many operations is a guess."""
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,14 @@ class RecordedPasses:
             self._addresses = addresses
             self._leaves = _leaves(self._engine.module)
             self._shapes.clear()
-        shapes = tuple((n, t.shape, t.dtype) for n, t in batch.tensors().items())
+        tensors = batch.tensors().items()
+        # An empty pack is one long tail: its bound and its attention would slow all others down.
+        shapes = (batch.num_images > 0, *((n, t.shape, t.dtype) for n, t in tensors))
         static = self._shapes.get(shapes)
         if static is None:
             static = self._shapes[shapes] = _Static.like(batch)
         static.fill(batch, factor)
-        if static.serves(batch) and self._recorder is not None:
+        if static.serves(batch) and self._recorder is not None and batch.num_images:
             if static.recorded is None:
                 static.recorded = self._record(self._recorder, static)
             if static.recorded is not None:
