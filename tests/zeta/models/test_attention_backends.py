@@ -479,3 +479,9 @@ def test_every_back_end_present_agrees_with_the_reference_in_bf16(
         attention_varlen.activate(None)
     for got, expected in zip(*reversed(both), strict=True):
         torch.testing.assert_close(got, expected, atol=5e-2, rtol=5e-2)
+
+
+def test_attention_is_imported_without_the_compiler():
+    """It takes some seconds, at the start of every command."""
+    code = "import sys, zeta.models.attention; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -133,7 +133,7 @@ def measured_choice(card: str, channels: int, tokens: int) -> str | None:
     return fastest(min(rows, key=lambda row: abs(math.log(row.tokens / tokens))))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@attention_varlen.constant_when_traced
 def _card(device: torch.device) -> str:
     """Return the name that CUDA reports; nothing if there is no device, as for fake tensors."""
     try:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,20 @@ def replans(version: str) -> bool:
 _REPLANS = replans(torch.__version__)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+Told = TypeVar("Told", bound=Callable[..., object])
+
+
+def constant_when_traced(function: Told) -> Told:
+    """Let compiled code keep what a function returned while it was traced.
+
+    It does what `torch.compiler.assume_constant_result` does, which imports the compiler at once: 3
+    seconds at the start of every command.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_when_traced
 def capability(device: torch.device) -> int | None:
     """Return the major compute capability of a CUDA device; None: there is no device here."""
     return torch.cuda.get_device_capability(device)[0] if torch.cuda.is_available() else None
