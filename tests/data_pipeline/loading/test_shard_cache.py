@@ -38,13 +38,13 @@ def shard(server: ShardServer, number: int) -> Shard:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def open_cache(tmp_path: Path, shards: int, deadline_s: float = 20) -> ShardCache:
+def open_cache(tmp_path: Path, shards: int, deadline_s: float = 5) -> ShardCache:
     return ShardCache(tmp_path / "cache", shards * SHARD_BYTES, deadline_s)
 
 

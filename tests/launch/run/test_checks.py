@@ -274,8 +274,8 @@ def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(
     ]
     said = "".join(process.communicate(timeout=60)[0] for process in processes)
     took = os.times()
-    # Of processor time of each rank; both together took 3 to 8 s.
-    assert took.children_user + took.children_system < 2 * 10 + sum(began[2:4])
+    # Of processor time, which other tests on this machine do not add to; they took 3 to 5 s.
+    assert took.children_user + took.children_system < 10 + sum(began[2:4])
     assert took.elapsed - began.elapsed < 30
     assert {process.returncode for process in processes} == {ExitCode.NEVER_RESTART}
     assert said.count("zeta: error") == 1

@@ -34,10 +34,11 @@ WHOLE_BACKWARD = (Launch(64, 4), Launch(128, 4))
 BLOCKS_FORWARD, BLOCKS_BACKWARD = Launch(64, 4), Launch(64, 4)
 """For longer segments, and for the tail.
 
-These were the fastest of 14 to 18 launches of each kernel, timed alone on an H200 on the lengths of
-16 packs of `configs/navit_b16_classification.yaml` (20 to 74 tokens an image), at 64, 72 and 88
-channels. Smaller blocks for the shortest images did not pay: 0.095 ms forward with blocks of 64
-alone, 0.121 ms with some of 32; nor did pipelines of loads."""
+Of nine launches for whole segments and five for blocks, timed alone on an H200 on the lengths of 16
+packs of `configs/navit_b16_classification.yaml` (20 to 74 tokens an image) at 64, 72 and 88
+channels, these were the fastest or within 10% of it. Smaller blocks for the shortest images did not
+pay: 0.095 ms forward with blocks of 64 alone, 0.121 ms with some of 32. A pipeline of loads gained
+6% in the forward blocks at 64 channels and lost 22% at 88."""
 
 
 _MOST_PROGRAMS = 16

@@ -12,9 +12,9 @@ memory of the weights. The gradients are handed to the weights by a backward pas
 that the hooks of the sharded engine run as in any other pass, in the same order on every rank,
 whether a rank replays or not.
 
-On an H200 the shipped recipe trained by recorded passes, to losses like those of launched ones; the
-test of a toy model with dropout failed there, for a reason that is not known (docs/speed.md). Tests
-on a CPU, with a recorder that runs the pass anew, find the bits of a plain pass.
+On an H200 the shipped recipe trained by recorded passes; the test of a toy model with dropout
+failed there, for a reason that is not known (docs/speed.md). Tests on a CPU, with a recorder that
+runs the pass anew, find the bits of a plain pass.
 """
 
 from __future__ import annotations
