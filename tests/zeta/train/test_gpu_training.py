@@ -134,7 +134,8 @@ def test_recorded_passes_give_what_launched_ones_give(device, compiled):
         loss = objective.loss_sum(outputs, pack)
         (loss * 0.25).backward()
         torch.testing.assert_close(sums["loss"], loss.detach(), rtol=1e-2, atol=1e-2)
-        assert sums["top1"].item() == objective.counts(outputs, pack)["top1"].item()
+        # Of two outputs that are equal in bf16 either may be the larger one.
+        assert abs(sums["top1"].item() - objective.counts(outputs, pack)["top1"].item()) <= 2
         _assert_close((mean.detach(), found), (loss.detach() * 0.25, _gradients(model)))
         with torch.no_grad():  # the weights change in place, as an optimizer changes them
             for parameter in model.parameters():

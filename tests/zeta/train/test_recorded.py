@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import join_packs
 from zeta.train.config import TrainConfig
 from zeta.train.graphs.choice import choose_graphs, graph_obstacle
-from zeta.train.graphs.recorded import RecordedPasses
+from zeta.train.graphs.recorded import CudaRecorder, RecordedPasses
 
 CUDA = torch.device("cuda")  # named, never used
 
@@ -136,6 +137,69 @@ def test_an_empty_pack_is_launched_and_raises_no_bound():
         assert torch.equal(sums["loss"], loss)
         assert all(map(torch.equal, _gradients(engine, mean), wanted))
     assert (recorder.records, recorder.replays) == (1, 1)
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """Stands for torch's CUDA graphs: returns the pools that recordings asked for, in order.
+
+    As torch's allocator, it refuses the pool of graphs that are gone: some memory of it may be used.
+    """
+    users, asked = {}, []
+
+    class Graph:
+        def __init__(self):
+            self.name = None
+
+        def pool(self):
+            return self.name
+
+        def replay(self):
+            pass
+
+        def __del__(self):
+            if self.name is not None:
+                users[self.name] -= 1
+
+    @contextmanager
+    def graph(graph, pool, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        assert pool is None or users[pool] > 0, "use_count > 0 INTERNAL ASSERT FAILED"
+        asked.append(pool)
+        graph.name = pool or f"pool {len(asked)}"
+        users[graph.name] = users.get(graph.name, 0) + 1
+        yield
+
+    @contextmanager
+    def stream(given):
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    return asked
+
+
+def test_a_recording_shares_the_memory_of_living_graphs_and_never_of_those_that_are_gone(pools):
+    recorder = CudaRecorder()
+    _, first = recorder.record(lambda: None)
+    _, second = recorder.record(lambda: None)
+    del first
+    _, third = recorder.record(lambda: None)
+    del second, third
+    recorder.record(lambda: None)
+    assert pools == [None, "pool 1", "pool 1", None]
+
+
+def test_a_bound_that_rises_after_the_first_recording_is_recorded_again(pools):
+    _, passes = _passes(CudaRecorder(), required=True)
+    full = [_pack(step, images=4) for step in range(60)]  # their padding is the longest segment
+    short = next(pack for pack in full if max(pack.lengths) <= 64)
+    longer = next(pack for pack in full if max(pack.lengths) > 64)
+    for pack in (short, short, longer, longer):
+        passes.run(pack, 1.0)
+    assert pools == [None, None]
 
 
 def test_weights_that_move_in_memory_are_recorded_anew():

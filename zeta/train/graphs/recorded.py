@@ -12,9 +12,9 @@ memory of the weights. The gradients are handed to the weights by a backward pas
 that the hooks of the sharded engine run as in any other pass, in the same order on every rank,
 whether a rank replays or not.
 
-On an H200 the shipped recipe trained by recorded passes; the test of a toy model with dropout
-failed there, for a reason that is not known (docs/speed.md). Tests on a CPU, with a recorder that
-runs the pass anew, find the bits of a plain pass.
+On an H200 the shipped recipe trained by recorded passes; the test of a toy model, whose bound rises
+after the first recording, failed there (docs/speed.md). Tests on a CPU, with a recorder that runs
+the pass anew, find the bits of a plain pass.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +67,22 @@ class CudaRecorder:
     """Records CUDA graphs, which share their memory: only one is replayed at a time."""
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._alive: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def record(self, run: Callable[[], Pass]) -> tuple[Pass, Callable[[], None]]:
         """Record `run` as a CUDA graph, which computes nothing yet."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which write a checkpoint or beat, may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # The memory of graphs that are all gone cannot be joined: torch's allocator stops with
+        # "use_count > 0 INTERNAL ASSERT FAILED" if some of it, as the workspace of cuBLAS, is used.
+        pool = next((other.pool() for other in self._alive), None)
+        # A capture that fails as it begins leaves its own stream the current one.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            # Other threads, which write a checkpoint or beat, may use the device meanwhile.
+            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             recorded = run()
-        self._pool = graph.pool()
+        self._alive.add(graph)
         return recorded, graph.replay
 
 
