@@ -143,7 +143,7 @@ def test_an_empty_pack_is_launched_and_raises_no_bound():
 def pools(monkeypatch):
     """Stands for torch's CUDA graphs: returns the pools that recordings asked for, in order.
 
-    As torch's allocator, it refuses the pool of graphs that are gone: some memory of it may be used.
+    As torch's allocator, it refuses the pool of graphs that are gone: memory of it may be in use.
     """
     users, asked = {}, []
 
