@@ -177,7 +177,7 @@ def test_the_tables_of_what_fits_are_those_that_the_command_prints():
     for command, table in commands:
         args = build_parser().parse_args(command.split())
         gpus = [accelerator(key) for key in args.gpus]
-        lines = sizing_table(args.presets, gpus, args.world_size)
+        lines = list(sizing_table(args.presets, gpus, args.world_size))
         assert table.splitlines() == lines, command
 
 

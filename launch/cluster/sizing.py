@@ -6,7 +6,7 @@ patches. Nothing is allocated, and nothing was measured on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,8 +104,10 @@ def uniform_pack(images: int, arguments: dict[str, int]) -> PackedBatch:
     )
 
 
-def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size: int) -> list[str]:
-    """Return the lines of a Markdown table.
+def sizing_table(
+    presets: Sequence[str], gpus: Sequence[Accelerator], world_size: int
+) -> Iterator[str]:
+    """Yield the lines of a Markdown table; a preset takes seconds to compute.
 
     Args:
         presets: rows, one for each of STAGES.
@@ -113,7 +115,7 @@ def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size
         world_size: ranks that share the states.
     """
     head = ["preset", "weights", "ZeRO", *(f"{gpu.key}, {gpu.memory_gib:g} GiB" for gpu in gpus)]
-    lines = [_row(head), _row(["---"] * len(head))]
+    yield from (_row(head), _row(["---"] * len(head)))
     for preset in presets:
         plain, sparing = Sizing(preset), Sizing(preset, checkpointing=True)
         count = f"{sum(plain.weights) / 1e6:,.0f} M"
@@ -123,8 +125,7 @@ def sizing_table(presets: Sequence[str], gpus: Sequence[Accelerator], world_size
                 for gpu in gpus
                 for pair in [(plain, sparing)]
             ]
-            lines.append(_row([f"`{preset}`", count, str(stage), *cells]))
-    return lines
+            yield _row([f"`{preset}`", count, str(stage), *cells])
 
 
 def _thousands(budget: int | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from launch.arguments import Subparsers, add_command, add_config, positive_int
 from zeta.run.signals import StopSignals
@@ -60,6 +62,8 @@ def _train(args: argparse.Namespace) -> int:
         from launch.run.consensus import refuse_together
 
         return refuse_together(error)
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
+        print("zeta: loading PyTorch and DeepSpeed", file=sys.stderr, flush=True)
     from launch.run.train import (
         train,  # loads torch and DeepSpeed: after the config has been checked
     )

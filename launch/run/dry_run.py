@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from launch.config.load import ZetaConfig, to_yaml
 from launch.run.checks import CheckedRun, check_start
-from launch.run.execution import costliest_pack, run_memory
+from launch.run.execution import RunMemory, costliest_pack, run_memory
 from launch.run.pace import RunLength, forecast, pace_rows, run_length
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo
@@ -22,11 +22,7 @@ from zeta.objectives import build_for_objective, build_objective
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import RESERVE_GIB, Accelerator
-from zeta.train.memory_model import (
-    ActivationMemory,
-    StateMemory,
-    state_memory,
-)
+from zeta.train.memory_model import ActivationMemory, StateMemory
 from zeta.train.optimizers.table import highest_stage
 from zeta.zero.passthrough import offloads_optimizer
 from zeta.zero.start import close_distributed, init_distributed
@@ -54,14 +50,12 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     pack = costliest_pack(checked)
     memory = run_memory(checked, pack)
     train = checked.config.train
-    sizes, frozen, activations = memory.sizes, memory.frozen, memory.activations
-    moments, highest = memory.moments, highest_stage(checked.config.optim.kind)
-    still = f", and {sum(frozen):,} frozen" if frozen else ""
-    _say(f"\nparameters        {sum(sizes):,}{still}")
-    table = memory_table(sizes, train, world_size, activations, gpu, frozen, moments, highest)
-    _say("\n".join(table))
-    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen, moments)
-    _say(f"\n{_try_pack(checked, pack, alone, activations)}")
+    still = f", and {sum(memory.frozen):,} frozen" if memory.frozen else ""
+    _say(f"\nparameters        {sum(memory.sizes):,}{still}")
+    highest = highest_stage(checked.config.optim.kind)
+    _say("\n".join(memory_table(memory, train, world_size, gpu, highest)))
+    alone = memory.state_memory(replace(train, packs_per_step=1), 1)
+    _say(f"\n{_try_pack(checked, pack, alone, memory.activations)}")
     return 0
 
 
@@ -90,20 +84,18 @@ def _steps(checked: CheckedRun, length: RunLength, world_size: int) -> Iterator[
 
 
 def memory_table(
-    sizes: list[int],
+    memory: RunMemory,
     train: TrainConfig,
     world_size: int,
-    activations: ActivationMemory,
     gpu: Accelerator | None,
-    frozen: Sequence[int] = (),
-    moments: float = 2,
     highest_stage: int = 3,
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
     settings += [replace(train, zero_stage=stage) for stage in range(1, highest_stage + 1)]
-    stages = [state_memory(sizes, each, world_size, frozen, moments) for each in settings]
+    stages = [memory.state_memory(each, world_size) for each in settings]
+    activations = memory.activations.peak
     names = [
         f"ZeRO {stage}{'*' if stage == train.lowest_stage else ''}"
         for stage in range(highest_stage + 1)
@@ -117,10 +109,10 @@ def memory_table(
         rows[-1] = ("(on the host)", rows[-1][1])
     else:
         rows.pop()
-    totals = [stage.total + activations.peak for stage in stages]
+    totals = [stage.total + activations for stage in stages]
     for name, values in [
         *rows,
-        ("activations", [activations.peak] * len(stages)),
+        ("activations", [activations] * len(stages)),
         ("total", totals),
     ]:
         lines.append(f"{name:<18}" + "".join(f"{value / _GIB:>10.3f}" for value in values))

@@ -11,16 +11,19 @@ from data_pipeline.loading.executor import Executor
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.packing import image_costs
+from launch.config.load import ZetaConfig
 from launch.run.checks import CheckedRun, abstract_model
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.layers import set_checkpointing
-from zeta.objectives import JointObjective, Objective
+from zeta.objectives import JointObjective, Objective, build_objective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution, Need, Shape, choose_execution
+from zeta.train.graphs.choice import graph_obstacle
 from zeta.train.memory_model import (
     ActivationMemory,
+    StateMemory,
     activation_memory,
     state_memory,
     sum_of_outputs,
@@ -42,12 +45,20 @@ class RunMemory:
     moments: float
     """Values that the optimizer keeps of a weight, in the mean."""
     activations: ActivationMemory
-    """Activations of one pack; zero if they were not counted."""
+    """Activations of one pack; zero if they were not counted, as on a CPU."""
+    recorded: bool = False
+    """Whether passes may be recorded as CUDA graphs."""
 
     def states(self, train: TrainConfig, stage: int, world_size: int) -> int:
         """Return the bytes besides activations at a ZeRO stage."""
         settings = replace(train, zero_stage=stage) if stage else _without_offload(train)
-        return state_memory(self.sizes, settings, world_size, self.frozen, self.moments).total
+        return self.state_memory(settings, world_size).total
+
+    def state_memory(self, train: TrainConfig, world_size: int) -> StateMemory:
+        """Return the memory of a rank besides activations, by kind."""
+        return state_memory(
+            self.sizes, train, world_size, self.frozen, self.moments, recorded=self.recorded
+        )
 
 
 def settle(
@@ -99,7 +110,15 @@ def run_memory(checked: CheckedRun, pack: PackedBatch | None) -> RunMemory:
     if pack is not None:
         set_checkpointing(model, config.train.activation_checkpointing)
         activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype)
-    return RunMemory(sizes, frozen, moments, activations)
+    return RunMemory(sizes, frozen, moments, activations, pack is not None and may_record(config))
+
+
+def may_record(config: ZetaConfig) -> bool:
+    """Return whether a GPU may record passes; the size of the model may decide against it."""
+    objective = build_objective(config.objective, config.model.resolve()["num_classes"])
+    train, device = replace(config.train, zero_stage=0), torch.device("cuda")
+    may = config.train.cuda_graph != "false" and config.train.device != "cpu"
+    return may and graph_obstacle(train, abstract_model(config), objective, device) is None
 
 
 def costliest_pack(checked: CheckedRun) -> PackedBatch:

@@ -186,6 +186,7 @@ def _run(
         num_classes = config.model.resolve()["num_classes"]
         objective = build_objective(config.objective, num_classes)
         train, execution = settle(checked, objective, world)
+        _say_size(checked, world, console)
         _say_execution(execution, train, world, console)
         _say_pace(checked, world, console)
         trainer = Trainer(
@@ -240,6 +241,24 @@ def _run(
         return code
     finally:
         close_distributed()
+
+
+def _say_size(checked: CheckedRun, world: World, console: Console) -> None:
+    """Say what is about to be trained: the first step may take a while."""
+    train = checked.config.train
+    weights = sum(weight.numel() for weight in abstract_model(checked.config).parameters())
+    limits = {
+        kind: getattr(train, f"max_{kind}") for kind in ("steps", "images", "tokens", "epochs")
+    }
+    length = " or ".join(f"{limit:,} {kind}" for kind, limit in limits.items() if limit)
+    device = world.device.type
+    if device == "cuda":
+        device = torch.cuda.get_device_name(world.device)
+    console.message(
+        f"{weights / 1e6:,.1f} M weights, {checked.plan.num_images:,} images an epoch; to train: "
+        f"{length or 'until stopped'}, {train.packs_per_step:,} packs a step; ranks: "
+        f"{world.size:,} ({device})"
+    )
 
 
 def _say_execution(

@@ -57,6 +57,8 @@ class Console:
         os.close(log)
         self._bar: tqdm[None] | None = None
         self._total: int | None = None
+        self._silent_steps = 0
+        """Steps without a line, to be announced with the first step; 0: nothing to announce."""
         self._started: tuple[float, float | None] = (0.0, None)
         self._share: float | None = None
         self._said_fatal = False
@@ -64,15 +66,18 @@ class Console:
         self._postfix = ""
         """Text beside the bar while no evaluation is running."""
 
-    def start(self, first_step: int, max_steps: int | None, share: float | None) -> None:
+    def start(
+        self, first_step: int, max_steps: int | None, share: float | None, log_every: int
+    ) -> None:
         """Begin to show progress.
 
         Args:
             first_step: committed steps so far.
             max_steps: number of steps at which the run ends; None: unknown.
             share: completed share of the run, in [0, 1]; None: unknown.
+            log_every: steps from one line of metrics to the next.
         """
-        self._total = max_steps
+        self._total, self._silent_steps = max_steps, log_every
         self._share = share
         self._started = (time.monotonic(), share)
         something_left = max_steps is None or first_step < max_steps
@@ -88,10 +93,18 @@ class Console:
             )
 
     def step(self, step: int, share: float | None) -> None:
-        """Move the bar to `step` committed steps; `share` of the run is complete, in [0, 1]."""
+        """Move the bar to `step` committed steps; `share` of the run is complete, in [0, 1].
+
+        Without a bar, the first step is told, since lines of metrics may be minutes apart.
+        """
         self._share = share
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
+        elif self.rank == 0 and self._silent_steps > 1:
+            seconds = time.monotonic() - self._started[0]
+            every = f"a line follows every {self._silent_steps:,} steps"
+            self._print(f"{self._step(step)}  the first one, took {seconds:.1f} s; {every}")
+        self._silent_steps = 0
 
     def metrics(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show the metrics of a log interval: beside the bar, or as one aligned line."""

@@ -61,6 +61,9 @@ class StateMemory:
     """Buckets for the reduction of gradients."""
     gathered: int
     """Weights of the layers at work, whole (ZeRO-3)."""
+    recorded: int = 0
+    """Gradients of a pass that is recorded as a CUDA graph, and those handed over from it (at most:
+    `auto` may decide against recording)."""
     on_host: int = 0
     """Part of all these in host memory (offload_optimizer)."""
 
@@ -92,6 +95,8 @@ def state_memory(
     world_size: int,
     frozen: Sequence[int] = (),
     moments: float = 2,
+    *,
+    recorded: bool = False,
 ) -> StateMemory:
     """Return the memory of one of `world_size` ranks besides activations.
 
@@ -102,6 +107,7 @@ def state_memory(
         frozen: elements of each parameter that does not learn (`train.trainable`), which has
             weights alone.
         moments: values that the optimizer keeps of a weight, in the mean: `state_per_weight`.
+        recorded: whether passes may be recorded as CUDA graphs, below ZeRO-3.
     """
     count, stage = sum(sizes), train.lowest_stage
     share = -(-count // world_size) if stage else count
@@ -127,6 +133,7 @@ def state_memory(
         average=_FP32 * share if train.ema_decay is not None else 0,
         buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
         gathered=gathered,
+        recorded=2 * _FP32 * count if recorded and stage < 3 else 0,
     )
     if stage == 0 or not offloads_optimizer(train.deepspeed):
         return memory

@@ -201,7 +201,8 @@ class Trainer:
 
     def _fit(self) -> ExitCode:
         share = self.progress.share_shown(self.train, self._epoch_images)
-        self.console.start(self.progress.step, self.train.max_steps, share)
+        progress, train = self.progress, self.train
+        self.console.start(progress.step, train.max_steps, share, train.log_every)
         steps = iter(self.source.steps(self.progress.data))
         try:
             with StopSignals(self.requests.stop_asked) as signals:

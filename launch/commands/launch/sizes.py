@@ -37,5 +37,6 @@ def run(args: argparse.Namespace) -> int:
     from launch.cluster.sizing import sizing_table
     from zeta.models.presets import PRESETS
 
-    print("\n".join(sizing_table(args.presets or list(PRESETS), gpus, args.world_size)))
+    for line in sizing_table(args.presets or list(PRESETS), gpus, args.world_size):
+        print(line, flush=True)
     return 0

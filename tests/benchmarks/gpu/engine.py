@@ -66,5 +66,5 @@ def case(preset: str, tokens: int, stage: int, options: Options) -> Row:
     activations = activation_memory(
         empty, work.pack(), lambda out, _: out.float().square().sum(), train.dtype
     )
-    planned = state_memory(sizes, train, 1).total + activations.peak
+    planned = state_memory(sizes, train, 1, recorded=engine.graphs.use).total + activations.peak
     return rates(row | {"dry_run_gib": planned / 2**30}, count, flops, options)

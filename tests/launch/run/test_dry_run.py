@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from launch.cli import entry_point
+from launch.config.load import load_config
 from launch.run.dry_run import memory_table
+from launch.run.execution import RunMemory, may_record
 from tests.launch.run.test_checks import _shards
 from zeta.exit_codes import ExitCode
 from zeta.train.config import TrainConfig
@@ -64,27 +66,50 @@ def test_options_of_a_dry_run_are_refused_without_it(shards, tmp_path, capfd):
     assert "--gpu and --world-size need --dry-run" in capfd.readouterr().err
 
 
+def _memory(sizes, *, recorded=False):
+    return RunMemory(sizes, [], 2, ActivationMemory(0, 2**30), recorded)
+
+
+def test_recorded_passes_hold_the_gradients_twice_more_where_they_are_possible():
+    for recorded, wanted in ((False, 0), (True, 2 * 4 * 2**30)):
+        lines = memory_table(_memory([2**30], recorded=recorded), TrainConfig(), 2, None)
+        (row,) = (line.split()[1:] for line in lines if line.startswith("recorded"))
+        assert row == [f"{wanted / 2**30:.3f}"] * 3 + ["0.000"]
+
+
 def test_a_model_that_is_too_large_is_said_not_to_fit():
-    sizes = [100_000_000] * 100
-    lines = memory_table(sizes, TrainConfig(), 64, ActivationMemory(0, 2**30), accelerator("h100"))
+    lines = memory_table(_memory([100_000_000] * 100), TrainConfig(), 64, accelerator("h100"))
     assert lines[-3].split() == ["fits", "h100", "NO", "NO", "yes", "yes"]
 
 
 def test_the_table_of_memory_has_the_stages_that_the_optimizer_can_take():
     for highest, missing in ((0, "ZeRO 1"), (3, "ZeRO 4")):
-        lines = memory_table(
-            [1000], TrainConfig(), 2, ActivationMemory(0, 2**30), None, (), 1.5, highest
-        )
+        lines = memory_table(_memory([1000]), TrainConfig(), 2, None, highest)
         assert "ZeRO 0*" in lines[0]
         assert f"ZeRO {highest}" in lines[0]
         assert missing not in lines[0]
 
 
 def test_what_is_offloaded_to_the_host_takes_no_memory_of_the_gpu():
-    sizes, activations = [100_000_000] * 100, ActivationMemory(0, 2**30)
     offload = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     train = TrainConfig(deepspeed=offload, ema_decay=0.99)
-    lines = memory_table(sizes, train, 2, activations, accelerator("h100"))
+    lines = memory_table(_memory([100_000_000] * 100), train, 2, accelerator("h100"))
     rows = {line.rsplit(maxsplit=4)[0]: line.split()[-4:] for line in lines}
     assert rows["fits h100"] == ["NO", "NO", "yes", "yes"]
     assert float(rows["(on the host)"][2]) == pytest.approx(100e9 / 2**30, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["navit_b16_classification"], True),
+        (["navit_b16_classification", "train.device=cpu"], False),
+        (["navit_b16_classification", "train.cuda_graph=false"], False),
+        (["navit_b16_lejepa"], False),  # it compares the images of all passes
+        (["megavit_1b"], False),  # class tokens
+    ],
+)
+def test_the_memory_of_recorded_passes_counts_where_a_gpu_may_record_them(words, expected):
+    name, *changes = words
+    config = load_config(name, ["data.shards=x", "run.dir=y", "model.num_classes=10", *changes])
+    assert may_record(config) is expected

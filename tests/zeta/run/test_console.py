@@ -20,7 +20,7 @@ print("from python")
 os.write(1, b"from a C library\\n")
 subprocess.run(["echo", "from a child"])
 print("to stderr", file=sys.stderr)
-console.start(2, 4, 2 / 4)
+console.start(2, 4, 2 / 4, 1)
 values = {"train/loss": 0.5, "optim/lr": 1e-3, "throughput/images_per_s": 12.5,
           "throughput/tokens_per_s": 800.0, "data/fill": 0.985}
 for step in (3, 4):
@@ -58,6 +58,17 @@ def test_rank_0_shows_a_line_per_log_interval_and_the_noise_goes_to_its_log(tmp_
     assert done.stderr == ""
     for text in [*_NOISE, "saved it"]:
         assert text in log.read_text()
+
+
+def test_the_first_step_is_told_where_lines_of_metrics_are_many_steps_apart(tmp_path):
+    script = _SCRIPT.replace("2 / 4, 1)", "2 / 4, 20)")
+    command = [sys.executable, "-c", script, str(tmp_path / "log"), "0"]
+    first, second, *_ = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    ).stdout.splitlines()
+    told = r"step 3/4  the first one, took 0\.\d s; a line follows every 20 steps"
+    assert re.fullmatch(told, first)
+    assert "loss" in second
 
 
 def test_other_ranks_show_nothing(tmp_path):
@@ -111,7 +122,7 @@ import sys
 from pathlib import Path
 from zeta.run.console import Console
 console = Console(Path(sys.argv[1]), 0)
-console.start(10, 1000, 10 / 1000)
+console.start(10, 1000, 10 / 1000, 10)
 console.step(20, 20 / 1000)
 console.metrics(20, {"train/loss": 1.2345, "optim/lr": 1e-3, "throughput/images_per_s": 12345.5,
                      "throughput/tokens_per_s": 1234567.0, "data/fill": 0.985})
@@ -136,7 +147,7 @@ def test_an_evaluation_leaves_the_bar_whole_on_a_terminal_of_100_columns(tmp_pat
 
 
 def test_a_run_with_nothing_left_to_do_shows_no_bar(tmp_path):
-    script = _SCRIPT.replace("console.start(2, 4, 2 / 4)", "console.start(60, 30, 2.0)")
+    script = _SCRIPT.replace("console.start(2, 4, 2 / 4, 1)", "console.start(60, 30, 2.0, 1)")
     command = [sys.executable, "-c", script, str(tmp_path / "log"), "0"]
     assert "?step/s" not in _on_terminal(command, 100)
 
@@ -146,7 +157,7 @@ import sys, time
 from pathlib import Path
 from zeta.run.console import Console
 console = Console(Path(sys.argv[1]), 0)
-console.start(100, None, 0.5)  # it went on from half of its images
+console.start(100, None, 0.5, 1)  # it went on from half of its images
 time.sleep(0.5)
 console.step(101, 0.5001)
 console.metrics(101, {"train/loss": 1.0})
