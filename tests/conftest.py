@@ -18,8 +18,19 @@ def environment_stays() -> Iterator[None]:
     os.environ.update(before)
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Skip GPU tests, and say so, where there is no CUDA device."""
+    """Keep the tests of a file in one process of several, and those that share a Slurm cluster.
+
+    Skip GPU tests, and say so, where there is no CUDA device.
+    """
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

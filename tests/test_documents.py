@@ -227,6 +227,7 @@ def test_the_embedding_example_embeds_pictures(example_folder: Path):
     assert names["similar"][0] == 0
 
 
+@pytest.mark.slow
 def test_the_model_example_gives_logits(example_folder: Path):
     assert python_example("docs/export.md", "NaViT(\n")["logits"].shape == (2, 1000)
 

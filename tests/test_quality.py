@@ -41,6 +41,7 @@ def test_imports_go_down_the_floors_and_never_in_circles():
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "imported"),
     [

@@ -27,6 +27,7 @@ def test_each_section_measures_at_toy_sizes_without_a_device(name, tmp_path):
         assert any(row["case"].startswith(case) for row in found), case
 
 
+@pytest.mark.slow
 def test_the_program_trains_as_shipped_in_a_process_of_its_own_and_prints_its_goal(
     tmp_path, capsys
 ):

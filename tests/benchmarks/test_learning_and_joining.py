@@ -8,6 +8,7 @@ import pytest
 from tests.benchmarks import learning
 
 
+@pytest.mark.slow
 def test_joining_is_compared_round_by_round_with_what_auto_chooses():
     # A process of its own: DeepSpeed keeps the groups of ranks that another test has closed.
     command = [sys.executable, "-m", "tests.benchmarks.joining"]

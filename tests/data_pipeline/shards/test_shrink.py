@@ -55,6 +55,7 @@ def copy_of(data: bytes, rule: Shrinking = RULE) -> bytes:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", odd_pictures())
 def test_a_copy_shows_what_the_loader_sees_in_the_original(name):
     data = odd_pictures(60, 90)[name]

@@ -74,6 +74,7 @@ def test_a_directory_of_an_older_version_gives_what_it_holds(path):
     assert list(_facts(path)) == ["Date", "Commit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", [None, 7, "x", [1], {"a": None}, True])
 def test_facts_of_another_kind_are_left_out_and_break_nothing(path, odd):
     keys = ("time", "hosts", "devices", "parameters", "code")

@@ -190,6 +190,7 @@ def test_a_changed_fixed_field_is_refused_and_a_free_one_is_not(shards, tmp_path
         check_start(_config(shards, tmp_path / "run", "optim.lr=0.1"), 1)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_so_until_its_end_is_moved(shards, tmp_path):
     checked = check_start(_config(shards, tmp_path / "run"), 1)
     _save_checkpoint(checked)

@@ -80,6 +80,7 @@ def run_dir(tmp_path, monkeypatch) -> RunDir:
     return run_dir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: case.name)
 def test_restarts_follow_the_rule_of_the_batch_script(case: Case, run_dir, monkeypatch):
     ranks = Ranks(case.ends, run_dir)

@@ -138,6 +138,7 @@ def test_ctrl_c_reaches_each_rank_once_and_ranks_may_save(tmp_path):
     assert [(tmp_path / f"count{rank}").read_text() for rank in (0, 1)] == ["1", "1"]
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(tmp_path):
     program = write_program(
         tmp_path,
@@ -155,6 +156,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(tmp_path):
     assert output.strip() == "codes -9 -9 aborted True signalled True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "received"),
     [("SIGUSR1", "SIGUSR1"), ("SIGUSR2", "SIGUSR2"), ("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGTERM")],
@@ -173,6 +175,7 @@ def test_signals_are_passed_on_to_every_rank(tmp_path, sent, received):
     assert output.strip() == "codes 85 85 aborted False signalled True"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stuck", [False, True])
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, stuck):
     program = write_program(

@@ -70,6 +70,7 @@ def options(name):
     return st.fixed_dictionaries(OPTIONS | fitting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTING)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())

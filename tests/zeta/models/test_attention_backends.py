@@ -128,6 +128,7 @@ def test_dense_groups_hold_every_image_once_and_little_padding():
     assert len(attention_dense.groups([50] * 9)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lengths", "tail"), [*CASES, ((100, 200, 300, 7, 129), 40)])
 def test_flex_equals_the_reference_forward(lengths, tail):
     """It has no gradient on a CPU, so that `attend` refuses it there."""
@@ -411,6 +412,7 @@ def test_the_choice_on_cuda_is_traced_without_a_break(monkeypatch):
         assert compiled(torch.zeros(1)).item() == wanted
 
 
+@pytest.mark.slow
 def test_dense_batches_work_within_a_compiled_block():
     torch._dynamo.reset()
     plain = Block(BlockShape(dim=32, heads=2, dim_head=16, mlp_dim=48, backend="dense"))
@@ -481,6 +483,7 @@ def test_every_back_end_present_agrees_with_the_reference_in_bf16(
         torch.testing.assert_close(got, expected, atol=5e-2, rtol=5e-2)
 
 
+@pytest.mark.slow
 def test_attention_is_imported_without_the_compiler():
     """It takes some seconds, at the start of every command."""
     code = "import sys, zeta.models.attention; sys.exit('torch._dynamo' in sys.modules)"

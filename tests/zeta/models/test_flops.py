@@ -56,6 +56,7 @@ def test_the_count_is_what_torch_counts(name, monkeypatch):
     assert model.training_flops(pack) == done(model, pack, monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("trainable", ["head", "last-1", "last-3"])
 def test_what_is_frozen_has_no_gradient_and_is_not_counted(name, trainable, monkeypatch):

@@ -159,6 +159,7 @@ def test_no_gradient_leaks_between_neighbours(pool):
             assert bool(grad.abs().max() > 0) if i == j else bool((grad == 0).all())
 
 
+@pytest.mark.slow
 def test_the_documented_example_runs_as_written():
     from zeta.models import MegaVit
 

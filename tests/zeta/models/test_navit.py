@@ -210,6 +210,7 @@ def test_token_features_say_which_image_and_place_they_are():
     assert pack.coords[-1].tolist() == [-1, -1]
 
 
+@pytest.mark.slow
 def test_the_documented_examples_run_as_written():
     from zeta import NaViT
 
@@ -483,6 +484,7 @@ def test_absolute_positions_refuse_larger_images():
         model(make_pack(pictures([(40, 8)]), 8, 8, 1))
 
 
+@pytest.mark.slow
 def test_importing_zeta_alone_does_not_load_torch():
     program = "import sys, zeta; assert 'torch' not in sys.modules; zeta.NaViT; zeta.MegaVit"
     subprocess.run([sys.executable, "-c", program], check=True)

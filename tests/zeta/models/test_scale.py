@@ -60,6 +60,7 @@ def packs():
         yield make_pack([torch.randn(3, *size) for size in sizes], 8, 64, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"layer_scale": 0.1, "stochastic_depth": 0.3}])
 def test_new_packs_do_not_recompile_the_blocks(options):
     torch._dynamo.reset()
@@ -72,6 +73,7 @@ def test_new_packs_do_not_recompile_the_blocks(options):
     assert counter.frame_count == (2 if options else 1)
 
 
+@pytest.mark.slow
 def test_lists_of_any_token_count_compile_at_most_twice():
     torch._dynamo.reset()
     model, counter = small(), CompileCounter()

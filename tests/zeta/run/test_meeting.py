@@ -22,6 +22,7 @@ def after(seconds, number):
     threading.Timer(seconds, os.kill, [os.getpid(), number]).start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
     ("number", "ending"), [(signal.SIGTERM, LeavingError), (signal.SIGINT, KeyboardInterrupt)]

@@ -97,6 +97,7 @@ def test_another_version_is_refused_with_what_is_there_what_is_supported_and_the
     assert str(refused.value) == message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zeta.models", "zeta.vision"])
 def test_the_import_of_a_model_refuses_another_torch(name):
     code = f"""

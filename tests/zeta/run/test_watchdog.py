@@ -152,6 +152,7 @@ def _python(code, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
 
 
+@pytest.mark.slow
 def test_collectives_may_take_long_in_the_first_step_and_not_after(tmp_path):
     done = _python(TIMEOUTS, tmp_path / "beat.json")
     said = "1060.0 data train 160.0 data train 560.0 save 160.0 data evaluate"

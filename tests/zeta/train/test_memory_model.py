@@ -108,6 +108,7 @@ def test_activations_of_an_image_text_model_are_what_is_allocated(dtype):
     assert predicted.peak == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.slow
 def test_checkpointing_keeps_a_fraction():
     kept = []
     for checkpointing in (False, True):
@@ -118,6 +119,7 @@ def test_checkpointing_keeps_a_fraction():
     assert kept[1] < 0.5 * kept[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_allocated_for_a_model_that_would_not_fit():
     with torch.device("meta"):
         model = MegaVit(224, 14, 1000, 6144, 4, 48, 24576, dim_head=128)

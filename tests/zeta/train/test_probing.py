@@ -134,6 +134,7 @@ class Messages:
         assert 0 <= done <= of
 
 
+@pytest.mark.slow
 def test_a_round_without_finite_embeddings_is_told_and_has_no_scores():
     console, signals = Messages(), SimpleNamespace(requested=None)
     parts = images(test=part(3, reject_at=(1,)), classifiers=("knn",))

@@ -89,6 +89,7 @@ def test_a_position_table_of_a_grid_is_resized_as_timm_does_it(tmp_path, positio
     assert_same_logits(model, theirs, sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["rope", "rope+grid_bicubic", "rope+fractional"])
 @pytest.mark.parametrize(
     "changes",
@@ -106,6 +107,7 @@ def test_timm_rotates_queries_and_keys_as_zeta_does(tmp_path, position, changes)
     assert theirs.rope.shift_coords == changes.get("rope_shift")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("pool", ["attention", "mean", "cls"])
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def exported(tmp_path, form="timm", **changes):
     return model, save_pretrained(tmp_path / "out", model.state_dict(), arguments, facts, form=form)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["timm", "both"])
 @pytest.mark.parametrize(
     "changes",

@@ -29,6 +29,7 @@ def saved(folder, architecture, num_classes=0, **changes):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "changes"),
     [

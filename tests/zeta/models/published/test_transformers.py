@@ -27,6 +27,7 @@ def change_config(folder, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
 def test_features_and_pooled_outputs_are_those_of_the_original_at_any_grid(tmp_path, name):
