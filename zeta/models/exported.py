@@ -120,12 +120,6 @@ def read_config(path: Path | str) -> dict[str, Any]:
             f"{path} was exported by a newer zeta, in the format {form}; this one reads {FORMAT}: "
             "upgrade zeta"
         )
-    if form is None and isinstance(config, dict) and "architecture" in config:
-        raise ValueError(
-            f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
-            f'timm.create_model("local-dir:{path}", pretrained=True), bring it in with '
-            "`zeta import`, or export the model with --format zeta"
-        )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
 
 

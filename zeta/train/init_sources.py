@@ -17,11 +17,12 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.exit_codes import RunError
-from zeta.export.timm.published import fit, fit_timm, is_timm, needed_options, open_timm
 from zeta.models.exported import CONFIG_FILE
 from zeta.models.parameters import parameter_shapes
-from zeta.models.published.reading import open_published
-from zeta.models.sources import is_foreign, open_export, read_config
+from zeta.models.published.fitting import fit, fit_timm
+from zeta.models.published.reading import is_foreign, is_plain_timm, open_published
+from zeta.models.published.timm_vit import needed_options, open_timm
+from zeta.models.sources import open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
 
@@ -51,9 +52,8 @@ class OpenWeights:
 def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or published.
 
-    For a run, this opens its newest checkpoint that passes its hashes. Published weights (a folder
-    of transformers, see `zeta.models.published`; a folder or file of timm, see
-    `zeta.export.timm.published`) are converted to the model's layout.
+    For a run, this opens its newest checkpoint that passes its hashes. Published weights (see
+    `zeta.models.published`) are converted to the model's layout.
 
     Args:
         path: folder or file of the weights.
@@ -63,14 +63,14 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         ValueError: `path` is not one of these, or is damaged.
         RunError: a newer zeta wrote the checkpoint, in a format that this one does not know.
     """
+    if is_foreign(path) and is_plain_timm(path):
+        weights = open_timm(path)
+        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
     if is_foreign(path):
         published = open_published(path)
         fitted, note = fit(published.tensors, wanted)
         notes = "; ".join(filter(None, (note, *published.notes)))
         return OpenWeights(fitted, notes, published.options)
-    if is_timm(path):
-        weights = open_timm(path)
-        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
     if (path / CONFIG_FILE).is_file():
         tensors = open_export(path)  # the image encoder, under its own names
         return OpenWeights(_without_head(tensors) if "text" in read_config(path) else tensors)
@@ -105,7 +105,9 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
     try:
         if (folder / TRAINER_STATE).is_file():
             shapes: Mapping[str, list[int]] = read_trainer_state(folder)["parameters"]
-        elif not is_timm(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
+        elif (
+            not is_foreign(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir()
+        ):
             names = step_names(checkpoints)
             if not names or not (checkpoints / names[-1] / TRAINER_STATE).is_file():
                 newest_whole(checkpoints)  # raises, naming the faults of those that are there
