@@ -41,7 +41,7 @@ class OpenWeights:
     note: str = ""
     """Differences from the files, for the user."""
     options: str = ""
-    """Settings `model.*` of an equal model, for published weights."""
+    """Settings `model.*` of an equal model, for published weights; or why there is none."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -148,9 +148,15 @@ def head_to_leave(
             raise RunError(
                 f"train.init_from is {path}, whose weights are of another model: {name} is "
                 f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this "
-                f"config; make model.* the same{f': {options}' if options else ''}"
+                f"config; {_advice(options)}"
             )
     return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
+
+
+def _advice(options: str) -> str:
+    if options and not options.startswith("model."):
+        return f"they are of no NaViT: {options}"
+    return f"make model.* the same{f': {options}' if options else ''}"
 
 
 def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from zeta.models.exported import CONFIG_FILE
+from zeta.stored_tensors import StoredTensor
+
 _PLAIN = ("VisionTransformer", "NaFlexVit")
 """Classes of timm whose weights have the names of a plain ViT."""
 _BLOCKS = ("Block", "EvaBlock", "ParallelScalingBlock")
@@ -45,15 +48,19 @@ def timm_model(config: Mapping[str, Any]) -> Any:
         raise ValueError(f"timm cannot build {name}: {error}") from error
 
 
-def with_told_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_told_options(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> Mapping[str, Any]:
     """Return config.json of a plain ViT of timm with the options that decide its outputs.
 
     Args:
         config: content of config.json; without an architecture, or with the options already, it is
             returned as it is.
+        tensors: its weights by timm's names; timm's model must have the same, but for the head.
 
     Raises:
-        ValueError: as `timm_model`, or a class or an option that NaViT does not have, by name.
+        ValueError: as `timm_model`, a class or an option that NaViT does not have, by name, or
+            weights of another model.
     """
     given = config.get("model_args") or {}
     if "architecture" not in config or all(name in given for name in _TOLD):
@@ -74,6 +81,7 @@ def with_told_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ValueError(
                 "mlp_layer: the gate of NaViT's MLPs is their first half, not the last"
             )
+    _check_shapes(config["architecture"], model, tensors)
     told |= {"norm_eps": block.norm1.eps, "global_pool": model.global_pool}
     told |= _positions(model)
     return {**config, "model_args": {**given, **told}}
@@ -91,6 +99,17 @@ def activation(module: Any) -> str:
     if found not in _ACTIVATIONS:
         raise ValueError(f"act_layer is {found}, which NaViT does not have")
     return _ACTIVATIONS[found]
+
+
+def _check_shapes(name: str, model: Any, tensors: Mapping[str, StoredTensor]) -> None:
+    wanted = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    there = {n: t.shape for n, t in tensors.items()}
+    for each in sorted({*wanted, *there}):
+        if not each.startswith("head.") and wanted.get(each) != there.get(each):
+            raise ValueError(
+                f"the weights do not fit {CONFIG_FILE}: {each} is {there.get(each, 'absent')}, and "
+                f"{wanted.get(each, 'absent')} in timm's {name} of these model_args"
+            )
 
 
 def _positions(model: Any) -> dict[str, Any]:

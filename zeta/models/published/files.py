@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def open_folder(path: Path) -> Folder:
             raise ValueError(f"{path} has {twice[0]} in two of its files: {AGAIN}")
         tensors |= part
     return Folder(path, config, _processor(path), tensors)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the path in every refusal of what lies there."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} cannot be read: config.json is damaged ({error!r})") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def has_weights(path: Path) -> bool:

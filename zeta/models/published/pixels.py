@@ -5,7 +5,7 @@ One that contradicts the weights, or the other, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from zeta.models.published.files import Folder
@@ -34,10 +34,7 @@ def pixels_of(
         ValueError: the image processor contradicts the model.
     """
     channels = arguments["channels"]
-    if any(name.startswith(TOWER) for name in folder.tensors) and not folder.config:
-        usual = ((_HALF,) * 3, (_HALF,) * 3)
-    if channels != len(usual[0]):
-        usual = ((_HALF,) * channels, (_HALF,) * channels)
+    usual = usual_pixels(usual, channels, {} if folder.config else folder.tensors)
     processed = None if folder.processor is None else _of_processor(folder, usual, arguments)
     given = folder.config.get("pretrained_cfg") or {}
     if "architecture" in folder.config and ("mean" in given or "std" in given or not processed):
@@ -46,6 +43,19 @@ def pixels_of(
         notes.append("there is no preprocessor_config.json: mean and std are those of its class")
         return usual
     return processed
+
+
+def usual_pixels(usual: Pixels, channels: int, tensors: Collection[str]) -> Pixels:
+    """Return the usual mean and std of a model's channels; halves for SigLIP and other images.
+
+    Args:
+        usual: of its class, for three channels.
+        channels: of the model.
+        tensors: names of its weights, where these alone say its class.
+    """
+    if channels == len(usual[0]) and not any(name.startswith(TOWER) for name in tensors):
+        return usual
+    return (_HALF,) * channels, (_HALF,) * channels
 
 
 def fit_of(folder: Folder, usual: str) -> str:
@@ -76,7 +86,7 @@ def _of_timm(
         if name not in given:
             notes.append(f"pretrained_cfg has no {name}: that of its class is assumed")
         value = given.get(name, usual[i])
-        found.append(_numbers(f"{name} of pretrained_cfg", value, channels))
+        found.append(_numbers(f"pretrained_cfg's {name}", value, channels))
         if processed is not None and _differ(found[i], processed[i]):
             raise ValueError(
                 f"pretrained_cfg has the {name} {list(found[i])}, the image processor "
@@ -105,7 +115,7 @@ def _of_processor(folder: Folder, usual: Pixels, arguments: Mapping[str, Any]) -
         return (0.0,) * channels, (1.0,) * channels
     names = ("image_mean", "image_std")
     found = [
-        _numbers(f"{name} of the image processor", processor.get(name, default), channels)
+        _numbers(f"the image processor's {name}", processor.get(name, default), channels)
         for name, default in zip(names, usual, strict=True)
     ]
     return found[0], found[1]

@@ -14,7 +14,7 @@ from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.exported import CONFIG_FILE, FORMAT, MOST_BYTES
 from zeta.models.published.dinov3 import dinov3
 from zeta.models.published.eva import ARCHITECTURES, eva
-from zeta.models.published.files import Folder, has_weights, open_folder, read_object
+from zeta.models.published.files import Folder, has_weights, naming, open_folder, read_object
 from zeta.models.published.pixels import Pixels, fit_of, pixels_of
 from zeta.models.published.tensors import Renaming, check_floats
 from zeta.models.published.timm_vit import plain_vit
@@ -126,16 +126,19 @@ def open_published(path: Path, heads: int | None = None) -> Opened:
         ValueError: something that NaViT does not have, or files that are missing, damaged or
             contradict each other; names the folder and the fault.
     """
-    try:
+    with naming(path):
         folder = open_folder(path)
         if heads is not None:
             told = {**(folder.config.get("model_args") or {}), "num_heads": heads}
             folder = replace(folder, config={**folder.config, "model_args": told})
-        return _opened(folder)
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} cannot be read: config.json is damaged ({error!r})") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        try:
+            return _opened(folder)
+        except ValueError as error:
+            if path.is_file() or folder.config:
+                raise
+            raise ValueError(
+                f"{error}; without a {CONFIG_FILE} they are taken for those of a ViT of timm"
+            ) from error
 
 
 def _opened(folder: Folder) -> Opened:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.exported import CONFIG_FILE
 from zeta.models.position import ROPE
 from zeta.models.published.asking_timm import with_told_options
-from zeta.models.published.files import open_folder
-from zeta.models.published.tensors import Renaming
+from zeta.models.published.files import naming, open_folder
+from zeta.models.published.pixels import Pixels, pixels_of, usual_pixels
+from zeta.models.published.tensors import Renaming, check_floats
 from zeta.models.published.timm_names import TOWER, named_as_navit
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
@@ -28,7 +29,8 @@ _MLP = "blocks.0.mlp.fc1.weight"
 _GRID = (16, 16)
 _ROPES = {"dinov3": "separate", "axial": "index"}
 """Our units of rotary coordinates for timm's `rope_type`."""
-_HALF = (0.5,)
+USUAL = (IMAGENET_MEAN, IMAGENET_STD)
+"""Usual mean and std of the pixels."""
 _LAYER = r"(weight|bias)"
 _KNOWN = re.compile(
     rf"(embeds\.(proj|norm_pre)|norm|fc_norm|head|attn_pool\.(q|kv|proj|norm|mlp\.fc[12]))\.{_LAYER}"
@@ -47,6 +49,8 @@ class TimmWeights:
     """Weights by their published names."""
     config: Mapping[str, Any]
     """Content of config.json; empty without one."""
+    mean_std: Pixels | None = None
+    """Mean and std that the files give; None: those of its class."""
 
     def option(self, *names: str) -> Any:
         """Return the value of the first of `names` that the config has, else None."""
@@ -56,25 +60,27 @@ class TimmWeights:
 
     def pixels(self, channels: int) -> dict[str, tuple[float, ...]]:
         """Return mean and std that pixels are normalised with; the usual ones if not given."""
-        given = self.config.get("pretrained_cfg") or {}
-        siglip = any(name.startswith(TOWER) for name in self.tensors)
-        usual = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 and not siglip else (_HALF, _HALF)
-        return {
-            name: tuple(given.get(name) or (value * channels)[:channels])
-            for name, value in zip(("mean", "std"), usual, strict=True)
-        }
+        mean, std = self.mean_std or usual_pixels(USUAL, channels, self.tensors)
+        return {"mean": mean, "std": std}
 
 
 def open_timm(source: Path | str | Mapping[str, Tensor]) -> TimmWeights:
     """Open the weights of a plain ViT of timm, to be read one at a time.
 
     Raises:
-        ValueError: no weights there, damaged ones, or options that NaViT does not have.
+        ValueError: no weights there, damaged ones, options that NaViT does not have, or an image
+            processor that contradicts them.
     """
     if isinstance(source, Mapping):
         return TimmWeights(in_memory(source), {})
-    folder = open_folder(Path(source))
-    return TimmWeights(folder.tensors, with_told_options(folder.config))
+    path = Path(source)
+    with naming(path):
+        folder = open_folder(path)
+        check_floats(folder.tensors)
+        weights = TimmWeights(folder.tensors, with_told_options(folder.config, folder.tensors))
+        channels, patch = _patch(weights)
+        found = pixels_of(folder, USUAL, {"channels": channels, "patch_size": patch}, [])
+        return replace(weights, mean_std=found)
 
 
 def plain_vit(
@@ -90,7 +96,7 @@ def plain_vit(
             f"these are weights of an export of zeta whose {CONFIG_FILE} is missing or damaged: "
             "export the model again"
         )
-    weights = TimmWeights(tensors, with_told_options(config))
+    weights = TimmWeights(tensors, with_told_options(config, tensors))
     found = navit_arguments(weights)
     arguments = {n: v for n, v in found.items() if n not in ("mean", "std")} | {"arch": "navit"}
     renaming = Renaming({})

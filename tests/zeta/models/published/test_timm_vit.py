@@ -5,13 +5,14 @@ import json
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from tests.zeta.models.published.encoders import shaken
+from tests.zeta.models.published.encoders import encoder, shaken
 from tests.zeta.small_models import small
 from zeta.export.saving import save_pretrained
 from zeta.models.config import load_pretrained
 from zeta.models.sources import read_config
+from zeta.train.init_sources import open_weights
 
 SIZES = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
 FREE = SIZES | {"img_size": 40, "dynamic_img_size": True}
@@ -98,13 +99,20 @@ def test_the_weights_alone_load_where_they_tell_their_heads_and_say_what_is_assu
     [
         (
             {"pretrained_cfg": {"mean": [0.5], "std": [0.5] * 3}},
-            "mean of pretrained_cfg is .0.5., but",
+            r"pretrained_cfg's mean is .0.5., but",
         ),
         ({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5, 0, 1]}}, "it must be positive"),
         ({"architecture": "vit_of_tomorrow"}, "timm cannot build vit_of_tomorrow: Unknown model"),
         ({"model_args": FREE | {"waves": 2}}, "timm cannot build vit_base_patch16_224: .*waves"),
-        ({"model_args": FREE | {"img_size": 64}}, "pos_embed has 26 rows, which do not fit 8 x 8"),
-        ({"model_args": FREE | {"global_pool": "avg"}}, "global_pool is avg: NaViT pools"),
+        (
+            {"model_args": FREE | {"img_size": 64}},
+            r"pos_embed is \(1, 26, 48\), and \(1, 65, 48\) in",
+        ),
+        ({"model_args": FREE | {"depth": 3}}, r"blocks.2.* is absent, and \(48,\) in timm's vit"),
+        (
+            {"model_args": FREE | {"global_pool": "avg", "fc_norm": False}},
+            "global_pool is avg: NaViT pools",
+        ),
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_refused(tmp_path, changes, message):
@@ -128,3 +136,33 @@ def test_an_export_of_ours_without_its_config_is_not_taken_for_one_of_timm(tmp_p
     (out / "config.json").unlink()
     with pytest.raises(ValueError, match=r"an export of zeta whose config.json is missing"):
         load_pretrained(out)
+
+
+@pytest.mark.parametrize("fault", ["processor", "integers", "name"])
+def test_a_run_is_told_what_is_wrong_with_a_folder_of_timm(tmp_path, fault):
+    """`train.init_from` compares shapes only; the folder itself must be in order all the same."""
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    if fault == "processor":
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({"patch_size": 14}))
+        message = "cuts patches of 14 pixels, the model takes 8"
+    elif fault == "integers":
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["blocks.0.mlp.fc1.weight"] = weights["blocks.0.mlp.fc1.weight"].to(torch.int8)
+        save_file(weights, tmp_path / "model.safetensors")
+        message = "blocks.0.mlp.fc1.weight is of type torch.int8: zeta reads fp32, fp16 and bf16"
+    else:
+        change(tmp_path, architecture="vit_of_tomorrow")
+        message = "timm cannot build vit_of_tomorrow"
+    for refuse in (lambda path: open_weights(path, {}), load_pretrained):
+        with pytest.raises(ValueError, match=message) as refused:
+            refuse(tmp_path)
+        assert str(tmp_path) in str(refused.value)
+
+
+def test_weights_that_are_no_vit_are_refused_with_what_they_were_taken_for(tmp_path):
+    encoder("dinov3").save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"without a config.json they are taken for those of a ViT"
+    ):
+        load_pretrained(tmp_path)
