@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.launch.command_line import zeta
 from tests.launch.photos import CLASSES, write_photos
 from tests.zeta.models.published.encoders import encoder
 from tests.zeta.models.published.test_eva import saved as saved_eva
 from tests.zeta.models.published.test_timm_vit import saved as saved_timm
+from zeta.checkpoint.directory import load_full_weights
 from zeta.models.config import load_pretrained
 from zeta.models.exported import read_config
+from zeta.models.published.reading import open_published
 
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
 HUB = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
@@ -74,3 +77,32 @@ def test_features_and_their_neighbours_are_those_of_the_encoder(world: Path, nam
     assert 0 <= found["knn"]["top1"] <= 1
     assert found["knn"]["images"] == len(features)
     assert (found["top1"] is None) == (name not in TIMM)  # these have a head, of seven classes
+
+
+RECIPE = """
+include: [data/digits, train/short, cluster/cpu]
+data: {shards: shards/train, workers: 0, views: 2, token_budget: 512, max_images_per_pack: 24}
+objective: {kind: lejepa, lejepa: {hidden: 16, dim: 8, slices: 8}}
+train: {max_steps: 1, packs_per_step: 1, zero_stage: 2, dtype: fp32}
+optim: {lr: 0.0, schedule: constant, warmup_share: 0.0}
+tracker: {wandb: {mode: disabled}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dinov3", "timm-vit"])
+def test_pretraining_without_labels_goes_on_from_an_encoder(world: Path, name: str):
+    """The encoder is taken, the projector and the head are not, and both are said."""
+    (world / "lejepa.yaml").write_text(RECIPE)
+    options = open_published(world / name).options.split()
+    settings = (f"run.dir=runs/lejepa-{name}", f"train.init_from={name}", *options)
+    done = zeta("train", "lejepa.yaml", *settings, "model.num_classes=1", cwd=world)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert "its image encoder alone: projector and the head keep their initial values" in said
+    there = load_pretrained(world / name).state_dict()
+    weights = load_full_weights(world / f"runs/lejepa-{name}/checkpoints/step_00000001")
+    assert any(key.startswith("projector.") for key in weights)
+    for key, value in weights.items():
+        if key.startswith("image.") and not key.startswith("image.head."):
+            assert torch.equal(value, there[key.removeprefix("image.")]), key
