@@ -123,6 +123,16 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Declare the model of a command, EXPORT."""
+    parser.add_argument(
+        "export",
+        metavar="EXPORT",
+        type=input_path,
+        help="folder from zeta export, or of any encoder that zeta import takes",
+    )
+
+
 def add_images(parser: argparse.ArgumentParser) -> None:
     """Declare IMAGES."""
     parser.add_argument(

@@ -191,6 +191,12 @@ def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:
     ranked = best_first(scores, map(step_of, names), average=average)
     if not ranked:
         there = ", ".join(str(step_of(name)) for name in names)
+        if any(step_of(name) in scores for name in names):
+            raise ValueError(
+                f"the checkpoints in {run_dir.path} (steps {there}) were evaluated, but nothing "
+                "says which is the best: their objective has no score. Name one by --step, or let "
+                "train.evaluate.probe or train.evaluate.knn classify labelled images"
+            )
         raise ValueError(
             f"none of the checkpoints in {run_dir.path} (steps {there}) was evaluated on held-out "
             "images, so none is the best: name one by --step, or train with data.val_shards and "

@@ -9,10 +9,10 @@ from launch.arguments import (
     Subparsers,
     add_command,
     add_evaluation_ranks,
+    add_export,
     add_images,
     add_json,
     add_size,
-    input_path,
     output_path,
 )
 
@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "write the features of images as features.npy, with keys.txt and labels.npy",
         "zeta embed exports/first photos features/photos",
     )
-    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
+    add_export(parser)
     add_images(parser)
     parser.add_argument("out", metavar="OUT", type=output_path, help="new folder")
     add_size(parser)

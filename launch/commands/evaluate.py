@@ -13,9 +13,9 @@ from launch.arguments import (
     Subparsers,
     add_command,
     add_evaluation_ranks,
+    add_export,
     add_images,
     add_json,
-    input_path,
     output_path,
 )
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "measure top-1 and top-5 of an export on labelled images, by size, class and aspect ratio",
         "zeta eval exports/first shards/photos/val --resolutions train,native,128",
     )
-    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
+    add_export(parser)
     add_images(parser)
     parser.add_argument(
         "--resolutions",

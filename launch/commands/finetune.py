@@ -7,9 +7,9 @@ import argparse
 from launch.arguments import (
     Subparsers,
     add_command,
+    add_export,
     add_settings,
     expanded,
-    input_path,
     positive_int,
 )
 
@@ -23,7 +23,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "train an export on labelled images: all of it, its last blocks, or a new head alone",
         "zeta finetune exports/first path/to/images --mode probe",
     )
-    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
+    add_export(parser)
     parser.add_argument(
         "config",
         metavar="CONFIG|IMAGES",

@@ -9,9 +9,9 @@ from launch.arguments import (
     Subparsers,
     add_command,
     add_evaluation_ranks,
+    add_export,
     add_images,
     add_size,
-    input_path,
     output_path,
     positive_int,
 )
@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "name the most probable classes of images, as text, CSV or JSON lines",
         "zeta predict exports/first pictures --out predictions.csv",
     )
-    parser.add_argument("export", metavar="EXPORT", type=input_path, help="folder from zeta export")
+    add_export(parser)
     add_images(parser)
     parser.add_argument(
         "--top", type=positive_int, default=5, metavar="K", help="classes an image (default: 5)"

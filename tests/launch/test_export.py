@@ -90,6 +90,22 @@ def test_without_an_evaluation_there_is_no_best(tmp_path):
         export_run(run, tmp_path / "out", step="best")
 
 
+def test_a_run_whose_evaluations_have_no_score_says_how_to_get_a_best_step(tmp_path):
+    """As without labels: how embeddings spread does not rank steps, and the probes do."""
+    spread = {step: {"val/images": 64, "val/embedding_rank": 3.0} for step in (2, 4)}
+    run = make_run(tmp_path / "run", (2, 4), spread)
+    with pytest.raises(
+        ValueError, match=r"were evaluated, but nothing says .*train\.evaluate\.knn"
+    ):
+        export_run(run, tmp_path / "out", step="best")
+    probed = {2: {"val/probe_top1": 0.6}, 4: {"val/probe_top1": 0.5}}
+    run = make_run(tmp_path / "probed", (2, 4), probed)
+    done = export_run(run, tmp_path / "out", step="best")
+    assert (done.checkpoint.name, done.why) == (
+        "step_00000002", "the best of 2 with val/probe_top1 0.6",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("form", ["zeta", "timm", "both"])
 def test_an_export_loads_where_its_form_says_in_any_type(run, tmp_path, form, dtype):

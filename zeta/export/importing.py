@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from zeta.export.folder import check_free, whole_directory
 from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ModelToExport
 from zeta.export.saving import write_formats
-from zeta.export.timm.published import fit_timm, is_timm, navit_arguments, open_timm
 from zeta.models.config import model_from_arguments
 from zeta.models.exported import CARD_FILE, CONFIG_FILE, check_weights
-from zeta.models.published.reading import Opened, open_published
-from zeta.models.sources import is_foreign
-from zeta.stored_tensors import zeros
+from zeta.models.published.reading import Opened, is_foreign, open_published
 
 
 @dataclass(frozen=True)
@@ -71,51 +66,14 @@ def open_encoder(source: Path, heads: int | None = None) -> Opened:
     Raises:
         ValueError: as `import_encoder`.
     """
-    if is_foreign(source):
-        opened = open_published(source)
-    elif is_timm(source):
-        opened = _open_timm(source, heads)
-    else:
+    if not is_foreign(source):
         raise ValueError(
             f"{source} holds no published encoder: give a folder of transformers or timm with "
             f"model.safetensors and {CONFIG_FILE}, or a .safetensors file of timm"
         )
+    opened = open_published(source, heads)
     check_weights(source, opened.config["model"], opened.tensors, model_from_arguments)
     return opened
-
-
-def _open_timm(source: Path, heads: int | None) -> Opened:
-    """Open a ViT or NaFlexVit of timm."""
-    weights = open_timm(source)
-    arguments = {"arch": "navit", **navit_arguments(weights, heads)}
-    pixels = {name: list(arguments.pop(name)) for name in ("mean", "std")}
-    with torch.device("meta"):
-        model = model_from_arguments(arguments)
-    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    tensors, note = fit_timm(weights, wanted)
-    notes = [note] if note else []
-    has_head = "head.weight" in tensors
-    for name in () if has_head else ("head.weight", "head.bias"):
-        tensors[name] = zeros(tuple(wanted[name]), torch.float32)
-    if not has_head:
-        notes.append("it has no head: one of zeros, for one class, stands in its place")
-    names = weights.config.get("label_names")
-    imported = {
-        "class": weights.config.get("architecture", "timm"),
-        "head": has_head,
-        "notes": notes,
-    }
-    info = {
-        "imported": imported,
-        "targets": "label" if has_head else "none",
-        "class_names": names if isinstance(names, list) else None,
-    }
-    preprocessing = pixels | {
-        "channels": arguments["channels"],
-        "patch_size": arguments["patch_size"],
-    }
-    options = {name: value for name, value in arguments.items() if value is not None}
-    return Opened({"model": options, "preprocessing": preprocessing, "info": info}, tensors)
 
 
 def _card(source: Path, opened: Opened, use: str) -> str:

@@ -41,6 +41,13 @@ _CANNOT_BUILD = (TypeError, ValueError, RuntimeError, ArithmeticError, Attribute
 """Errors of a model's constructor on arguments that no config of ours would hold."""
 _MODEL_KEYS = ("arch", "image_size", "patch_size", "num_classes", "dim")
 """Keys that every model has."""
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+"""Types by their names in safetensors; weights are of the first four."""
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -119,12 +126,6 @@ def read_config(path: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"{path} was exported by a newer zeta, in the format {form}; this one reads {FORMAT}: "
             "upgrade zeta"
-        )
-    if form is None and isinstance(config, dict) and "architecture" in config:
-        raise ValueError(
-            f"{file} is not in the format {FORMAT} of zeta but in that of timm: load it with "
-            f'timm.create_model("local-dir:{path}", pretrained=True), bring it in with '
-            "`zeta import`, or export the model with --format zeta"
         )
     raise ValueError(f"{file} is not in the format {FORMAT} of zeta: export the model again")
 
@@ -231,8 +232,10 @@ def open_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 def _stored(file: Any, name: str) -> StoredTensor:
     part = file.get_slice(name)
-    dtypes = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
-    dtype = dtypes.get(part.get_dtype(), torch.float32)
+    dtype = _DTYPES.get(part.get_dtype())
+    if dtype is None:
+        known = ", ".join(_DTYPES)
+        raise ValueError(f"{name} is of type {part.get_dtype()}: zeta knows {known}")
     return StoredTensor(tuple(part.get_shape()), dtype, lambda: file.get_tensor(name))
 
 

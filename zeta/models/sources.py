@@ -1,7 +1,7 @@
-"""Open what a model can be loaded from: our exports, and folders of published encoders.
+"""Open what a model can be loaded from: our exports, and published encoders.
 
-A folder of transformers is read as if it were an export of ours (see `zeta.models.published`), so
-whatever takes an export takes it too.
+A published encoder is read as if it were an export of ours (see `zeta.models.published`), so
+whatever takes an export takes it too. This is the one place that tells them apart.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from zeta.files import read_json
 from zeta.models import exported
-from zeta.models.exported import CONFIG_FILE
-from zeta.models.published.reading import is_published, open_published
+from zeta.models.published.reading import is_foreign, open_published
 from zeta.stored_tensors import StoredTensor
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -58,12 +56,3 @@ def load_export(
     arguments = read_config(path)["model"]
     stored = open_export(path)  # before the model is built: see `check_depth`
     return exported.load_weights(Path(path), arguments, stored, build, dtype)
-
-
-def is_foreign(path: Path) -> bool:
-    """Return whether `path` is the folder of a published encoder of transformers."""
-    file = path / CONFIG_FILE
-    if not file.is_file():
-        return False
-    config = read_json(file, limit=exported.MOST_BYTES, what="export or download it again")
-    return isinstance(config, dict) and is_published(config)

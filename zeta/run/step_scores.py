@@ -15,6 +15,8 @@ Scores = Mapping[str, float]
 
 _BEST, _GROUP = val_best(""), "val/"
 _USUAL = ("top1", "image_to_text_recall1")
+_PROBES = ("probe_top1", "knn_top1")
+"""Scores of the embeddings, which rank the steps of objectives that have no score of their own."""
 _LOSS = "loss"
 
 
@@ -59,8 +61,8 @@ def best_first(
 ) -> list[Ranked]:
     """Order `steps` from the best to the worst; those that were not evaluated are left out.
 
-    The order is by the objective's headline score (higher is better), or by the loss if no headline
-    score was logged. Of two equal steps the later comes first.
+    The order is by the objective's headline score (higher is better), else by that of the probes
+    (`train.evaluate.probe`, `.knn`), else by the loss. Of two equal steps the later comes first.
 
     Args:
         scores: result of `read_scores`.
@@ -72,7 +74,7 @@ def best_first(
     noted = (name for name in sorted(names) if name.startswith(_BEST) and name != VAL_BEST_STEP)
     headlines = (*(name.removeprefix(_BEST) for name in noted), *_USUAL)
     kinds = (True, False) if average else (False,)
-    for headline in (*headlines, _LOSS):
+    for headline in (*headlines, *_PROBES, _LOSS):
         for metric in (val_score(headline, average=kind) for kind in kinds):
             if metric in names:
                 sign = 1 if headline == _LOSS else -1

@@ -124,9 +124,8 @@ class TrainConfig:
     """Source of the first weights: a run directory, a checkpoint in it, a folder written by
     `zeta export`, or a published encoder: a folder of transformers, or a folder or file of timm
     (docs/export.md). Optimizer, data and schedule start from the beginning. A head for
-    other classes keeps its initial values; a classifier takes only the image encoder of an
-    image-text run; a model of several parts (siglip, clip, lejepa) begins only at a run of its own
-    kind. Null: initial weights."""
+    other classes keeps its initial values; between runs of different kinds (a classifier, siglip,
+    clip, lejepa) only the image encoder is taken, without its head. Null: initial weights."""
     new_head: bool = False
     """With `init_from`: never take the head from there; it starts at zero."""
     trainable: str = "all"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,13 @@ from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.parameters import full_shape
 from zeta.models.trainable import frozen_names
-from zeta.train.init_sources import OpenWeights, head_to_leave, open_weights
+from zeta.train.init_sources import (
+    OpenWeights,
+    encoder_prefix,
+    head_to_leave,
+    open_weights,
+    parts_to_leave,
+)
 from zeta.zero.build import set_from_main
 
 
@@ -25,7 +31,8 @@ def load_initial_weights(
 
     Every rank calls this together, with a whole model or one that is built in shards. A head of
     another shape (other classes) keeps its initial values. With `new_head` any head starts at zero,
-    because with the same seed the initial values may be those of the earlier training.
+    because with the same seed the initial values may be those of the earlier training. A model of
+    several parts takes its encoder from an encoder; the other parts keep their initial values.
 
     Returns:
         Names of the head's parameters that were not taken from `path`; and a note on anything else
@@ -42,7 +49,12 @@ def load_initial_weights(
         raise RunError(f"train.init_from cannot be read: {error}")
     shapes, options, note = found
     left = head_to_leave(wanted, shapes, path, new_head=new_head, options=options)
+    anew = parts_to_leave(wanted, shapes)
+    if anew:
+        note = "; ".join(filter(None, (_say_parts(anew, encoder_prefix(wanted)), note)))
     for name, tensor in _tensors(model).items():
+        if name in anew:
+            continue
         if name not in left:
             set_from_main(tensor, None if opened is None else opened.tensors[name].read(), world)
         elif new_head:
@@ -73,6 +85,11 @@ def _open_on_main(
         return open_weights(path, wanted), None
     except (ValueError, OSError, RunError, SafetensorError) as error:
         return None, str(error)
+
+
+def _say_parts(anew: Iterable[str], encoder: str) -> str:
+    parts = sorted({n.partition(".")[0] for n in anew if not n.startswith(encoder)})
+    return f"its image encoder alone: {', '.join(parts)} and the head keep their initial values"
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

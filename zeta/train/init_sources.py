@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,18 +17,21 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.exit_codes import RunError
-from zeta.export.timm.published import fit, fit_timm, is_timm, needed_options, open_timm
 from zeta.models.exported import CONFIG_FILE
 from zeta.models.parameters import parameter_shapes
-from zeta.models.published.reading import open_published
-from zeta.models.sources import is_foreign, open_export, read_config
+from zeta.models.published.fitting import fit, fit_timm
+from zeta.models.published.reading import is_foreign, is_plain_timm, open_published
+from zeta.models.published.timm_vit import needed_options, open_timm
+from zeta.models.sources import open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
 
 _T = TypeVar("_T")
 _HEAD = "head."
 _IMAGE = "image."
-"""Prefix of the image encoder's weights in a run that compares images with captions."""
+"""Prefix of the image encoder's weights in objectives that have more than it."""
+_PATCHES = "embeds.proj.weight"
+"""A weight that image encoders have, and nothing else has."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class OpenWeights:
     note: str = ""
     """Differences from the files, for the user."""
     options: str = ""
-    """Settings `model.*` of an equal model, for published weights."""
+    """Settings `model.*` of an equal model, for published weights; or why there is none."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -51,9 +54,8 @@ class OpenWeights:
 def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open the weights of a run directory, a checkpoint `step_XXXXXXXX/`, an export, or published.
 
-    For a run, this opens its newest checkpoint that passes its hashes. Published weights (a folder
-    of transformers, see `zeta.models.published`; a folder or file of timm, see
-    `zeta.export.timm.published`) are converted to the model's layout.
+    For a run, this opens its newest checkpoint that passes its hashes. Published weights (see
+    `zeta.models.published`) are converted to the model's layout.
 
     Args:
         path: folder or file of the weights.
@@ -64,16 +66,14 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         RunError: a newer zeta wrote the checkpoint, in a format that this one does not know.
     """
     if is_foreign(path):
-        published = open_published(path)
-        fitted, note = fit(published.tensors, wanted)
-        notes = "; ".join(filter(None, (note, *published.notes)))
-        return OpenWeights(fitted, notes, published.options)
-    if is_timm(path):
-        weights = open_timm(path)
-        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
+        prefix = encoder_prefix(wanted)
+        own = {n.removeprefix(prefix): s for n, s in wanted.items() if n.startswith(prefix)}
+        found = _open_encoder(path, own)
+        return replace(found, tensors=for_model(found.tensors, wanted))
     if (path / CONFIG_FILE).is_file():
         tensors = open_export(path)  # the image encoder, under its own names
-        return OpenWeights(_without_head(tensors) if "text" in read_config(path) else tensors)
+        own_head = "text" not in read_config(path)
+        return OpenWeights(for_model(tensors if own_head else _without_head(tensors), wanted))
     if (path / TRAINER_STATE).is_file():
         require_whole(path)
         return OpenWeights(for_model(stored_weights(path), wanted))
@@ -85,6 +85,16 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         f"{path} {what}: give a run directory, a checkpoint in it (checkpoints/step_XXXXXXXX), a "
         "folder written by `zeta export`, or one of timm or transformers with model.safetensors"
     )
+
+
+def _open_encoder(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
+    """Open a published encoder, fitted to the shapes of ours."""
+    if is_plain_timm(path):
+        weights = open_timm(path)
+        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
+    published = open_published(path)
+    fitted, note = fit(published.tensors, wanted)
+    return OpenWeights(fitted, "; ".join(filter(None, (note, *published.notes))), published.options)
 
 
 def check_initial_weights(model: nn.Module, path: str) -> None:
@@ -105,7 +115,9 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
     try:
         if (folder / TRAINER_STATE).is_file():
             shapes: Mapping[str, list[int]] = read_trainer_state(folder)["parameters"]
-        elif not is_timm(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir():
+        elif (
+            not is_foreign(folder) and not (folder / CONFIG_FILE).is_file() and checkpoints.is_dir()
+        ):
             names = step_names(checkpoints)
             if not names or not (checkpoints / names[-1] / TRAINER_STATE).is_file():
                 newest_whole(checkpoints)  # raises, naming the faults of those that are there
@@ -140,31 +152,67 @@ def head_to_leave(
     Raises:
         RunError: anything but the head has another shape.
     """
-    different = [n for n in sorted({*wanted, *shapes}) if wanted.get(n) != shapes.get(n)]
+    anew = set(parts_to_leave(wanted, shapes))
+    names = sorted({*wanted, *shapes} - anew)
+    different = [name for name in names if wanted.get(name) != shapes.get(name)]
     for name in different:
         if not name.startswith(_HEAD):
             raise RunError(
                 f"train.init_from is {path}, whose weights are of another model: {name} is "
                 f"{shapes.get(name, 'absent')} there and {wanted.get(name, 'absent')} in this "
-                f"config; make model.* the same{f': {options}' if options else ''}"
+                f"config; {_advice(options)}"
             )
     return [name for name in wanted if (different or new_head) and name.startswith(_HEAD)]
 
 
-def for_model(there: Mapping[str, _T], names: Iterable[str]) -> Mapping[str, _T]:
+def _advice(options: str) -> str:
+    if options and not options.startswith("model."):
+        return f"they are of no NaViT: {options}"
+    return f"make model.* the same{f': {options}' if options else ''}"
+
+
+def for_model(there: Mapping[str, _T], names: Collection[str]) -> Mapping[str, _T]:
     """Return the part of `there` that a model with parameters of these `names` can start from.
 
-    From an image-text run, a model without captions takes the image encoder, but not its head,
-    which maps into the space of the captions.
+    All of it, if both have the same parts. Else the encoder, under the name that it has in the
+    model, but not its head, which is of another use.
     """
-    if not _is_image_text(there) or _is_image_text(names):
+    if _same_parts(there, names):
         return there
-    own = {n.removeprefix(_IMAGE): value for n, value in there.items() if n.startswith(_IMAGE)}
-    return _without_head(own)
+    before, after = encoder_prefix(there), encoder_prefix(names)
+    own = {n.removeprefix(before): value for n, value in there.items() if n.startswith(before)}
+    return {after + name: value for name, value in _without_head(own).items()}
 
 
-def _is_image_text(names: Iterable[str]) -> bool:
-    return any(name.startswith(_IMAGE) for name in names)
+def parts_to_leave(wanted: Collection[str], there: Collection[str]) -> list[str]:
+    """Return the names in a model of several parts that only its own kind of run has weights for.
+
+    Args:
+        wanted: names in the model.
+        there: names in the files, as `for_model` returns them.
+    """
+    encoder = encoder_prefix(wanted)
+    if not encoder or any(not name.startswith(encoder) for name in there):
+        return []
+    head = f"{encoder}{_HEAD}"
+    return [n for n in wanted if not n.startswith(encoder) or n.startswith(head)]
+
+
+def encoder_prefix(names: Iterable[str]) -> str:
+    """Return the beginning of the names of a model's image encoder; "": the model is the encoder.
+
+    Of several encoders, as of a student and its teacher, it is the one called `image`.
+    """
+    found = {name.removesuffix(_PATCHES) for name in names if name.endswith(_PATCHES)}
+    return next(iter(found)) if len(found) == 1 else (_IMAGE if _IMAGE in found else "")
+
+
+def _same_parts(there: Iterable[str], names: Iterable[str]) -> bool:
+    there, names = list(there), list(names)
+    if not encoder_prefix(there) and not encoder_prefix(names):
+        return True
+    first, second = ({name.partition(".")[0] for name in each} for each in (there, names))
+    return first == second
 
 
 def _without_head(there: Mapping[str, _T]) -> dict[str, _T]:

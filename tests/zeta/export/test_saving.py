@@ -139,11 +139,11 @@ def test_what_is_no_export_is_refused(tmp_path):
         load_pretrained(out)
 
 
-def test_an_export_for_timm_or_of_another_architecture_is_named(tmp_path):
+def test_an_export_for_timm_loads_too_and_one_of_another_architecture_is_named(tmp_path):
     model, arguments = small()
     for_timm = save_pretrained(tmp_path / "timm", model.state_dict(), arguments, form="timm")
-    with pytest.raises(ValueError, match=r"in that of timm: load it with timm.create_model"):
-        load_pretrained(for_timm)
+    image = torch.randn(3, 16, 40)
+    assert torch.equal(load_pretrained(for_timm)([image]), model([image]))
     ours = save_pretrained(tmp_path / "ours", model.state_dict(), arguments, {})
     with pytest.raises(ValueError, match="holds a navit, not a megavit"):
         MegaVit.from_pretrained(ours)

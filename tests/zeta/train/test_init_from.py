@@ -7,7 +7,7 @@ from tests.zeta.training import tiny_navit
 from zeta.checkpoint.directory import load_full_weights
 from zeta.exit_codes import ExitCode
 from zeta.export.saving import save_pretrained
-from zeta.export.timm.published import nearest_factors
+from zeta.models.published.fitting import nearest_factors
 from zeta.train.init_sources import open_weights
 
 JOB = "tests.zeta.trainer_jobs.train"

@@ -1,5 +1,6 @@
 """Muon: which weights it takes, how, and where it is refused."""
 
+import json
 import re
 import shutil
 import weakref
@@ -11,6 +12,7 @@ from torch import nn
 from tests.zeta.training import tiny_navit
 from zeta import MegaVit
 from zeta.checkpoint.directory import load_full_weights
+from zeta.distributed import compiler_available
 from zeta.exit_codes import RunError
 from zeta.models.parameters import block_matrices
 from zeta.models.text_tower import TextTower
@@ -226,3 +228,40 @@ def test_a_run_goes_on_after_a_checkpoint_on_fewer_and_on_more_ranks(ranks, tmp_
         trained = train(name, world_size, 4)
         for parameter, value in whole.items():
             torch.testing.assert_close(trained[parameter], value, rtol=0, atol=1e-4)
+
+
+def _ways(ranks, tmp_path, world_size, *ways):
+    out = tmp_path / f"{world_size}.json"
+    ranks.run("tests.zeta.muon_jobs.ways", world_size, {"out": str(out), "ways": ways})
+    return json.loads(out.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_packs_joined_and_passes_replayed_change_nothing_for_any_objective(
+    ranks, tmp_path, world_size
+):
+    """Replayed passes stand for CUDA graphs: the optimizer's step is outside of them."""
+    joined = [f"{kind} {way}" for kind in ("softmax", "siglip", "lejepa") for way in ("", "joined")]
+    report = _ways(ranks, tmp_path, world_size, *joined, "softmax replayed")
+    assert report["softmax replayed"]["replays"] > 0
+    for way, found in report.items():
+        wanted = report[f"{way.partition(' ')[0]} "]["weights"]
+        assert found["weights"] == pytest.approx(wanted, abs=1e-5), way
+        assert max(abs(value) for value in wanted) < 100, way
+
+
+@pytest.mark.slow
+def test_the_moving_average_follows_the_weights_that_it_moves(ranks, tmp_path):
+    found = _ways(ranks, tmp_path, 2, "softmax averaged")["softmax averaged"]
+    assert found["average"] == pytest.approx(found["expected average"], abs=1e-6)
+    assert found["average"] != pytest.approx(found["weights"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not compiler_available(), reason="there is no C++ compiler")
+def test_compiled_blocks_train_as_plain_ones(ranks, tmp_path):
+    report = _ways(ranks, tmp_path, 1, "softmax compiled", "softmax undropped")
+    compiled, plain = report["softmax compiled"], report["softmax undropped"]
+    assert (compiled["compiled"], plain["compiled"]) == (True, False)
+    assert compiled["weights"] == pytest.approx(plain["weights"], abs=1e-5)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zeta.models.published.asking_timm import activation, timm_model
 from zeta.models.published.tensors import Renaming, grid_table, token_with_position
 from zeta.stored_tensors import StoredTensor, stacked
 
@@ -55,7 +56,7 @@ def eva(
         "mlp_dim": block.mlp.fc2.in_features,
         "channels": embed.proj.in_channels,
         "norm_eps": block.norm1.eps,
-        "activation": _activation(block.mlp.act, gated),
+        "activation": activation(block.mlp.act),
         "qk_norm": type(block.attn.q_norm).__name__ != "Identity",
         "bias": True,
         "pool": pool,
@@ -86,41 +87,17 @@ def eva(
 
 
 def _model(config: Mapping[str, Any]) -> Any:
-    """Return timm's model on the meta device."""
-    try:
-        import timm
-        from timm.models.eva import Eva
-    except ImportError as error:
-        raise ValueError(
-            f"{config['architecture']} is an architecture of timm, which says what it is made of: "
-            "pip install timm"
-        ) from error
-    classes = config.get("num_classes")
-    try:
-        with torch.device("meta"):
-            model = timm.create_model(
-                config["architecture"],
-                pretrained=False,
-                num_classes=1000 if classes is None else classes,
-                **(config.get("model_args") or {}),
-            )
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"timm cannot build {config['architecture']}: {error}") from error
-    if not isinstance(model, Eva):
+    """Return timm's model on the meta device.
+
+    Raises:
+        ValueError: as `timm_model`, or it is no Eva.
+    """
+    model = timm_model(config)
+    if type(model).__name__ != "Eva":
         raise ValueError(
             f"{config['architecture']} is a {type(model).__name__} of timm, not an Eva"
         )
     return model
-
-
-def _activation(module: Any, gated: bool) -> str:
-    found = type(module).__name__
-    known = {"SiLU": "silu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}
-    if found == "GELU":
-        return "gelu" if getattr(module, "approximate", "none") == "none" else "gelu_tanh"
-    if found not in known:
-        raise ValueError(f"act_layer is {found}, which NaViT does not have")
-    return known[found]
 
 
 def _position(theirs: Any) -> dict[str, Any]:

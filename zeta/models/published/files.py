@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ class Folder:
 
     path: Path
     config: Mapping[str, Any]
-    """Content of config.json."""
+    """Content of config.json; empty without one."""
     processor: Mapping[str, Any] | None
     """Settings of its image processor; None: there are none."""
     tensors: Mapping[str, StoredTensor]
@@ -48,12 +49,15 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def open_folder(path: Path) -> Folder:
-    """Open the folder of one published model; its weights are read later, one at a time.
+    """Open the folder of one published model, or its file of weights; these are read later.
 
     Raises:
         ValueError: no weights, several models, or damaged or missing files; by name.
     """
-    config = read_object(path / CONFIG_FILE)
+    if path.is_file():
+        return Folder(path, {}, None, open_safetensors(path))
+    file = path / CONFIG_FILE
+    config = read_object(file) if file.is_file() else {}
     tensors: dict[str, StoredTensor] = {}
     for name in _weight_files(path):
         check_file(path / name, config)  # where zeta exported them
@@ -62,6 +66,24 @@ def open_folder(path: Path) -> Folder:
             raise ValueError(f"{path} has {twice[0]} in two of its files: {AGAIN}")
         tensors |= part
     return Folder(path, config, _processor(path), tensors)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the path in every refusal of what lies there."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} cannot be read: config.json is damaged ({error!r})") from error
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def has_weights(path: Path) -> bool:
+    """Return whether a folder holds weights in the files that transformers and timm write."""
+    return (path / _WEIGHTS).is_file() or (path / _INDEX).is_file()
 
 
 def _processor(path: Path) -> dict[str, Any] | None:

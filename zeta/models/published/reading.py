@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from zeta.files import read_json
 from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
-from zeta.models.exported import FORMAT
+from zeta.models.exported import CONFIG_FILE, FORMAT, MOST_BYTES
 from zeta.models.published.dinov3 import dinov3
 from zeta.models.published.eva import ARCHITECTURES, eva
-from zeta.models.published.files import Folder, open_folder
+from zeta.models.published.files import Folder, has_weights, naming, open_folder, read_object
+from zeta.models.published.pixels import Pixels, fit_of, pixels_of
 from zeta.models.published.tensors import Renaming, check_floats
+from zeta.models.published.timm_vit import plain_vit
 from zeta.models.published.towers import clip, siglip
 from zeta.models.published.vit import dinov2, vit
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
@@ -22,7 +25,6 @@ from zeta.stored_tensors import StoredTensor, in_memory, zeros
 _HALF = (0.5, 0.5, 0.5)
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 Convert = Callable[[Mapping[str, Any], Mapping[str, StoredTensor]], tuple[dict[str, Any], Renaming]]
 
 
@@ -40,7 +42,7 @@ class Kind:
     """How its images get their shape, where no image processor says it."""
 
 
-EVA = "timm_eva"
+EVA, PLAIN = "timm_eva", "timm_vit"
 KINDS: dict[str, Kind] = {
     "clip": Kind(clip, "CLIPModel", (_CLIP_MEAN, _CLIP_STD), "crop"),
     "clip_vision_model": Kind(
@@ -56,9 +58,13 @@ KINDS: dict[str, Kind] = {
     "siglip2": Kind(siglip, "Siglip2Model, Siglip2ForImageClassification", (_HALF, _HALF), "keep"),
     "siglip2_vision_model": Kind(siglip, "Siglip2VisionModel", (_HALF, _HALF), "keep"),
     EVA: Kind(eva, "DINOv3 and EVA-02 of timm (Eva)", (IMAGENET_MEAN, IMAGENET_STD)),
+    PLAIN: Kind(plain_vit, "ViT and NaFlexVit of timm", (IMAGENET_MEAN, IMAGENET_STD), "crop"),
     "vit": Kind(vit, "ViTModel, ViTForImageClassification", (_HALF, _HALF)),
 }
-"""Kinds of encoders by the `model_type` of their config.json in transformers; timm has none."""
+"""Kinds of encoders by the `model_type` of their config.json in transformers; timm has none.
+
+A file of weights without a config is taken for a plain ViT of timm.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,36 +89,61 @@ class Opened:
         return " ".join(options).replace(", ", ",")
 
 
-def is_published(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is that of a class of transformers, or of timm's Eva."""
-    return "format" not in config and _model_type(config) is not None
+def is_foreign(path: Path) -> bool:
+    """Return whether `path` holds a published encoder: a folder of it, or a file of weights."""
+    if path.is_file():
+        return path.suffix == ".safetensors"
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        return has_weights(path)
+    config = read_json(file, limit=MOST_BYTES, what="export or download it again")
+    if not isinstance(config, dict) or "format" in config:
+        return False
+    return "model_type" in config or "architecture" in config or has_weights(path)
 
 
-def _model_type(config: Mapping[str, Any]) -> str | None:
+def is_plain_timm(path: Path) -> bool:
+    """Return whether a published encoder is a plain ViT or a NaFlexVit of timm."""
+    file = path / CONFIG_FILE
+    return model_type_of(read_object(file) if file.is_file() else {}) == PLAIN
+
+
+def model_type_of(config: Mapping[str, Any]) -> str:
+    """Return the kind of a published encoder: the `model_type` of transformers, or one of timm."""
     if "architecture" in config:
-        return EVA if ARCHITECTURES.search(str(config["architecture"])) else None
-    found = config.get("model_type")
-    return None if found is None else str(found)
+        return EVA if ARCHITECTURES.search(str(config["architecture"])) else PLAIN
+    return str(config.get("model_type") or PLAIN)
 
 
-def open_published(path: Path) -> Opened:
-    """Open the folder of a published encoder; its weights are read later, one at a time.
+def open_published(path: Path, heads: int | None = None) -> Opened:
+    """Open a published encoder; its weights are read later, one at a time.
+
+    Args:
+        path: its folder, or a .safetensors file of timm.
+        heads: attention heads of a plain ViT of timm whose files do not tell them.
 
     Raises:
         ValueError: something that NaViT does not have, or files that are missing, damaged or
             contradict each other; names the folder and the fault.
     """
-    try:
-        return _opened(open_folder(path))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} cannot be read: config.json is damaged ({error!r})") from error
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+    with naming(path):
+        folder = open_folder(path)
+        if heads is not None:
+            told = {**(folder.config.get("model_args") or {}), "num_heads": heads}
+            folder = replace(folder, config={**folder.config, "model_args": told})
+        try:
+            return _opened(folder)
+        except ValueError as error:
+            if path.is_file() or folder.config:
+                raise
+            raise ValueError(
+                f"{error}; without a {CONFIG_FILE} they are taken for those of a ViT of timm"
+            ) from error
 
 
 def _opened(folder: Folder) -> Opened:
     config = folder.config
-    model_type = _model_type(config)
+    model_type = model_type_of(config)
     if model_type not in KINDS:
         raise ValueError(
             f"model_type is {model_type!r} in config.json; zeta reads {', '.join(sorted(KINDS))}"
@@ -127,22 +158,22 @@ def _opened(folder: Folder) -> Opened:
         tensors["head.bias"] = zeros((1,), torch.float32)
         notes.append("it has no head: one of zeros, for one class, stands in its place")
     arguments["num_classes"] = tensors["head.weight"].shape[0]
-    mean, std = _pixels(folder, kind, arguments, notes)
+    mean, std = pixels_of(folder, kind.pixels, arguments, notes)
     tensors |= in_memory({"mean": torch.tensor(mean), "std": torch.tensor(std)})
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    labels = config.get("id2label") if _is_classifier(config) else None
+    names = _class_names(config, tensors["head.weight"].shape[0] if has_head else 0)
     info = {
         "imported": {
-            "class": (config.get("architectures") or [model_type])[0],
+            "class": config.get("architecture") or (config.get("architectures") or [model_type])[0],
             "model_type": model_type,
             "head": has_head,
             "notes": notes,
         },
-        "targets": "label" if labels else "none",
-        "class_names": _names(labels) if labels else None,
+        "targets": "label" if names or (has_head and "architecture" in config) else "none",
+        "class_names": names,
         "resolution": {
             "max": max(arguments["image_size"]),
-            "fit": _fit(folder, kind),
+            "fit": fit_of(folder, kind.fit),
             "max_upscale": 1.0,
         },
     }
@@ -156,64 +187,12 @@ def _opened(folder: Folder) -> Opened:
     return Opened(made, tensors)
 
 
-def _is_classifier(config: Mapping[str, Any]) -> bool:
-    return any("ForImageClassification" in name for name in config.get("architectures") or ())
-
-
-def _names(labels: Mapping[str, str]) -> list[str]:
+def _class_names(config: Mapping[str, Any], classes: int) -> list[str] | None:
+    """Return the names of the classes by index, where the config of a classifier has them."""
+    names = config.get("label_names")  # of timm
+    if isinstance(names, list) and len(names) == classes and "architecture" in config:
+        return [str(name) for name in names]
+    labels = config.get("id2label")
+    if not labels or not any("ForImageClas" in name for name in config.get("architectures") or ()):
+        return None
     return [str(labels[key]) for key in sorted(labels, key=int)]
-
-
-def _pixels(folder: Folder, kind: Kind, arguments: Mapping[str, Any], notes: list[str]) -> Pixels:
-    """Return mean and std of the pixels in [0, 1].
-
-    Raises:
-        ValueError: the image processor contradicts the model.
-    """
-    processor, channels = folder.processor, arguments["channels"]
-    given = folder.config.get("pretrained_cfg") or {}
-    if "mean" in given and "std" in given:  # of timm
-        return tuple(given["mean"]), tuple(given["std"])
-    if processor is None:
-        notes.append("there is no preprocessor_config.json: mean and std are those of its class")
-        usual = kind.pixels if channels == len(_HALF) else (_HALF, _HALF)
-        mean, std = ((each * channels)[:channels] for each in usual)
-        return mean, std
-    patch = processor.get("patch_size", arguments["patch_size"])
-    patch = patch.get("height") if isinstance(patch, Mapping) else patch
-    if patch != arguments["patch_size"]:
-        raise ValueError(
-            f"the image processor cuts patches of {patch} pixels, the model takes "
-            f"{arguments['patch_size']}: one of the two files is not of this model"
-        )
-    if not processor.get("do_rescale", True) or (
-        abs(float(processor.get("rescale_factor", 1 / 255)) * 255 - 1) > 1e-3
-    ):
-        raise ValueError(
-            "the image processor does not rescale pixels by 1/255 (do_rescale, rescale_factor), "
-            "which zeta always does"
-        )
-    if not processor.get("do_normalize", True):
-        return (0.0,) * channels, (1.0,) * channels
-    found = []
-    for name, default in zip(("image_mean", "image_std"), kind.pixels, strict=True):
-        value = processor.get(name, default)
-        values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
-        if len(values) != channels or not all(isinstance(each, int | float) for each in values):
-            raise ValueError(
-                f"the image processor's {name} is {value!r}, but the model takes {channels} "
-                "channels: one of the two files is not of this model"
-            )
-        if name == "image_std" and min(values) <= 0:
-            raise ValueError(f"the image processor's {name} is {value!r}: it must be positive")
-        found.append(tuple(float(each) for each in values))
-    return found[0], found[1]
-
-
-def _fit(folder: Folder, kind: Kind) -> str:
-    processor = folder.processor or {}
-    if "do_center_crop" in processor or "max_num_patches" in processor:
-        if processor.get("do_center_crop"):
-            return "crop"
-        return "keep" if "max_num_patches" in processor else "squash"
-    return kind.fit

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import nn
 
@@ -13,7 +13,9 @@ from tests.zeta.small_models import small
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
 from zeta.export.saving import save_pretrained
-from zeta.export.timm.published import fit_timm, navit_from_timm, nearest_factors, open_timm
+from zeta.export.timm import navit_from_timm
+from zeta.models.published.fitting import fit_timm, nearest_factors
+from zeta.models.published.timm_vit import open_timm
 from zeta.train.init_sources import check_initial_weights, open_weights
 
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8, "mlp_ratio": 1.5}
@@ -80,9 +82,10 @@ def test_a_position_table_that_is_not_square_takes_its_image_size():
 )
 def test_a_naflexvit_gives_its_logits_at_any_size(tmp_path, options):
     options = SIZES | options | {"pos_embed_grid_size": (5, 4)}
-    theirs = shaken(NaFlexVit(NaFlexVitCfg(**options), num_classes=7))
+    name = "naflexvit_base_patch16_map"
+    theirs = shaken(timm.create_model(name, num_classes=7, **options))
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    config = {"architecture": "naflexvit", "model_args": options}
+    config = {"architecture": name, "num_classes": 7, "model_args": options}
     config["pretrained_cfg"] = {"mean": [0.1, 0.2, 0.3]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours = navit_from_timm(tmp_path)
@@ -229,7 +232,7 @@ def test_heads_that_nothing_tells_must_be_given_and_folders_must_hold_weights(tm
     theirs = VisionTransformer(img_size=48, num_classes=7, **SIZES)
     with pytest.raises(ValueError, match="the number of attention heads: give it"):
         navit_from_timm(theirs.state_dict())
-    with pytest.raises(ValueError, match="holds no weights of timm: give a folder"):
+    with pytest.raises(ValueError, match=r"lacks model.safetensors: download it again"):
         navit_from_timm(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"model.safetensors is damaged"):

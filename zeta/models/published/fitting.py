@@ -1,0 +1,80 @@
+"""Fit published weights to a model whose options may differ: biases, and positions as factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from zeta.models.published.timm_names import named_as_navit
+from zeta.models.published.timm_vit import FACTORS, TABLE, TimmWeights, is_bias
+from zeta.stored_tensors import StoredTensor, in_memory, zeros
+
+
+def fit_timm(
+    weights: TimmWeights, wanted: Mapping[str, list[int]]
+) -> tuple[dict[str, StoredTensor], str]:
+    """Return the weights as a model of `wanted` shapes has them, and a note of approximations.
+
+    Biases that one side lacks are zeros on the other. If the model has factorized position tables,
+    a table of a grid becomes these: the nearest sums of a row and a column, in least squares.
+
+    Args:
+        weights: published weights.
+        wanted: shape of every parameter and buffer of the model, by name.
+    """
+    grid = (wanted[TABLE][1], wanted[TABLE][2]) if TABLE in wanted else None
+    if grid is None and all(name in wanted for name in FACTORS):
+        grid = (wanted[FACTORS[0]][1], wanted[FACTORS[1]][1])
+    made = named_as_navit(weights.tensors, grid if _table_fits(weights, grid) else None)
+    fitted, note = fit(made, wanted)
+    channels = wanted["mean"][0] if "mean" in wanted else 3
+    pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
+    return fitted | in_memory(pixels), note
+
+
+def fit(
+    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[int]]
+) -> tuple[dict[str, StoredTensor], str]:
+    """Return weights under NaViT's names as `fit_timm` does, and a note of approximations."""
+    made, note = dict(tensors), ""
+    for name, tensor in list(made.items()):
+        if is_bias(name) and name not in wanted and not tensor.read().any():
+            del made[name]
+    for name in wanted:
+        if is_bias(name) and name not in made and name.replace(".bias", ".weight") in made:
+            made[name] = zeros(tuple(wanted[name]), torch.float32)
+    if TABLE in made and FACTORS[0] in wanted:
+        table = made.pop(TABLE)
+        rows, columns, share = nearest_factors(table.read().float())
+        made |= in_memory(dict(zip(FACTORS, (rows, columns), strict=True)))
+        note = (
+            f"its positions of a grid as the nearest sums of a row and a column, {share:.1%} of "
+            "their variance (model.position=grid_bicubic would keep them)"
+        )
+    return made, note
+
+
+@torch.no_grad()
+def nearest_factors(table_1HWC: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return the tables [1, H, C] and [1, W, C] with sums nearest to a table of a grid.
+
+    Returns:
+        Both tables, and the share of the grid's variance that their sums explain.
+    """
+    mean = table_1HWC.mean(dim=(1, 2), keepdim=True)
+    rows = table_1HWC.mean(dim=2) - mean[:, 0] / 2
+    columns = table_1HWC.mean(dim=1) - mean[:, 0] / 2
+    rest = table_1HWC - rows[:, :, None] - columns[:, None]
+    total = (table_1HWC - mean).square().sum()
+    return rows, columns, float(1 - rest.square().sum() / total) if total else 1.0
+
+
+def _table_fits(weights: TimmWeights, grid: tuple[int, int] | None) -> bool:
+    """Return whether a flat position table has the rows of `grid`, with or without a prefix."""
+    table = weights.tensors.get("pos_embed")
+    if grid is None or table is None:
+        return False
+    prefix = sum(t.shape[1] for n, t in weights.tensors.items() if n in ("cls_token", "reg_token"))
+    return table.shape[1] - grid[0] * grid[1] in (0, prefix)

@@ -1,0 +1,324 @@
+"""A plain ViT or a NaFlexVit of timm, or SigLIP's vision tower alone, and what NaViT equals it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
+from zeta.models.exported import CONFIG_FILE
+from zeta.models.position import ROPE
+from zeta.models.published.asking_timm import with_told_options
+from zeta.models.published.files import naming, open_folder
+from zeta.models.published.pixels import Pixels, pixels_of, usual_pixels
+from zeta.models.published.tensors import Renaming, check_floats
+from zeta.models.published.timm_names import TOWER, named_as_navit
+from zeta.stored_tensors import StoredTensor, in_memory, zeros
+
+TABLE = "embeds.pos_embed"
+FACTORS = ("embeds.pos_embed_y", "embeds.pos_embed_x")
+_HEAD = "head."
+_MLP = "blocks.0.mlp.fc1.weight"
+_GRID = (16, 16)
+_ROPES = {"dinov3": "separate", "axial": "index"}
+"""Our units of rotary coordinates for timm's `rope_type`."""
+USUAL = (IMAGENET_MEAN, IMAGENET_STD)
+"""Usual mean and std of the pixels."""
+_LAYER = r"(weight|bias)"
+_KNOWN = re.compile(
+    rf"(embeds\.(proj|norm_pre)|norm|fc_norm|head|attn_pool\.(q|kv|proj|norm|mlp\.fc[12]))\.{_LAYER}"
+    r"|embeds\.(cls_token|reg_token|pos_embed(_[yx])?)|attn_pool\.latent"
+    rf"|blocks\.\d+\.((norm[12]|attn\.(qkv|proj|[qk]_norm)|mlp\.(fc[12]|norm))\.{_LAYER}"
+    r"|attn\.[qv]_bias|ls[12]\.gamma)"
+)
+"""Names of a NaViT's weights; it has no others."""
+
+
+@dataclass(frozen=True)
+class TimmWeights:
+    """Weights of a published model and its config.json."""
+
+    tensors: Mapping[str, StoredTensor]
+    """Weights by their published names."""
+    config: Mapping[str, Any]
+    """Content of config.json; empty without one."""
+    mean_std: Pixels | None = None
+    """Mean and std that the files give; None: those of its class."""
+
+    def option(self, *names: str) -> Any:
+        """Return the value of the first of `names` that the config has, else None."""
+        places = [self.config.get(key) or {} for key in ("model_args", "vision_config")]
+        values = (place.get(name) for place in (*places, self.config) for name in names)
+        return next((value for value in values if value is not None), None)
+
+    def pixels(self, channels: int) -> dict[str, tuple[float, ...]]:
+        """Return mean and std that pixels are normalised with; the usual ones if not given."""
+        mean, std = self.mean_std or usual_pixels(USUAL, channels, self.tensors)
+        return {"mean": mean, "std": std}
+
+
+def open_timm(source: Path | str | Mapping[str, Tensor]) -> TimmWeights:
+    """Open the weights of a plain ViT of timm, to be read one at a time.
+
+    Raises:
+        ValueError: no weights there, damaged ones, options that NaViT does not have, or an image
+            processor that contradicts them.
+    """
+    if isinstance(source, Mapping):
+        return TimmWeights(in_memory(source), {})
+    path = Path(source)
+    with naming(path):
+        folder = open_folder(path)
+        check_floats(folder.tensors)
+        weights = TimmWeights(folder.tensors, with_told_options(folder.config, folder.tensors))
+        channels, patch = _patch(weights)
+        found = pixels_of(folder, USUAL, {"channels": channels, "patch_size": patch}, [])
+        return replace(weights, mean_std=found)
+
+
+def plain_vit(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Any], Renaming]:
+    """Return the arguments of the NaViT and its weights, of a ViT or NaFlexVit of timm.
+
+    Raises:
+        ValueError: something that NaViT does not have, or heads that nothing tells.
+    """
+    if "mean" in tensors and "std" in tensors:
+        raise ValueError(
+            f"these are weights of an export of zeta whose {CONFIG_FILE} is missing or damaged: "
+            "export the model again"
+        )
+    weights = TimmWeights(tensors, with_told_options(config, tensors))
+    found = navit_arguments(weights)
+    arguments = {n: v for n, v in found.items() if n not in ("mean", "std")} | {"arch": "navit"}
+    renaming = Renaming({})
+    renaming.made = with_biases(named_as_navit(tensors, _told_grid(weights)), arguments)
+    if unknown := [name for name in renaming.made if not _KNOWN.fullmatch(name)]:
+        raise ValueError(f"NaViT does not have what {unknown[0]} belongs to")
+    if not config:
+        renaming.notes.append(
+            f"there is no {CONFIG_FILE}: {arguments['activation']}, norms with an epsilon of 1e-6, "
+            "and the usual mean and std are assumed"
+        )
+    return arguments, renaming
+
+
+def with_biases(
+    tensors: Mapping[str, StoredTensor], arguments: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    """Return weights by NaViT's names with the biases that a NaViT of these arguments has.
+
+    Missing ones are zeros; of those that it has not, zeros go.
+    """
+    made = dict(tensors)
+    qkv = arguments["qkv_bias"] or ("all" if arguments["bias"] else "none")
+    for name in tensors:
+        if name.endswith(".weight") and not name.startswith(_HEAD):
+            bias = name.replace(".weight", ".bias")
+            has = arguments["bias"]
+            if name.endswith(".attn.qkv.weight"):
+                has = qkv == "all"
+            elif name == "embeds.proj.weight":
+                has = has and not arguments["pre_norm"]
+            if has and bias not in made:
+                made[bias] = zeros(made[name].shape[:1], torch.float32)
+            elif not has and bias in made and not made[bias].read().any():
+                del made[bias]
+    return made
+
+
+def navit_arguments(
+    weights: TimmWeights, heads: int | None = None, image_size: Any = None
+) -> dict[str, Any]:
+    """Return the arguments of the NaViT with the same outputs as the source of `weights`.
+
+    Args:
+        weights: published weights.
+        heads: number of attention heads, if neither the config nor a norm of the queries gives it.
+        image_size: size of the position table in pixels, if it is not square.
+
+    Raises:
+        ValueError: something that NaViT does not support, or the number of heads is unknown.
+    """
+    channels, patch = _patch(weights)
+    own = named_as_navit(weights.tensors, _grid_of(image_size, patch) or _told_grid(weights))
+    after = "fc_norm.weight" in own
+    norm, mlp = own.get("fc_norm.weight" if after else "norm.weight"), own.get(_MLP)
+    if norm is None or mlp is None:
+        raise ValueError(
+            f"the weights have no {'norm' if norm is None else 'blocks.0.mlp.fc1'}: their blocks "
+            "are not those of a plain ViT"
+        )
+    dim = norm.shape[0]
+    q_norm, scale = own.get("blocks.0.attn.q_norm.weight"), own.get("blocks.0.ls1.gamma")
+    heads = heads or weights.option("num_heads", "num_attention_heads")
+    if heads is None and q_norm is not None:
+        heads = dim // q_norm.shape[0]
+    if heads is None:
+        raise ValueError(
+            "the weights do not give the number of attention heads: give it, as in heads=12 "
+            "(zeta import SRC OUT --heads 12)"
+        )
+    lengths = [own[name].shape[1] for name in FACTORS if name in own]
+    grid = own[TABLE].shape[1:3] if TABLE in own else lengths
+    if not grid:  # rotary positions alone: any grid will do
+        grid = weights.option("pos_embed_grid_size") or _GRID
+    registers = own.get("embeds.reg_token")
+    second = own.get(_MLP.replace("fc1", "fc2"))
+    gated = second is not None and mlp.shape[0] == 2 * second.shape[1]
+    bias = any(is_bias(name) and tensor.read().any() for name, tensor in own.items())
+    return {
+        "image_size": [side * patch for side in grid],
+        "patch_size": patch,
+        "num_classes": own["head.weight"].shape[0] if "head.weight" in own else 1,
+        "dim": dim,
+        "depth": len({name.split(".")[1] for name in own if name.startswith("blocks.")}),
+        "heads": heads,
+        "dim_head": dim // heads,
+        "mlp_dim": mlp.shape[0] // (2 if gated else 1),
+        "channels": channels,
+        "position": _position(weights, own),
+        "pool": _pool(weights, own),
+        "registers": 0 if registers is None else registers.shape[1],
+        "layer_scale": None if scale is None else 1.0,
+        "qk_norm": q_norm is not None,
+        "bias": bias,
+        "activation": "silu" if gated else _activation(weights),
+        "gated_mlp": gated,
+        "mlp_norm": "blocks.0.mlp.norm.weight" in own,
+        "pre_norm": "embeds.norm_pre.weight" in own,
+        "norm_after_pool": after,
+        "qkv_bias": _qkv_bias(own, bias=bias),
+        **_rope(weights),
+        **_norm_eps(weights),
+        **weights.pixels(channels),
+    }
+
+
+def needed_options(weights: TimmWeights) -> str:
+    """Return the `model.*` of the NaViT with the same outputs, or why it cannot be built.
+
+    The heads, which are often unknown, and the classes are left out.
+    """
+    try:
+        found = navit_arguments(weights, heads=1)
+    except ValueError as error:
+        return str(error)
+    left_out = ("heads", "dim_head", "num_classes", "mean", "std")
+    options = (f"model.{k}={v}" for k, v in found.items() if k not in left_out and v is not None)
+    return " ".join(options).replace(", ", ",")
+
+
+def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
+    rotary = weights.option("rope_type") not in (None, "", "none")
+    keeps_aspect = bool(weights.option("pos_embed_ar_preserving"))
+    if rotary and TABLE not in own and FACTORS[0] not in own:
+        return ROPE
+    table = _table(weights, own, keeps_aspect=keeps_aspect)
+    return f"{ROPE}+{table}" if rotary else table
+
+
+def _rope(weights: TimmWeights) -> dict[str, Any]:
+    """Return the options of rotary positions; none if there are no rotary positions."""
+    kind = weights.option("rope_type")
+    if kind in (None, "", "none"):
+        return {}
+    if kind not in _ROPES or not weights.option("rope_rotate_half"):
+        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)} by halves only")
+    grid = weights.option("rope_ref_feat_shape")
+    return {
+        "rope_coordinates": _ROPES[kind],
+        "rope_base": weights.option("rope_temperature"),
+        "rope_grid": None if grid is None else list(grid),
+        "rope_shift": weights.option("rope_shift_coords"),
+        "rope_jitter": weights.option("rope_jitter_coords"),
+        "rope_rescale": weights.option("rope_rescale_coords"),
+    }
+
+
+def _norm_eps(weights: TimmWeights) -> dict[str, float]:
+    eps = weights.option("norm_eps", "layer_norm_eps")
+    return {} if eps is None else {"norm_eps": float(eps)}
+
+
+def _qkv_bias(own: Mapping[str, StoredTensor], *, bias: bool) -> str | None:
+    """Return which of queries, keys and values have a bias; None: as all other layers."""
+    attention = "blocks.0.attn"
+    if f"{attention}.q_bias" in own:
+        return "qv"
+    return None if (f"{attention}.qkv.bias" in own) == bias else ("none" if bias else "all")
+
+
+def _activation(weights: TimmWeights) -> str:
+    given = str(weights.option("act_layer", "hidden_act"))
+    if "tanh" in given:
+        return "gelu_tanh"
+    return given if given in ("quick_gelu", "silu") else "gelu"
+
+
+def _table(weights: TimmWeights, own: Mapping[str, StoredTensor], *, keeps_aspect: bool) -> str:
+    if TABLE not in own:
+        if FACTORS[0] not in own:
+            raise ValueError("the weights have no position table, which NaViT needs")
+        return "fractional_aspect" if keeps_aspect else "fractional"
+    if keeps_aspect:
+        raise ValueError(
+            "pos_embed_ar_preserving: NaViT resizes a grid of positions to each side on its own"
+        )
+    siglip = any(name.startswith(TOWER) for name in weights.tensors)
+    bilinear = siglip or weights.option("pos_embed_interp_mode") == "bilinear"
+    if not bilinear and weights.option("pos_embed_antialias") is False:
+        return "grid_bicubic_plain"
+    return "grid_bilinear" if bilinear else "grid_bicubic"
+
+
+def _pool(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
+    if "attn_pool.latent" in own:
+        return "attention"
+    found = "cls" if "embeds.cls_token" in own else "mean"
+    given = weights.option("global_pool")
+    if given not in (None, {"cls": "token", "mean": "avg"}[found]):
+        raise ValueError(f"global_pool is {given}: NaViT pools these weights by {found} only")
+    return found
+
+
+def _patch(weights: TimmWeights) -> tuple[int, int]:
+    """Return the channels of an image and the side of a patch."""
+    for name, kernel in weights.tensors.items():
+        if name.endswith(("embed.proj.weight", "embeds.proj.weight", "patch_embedding.weight")):
+            if len(kernel.shape) == 4:
+                return kernel.shape[1], kernel.shape[2]
+            channels = weights.option("in_chans", "num_channels") or 3
+            return channels, math.isqrt(kernel.shape[1] // channels)
+    raise ValueError("the weights have no patch embedding: they are not those of a ViT")
+
+
+def is_bias(name: str) -> bool:
+    """Return whether a weight is a bias, but not the head's."""
+    return name.endswith(".bias") and not name.startswith(_HEAD)
+
+
+def _told_grid(weights: TimmWeights) -> tuple[int, int] | None:
+    """Return the grid of a flat position table, where config.json or timm tells it."""
+    if "pos_embed" not in weights.tensors:
+        return None
+    grid = weights.option("pos_embed_grid_size")
+    if grid is None:
+        _, patch = _patch(weights)
+        return _grid_of((weights.config.get("model_args") or {}).get("img_size"), patch)
+    return int(grid[0]), int(grid[1])
+
+
+def _grid_of(image_size: Any, patch: int) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
+    return height // patch, width // patch
