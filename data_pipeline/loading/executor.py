@@ -54,7 +54,7 @@ class ExecutedPack:
 
     def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
         # Between processes every tensor would become a shared-memory file, too slow for small
-        # ones: they travel as plain arrays (and patches by `PackBuffers`).
+        # ones: they travel as plain arrays (and the large ones by `PackBuffers`).
         batch = self.batch
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         arrays = {
