@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
+from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,7 +206,8 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
 
 def _joined_lengths(lengths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Return the lengths of all packs without their tails, then the sum of the tails."""
-    return (*(n for each in lengths for n in each[:-1]), sum(each[-1] for each in lengths))
+    images = chain.from_iterable(each[:-1] for each in lengths)
+    return (*images, sum(each[-1] for each in lengths))
 
 
 def _joined_views(packs: Sequence[PackedBatch]) -> Tensor:
@@ -219,7 +221,8 @@ def _joined_views(packs: Sequence[PackedBatch]) -> Tensor:
 
 
 def _boundaries(lengths: Sequence[int]) -> Tensor:
-    return torch.tensor((0, *accumulate(lengths)), dtype=torch.int32)
+    # By numpy: torch takes a microsecond for each number of a tuple.
+    return torch.from_numpy(np.cumsum((0, *lengths), dtype=np.int32))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.fetch import SampleReader
-from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
+from data_pipeline.loading.layout import Place, pack_layout
+from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
 from data_pipeline.loading.targets import PackTargets
-from data_pipeline.plan.random_draws import hashes
 from data_pipeline.shards.sample import SampleError
 from zeta.packed import PackedBatch, Rejected
 
@@ -54,7 +54,7 @@ class ExecutedPack:
 
     def __reduce__(self) -> tuple[Callable[..., ExecutedPack], tuple[object, ...]]:
         # Between processes every tensor would become a shared-memory file, too slow for small
-        # ones: they travel as plain arrays (and patches by `PackBuffers`).
+        # ones: they travel as plain arrays (and the large ones by `PackBuffers`).
         batch = self.batch
         tensors = {field.name: getattr(batch, field.name) for field in fields(batch)}
         arrays = {
@@ -118,37 +118,18 @@ def _execute(
     reader: SampleReader,
 ) -> ExecutedPack:
     start, times = time.perf_counter(), StageTimes()
-    budget, limit, side = recipe.token_budget, recipe.max_images, recipe.patch_size
-    coords = np.full((budget, 2), -1, dtype=np.int32)
-    grids = np.ones((limit, 2), dtype=np.int32)
+    limit, side, prefix = recipe.max_images, recipe.patch_size, recipe.prefix_tokens
+    layout = pack_layout(recipe)
     weights = np.zeros(limit, dtype=np.float32)
-    sample_ids = np.full(limit, -1, dtype=np.int64)
     targets = PackTargets(recipe)
-    lengths = np.zeros(limit + 1, dtype=np.int64)
     rejected: list[Rejected] = []
     keys: list[str] = []
-    view_of = None if recipe.views == 1 else np.full(limit, -1, dtype=np.int64)
-    local = np.zeros(limit, dtype=np.bool_) if recipe.has_local else None
-    index = row = 0
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
         times.read += waited
-        first, first_row, places = index, row, list[_Place]()
-        for index, view in enumerate(image.views, start=first):
-            keys.append(sample.key)
-            lengths[index] = recipe.prefix_tokens + view.keep
-            rows = slice(row + recipe.prefix_tokens, row + int(lengths[index]))
-            patches[row : rows.start] = 0
-            row = rows.stop
-            grids[index], sample_ids[index] = view.grid, image.sample_id
-            y, x = np.divmod(kept_patches(view), view.grid[1])
-            coords[rows, 0], coords[rows, 1] = y, x
-            places.append(_Place(rows, y, x))
-            if view_of is not None:
-                view_of[index] = first
-            if local is not None:
-                local[index] = view.local
-        index += 1
+        first, index = len(keys), len(keys) + len(image.views)
+        places = layout.places[first:index]
+        keys += [sample.key] * len(image.views)
         try:
             if sample.fault:
                 raise SampleError(sample.fault)
@@ -158,28 +139,29 @@ def _execute(
                 places, decode_views(sample.image, image, side, recipe.fit), strict=True
             ):
                 times.decode += time.perf_counter() - before
+                patches[place.rows.start - prefix : place.rows.start] = 0
                 _copy_patches(patches, place, patch_lines(pixels, side))
                 before = time.perf_counter()
             for number in range(first, index):
                 targets.put(number, target)
             weights[first:index] = 1
         except (SampleError, ImageError) as error:
-            patches[first_row:row] = 0
+            patches[places[0].rows.start - prefix : places[-1].rows.stop] = 0
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
-    lengths[limit] = budget - row
-    patches[row:] = 0
+    lengths = layout.lengths
+    patches[recipe.token_budget - int(lengths[limit]) :] = 0
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
-        coords=torch.from_numpy(coords),
-        grids=torch.from_numpy(grids),
+        coords=torch.from_numpy(layout.coords),
+        grids=torch.from_numpy(layout.grids),
         cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
         weights=torch.from_numpy(weights),
-        sample_ids=torch.from_numpy(sample_ids),
+        sample_ids=torch.from_numpy(layout.sample_ids),
         lengths=tuple(lengths.tolist()),
-        prefix_tokens=recipe.prefix_tokens,
+        prefix_tokens=prefix,
         keys=tuple(keys),
-        view_of=None if view_of is None else torch.from_numpy(view_of),
-        local_views=None if local is None else torch.from_numpy(local),
+        view_of=None if layout.view_of is None else torch.from_numpy(layout.view_of),
+        local_views=None if layout.local is None else torch.from_numpy(layout.local),
         **targets.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
@@ -188,29 +170,12 @@ def _execute(
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
 
 
-class _Place(NamedTuple):
-    """The rows of a pack that a view fills, and the patches that go there."""
-
-    rows: slice
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-
-
-def _copy_patches(patches: NDArray[np.uint8], place: _Place, lines: NDArray[np.void]) -> None:
+def _copy_patches(patches: NDArray[np.uint8], place: Place, lines: NDArray[np.void]) -> None:
     into = patches[place.rows].view(lines.dtype)
     if len(into) == lines.shape[0] * lines.shape[1]:
         into.reshape(lines.shape)[:] = lines  # straight, without a copy in between
     else:
         into[:] = lines[place.y, place.x]
-
-
-def kept_patches(view: ViewRecipe) -> NDArray[np.int64]:
-    """Return the indices of the kept patches, [keep]: row-major, ascending, a uniform subset."""
-    total = view.grid[0] * view.grid[1]
-    if view.keep == total:
-        return np.arange(total)
-    words = hashes(np.uint64(view.keep_key), np.arange(total))
-    return np.sort(np.argpartition(words, view.keep)[: view.keep])
 
 
 def decode_views(

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -23,7 +24,7 @@ from data_pipeline.loading.recipe import PackOrder
 from data_pipeline.plan.plan import LaneState, PackPlan, Plan
 from data_pipeline.shards.remote import is_remote
 from zeta.config_field import AUTO
-from zeta.packed import PackedBatch, StepPacks, check_world_size, lanes_of_rank
+from zeta.packed import StepPacks, check_world_size, lanes_of_rank
 from zeta.run.cpu_tuning import keep_freed_memory
 
 _LEAST_PREFETCH = 4
@@ -39,23 +40,25 @@ The other threads get their work from this one, so they come to rest while it wa
 class _Executors(Dataset["ExecutedPack | Exception"]):
     """A map-style dataset indexed by (order, buffer slot), so that workers keep no state.
 
-    Errors come back as values, so that the training process raises them with their own type.
+    Without a slot all of a pack comes back by a pipe, which is slower. Errors come back as values,
+    so that the training process raises them with their own type.
     """
 
     def __init__(self, plan: Plan, buffers: PackBuffers | None) -> None:
         self._plan, self._buffers = plan, buffers
         self._executor: Executor | None = None
 
-    def __getitem__(self, index: tuple[PackOrder, int]) -> ExecutedPack | Exception:
+    def __getitem__(self, index: tuple[PackOrder, int | None]) -> ExecutedPack | Exception:
         order, slot = index
         if self._executor is None:  # in the worker process, not before the fork
             class_names = self._plan.manifest.class_names
             self._executor = Executor(class_names, self._plan.config.read_deadline_s)
         try:
             recipe = order.recipe(self._plan)
-            if self._buffers is None:
+            if self._buffers is None or slot is None:
                 return self._executor.execute(recipe)
-            return self._buffers.strip(self._executor.execute(recipe, self._buffers[slot]))
+            made = self._executor.execute(recipe, self._buffers.patches(slot))
+            return self._buffers.strip(slot, made)
         except (OSError, ValueError) as error:
             return error
 
@@ -139,14 +142,15 @@ class PackLoader:
         keep_freed_memory()  # a step's packs are as large as those of the step before
         buffers = None
         if workers:
-            # One for each pack asked for ahead, and one whose patches are being copied out.
-            slots = prefetch * workers + 1
+            # For each pack asked for ahead, and those of the step that is received and the one
+            # before it, which training still holds. Who holds more gets them by a slower way.
+            slots = prefetch * workers + 2 * len(self._slots) + 1
             buffers = PackBuffers(slots, config.token_budget, 3 * self._plan.patch_size**2)
-        turns = range(len(buffers) if buffers else 1)
+        sent: deque[int | None] = deque()
         loader = DataLoader(
             _Executors(self._plan, buffers),
             batch_size=None,
-            sampler=zip(orders, itertools.cycle(turns), strict=False),
+            sampler=_with_slots(orders, buffers, sent),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             worker_init_fn=_begin_worker,
@@ -154,12 +158,15 @@ class PackLoader:
         )
         if workers:
             time.sleep(_SETTLE_S)
-        for slot, executed in zip(itertools.cycle(turns), loader, strict=False):
+        for executed in loader:
+            slot = sent.popleft()
             if isinstance(executed, Exception):
                 raise executed
             if self._prefetcher is not None:
                 self._prefetcher.received()
-            yield executed if buffers is None else buffers.join(slot, executed)
+            if buffers is not None and slot is not None:
+                executed = buffers.join(slot, executed)
+            yield executed
 
     def state_after(self, step: int) -> Mapping[str, Any]:
         """Return the state of this rank's lanes once `step` is committed, as JSON-able values.
@@ -210,6 +217,15 @@ class PackLoader:
         numbers = set(manifest.shard_of(pack.sample_ids).tolist())
         found = {shard.path: locate(shard) for shard in map(manifest.shards.__getitem__, numbers)}
         return {path: file for path, file in found.items() if file is not None}
+
+
+def _with_slots(
+    orders: Iterator[PackOrder], buffers: PackBuffers | None, sent: deque[int | None]
+) -> Iterator[tuple[PackOrder, int | None]]:
+    """Yield each order with a slot for its pack, and note the slot: packs return in this order."""
+    for order in orders:
+        sent.append(None if buffers is None else buffers.take())
+        yield order, sent[-1]
 
 
 def num_workers(config: DataConfig) -> int:
@@ -281,14 +297,17 @@ def _step_packs(
         packs=batches,
         lanes=tuple(lanes),
         num_images=sum(batch.num_images for batch in batches),
-        num_tokens=sum(map(_trained_tokens, batches)),
+        num_tokens=sum(map(_trained_tokens, packs)),
         epoch=min(pack.epoch for pack in packs),
         more=more,
         rejected=tuple(rejected for pack in packs for rejected in pack.rejected),
     )
 
 
-def _trained_tokens(batch: PackedBatch) -> int:
+def _trained_tokens(pack: ExecutedPack) -> int:
     """Return the tokens of the images that count in the loss; undecoded ones keep their slots."""
+    batch = pack.batch
+    if not pack.rejected:
+        return batch.num_tokens
     weights = batch.weights.tolist()
     return sum(n for n, weight in zip(batch.lengths, weights, strict=False) if weight > 0)

@@ -3,9 +3,11 @@
     python -m tests.benchmarks.views [--workers 1] [--views 4] [--rounds 7] [--images 400] [--kb 50]
 
 Photographs are those of `tests/data_pipeline/photographs.py`, as JPEGs of at most `--kb` kB; sizes
-and dropping are those of the shipped recipe, without and with crops and mirroring. Medians of the
-ratios of a round count, so that the noise of a busy machine hits both sides: by the time of the
-loader, and by the CPU time of an executor, which is steadier.
+and dropping are those of the shipped recipe, without and with crops and mirroring, and last the two
+global and six local views of navit_b16_lejepa against one global view. Medians of the ratios of a
+round count, so that the noise of a busy machine hits both sides: by the time of the loader, and by
+the CPU time of an executor, which is steadier. With them: the share of decoding, which is what
+further views save, and the time beyond decoding that a view may take for `FLOOR`.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 
 from data_pipeline.config import AugmentConfig, DataConfig, DropConfig, ResolutionConfig
+from data_pipeline.loading.decode import decode
 from data_pipeline.loading.executor import Executor
+from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.build import build_shards
+from launch.config.load import load_config
 from tests.benchmarks.loader import rate, zeta_batches
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode
@@ -56,7 +63,12 @@ def main() -> None:
                 for views in (1, options.views)
             }
             say(f"{name}, loader", of_loader(plans, options.rounds, 4 * options.images))
-            say(f"{name}, CPU of an executor", of_executor(plans, options.rounds))
+            say_executor(name, plans, options.rounds)
+        recipe = load_config("navit_b16_lejepa", ["data.workers=0", "data.shards=-"]).data
+        recipe = replace(recipe, patch_size=16, cost_dim=768)
+        one = replace(recipe, views=1, local=replace(recipe.local, views=0))
+        both = {1: Plan(manifest, one, 1), recipe.views_of_sample: Plan(manifest, recipe, 1)}
+        say_executor("navit_b16_lejepa", both, options.rounds)
 
 
 def say(what: str, rounds: list[dict[int, float]]) -> None:
@@ -75,21 +87,63 @@ def of_loader(plans: dict[int, Plan], rounds: int, images: int) -> list[dict[int
     return rates
 
 
-def of_executor(plans: dict[int, Plan], rounds: int) -> list[dict[int, float]]:
-    """Return the views a second of CPU time, reading, decoding and packing."""
+def say_executor(name: str, plans: dict[int, Plan], rounds: int) -> None:
+    """Print the views a second of CPU time, and where the time goes."""
+    costs = of_executor(plans, rounds)
+    say(
+        f"{name}, CPU of an executor",
+        [{v: v / cost.image for v, cost in each.items()} for each in costs],
+    )
+    spent = {
+        v: Cost(*(statistics.median(parts) for parts in zip(*(c[v] for c in costs), strict=True)))
+        for v in plans
+    }
+    one, several = spent
+    for views, cost in spent.items():
+        print(
+            f"    {views} views: {1e3 * cost.image:.2f} ms an image, {1e3 * cost.decode:.2f} of it "
+            f"decoding, {1e3 * (cost.image - cost.decode) / views:.3f} a view beyond that"
+        )
+    may = (several / FLOOR * spent[one].image - spent[several].decode) / several
+    print(f"    a ratio of {FLOOR:g} needs {1e3 * may:.3f} ms a view beyond decoding")
+
+
+class Cost(NamedTuple):
+    """CPU seconds of a photograph."""
+
+    image: float
+    """Reading, decoding and packing all its views."""
+    decode: float
+    """Its one decode alone, at the scale that its views need."""
+
+
+def of_executor(plans: dict[int, Plan], rounds: int) -> list[dict[int, Cost]]:
+    """Return the costs with each number of views, in each round."""
     keep_freed_memory()
     recipes = {}
     for views, plan in plans.items():
         lane = plan.lane(0)
         recipes[views] = [pack_recipe(plan, lane.next_pack(), 0) for _ in range(4)]
-    executor, rates = Executor(None, 60), []
+    stored = {
+        image.sample_id: read_image(image, 60).image
+        for packs in recipes.values()
+        for pack in packs
+        for image in pack.images
+    }
+    executor, costs = Executor(None, 60), list[dict[int, Cost]]()
     for _ in range(rounds):
-        rates.append({})
+        costs.append({})
         for views, packs in recipes.items():
+            images = [image for pack in packs for image in pack.images]
             start = time.process_time()
-            made = sum(executor.execute(pack).batch.num_images for pack in packs)
-            rates[-1][views] = made / (time.process_time() - start)
-    return rates
+            for pack in packs:
+                executor.execute(pack)
+            middle = time.process_time()
+            for image in images:
+                decode(stored[image.sample_id], scale=image.scale, stored_size=image.stored_size)
+            parts = middle - start, time.process_time() - middle
+            costs[-1][views] = Cost(*(part / len(images) for part in parts))
+    return costs
 
 
 def jpeg(photo: Image.Image, nbytes: float) -> bytes:

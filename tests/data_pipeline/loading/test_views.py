@@ -13,7 +13,8 @@ import torch
 from data_pipeline.config import AugmentConfig, DropConfig
 from data_pipeline.loading import executor as executor_module
 from data_pipeline.loading.decode import decode
-from data_pipeline.loading.executor import ExecutedPack, Executor, kept_patches
+from data_pipeline.loading.executor import ExecutedPack, Executor
+from data_pipeline.loading.layout import kept_patches
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.plan import Plan
@@ -187,7 +188,7 @@ def test_the_pixels_of_a_view_are_its_own_part_of_the_image(manifest):
             )[0].clamp(0, 255)
             shown = shown.flip(2) if view.flip else shown
             cells = shown.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 3, 4, 0).flatten(0, 1)
-            expected = cells.flatten(1)[torch.from_numpy(kept_patches(view))]
+            expected = cells.flatten(1)[torch.from_numpy(kept_patches([view])[0])]
             found = batch.patches[row : row + view.keep].float()
             assert (found - expected).abs().mean() < 1
             assert batch.lengths[index] == view.keep
