@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
+from data_pipeline.loading.dropped import DroppedPatches
 from data_pipeline.loading.fetch import SampleReader
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
 from data_pipeline.loading.targets import PackTargets
@@ -63,7 +64,8 @@ class ExecutedPack:
             if isinstance(value, torch.Tensor)
         }
         counts = {
-            name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens", "keys")
+            name: tensors[name]
+            for name in ("lengths", "text_lengths", "prefix_tokens", "keys", "host_grids")
         }
         return _unpack, (arrays, counts, self.epoch, self.rejected, self.times)
 
@@ -129,6 +131,7 @@ def _execute(
     keys: list[str] = []
     view_of = None if recipe.views == 1 else np.full(limit, -1, dtype=np.int64)
     local = np.zeros(limit, dtype=np.bool_) if recipe.has_local else None
+    dropped = DroppedPatches(recipe) if recipe.drop_keep else None
     index = row = 0
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
@@ -141,9 +144,12 @@ def _execute(
             patches[row : rows.start] = 0
             row = rows.stop
             grids[index], sample_ids[index] = view.grid, image.sample_id
-            y, x = np.divmod(kept_patches(view), view.grid[1])
+            kept = kept_patches(view)
+            y, x = np.divmod(kept, view.grid[1])
             coords[rows, 0], coords[rows, 1] = y, x
             places.append(_Place(rows, y, x))
+            if dropped is not None:
+                dropped.add(index, view, kept)
             if view_of is not None:
                 view_of[index] = first
             if local is not None:
@@ -154,17 +160,23 @@ def _execute(
                 raise SampleError(sample.fault)
             target = targets.read(sample, class_names)
             before = time.perf_counter()
-            for place, pixels in zip(
-                places, decode_views(sample.image, image, side, recipe.fit), strict=True
+            for number, (place, pixels) in enumerate(
+                zip(places, decode_views(sample.image, image, side, recipe.fit), strict=True),
+                start=first,
             ):
                 times.decode += time.perf_counter() - before
-                _copy_patches(patches, place, patch_lines(pixels, side))
+                lines = patch_lines(pixels, side)
+                _copy_patches(patches, place, lines)
+                if dropped is not None:
+                    dropped.fill(number, lines)
                 before = time.perf_counter()
             for number in range(first, index):
                 targets.put(number, target)
             weights[first:index] = 1
         except (SampleError, ImageError) as error:
             patches[first_row:row] = 0
+            if dropped is not None:
+                dropped.clear(first, index)
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
     patches[row:] = 0
@@ -180,7 +192,9 @@ def _execute(
         keys=tuple(keys),
         view_of=None if view_of is None else torch.from_numpy(view_of),
         local_views=None if local is None else torch.from_numpy(local),
+        host_grids=tuple((h, w) for h, w in grids.tolist()),
         **targets.fields(),
+        **({} if dropped is None else dropped.fields()),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
