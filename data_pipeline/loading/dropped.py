@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class DroppedPatches:
         if stop > first:
             self._patches[self._places[first].rows.start : self._places[stop - 1].rows.stop] = 0
 
-    def fields(self) -> dict[str, torch.Tensor]:
+    def fields(self) -> dict[str, Any]:
         """Return the fields of `PackedBatch` that hold them."""
         return {
             "dropped_patches": torch.from_numpy(self._patches),

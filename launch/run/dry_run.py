@@ -58,9 +58,12 @@ def dry_run(config: ZetaConfig, world_size: int, gpu: Accelerator | None) -> int
     moments, highest = memory.moments, highest_stage(checked.config.optim.kind)
     still = f", and {sum(frozen):,} frozen" if frozen else ""
     _say(f"\nparameters        {sum(sizes):,}{still}")
-    table = memory_table(sizes, train, world_size, activations, gpu, frozen, moments, highest)
+    table = memory_table(
+        sizes, train, world_size, activations, gpu, frozen, moments, highest, memory.beside
+    )
     _say("\n".join(table))
-    alone = state_memory(sizes, replace(train, packs_per_step=1), 1, frozen, moments)
+    one = replace(train, packs_per_step=1)
+    alone = state_memory(sizes, one, 1, frozen, moments, memory.beside)
     _say(f"\n{_try_pack(checked, pack, alone, activations)}")
     return 0
 
@@ -98,12 +101,13 @@ def memory_table(
     frozen: Sequence[int] = (),
     moments: float = 2,
     highest_stage: int = 3,
+    beside: int = 0,
 ) -> list[str]:
     """Return the lines of the table of memory by kind and ZeRO stage, in GiB a rank."""
     whole = {k: v for k, v in train.deepspeed.items() if k != "zero_optimization"}
     settings = [replace(train, zero_stage=0, deepspeed=whole)]
     settings += [replace(train, zero_stage=stage) for stage in range(1, highest_stage + 1)]
-    stages = [state_memory(sizes, each, world_size, frozen, moments) for each in settings]
+    stages = [state_memory(sizes, each, world_size, frozen, moments, beside) for each in settings]
     names = [
         f"ZeRO {stage}{'*' if stage == train.lowest_stage else ''}"
         for stage in range(highest_stage + 1)
@@ -112,6 +116,7 @@ def memory_table(
     rows = [
         (field.name, [getattr(stage, field.name) for stage in stages])
         for field in dataclasses.fields(StateMemory)
+        if beside or field.name != "beside"
     ]
     if offloads_optimizer(train.deepspeed):
         rows[-1] = ("(on the host)", rows[-1][1])

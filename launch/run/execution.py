@@ -15,13 +15,14 @@ from launch.run.checks import CheckedRun, abstract_model
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.layers import set_checkpointing
-from zeta.objectives import JointObjective, Objective
+from zeta.objectives import JointObjective, Objective, objective_class
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution, Need, Shape, choose_execution
 from zeta.train.memory_model import (
     ActivationMemory,
     activation_memory,
+    bytes_beside,
     state_memory,
     sum_of_outputs,
 )
@@ -43,11 +44,15 @@ class RunMemory:
     """Values that the optimizer keeps of a weight, in the mean."""
     activations: ActivationMemory
     """Activations of one pack; zero if they were not counted."""
+    beside: int = 0
+    """Bytes of the weights of what runs beside the model."""
 
     def states(self, train: TrainConfig, stage: int, world_size: int) -> int:
         """Return the bytes besides activations at a ZeRO stage."""
         settings = replace(train, zero_stage=stage) if stage else _without_offload(train)
-        return state_memory(self.sizes, settings, world_size, self.frozen, self.moments).total
+        return state_memory(
+            self.sizes, settings, world_size, self.frozen, self.moments, self.beside
+        ).total
 
 
 def settle(
@@ -95,11 +100,13 @@ def run_memory(checked: CheckedRun, pack: PackedBatch | None) -> RunMemory:
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     moments = state_per_weight(config.optim, model)
+    beside = objective_class(config.objective.kind).outline_beside(config.objective)
+    weights = bytes_beside(beside, config.train.dtype)
     activations = ActivationMemory(0, 0)
     if pack is not None:
         set_checkpointing(model, config.train.activation_checkpointing)
-        activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype)
-    return RunMemory(sizes, frozen, moments, activations)
+        activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype, beside)
+    return RunMemory(sizes, frozen, moments, activations, weights)
 
 
 def costliest_pack(checked: CheckedRun) -> PackedBatch:

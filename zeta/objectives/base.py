@@ -9,6 +9,7 @@ from torch import nn
 
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.frozen import FrozenModule
 
 TARGETS = ("none", "label", "labels", "caption")
 """Kinds of training targets: none (the image alone), one class, any number of classes, or a
@@ -75,7 +76,7 @@ class DeclaredObjective:
         return config
 
     @classmethod
-    def outline_beside(cls, config: ObjectiveConfig) -> nn.Module | None:
+    def outline_beside(cls, config: ObjectiveConfig) -> FrozenModule | None:
         """Return what runs beside the model on every pack, on the meta device; None: nothing.
 
         Its memory is predicted from this: of its parameters, and of a forward pass on a pack.

@@ -70,7 +70,7 @@ class Distillation(DeclaredObjective):
         return replace(config, distill=replace(distill, dim=dim))
 
     @classmethod
-    def outline_beside(cls, config: ObjectiveConfig) -> nn.Module:
+    def outline_beside(cls, config: ObjectiveConfig) -> Teacher:
         """Return the teacher on the meta device."""
         return outline_teacher(config.distill.teacher)
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zeta.models.config import load_pretrained, model_from_arguments
 from zeta.models.exported import check_weights
 from zeta.models.flops import FlopRates, flop_rates
-from zeta.models.layers import set_stream
-from zeta.models.linear import Linear
 from zeta.models.packed_vit import PackedViT
 from zeta.models.sources import open_export, read_config
+from zeta.objectives.frozen import FrozenModule
 from zeta.objectives.whole_images import at_tokens, grid_for, used_grids, whole_images
 from zeta.packed import PackedBatch
 
@@ -35,7 +34,7 @@ class TeacherOutputs(NamedTuple):
     """[T, C] float32 features at the kept patches; zero in other rows."""
 
 
-class Teacher(nn.Module):
+class Teacher(FrozenModule):
     """An encoder that sees the whole images of a pack, and never learns.
 
     It normalises the pixels, which are uint8, by its own mean and std.
@@ -47,26 +46,11 @@ class Teacher(nn.Module):
     def __init__(self, encoder: PackedViT) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
-        self._autocast = False
 
     @property
     def dim(self) -> int:
         """Channels of its embeddings and features."""
         return int(self.encoder.head.in_features)
-
-    def place(self, device: torch.device, dtype: torch.dtype | None) -> Teacher:
-        """Go to a device; with bf16 matrices are kept and multiplied in it, as in the model."""
-        self._autocast = dtype is not None
-        if dtype is not None:
-            for layer in self.encoder.modules():
-                if isinstance(layer, Linear):
-                    layer.to(dtype)
-            set_stream(self.encoder, dtype)
-        return self.to(device)
-
-    def train(self, mode: bool = True) -> Teacher:
-        """Stay in evaluation mode."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, pack: PackedBatch) -> TeacherOutputs:
@@ -82,7 +66,7 @@ class Teacher(nn.Module):
             return TeacherOutputs(*(made.new_zeros(shape) for shape in shapes))
         whole = whole_images(pack, self.encoder, side)
         kind = pack.patches.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(kind, torch.bfloat16, enabled=self.low_precision):
             pooled, tokens = self.encoder.forward_both(whole.pack)
         used = pack.cu_seqlens.diff()[:-1, None] > 0
         pooled = torch.where(used, pooled.float(), 0.0)
