@@ -87,6 +87,10 @@ class DropConfig:
     """Lowest mean rate of kind resolution."""
     max: float = 0.9
     """Highest mean rate of kind resolution, and highest rate of kind beta."""
+    keep: bool = False
+    """Let the dropped patches leave the worker too, beside the pack, for objectives that look at
+    whole images (distill). They are no tokens and count in no budget; each takes the bytes of its
+    pixels (3 p * p) in the host memory of the packs that wait and on the device."""
     schedule: DropScheduleConfig = field(default_factory=DropScheduleConfig)
     """Schedule that moves `rate` over the run; for kind resolution it moves the middle of min and
     max, at a constant distance."""

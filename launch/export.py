@@ -128,7 +128,9 @@ def _model(
         tensors, others = split_weights(tensors, declared.encoder)
     if (text_arguments := declared.text_arguments(objective)) is not None:
         tokenizer = run_dir.tokenizer if run_dir.tokenizer.exists() else None
-        text = TextExport(text_arguments | {"kind": objective.kind}, others, tokenizer)
+        kind = objective.kind.partition("+")[0]  # of siglip+distill, what compares captions
+        parts = {n: w for n, w in others.items() if n.startswith(("text.", "logits."))}
+        text = TextExport(text_arguments | {"kind": kind}, parts, tokenizer)
     resolution = {name: getattr(config.data.resolution, name) for name in _SIZES}
     return ModelToExport(config.model.resolve(), tensors, facts, resolution, text, max_file_bytes)
 

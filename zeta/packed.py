@@ -94,6 +94,16 @@ class PackedBatch:
     host_seeds: tuple[int, ...] = ()
     """Host copy of `draw_seeds`, so that branches can leave out the images that stochastic depth
     drops without waiting for the device; empty: not known, and these images are zeroed."""
+    host_grids: tuple[tuple[int, int], ...] = ()
+    """Host copy of `grids`, for work whose shapes depend on them; empty: not known."""
+    dropped_patches: Tensor | None = None
+    """[D, p*p*c] uint8 pixels of the patches that were dropped, image by image, row-major; zero in
+    undecodable images. With `patches` they make up every image. D differs from pack to pack. None:
+    they stayed in the worker (`data.drop.keep`)."""
+    dropped_coords: Tensor | None = None
+    """[D, 2] int32 (y, x) of each dropped patch in its image's grid."""
+    dropped_image: Tensor | None = None
+    """[D] int64 image of the pack that each dropped patch belongs to."""
 
     @property
     def max_seqlen(self) -> int:
@@ -186,7 +196,15 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
         local_views=None if first.local_views is None else stacked("local_views"),
         draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
         host_seeds=tuple(seed for pack in packs for seed in pack.host_seeds),
+        host_grids=tuple(grid for pack in packs for grid in pack.host_grids),
     )
+    if first.dropped_image is not None:
+        joined = replace(
+            joined,
+            dropped_patches=stacked("dropped_patches"),
+            dropped_coords=stacked("dropped_coords"),
+            dropped_image=moved(_joined_images(packs)),
+        )
     if first.text_ids is None:
         return joined
     used = [sum(pack.text_lengths[:-1]) for pack in packs]
@@ -217,6 +235,16 @@ def _joined_views(packs: Sequence[PackedBatch]) -> Tensor:
         assert pack.view_of is not None, "all packs of a run have views, or none has"
         parts.append(torch.where(pack.view_of < 0, pack.view_of, pack.view_of + row))
         row += len(pack.view_of)
+    return torch.cat(parts)
+
+
+def _joined_images(packs: Sequence[PackedBatch]) -> Tensor:
+    """Return `dropped_image` of packs whose images follow one another."""
+    parts, before = list[Tensor](), 0
+    for pack in packs:
+        assert pack.dropped_image is not None, "all packs of a run keep what is dropped, or none"
+        parts.append(pack.dropped_image + before)
+        before += len(pack.weights)
     return torch.cat(parts)
 
 

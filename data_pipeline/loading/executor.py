@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
+from data_pipeline.loading.dropped import DroppedPatches
 from data_pipeline.loading.fetch import SampleReader
 from data_pipeline.loading.layout import Place, pack_layout
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
@@ -63,7 +64,8 @@ class ExecutedPack:
             if isinstance(value, torch.Tensor)
         }
         counts = {
-            name: tensors[name] for name in ("lengths", "text_lengths", "prefix_tokens", "keys")
+            name: tensors[name]
+            for name in ("lengths", "text_lengths", "prefix_tokens", "keys", "host_grids")
         }
         return _unpack, (arrays, counts, self.epoch, self.rejected, self.times)
 
@@ -124,6 +126,7 @@ def _execute(
     targets = PackTargets(recipe)
     rejected: list[Rejected] = []
     keys: list[str] = []
+    dropped = DroppedPatches(recipe, layout.places) if recipe.drop_keep else None
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
         times.read += waited
@@ -135,18 +138,24 @@ def _execute(
                 raise SampleError(sample.fault)
             target = targets.read(sample, class_names)
             before = time.perf_counter()
-            for place, pixels in zip(
-                places, decode_views(sample.image, image, side, recipe.fit), strict=True
+            for number, (place, pixels) in enumerate(
+                zip(places, decode_views(sample.image, image, side, recipe.fit), strict=True),
+                start=first,
             ):
                 times.decode += time.perf_counter() - before
                 patches[place.rows.start - prefix : place.rows.start] = 0
-                _copy_patches(patches, place, patch_lines(pixels, side))
+                lines = patch_lines(pixels, side)
+                _copy_patches(patches, place, lines)
+                if dropped is not None:
+                    dropped.fill(number, lines)
                 before = time.perf_counter()
             for number in range(first, index):
                 targets.put(number, target)
             weights[first:index] = 1
         except (SampleError, ImageError) as error:
             patches[places[0].rows.start - prefix : places[-1].rows.stop] = 0
+            if dropped is not None:
+                dropped.clear(first, index)
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths = layout.lengths
     patches[recipe.token_budget - int(lengths[limit]) :] = 0
@@ -162,7 +171,9 @@ def _execute(
         keys=tuple(keys),
         view_of=None if layout.view_of is None else torch.from_numpy(layout.view_of),
         local_views=None if layout.local is None else torch.from_numpy(layout.local),
+        host_grids=tuple((h, w) for h, w in layout.grids.tolist()),
         **targets.fields(),
+        **({} if dropped is None else dropped.fields()),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()

@@ -42,6 +42,13 @@ class ViewRecipe:
     """Changes of colour that it may have; None: none."""
     colour_key: int = 0
     """Key of their draws."""
+    drop_keep: bool = False
+    """Return its dropped patches too."""
+
+    @property
+    def dropped(self) -> int:
+        """Number of dropped patches to return."""
+        return self.grid[0] * self.grid[1] - self.keep if self.drop_keep else 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class PackRecipe:
     """Most labels of an image, if images have lists of labels."""
     text: TextConfig | None = None
     """Tokens of captions, if they are needed."""
+    drop_keep: bool = False
+    """Whether dropped patches are returned, of some views or all."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,7 @@ def pack_recipe(
         epoch=epoch,
         max_labels=config.max_labels,
         text=config.text if config.require_captions else None,
+        drop_keep=config.drop.keep or config.local.drop.keep,
     )
 
 
@@ -187,6 +197,7 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     local = pack.views >= plan.config.views
     rules = [rule.augment.colour for rule in (plan.config, plan.config.local)]
     colours = [colour if colour.changes_any else None for colour in rules]
+    drop_keep = [rule.drop.keep for rule in (plan.config, plan.config.local)]
     colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else [0] * len(pack.views)
     images = zip(
         *(column.tolist() for column in (pack.rows, pack.columns, pack.keep, local)),
@@ -203,6 +214,7 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
             local=is_local,
             colour=colours[is_local],
             colour_key=colour_key,
+            drop_keep=drop_keep[is_local],
         )
         for rows, columns, keep, is_local, keep_key, box, flip, colour_key in images
     )

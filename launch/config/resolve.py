@@ -30,6 +30,8 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             or the patches in the data config differ from those of the model.
     """
     objective = objective_class(config.objective.kind)
+    completed = objective.completed(config.objective, config.data.resolution.fit)
+    config = replace(config, objective=completed)
     outputs = objective.head_outputs(config.objective)
     if outputs is None and objective.targets in CLASS_TARGETS:
         outputs = _classes(config, manifest)
@@ -57,12 +59,27 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             f"{declared.least_views}, and data.views and data.local.views make {views}: set "
             f"data.views={declared.least_views}, or more"
         )
+    if declared.whole_images:
+        _check_whole_images(config)
     targets = declared.targets
     if targets == "caption":
         return _with_captions(config, manifest)
     if targets in CLASS_TARGETS:
         return _with_labels(config, manifest, several=targets == "labels")
     return replace(config, data=replace(config.data, require_labels=False, max_labels=None))
+
+
+def _check_whole_images(config: ZetaConfig) -> None:
+    """Raise ValueError if patches are dropped that the objective looks at."""
+    data = config.data
+    local = [data.local.drop] if data.local.views else []
+    for drop in (data.drop, *local):
+        if drop.kind != "none" and not drop.keep:
+            raise ValueError(
+                f"objective.kind {config.objective.kind} looks at whole images, but the patches "
+                f"that {drop.place}.kind={drop.kind} drops stay in the loader: set "
+                f"{drop.place}.keep=true, or {drop.place}.kind=none"
+            )
 
 
 def _with_captions(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:

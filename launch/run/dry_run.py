@@ -104,6 +104,7 @@ def memory_table(
     rows = [
         (field.name, [getattr(stage, field.name) for stage in stages])
         for field in dataclasses.fields(StateMemory)
+        if memory.beside or field.name != "beside"
     ]
     if offloads_optimizer(train.deepspeed):
         rows[-1] = ("(on the host)", rows[-1][1])

@@ -16,7 +16,7 @@ from launch.run.checks import CheckedRun, abstract_model
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.layers import set_checkpointing
-from zeta.objectives import JointObjective, Objective, build_objective
+from zeta.objectives import JointObjective, Objective, build_objective, objective_class
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution, Need, Shape, choose_execution
@@ -25,6 +25,7 @@ from zeta.train.memory_model import (
     ActivationMemory,
     StateMemory,
     activation_memory,
+    bytes_beside,
     state_memory,
     sum_of_outputs,
 )
@@ -46,6 +47,8 @@ class RunMemory:
     """Values that the optimizer keeps of a weight, in the mean."""
     activations: ActivationMemory
     """Activations of one pack; zero if they were not counted, as on a CPU."""
+    beside: int = 0
+    """Bytes of the weights of what runs beside the model."""
     recorded: bool = False
     """Whether passes may be recorded as CUDA graphs."""
 
@@ -57,7 +60,13 @@ class RunMemory:
     def state_memory(self, train: TrainConfig, world_size: int) -> StateMemory:
         """Return the memory of a rank besides activations, by kind."""
         return state_memory(
-            self.sizes, train, world_size, self.frozen, self.moments, recorded=self.recorded
+            self.sizes,
+            train,
+            world_size,
+            self.frozen,
+            self.moments,
+            self.beside,
+            recorded=self.recorded,
         )
 
 
@@ -106,11 +115,14 @@ def run_memory(checked: CheckedRun, pack: PackedBatch | None) -> RunMemory:
     sizes = [p.numel() for p in model.parameters() if p.requires_grad]
     frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
     moments = state_per_weight(config.optim, model)
+    beside = objective_class(config.objective.kind).outline_beside(config.objective)
+    weights = bytes_beside(beside, config.train.dtype)
     activations = ActivationMemory(0, 0)
     if pack is not None:
         set_checkpointing(model, config.train.activation_checkpointing)
-        activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype)
-    return RunMemory(sizes, frozen, moments, activations, pack is not None and may_record(config))
+        activations = activation_memory(model, pack, sum_of_outputs, config.train.dtype, beside)
+    recorded = pack is not None and may_record(config)
+    return RunMemory(sizes, frozen, moments, activations, weights, recorded)
 
 
 def may_record(config: ZetaConfig) -> bool:

@@ -35,6 +35,7 @@ from zeta.models.layers import (
     put_prefix,
 )
 from zeta.models.linear import Linear
+from zeta.models.packed_tokens import PackedTokens
 from zeta.models.packed_vit import PackedViT
 from zeta.models.parameters import INPUT_MATRIX, LEARNED_TOKEN, Rules
 from zeta.models.patchify import Images
@@ -208,15 +209,9 @@ class MegaVit(PackedViT):
         logits: Tensor = self.head(self.forward_embeddings(img))
         return logits
 
-    def forward_embeddings(self, img: PackedBatch | Images) -> Tensor:
-        """Return the pooled embedding [I, dim] of every image."""
-        packed = self._pack(img)
-        x_TC = self._encode(packed)
-        if self.prefix_tokens:
-            pooled_IC = first_tokens(x_TC, packed.segments)
-        else:
-            pooled_IC = mean_pool(x_TC, packed.segments)
-        return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
+    def _pooled(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
+        pool = first_tokens if self.prefix_tokens else mean_pool
+        return pool(x_TC, packed.segments)
 
     @property
     def fixed_grid(self) -> tuple[int, int]:

@@ -297,13 +297,9 @@ class NaViT(PackedViT):
         logits: Tensor = self.head(embeddings)
         return logits
 
-    def forward_embeddings(self, images: PackedBatch | Images) -> Tensor:
-        """Return the pooled embedding [I, dim] of every image."""
-        packed = self._pack(images)
-        pooled_IC: Tensor = self.fc_norm(self._pool(self._encode(packed), packed))
-        if self.pooler is not None:
-            pooled_IC = torch.tanh(self.pooler(pooled_IC))
-        return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
+    def _pooled(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
+        pooled_IC: Tensor = self.fc_norm(self._pool(x_TC, packed))
+        return pooled_IC if self.pooler is None else torch.tanh(self.pooler(pooled_IC))
 
     def _pool(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
         segments = packed.segments
@@ -322,6 +318,11 @@ class NaViT(PackedViT):
             return mean_pool(x_TC, segments)
         pooled: Tensor = self.attn_pool(x_TC, segments)
         return pooled
+
+    @property
+    def largest_grid(self) -> tuple[int, int] | None:
+        """The size of absolute tables; None: positions are relative."""
+        return self.embeds.grid if table_of(self.embeds.position) == "absolute" else None
 
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError for an image that is too large for absolute tables."""

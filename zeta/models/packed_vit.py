@@ -103,8 +103,19 @@ class PackedViT(nn.Module, ABC):
         self._set_normalisation(mean, std)
 
     @abstractmethod
-    def forward_embeddings(self, images: PackedBatch | Images, /) -> Tensor:
+    def _pooled(self, x_TC: Tensor, packed: PackedTokens) -> Tensor:
+        """Return the pooled embedding [I, dim] of every image, in the order of `packed`."""
+
+    def forward_embeddings(self, images: PackedBatch | Images) -> Tensor:
         """Return the pooled embedding [I, dim] of every image, which the head reads."""
+        packed = self._pack(images)
+        return _as_given(self._pooled(self._encode(packed), packed), packed)
+
+    def forward_both(self, images: PackedBatch | Images) -> tuple[Tensor, TokenFeatures]:
+        """Return what `forward_embeddings` and `forward_features` do, of one forward pass."""
+        packed = self._pack(images)
+        x_TC = self._encode(packed)
+        return _as_given(self._pooled(x_TC, packed), packed), _features_as_given(x_TC, packed)
 
     @abstractmethod
     def check_grids(self, grids: Sequence[tuple[int, int]]) -> None:
@@ -215,6 +226,11 @@ class PackedViT(nn.Module, ABC):
         return torch.cat(embeddings)
 
     @property
+    def largest_grid(self) -> tuple[int, int] | None:
+        """The largest rows and columns of patches that the model accepts; None: no limit."""
+        return None
+
+    @property
     def fixed_grid(self) -> tuple[int, int] | None:
         """The only grid (rows, columns) of patches that the model accepts; None: any grid."""
         return None
@@ -222,13 +238,7 @@ class PackedViT(nn.Module, ABC):
     def forward_features(self, images: PackedBatch | Images) -> TokenFeatures:
         """Return the features of every kept token with its image and its place in the image."""
         packed = self._pack(images)
-        features, index_T, coords = self._encode(packed), packed.segments.index_T, packed.coords
-        if packed.token_order is not None and packed.image_order is not None:
-            given = packed.token_order
-            tail = torch.tensor([len(packed.grids)], device=index_T.device)
-            names = torch.cat([packed.image_order.argsort(), tail])
-            features, index_T, coords = features[given], names[index_T][given], coords[given]
-        return TokenFeatures(features, index_T, coords)
+        return _features_as_given(self._encode(packed), packed)
 
     def _encode(self, packed: PackedTokens) -> Tensor:
         """Map patches to token features [T, C]."""
@@ -349,6 +359,20 @@ class PackedViT(nn.Module, ABC):
             if moved.dtype != buffer.dtype:
                 setattr(self, name, buffer.to(moved.device))
         return self
+
+
+def _as_given(pooled_IC: Tensor, packed: PackedTokens) -> Tensor:
+    return pooled_IC if packed.image_order is None else pooled_IC[packed.image_order]
+
+
+def _features_as_given(features: Tensor, packed: PackedTokens) -> TokenFeatures:
+    index_T, coords = packed.segments.index_T, packed.coords
+    if packed.token_order is not None and packed.image_order is not None:
+        given = packed.token_order
+        tail = torch.tensor([len(packed.grids)], device=index_T.device)
+        names = torch.cat([packed.image_order.argsort(), tail])
+        features, index_T, coords = features[given], names[index_T][given], coords[given]
+    return TokenFeatures(features, index_T, coords)
 
 
 def _numbers(given: Sequence[float] | float) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from zeta.config_field import check_choice
@@ -16,6 +17,12 @@ from zeta.models.config import ModelConfig
 from zeta.objectives.base import TARGETS, DeclaredObjective
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.distill import DistillObjective
+from zeta.objectives.distill_added import (
+    DistilledImageText,
+    DistilledSigmoid,
+    DistilledSoftmax,
+)
 from zeta.objectives.image_text import ImageTextObjective
 from zeta.objectives.lejepa import LejepaObjective
 from zeta.packed import PackedBatch
@@ -79,7 +86,15 @@ class Objective(Protocol):
 
 
 class StepHooks(Protocol):
-    """The calls around each optimizer step of training, which may do nothing."""
+    """The calls before training and around each optimizer step, which may do nothing."""
+
+    def place(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Put what it holds besides the model where training runs; `dtype` None: fp32."""
+        ...
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what a checkpoint names, and a resume must find unchanged, by config field."""
+        ...
 
     def begin_step(self, seed: int) -> None:
         """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
@@ -124,6 +139,11 @@ OBJECTIVES: dict[str, type[DeclaredObjective]] = {
     "siglip": ImageTextObjective,
     "clip": ImageTextObjective,
     "lejepa": LejepaObjective,
+    "distill": DistillObjective,
+    "softmax+distill": DistilledSoftmax,
+    "sigmoid+distill": DistilledSigmoid,
+    "siglip+distill": DistilledImageText,
+    "clip+distill": DistilledImageText,
 }
 """Objectives by `objective.kind`."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.frozen import FrozenModule
 
 TARGETS = ("none", "label", "labels", "caption")
 """Kinds of training targets: none (the image alone), one class, any number of classes, or a
@@ -30,9 +32,25 @@ class DeclaredObjective:
 
     least_views: ClassVar[int] = 1
     """Fewest views of an image, global and local ones, that it can learn from."""
+    whole_images: ClassVar[bool] = False
+    """Whether it looks at dropped patches too: `data.drop.keep` is required where any are."""
 
     def __init__(self, config: ObjectiveConfig, num_outputs: int) -> None:
         self.num_outputs = num_outputs
+
+    def place(self, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Put what it holds besides the model (a frozen teacher) where training runs.
+
+        Called once, before the first step. Nothing of it is optimized, sharded or saved.
+
+        Args:
+            device: of the model.
+            dtype: in which matrices are multiplied; None: fp32.
+        """
+
+    def facts(self) -> dict[str, str]:
+        """Return what a checkpoint names, and a resume must find unchanged, by config field."""
+        return {}
 
     def begin_step(self, seed: int) -> None:
         """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
@@ -43,6 +61,30 @@ class DeclaredObjective:
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:
         """Raise ValueError, naming the field, for an option that the objective does not have."""
+
+    @classmethod
+    def completed(cls, config: ObjectiveConfig, fit: str) -> ObjectiveConfig:
+        """Return the config with the values that files decide, such as the width of a teacher.
+
+        Args:
+            config: config of the run.
+            fit: how images get their shape, `data.resolution.fit`.
+
+        Raises:
+            ValueError: a file is missing or cannot serve, by field.
+        """
+        return config
+
+    @classmethod
+    def outline_beside(cls, config: ObjectiveConfig) -> FrozenModule | None:
+        """Return what runs beside the model on every pack, on the meta device; None: nothing.
+
+        Its memory is predicted from this: of its parameters, and of a forward pass on a pack.
+
+        Raises:
+            ValueError: a file is missing or cannot serve, by field.
+        """
+        return None
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int | None:

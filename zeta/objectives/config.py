@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from zeta.config_field import check_range
+from zeta.config_field import check_choice, check_range, free
 
 
 @dataclass
@@ -60,14 +61,46 @@ class LejepaConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Learning from a frozen teacher; see `zeta.objectives.distill`."""
+
+    teacher: Any = free(None)
+    """Folder of the teacher: one that `zeta export` or `zeta import` wrote, or of an encoder of
+    transformers (docs/export.md). It may have any size and patch, and may move: a resume asks that
+    its weights are those that the run began with."""
+    dim: int | None = None
+    """Channels of the teacher; set by `zeta train` from its folder."""
+    loss: str = "cosine"
+    """cosine (1 less the cosine) or smooth_l1 (of the teacher's values, normalised over channels),
+    of a linear map of the student's values."""
+    pooled: float = 1.0
+    """Weight of the pooled embeddings."""
+    tokens: float = 1.0
+    """Weight of the features of the kept patches; their mean counts once an image."""
+    weight: float = 1.0
+    """Factor on both where another objective is learned too, as in softmax+distill."""
+
+    def __post_init__(self) -> None:
+        check_choice("objective.distill.loss", self.loss, ("cosine", "smooth_l1"))
+        for name in ("pooled", "tokens", "weight"):
+            value = getattr(self, name)
+            check_range(f"objective.distill.{name}", value, 0, open_high=True)
+        if self.dim is not None:
+            check_range("objective.distill.dim", self.dim, 1)
+        if not (self.teacher is None or isinstance(self.teacher, str)):
+            raise ValueError(f"objective.distill.teacher is {self.teacher!r}; give a folder")
+
+
+@dataclass
 class ObjectiveConfig:
     """The training objective."""
 
     kind: str = "softmax"
     """softmax: one class an image; sigmoid: an independent yes or no for each class; siglip, clip:
     images and captions, each compared with all others of the optimizer step; lejepa: several views
-    of each image, without labels; or your own objective, as package.module:Class (see
-    `zeta.objectives.base`)."""
+    of each image, without labels; distill: what a frozen teacher says of whole images, alone or
+    added to one of the others, as in softmax+distill; or your own objective, as
+    package.module:Class (see `zeta.objectives.base`)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (softmax, sigmoid)."""
     embed_dim: int = 768
@@ -76,6 +109,8 @@ class ObjectiveConfig:
     """The text encoder (siglip, clip)."""
     lejepa: LejepaConfig = field(default_factory=LejepaConfig)
     """Settings of lejepa."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    """Settings of distill."""
 
     def __post_init__(self) -> None:
         check_range("objective.embed_dim", self.embed_dim, 1)

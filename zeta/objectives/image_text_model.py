@@ -42,7 +42,11 @@ class ImageTextModel(nn.Module):
 
     def forward(self, pack: PackedBatch) -> ImageTextOutputs:
         """Return the embeddings of every image and caption of `pack`, scaled to length 1."""
-        images_IC, texts_IC = self.image(pack), self.text(pack)
+        return self.compared(self.image(pack), pack)
+
+    def compared(self, images_IC: Tensor, pack: PackedBatch) -> ImageTextOutputs:
+        """Return the outputs for a pack whose images have these outputs of the head."""
+        texts_IC = self.text(pack)
         return ImageTextOutputs(_unit(images_IC), _unit(texts_IC), *self.logits())
 
     def training_flops(self, pack: PackedBatch) -> float:

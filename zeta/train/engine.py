@@ -38,6 +38,7 @@ from zeta.models.layers import (
     set_stream,
 )
 from zeta.objectives import JointObjective, PackLoss, PackObjective
+from zeta.objectives.base import DeclaredObjective
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
@@ -113,6 +114,7 @@ class TrainEngine:
         set_checkpointing(model, train.activation_checkpointing)
         set_stream(model, torch.bfloat16 if train.dtype == "bf16" else None)
         choose_attention(model, train, world.device)
+        objective.place(world.device, torch.bfloat16 if train.dtype == "bf16" else None)
         if should_compile(train.compile, world.device):
             compile_blocks(model)
         optimizer = build_optimizer(model, optim)
@@ -229,6 +231,12 @@ class TrainEngine:
             passes = list(self._passes(groups))
         batches, outputs = zip(*passes, strict=True)
         return list(self.objective.join(outputs, batches)), passes if single else []
+
+    def follow_step(self) -> None:
+        """Let the objective follow a step that changed the weights."""
+        self.objective.finish_step(self.module)
+        if type(self.objective).finish_step is not DeclaredObjective.finish_step:
+            self.sharded.frozen_changed()
 
     @contextmanager
     def evaluating(self, *, average: bool = False) -> Iterator[Callable[[PackedBatch], Any]]:

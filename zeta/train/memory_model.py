@@ -25,8 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from zeta.models.layers import set_stream
-from zeta.models.linear import WeightCopies
+from zeta.models.linear import Linear, WeightCopies
 from zeta.models.packed_vit import PackedViT
+from zeta.objectives.frozen import FrozenModule
 from zeta.packed import PackedBatch
 from zeta.train.config import TrainConfig
 from zeta.zero.passthrough import offloads_optimizer
@@ -61,6 +62,8 @@ class StateMemory:
     """Buckets for the reduction of gradients."""
     gathered: int
     """Weights of the layers at work, whole (ZeRO-3)."""
+    beside: int = 0
+    """Weights of a frozen module beside the model (a teacher), whole on every rank."""
     recorded: int = 0
     """Gradients of a pass that is recorded as a CUDA graph, and those handed over from it (at most:
     `auto` may decide against recording)."""
@@ -76,7 +79,9 @@ class StateMemory:
     @property
     def lasting(self) -> int:
         """Bytes that stay between two steps of ZeRO 0 to 2, without gradients and buckets."""
-        return self.weights + self.copies + self.master + self.optimizer + self.average
+        return (
+            self.weights + self.copies + self.master + self.optimizer + self.average + self.beside
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def state_memory(
     world_size: int,
     frozen: Sequence[int] = (),
     moments: float = 2,
+    beside: int = 0,
     *,
     recorded: bool = False,
 ) -> StateMemory:
@@ -107,6 +113,7 @@ def state_memory(
         frozen: elements of each parameter that does not learn (`train.trainable`), which has
             weights alone.
         moments: values that the optimizer keeps of a weight, in the mean: `state_per_weight`.
+        beside: bytes of the weights of what runs beside the model, see `bytes_beside`.
         recorded: whether passes may be recorded as CUDA graphs, below ZeRO-3.
     """
     count, stage = sum(sizes), train.lowest_stage
@@ -133,12 +140,24 @@ def state_memory(
         average=_FP32 * share if train.ema_decay is not None else 0,
         buffers=bucket_bytes * (bucket if stage else min(count, bucket)),
         gathered=gathered,
+        beside=beside,
         recorded=2 * _FP32 * count if recorded and stage < 3 else 0,
     )
     if stage == 0 or not offloads_optimizer(train.deepspeed):
         return memory
     gradients = memory.gradients if stage >= 2 else 0
     return replace(memory, on_host=memory.master + memory.optimizer + memory.average + gradients)
+
+
+def bytes_beside(module: FrozenModule | None, dtype: str) -> int:
+    """Return the bytes of the weights of a frozen module; with bf16 its matrices are in bf16."""
+    if module is None:
+        return 0
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    linears = [layer for layer in module.modules() if isinstance(layer, Linear)]
+    matrices = sum(parameter.numel() for layer in linears for parameter in layer.parameters())
+    saved = (_FP32 - _BF16) * matrices if dtype == "bf16" else 0
+    return _FP32 * everything - saved
 
 
 def _elements(settings: Mapping[str, Any], name: str, default: int) -> int:
@@ -151,6 +170,7 @@ def activation_memory(
     pack: PackedBatch,
     loss: Callable[[Any, PackedBatch], Tensor],
     dtype: str,
+    beside: FrozenModule | None = None,
 ) -> ActivationMemory:
     """Count the activations of training on `pack`, with nothing allocated.
 
@@ -159,26 +179,33 @@ def activation_memory(
         pack: on the CPU; its grids must fit the model.
         loss: the scalar loss of the model's outputs.
         dtype: bf16 or fp32.
+        beside: what runs on the pack without a gradient once the model has run, like the model.
     """
-    for module in model.modules():
+    both = nn.ModuleList([model] if beside is None else [model, beside])
+    for module in both.modules():
         if isinstance(module, PackedViT):
             # Skip the check of the grids: it reads values, and these tensors have none.
             module.checks_grids = False
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _materialise(model)
+        _materialise(both)
         copies: list[Tensor] = []
         if dtype == "bf16":
             set_stream(model, torch.bfloat16)
             copies = WeightCopies(model, torch.bfloat16).copies
+            if beside is not None:
+                beside.place(torch.device("cpu"), torch.bfloat16)
         fake = pack.to("cpu")
         with LiveBytes() as live:
-            for tensor in (*model.parameters(), *copies):
+            for tensor in (*both.parameters(), *copies):
                 live.add(tensor)
             weights = live.now
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
                 total = loss(model(fake), fake)
+                with torch.no_grad():
+                    kept = None if beside is None else beside(fake)
             saved = live.now - weights
             torch.autograd.backward(total)
+            del kept  # what is compared with lives until the backward pass
             gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
     return ActivationMemory(saved, max(saved, live.peak - weights - gradients))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class RunCheckpoints:
         train: TrainConfig,
         optim: OptimConfig,
         config_yaml: str,
+        facts: Mapping[str, str] | None = None,
     ) -> None:
         """Open the checkpoints of `run_dir`; nothing is read yet.
 
@@ -55,9 +56,10 @@ class RunCheckpoints:
             train: when to save, and how many checkpoints to keep.
             optim: the optimizer, whose state is in the checkpoints.
             config_yaml: the resolved config, which goes into every checkpoint.
+            facts: what the objective holds besides the model, which no resume may change.
         """
         self.run_dir, self.world, self.console, self.train = run_dir, world, console, train
-        self.config_yaml = config_yaml
+        self.config_yaml, self._facts = config_yaml, dict(facts or {})
         self.store = CheckpointStore(
             run_dir.checkpoints, world, train.keep_last, train.keep_every, say=console.message
         )
@@ -95,6 +97,7 @@ class RunCheckpoints:
         Raises:
             RunError: the checkpoint, or `train.init_from`, is of another model.
         """
+        check_alike(self.world.gather(self._facts))
         found = self.store.newest_verified()
         if found is None:
             if self.train.init_from is not None:
@@ -104,6 +107,7 @@ class RunCheckpoints:
         require_entries(found, saved, "progress", "parameters", "world_size", "zero_stage")
         check_same_model(saved["parameters"], parameter_shapes(model), str(found))
         check_same_optimizer(saved.get("optimizer", "AdamW"), self._optimizer, str(found))
+        check_same_facts(saved.get("objective", {}), self._facts, str(found))
         load_frozen_weights(model, found, self.world)
         self._found = found, saved
 
@@ -175,6 +179,7 @@ class RunCheckpoints:
             "world_size": self.world.size,
             "zero_stage": self.train.lowest_stage,
             "optimizer": self._optimizer,
+            **({"objective": self._facts} if self._facts else {}),
             "average_updates": None if engine.average is None else engine.average.updates,
             "wandb_run_id": run_id.read_text().strip() if run_id.exists() else None,
             "code": self.code,
@@ -196,3 +201,25 @@ def check_same_optimizer(saved: str, wanted: str, checkpoint: str) -> None:
             f"{wanted}; continue with {saved}, or begin another run at these weights "
             "(train.init_from)"
         )
+
+
+def check_same_facts(saved: Mapping[str, str], wanted: Mapping[str, str], checkpoint: str) -> None:
+    """Raise RunError unless the digests of what the objective holds are those in a checkpoint."""
+    for field, digest in wanted.items():
+        if saved.get(field, digest) != digest:
+            raise RunError(
+                f"{field} is not what the run in {checkpoint} learned from: its weights have the "
+                f"digest {digest[:12]}, and those of before had {saved[field][:12]}. Give the "
+                "folder of before, or choose another run.dir"
+            )
+
+
+def check_alike(facts: Sequence[Mapping[str, str]]) -> None:
+    """Raise RunError unless all ranks hold the same."""
+    for rank, own in enumerate(facts):
+        for field, digest in own.items():
+            if facts[0].get(field) != digest:
+                raise RunError(
+                    f"{field} is another model on rank {rank} than on rank 0: give a folder on "
+                    "storage that every node sees"
+                )

@@ -161,7 +161,9 @@ class Trainer:
         self.watchdog = watchdog or Unwatched()
         config_yaml = OmegaConf.to_yaml(OmegaConf.create(dict(config)))
         self.requests = RequestFiles(run_dir if world.is_main else None)
-        self.checkpoints = RunCheckpoints(run_dir, world, console, train, optim, config_yaml)
+        self.checkpoints = RunCheckpoints(
+            run_dir, world, console, train, optim, config_yaml, objective.facts()
+        )
         self.checkpoints.prepare(model)
         self.engine = TrainEngine(model, objective, world, train, optim)
         self.progress = self.checkpoints.resume(self.engine)
@@ -314,7 +316,7 @@ class Trainer:
             lr=self.learning_rate,
         )
         if result.applied:
-            self.objective.finish_step(self.engine.module)
+            self.engine.follow_step()
         return result
 
     def _account(

@@ -158,6 +158,11 @@ class ZeroEngine:
         if self._copies is not None:
             self._copies.refresh()
 
+    def frozen_changed(self) -> None:
+        """Let the forward pass see frozen weights that were written to."""
+        if self._copies is not None:
+            self._copies.refresh()
+
     def save(self, keep: Callable[[str, object], None]) -> None:
         """Give `keep` the name and content of each file of this rank; it must not raise."""
         self._files.keep = keep

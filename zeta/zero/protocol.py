@@ -113,6 +113,10 @@ class ShardedEngine(Protocol):
         """Copy the owned ranges to the weights of the forward pass, after a write to the ranges."""
         ...
 
+    def frozen_changed(self) -> None:
+        """Let the forward pass see frozen weights that were written to, as a moving average is."""
+        ...
+
     def save(self, keep: Callable[[str, object], None]) -> None:
         """Give `keep` the name and content of each file of this rank, as `torch.save` takes it.
 

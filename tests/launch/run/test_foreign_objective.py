@@ -61,7 +61,8 @@ def test_an_objective_is_found_in_the_table_or_by_its_module(monkeypatch):
     [
         (
             "softmacks",
-            "kind is 'softmacks'; choose one of clip, lejepa, siglip, sigmoid, softmax",
+            "kind is 'softmacks'; choose one of clip, clip+distill, distill, lejepa, siglip, "
+            "siglip+distill, sigmoid, sigmoid+distill, softmax, softmax+distill",
         ),
         ("nowhere.at_all:Loss", "cannot be imported (No module named 'nowhere')"),
         ("tests.zeta.foreign_objective:Darkness", "cannot be imported"),
