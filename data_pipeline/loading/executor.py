@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.fetch import SampleReader
+from data_pipeline.loading.rand_augment import rand_augmented
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
 from data_pipeline.loading.targets import PackTargets
 from data_pipeline.plan.random_draws import hashes
@@ -234,4 +235,6 @@ def decode_views(
             flip=view.flip,
             snap=several,  # resizing is most of the work once decoding is shared
         )
+        if view.rand_augment is not None:
+            pixels = rand_augmented(pixels, view.rand_augment, view.rand_augment_key)
         yield pixels if view.colour is None else recoloured(pixels, view.colour, view.colour_key)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import ColourConfig, TextConfig
+from data_pipeline.config import ColourConfig, RandAugmentConfig, TextConfig
 from data_pipeline.loading.decode import WHOLE, Box
 from data_pipeline.plan.plan import PackPlan, Plan
 from data_pipeline.plan.random_draws import (
@@ -41,6 +41,10 @@ class ViewRecipe:
     colour: ColourConfig | None = None
     """Changes of colour that it may have; None: none."""
     colour_key: int = 0
+    """Key of their draws."""
+    rand_augment: RandAugmentConfig | None = None
+    """Changes drawn from fourteen; None: none."""
+    rand_augment_key: int = 0
     """Key of their draws."""
 
 
@@ -185,12 +189,15 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     boxes, flips = _augmentation(plan, pack)
     keep_keys = _keys(Draw.KEPT_PATCHES, plan, pack)
     local = pack.views >= plan.config.views
-    rules = [rule.augment.colour for rule in (plan.config, plan.config.local)]
-    colours = [colour if colour.changes_any else None for colour in rules]
-    colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else [0] * len(pack.views)
+    rules = [plan.config.augment, plan.config.local.augment]
+    colours = [rule.colour if rule.colour.changes_any else None for rule in rules]
+    drawn = [rule.rand_augment if rule.rand_augment.layers else None for rule in rules]
+    no_keys = [0] * len(pack.views)
+    colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else no_keys
+    drawn_keys = _keys(Draw.RAND_AUGMENT, plan, pack) if any(drawn) else no_keys
     images = zip(
         *(column.tolist() for column in (pack.rows, pack.columns, pack.keep, local)),
-        *(keep_keys, boxes, flips, colour_keys),
+        *(keep_keys, boxes, flips, colour_keys, drawn_keys),
         strict=True,
     )
     return tuple(
@@ -203,8 +210,10 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
             local=is_local,
             colour=colours[is_local],
             colour_key=colour_key,
+            rand_augment=drawn[is_local],
+            rand_augment_key=drawn_key,
         )
-        for rows, columns, keep, is_local, keep_key, box, flip, colour_key in images
+        for rows, columns, keep, is_local, keep_key, box, flip, colour_key, drawn_key in images
     )
 
 
