@@ -1,4 +1,4 @@
-"""The config of augmentation (`data.augment`), a part of that of the data pipeline."""
+"""The config of augmentation (`data.augment`, `data.mix`), a part of that of the data pipeline."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from zeta.config_field import check_range, check_whole
+
+_LOWEST_ALPHA, _HIGHEST_ALPHA = 0.01, 1000.0
 
 
 @dataclass
@@ -113,3 +115,41 @@ class LocalAugmentConfig(AugmentConfig):
     """Changes of colour."""
     rand_augment: LocalRandAugmentConfig = field(default_factory=LocalRandAugmentConfig)
     """Changes of colour and shape drawn at random."""
+
+
+@dataclass
+class MixConfig:
+    """Mixing of each training image with the next one of its pack, and of their classes (softmax,
+    sigmoid); see `data_pipeline.loading.mix`.
+
+    Evaluation mixes nothing.
+    """
+
+    place: ClassVar[str] = "data.mix"
+    mixup_alpha: float = 0.0
+    """Mixup: blend two images; their shares are drawn from Beta(alpha, alpha). 0: none; 0.2 to 0.8
+    are usual."""
+    cutmix_alpha: float = 0.0
+    """CutMix: paste a box of the other image; the share of its area is drawn from Beta(alpha,
+    alpha). 0: none; 1 is usual. The classes have the shares of their pixels in the kept patches."""
+    probability: float = 1.0
+    """Probability that an image is mixed."""
+    switch_probability: float = 0.5
+    """Probability of CutMix in the place of mixup where both have an alpha."""
+
+    def __post_init__(self) -> None:
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            alpha = getattr(self, name)
+            check_range(f"{self.place}.{name}", alpha, 0, _HIGHEST_ALPHA)
+            if 0 < alpha < _LOWEST_ALPHA:
+                raise ValueError(
+                    f"{self.place}.{name} is {alpha:g}, by which an image is shown alone or not at "
+                    f"all, and never mixed: set at least {_LOWEST_ALPHA:g}, or 0 for no mixing"
+                )
+        for name in ("probability", "switch_probability"):
+            check_range(f"{self.place}.{name}", getattr(self, name), 0, 1)
+
+    @property
+    def mixes_any(self) -> bool:
+        """Whether any image may be mixed."""
+        return max(self.mixup_alpha, self.cutmix_alpha) > 0 and self.probability > 0

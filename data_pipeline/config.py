@@ -10,6 +10,7 @@ from data_pipeline.augmentation import AugmentConfig as AugmentConfig
 from data_pipeline.augmentation import ColourConfig as ColourConfig
 from data_pipeline.augmentation import LocalAugmentConfig as LocalAugmentConfig
 from data_pipeline.augmentation import LocalColourConfig as LocalColourConfig
+from data_pipeline.augmentation import MixConfig as MixConfig
 from data_pipeline.augmentation import RandAugmentConfig as RandAugmentConfig
 from zeta.config_field import AUTO, check_auto_or_whole, check_choice, check_range, free
 
@@ -218,7 +219,9 @@ class DataConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     """Dropping of patches."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Crops and mirroring."""
+    """Crops, mirroring and other changes."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixing of images with others."""
     views: int = 1
     """Number of views of each image, all in one pack: it is read and decoded once, and each view
     has its own size, crop, flip and dropped patches. Evaluation uses one."""

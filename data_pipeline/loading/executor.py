@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.fetch import SampleReader
+from data_pipeline.loading.mix import mix_rows, own_share
 from data_pipeline.loading.rand_augment import rand_augmented
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, ViewRecipe
 from data_pipeline.loading.targets import PackTargets
@@ -100,7 +101,8 @@ class Executor:
 
         An image that cannot be decoded, or whose bytes are not those that were indexed, keeps the
         rows of all its views, as zeros of weight 0, and is listed once in `rejected`. Its
-        neighbours in the pack, and all other packs, do not change.
+        neighbours in the pack, and all other packs, do not change, but for an image that would have
+        been mixed with it (`data.mix`): it is shown alone.
 
         Raises:
             OSError: a shard cannot be read (the error names shard and byte).
@@ -130,6 +132,7 @@ def _execute(
     keys: list[str] = []
     view_of = None if recipe.views == 1 else np.full(limit, -1, dtype=np.int64)
     local = np.zeros(limit, dtype=np.bool_) if recipe.has_local else None
+    to_mix = _ToMix(recipe) if recipe.mixes else None
     index = row = 0
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
@@ -159,16 +162,23 @@ def _execute(
                 places, decode_views(sample.image, image, side, recipe.fit), strict=True
             ):
                 times.decode += time.perf_counter() - before
-                _copy_patches(patches, place, patch_lines(pixels, side))
+                if to_mix is None:
+                    _copy_patches(patches, place, patch_lines(pixels, side))
+                else:
+                    to_mix.keep(place, pixels)
                 before = time.perf_counter()
             for number in range(first, index):
                 targets.put(number, target)
             weights[first:index] = 1
         except (SampleError, ImageError) as error:
             patches[first_row:row] = 0
+            if to_mix is not None:
+                to_mix.leave_out(first, index)
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths[limit] = budget - row
     patches[row:] = 0
+    if to_mix is not None:
+        to_mix.write(patches)
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
         coords=torch.from_numpy(coords),
@@ -182,6 +192,7 @@ def _execute(
         view_of=None if view_of is None else torch.from_numpy(view_of),
         local_views=None if local is None else torch.from_numpy(local),
         **targets.fields(),
+        **({} if to_mix is None else to_mix.fields()),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
@@ -195,6 +206,48 @@ class _Place(NamedTuple):
     rows: slice
     y: NDArray[np.int64]
     x: NDArray[np.int64]
+
+
+class _ToMix:
+    """The images of a pack until all are there, since each may show a part of the next one."""
+
+    def __init__(self, recipe: PackRecipe) -> None:
+        self._recipe = recipe
+        self._kept: list[tuple[_Place, NDArray[np.uint8]] | None] = []
+        self._with = np.full(recipe.max_images, -1, dtype=np.int64)
+        self._shares = np.ones(recipe.max_images, dtype=np.float32)
+
+    def keep(self, place: _Place, pixels: NDArray[np.uint8]) -> None:
+        """Keep the image of the next row, and where its patches go."""
+        self._kept.append((place, pixels))
+
+    def leave_out(self, first: int, end: int) -> None:
+        """Keep nothing of an image that cannot be used, whose rows are `first` to `end`."""
+        self._kept[first:] = [None] * (end - first)
+
+    def write(self, patches: NDArray[np.uint8]) -> None:
+        """Mix the images, and write their patches."""
+        side = self._recipe.patch_size
+        mixes = [view.mix for image in self._recipe.images for view in image.views]
+        pictures = [None if kept is None else kept[1] for kept in self._kept]
+        shown = mix_rows(pictures, mixes, self._recipe.views)
+        for row, (pixels, partner) in enumerate(shown):
+            kept, mix = self._kept[row], mixes[row]
+            if kept is None or pixels is None:
+                continue
+            place, _ = kept
+            _copy_patches(patches, place, patch_lines(pixels, side))
+            if partner >= 0 and mix is not None:
+                size = (pixels.shape[0], pixels.shape[1])
+                self._with[row] = partner
+                self._shares[row] = own_share(mix, size, place.y, place.x, side)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `PackedBatch` that say what was mixed."""
+        return {
+            "mixed_with": torch.from_numpy(self._with),
+            "own_shares": torch.from_numpy(self._shares),
+        }
 
 
 def _copy_patches(patches: NDArray[np.uint8], place: _Place, lines: NDArray[np.void]) -> None:

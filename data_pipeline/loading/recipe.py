@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.config import ColourConfig, RandAugmentConfig, TextConfig
 from data_pipeline.loading.decode import WHOLE, Box
+from data_pipeline.loading.mix import Mix, draw_mixes
 from data_pipeline.plan.plan import PackPlan, Plan
 from data_pipeline.plan.random_draws import (
     Draw,
@@ -46,6 +47,8 @@ class ViewRecipe:
     """Changes drawn from fourteen; None: none."""
     rand_augment_key: int = 0
     """Key of their draws."""
+    mix: Mix | None = None
+    """How it is mixed with the same view of the next image of the pack; None: not at all."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class PackRecipe:
     """Most labels of an image, if images have lists of labels."""
     text: TextConfig | None = None
     """Tokens of captions, if they are needed."""
+    mixes: bool = False
+    """Whether images of the run may be mixed."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,7 @@ def pack_recipe(
         epoch=epoch,
         max_labels=config.max_labels,
         text=config.text if config.require_captions else None,
+        mixes=config.mix.mixes_any,
     )
 
 
@@ -195,9 +201,12 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     no_keys = [0] * len(pack.views)
     colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else no_keys
     drawn_keys = _keys(Draw.RAND_AUGMENT, plan, pack) if any(drawn) else no_keys
+    mixes: list[Mix | None] = [None] * len(pack.views)
+    if plan.config.mix.mixes_any:
+        mixes = draw_mixes(plan.config.mix, np.array(_keys(Draw.MIX, plan, pack), np.uint64))
     images = zip(
         *(column.tolist() for column in (pack.rows, pack.columns, pack.keep, local)),
-        *(keep_keys, boxes, flips, colour_keys, drawn_keys),
+        *(keep_keys, boxes, flips, colour_keys, drawn_keys, mixes),
         strict=True,
     )
     return tuple(
@@ -212,8 +221,9 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
             colour_key=colour_key,
             rand_augment=drawn[is_local],
             rand_augment_key=drawn_key,
+            mix=mix,
         )
-        for rows, columns, keep, is_local, keep_key, box, flip, colour_key, drawn_key in images
+        for rows, columns, keep, is_local, keep_key, box, flip, colour_key, drawn_key, mix in images
     )
 
 
