@@ -37,10 +37,9 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         for kind in ("adamw", "muon")
     },
     "augmentation": {
-        name: ("train.dtype=fp32", *(_FLIPS if name != "none" else ()), *settings)
+        name: ("train.dtype=fp32", *_FLIPS, *settings)
         for name, settings in {
             "flip, crop": (),
-            "none": (),
             "RandAugment": _RAND,
             "mixup": ("data.mix.mixup_alpha=0.2",),
             "CutMix": ("data.mix.cutmix_alpha=1",),
