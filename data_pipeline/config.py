@@ -6,6 +6,12 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from data_pipeline.augmentation import AugmentConfig as AugmentConfig
+from data_pipeline.augmentation import ColourConfig as ColourConfig
+from data_pipeline.augmentation import LocalAugmentConfig as LocalAugmentConfig
+from data_pipeline.augmentation import LocalColourConfig as LocalColourConfig
+from data_pipeline.augmentation import MixConfig as MixConfig
+from data_pipeline.augmentation import RandAugmentConfig as RandAugmentConfig
 from zeta.config_field import AUTO, check_auto_or_whole, check_choice, check_range, free
 
 
@@ -121,71 +127,6 @@ class DropConfig:
             )
 
 
-@dataclass
-class ColourConfig:
-    """Changes of colour of a training image; see `data_pipeline.loading.colour`.
-
-    Each is made with a probability of its own; 0 leaves it out.
-    """
-
-    place: ClassVar[str] = "data.augment.colour"
-    jitter: float = 0.0
-    """Probability that brightness, contrast, saturation and hue change."""
-    brightness: float = 0.4
-    """Largest change of brightness: the factor is drawn from 1 - this to 1 + this."""
-    contrast: float = 0.4
-    """Largest change of contrast."""
-    saturation: float = 0.2
-    """Largest change of saturation."""
-    hue: float = 0.1
-    """Largest turn of the hue, as a share of the whole circle."""
-    grey: float = 0.0
-    """Probability of grey instead of colours."""
-    blur: float = 0.0
-    """Probability of a Gaussian blur, of 0.1 to 2 pixels at a size of 224 x 224."""
-    solarise: float = 0.0
-    """Probability that all values from 128 on are inverted."""
-
-    def __post_init__(self) -> None:
-        for name in ("jitter", "grey", "blur", "solarise", "brightness", "contrast", "saturation"):
-            check_range(f"{self.place}.{name}", getattr(self, name), 0, 1)
-        check_range(f"{self.place}.hue", self.hue, 0, 0.5)
-
-    @property
-    def changes_any(self) -> bool:
-        """Whether any image may change."""
-        return max(self.jitter, self.grey, self.blur, self.solarise) > 0
-
-
-@dataclass
-class AugmentConfig:
-    """Augmentation of training images besides their size; evaluation uses none."""
-
-    place: ClassVar[str] = "data.augment"
-    flip: bool = False
-    """Mirror each image left to right with probability 1/2."""
-    crop_min_area: float = 1.0
-    """Smallest share of the area kept by a random crop ("random resized crop") of the image's own
-    aspect ratio: the share is drawn between this and `crop_max_area`, the place at random. 1 crops
-    nothing."""
-    crop_max_area: float = 1.0
-    """Largest share of the area kept by a random crop."""
-    colour: ColourConfig = field(default_factory=ColourConfig)
-    """Changes of colour."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_min_area <= 1:
-            raise ValueError(
-                f"{self.place}.crop_min_area is {self.crop_min_area:g}; it must be above 0 and "
-                "at most 1"
-            )
-        if not self.crop_min_area <= self.crop_max_area <= 1:
-            raise ValueError(
-                f"{self.place}.crop_max_area is {self.crop_max_area:g}; it must be at least "
-                f"{self.place}.crop_min_area = {self.crop_min_area:g} and at most 1"
-            )
-
-
 class LocalResolutionConfig(ResolutionConfig):
     """The sizes of local views."""
 
@@ -205,21 +146,6 @@ class LocalDropConfig(DropConfig):
     place: ClassVar[str] = "data.local.drop"
     schedule: LocalDropScheduleConfig = field(default_factory=LocalDropScheduleConfig)
     """Schedule that moves `rate` over the run."""
-
-
-class LocalColourConfig(ColourConfig):
-    """The changes of colour of local views."""
-
-    place: ClassVar[str] = "data.local.augment.colour"
-
-
-@dataclass
-class LocalAugmentConfig(AugmentConfig):
-    """The augmentation of local views."""
-
-    place: ClassVar[str] = "data.local.augment"
-    colour: LocalColourConfig = field(default_factory=LocalColourConfig)
-    """Changes of colour."""
 
 
 @dataclass
@@ -297,7 +223,9 @@ class DataConfig:
     drop: DropConfig = field(default_factory=DropConfig)
     """Dropping of patches."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Crops and mirroring."""
+    """Crops, mirroring and other changes."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Mixing of images with others."""
     views: int = 1
     """Number of views of each image, all in one pack: it is read and decoded once, and each view
     has its own size, crop, flip and dropped patches. Evaluation uses one."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -73,6 +75,14 @@ def positive_int(text: str) -> int:
 def non_negative_int(text: str) -> int:
     """Read an argument that must be a whole number of at least 0."""
     return _whole_number(text, 0)
+
+
+def positive_number(text: str) -> float:
+    """Read an argument that must be a number above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < (number := float(text)) < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
 
 def _whole_number(text: str, least: int) -> int:

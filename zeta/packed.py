@@ -88,6 +88,12 @@ class PackedBatch:
     the rows with the same number. None: every row is an image of its own."""
     local_views: Tensor | None = None
     """[I] bool: the row is a local view of its image (`data.local`); None: no image has any."""
+    mixed_with: Tensor | None = None
+    """[I] int64 row of the image that is mixed into each one, of weight 1 as well; -1: none. None:
+    no image of the run is mixed (`data.mix`)."""
+    own_shares: Tensor | None = None
+    """[I] float32 weight of an image's own class; the other image's has the rest. 1 where no image
+    is mixed into it."""
     draw_seeds: Tensor | None = None
     """[I] int32 seed of each image's dropout and stochastic depth, see `zeta.models.dropout`; None:
     from torch's global generator."""
@@ -192,8 +198,10 @@ def join_packs(packs: Sequence[PackedBatch], device: torch.device | str) -> Pack
         lengths=lengths,
         prefix_tokens=first.prefix_tokens,
         label_sets=None if first.label_sets is None else stacked("label_sets"),
-        view_of=None if first.view_of is None else moved(_joined_views(packs)),
+        view_of=None if first.view_of is None else moved(_joined_rows(packs, "view_of")),
         local_views=None if first.local_views is None else stacked("local_views"),
+        mixed_with=None if first.mixed_with is None else moved(_joined_rows(packs, "mixed_with")),
+        own_shares=None if first.own_shares is None else stacked("own_shares"),
         draw_seeds=None if first.draw_seeds is None else stacked("draw_seeds"),
         host_seeds=tuple(seed for pack in packs for seed in pack.host_seeds),
         host_grids=tuple(grid for pack in packs for grid in pack.host_grids),
@@ -228,13 +236,14 @@ def _joined_lengths(lengths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return (*images, sum(each[-1] for each in lengths))
 
 
-def _joined_views(packs: Sequence[PackedBatch]) -> Tensor:
-    """Return `view_of` of packs whose rows follow one another."""
+def _joined_rows(packs: Sequence[PackedBatch], name: str) -> Tensor:
+    """Return a field that holds numbers of rows, of packs whose rows follow one another."""
     parts, row = list[Tensor](), 0
     for pack in packs:
-        assert pack.view_of is not None, "all packs of a run have views, or none has"
-        parts.append(torch.where(pack.view_of < 0, pack.view_of, pack.view_of + row))
-        row += len(pack.view_of)
+        rows = getattr(pack, name)
+        assert rows is not None, "all packs of a run have the field, or none has"
+        parts.append(torch.where(rows < 0, rows, rows + row))
+        row += len(rows)
     return torch.cat(parts)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from data_pipeline.config import ColourConfig
+from data_pipeline.augmentation import ColourConfig
 from data_pipeline.plan.random_draws import uniforms
 
 _DRAWS = 9

@@ -20,6 +20,8 @@ from data_pipeline.loading.decode import ImageError, decode, patch_lines
 from data_pipeline.loading.dropped import DroppedPatches
 from data_pipeline.loading.fetch import SampleReader
 from data_pipeline.loading.layout import Place, pack_layout
+from data_pipeline.loading.mix import mix_rows, own_share
+from data_pipeline.loading.rand_augment import rand_augmented
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
 from data_pipeline.loading.targets import PackTargets
 from data_pipeline.shards.sample import SampleError
@@ -101,7 +103,8 @@ class Executor:
 
         An image that cannot be decoded, or whose bytes are not those that were indexed, keeps the
         rows of all its views, as zeros of weight 0, and is listed once in `rejected`. Its
-        neighbours in the pack, and all other packs, do not change.
+        neighbours in the pack, and all other packs, do not change, but for an image that would have
+        been mixed with it (`data.mix`): it is shown alone.
 
         Raises:
             OSError: a shard cannot be read (the error names shard and byte).
@@ -127,6 +130,7 @@ def _execute(
     rejected: list[Rejected] = []
     keys: list[str] = []
     dropped = DroppedPatches(recipe, layout.places) if recipe.drop_keep else None
+    to_mix = _ToMix(recipe) if recipe.mixes else None
     samples = reader.read(recipe.images)
     for image, (sample, waited) in zip(recipe.images, samples, strict=True):
         times.read += waited
@@ -144,10 +148,10 @@ def _execute(
             ):
                 times.decode += time.perf_counter() - before
                 patches[place.rows.start - prefix : place.rows.start] = 0
-                lines = patch_lines(pixels, side)
-                _copy_patches(patches, place, lines)
-                if dropped is not None:
-                    dropped.fill(number, lines)
+                if to_mix is None:
+                    _write(number, place, patch_lines(pixels, side), patches, dropped)
+                else:
+                    to_mix.keep(place, pixels)
                 before = time.perf_counter()
             for number in range(first, index):
                 targets.put(number, target)
@@ -156,9 +160,13 @@ def _execute(
             patches[places[0].rows.start - prefix : places[-1].rows.stop] = 0
             if dropped is not None:
                 dropped.clear(first, index)
+            if to_mix is not None:
+                to_mix.leave_out(first, index)
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths = layout.lengths
     patches[recipe.token_budget - int(lengths[limit]) :] = 0
+    if to_mix is not None:
+        to_mix.write(patches, dropped)
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
         coords=torch.from_numpy(layout.coords),
@@ -174,11 +182,67 @@ def _execute(
         host_grids=tuple((h, w) for h, w in layout.grids.tolist()),
         **targets.fields(),
         **({} if dropped is None else dropped.fields()),
+        **({} if to_mix is None else to_mix.fields()),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
     times.process, times.cpu_at = os.getpid(), time.process_time()
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
+
+
+class _ToMix:
+    """The images of a pack until all are there, since each may show a part of the next one."""
+
+    def __init__(self, recipe: PackRecipe) -> None:
+        self._recipe = recipe
+        self._kept: list[tuple[Place, NDArray[np.uint8]] | None] = []
+        self._with = np.full(recipe.max_images, -1, dtype=np.int64)
+        self._shares = np.ones(recipe.max_images, dtype=np.float32)
+
+    def keep(self, place: Place, pixels: NDArray[np.uint8]) -> None:
+        """Keep the image of the next row, and where its patches go."""
+        self._kept.append((place, pixels))
+
+    def leave_out(self, first: int, end: int) -> None:
+        """Keep nothing of an image that cannot be used, whose rows are `first` to `end`."""
+        self._kept[first:] = [None] * (end - first)
+
+    def write(self, patches: NDArray[np.uint8], dropped: DroppedPatches | None) -> None:
+        """Mix the images, and write their patches."""
+        side = self._recipe.patch_size
+        mixes = [view.mix for image in self._recipe.images for view in image.views]
+        pictures = [None if kept is None else kept[1] for kept in self._kept]
+        shown = mix_rows(pictures, mixes, self._recipe.views)
+        for row, (pixels, partner) in enumerate(shown):
+            kept, mix = self._kept[row], mixes[row]
+            if kept is None or pixels is None:
+                continue
+            place, _ = kept
+            _write(row, place, patch_lines(pixels, side), patches, dropped)
+            if partner >= 0 and mix is not None:
+                size = (pixels.shape[0], pixels.shape[1])
+                self._with[row] = partner
+                self._shares[row] = own_share(mix, size, place.y, place.x, side)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `PackedBatch` that say what was mixed."""
+        return {
+            "mixed_with": torch.from_numpy(self._with),
+            "own_shares": torch.from_numpy(self._shares),
+        }
+
+
+def _write(
+    number: int,
+    place: Place,
+    lines: NDArray[np.void],
+    patches: NDArray[np.uint8],
+    dropped: DroppedPatches | None,
+) -> None:
+    """Write the kept patches of a view, and its dropped ones where they are wanted."""
+    _copy_patches(patches, place, lines)
+    if dropped is not None:
+        dropped.fill(number, lines)
 
 
 def _copy_patches(patches: NDArray[np.uint8], place: Place, lines: NDArray[np.void]) -> None:
@@ -210,4 +274,6 @@ def decode_views(
             flip=view.flip,
             snap=several,  # resizing is most of the work once decoding is shared
         )
+        if view.rand_augment is not None:
+            pixels = rand_augmented(pixels, view.rand_augment, view.rand_augment_key)
         yield pixels if view.colour is None else recoloured(pixels, view.colour, view.colour_key)

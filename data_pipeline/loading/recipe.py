@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.config import ColourConfig, TextConfig
+from data_pipeline.config import ColourConfig, RandAugmentConfig, TextConfig
 from data_pipeline.loading.decode import WHOLE, Box
+from data_pipeline.loading.mix import Mix, draw_mixes
 from data_pipeline.plan.plan import PackPlan, Plan
 from data_pipeline.plan.random_draws import (
     Draw,
@@ -42,6 +43,12 @@ class ViewRecipe:
     """Changes of colour that it may have; None: none."""
     colour_key: int = 0
     """Key of their draws."""
+    rand_augment: RandAugmentConfig | None = None
+    """Changes drawn from fourteen; None: none."""
+    rand_augment_key: int = 0
+    """Key of their draws."""
+    mix: Mix | None = None
+    """How it is mixed with the same view of the next image of the pack; None: not at all."""
     drop_keep: bool = False
     """Return its dropped patches too."""
 
@@ -99,6 +106,8 @@ class PackRecipe:
     """Tokens of captions, if they are needed."""
     drop_keep: bool = False
     """Whether dropped patches are returned, of some views or all."""
+    mixes: bool = False
+    """Whether images of the run may be mixed."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,7 @@ def pack_recipe(
         max_labels=config.max_labels,
         text=config.text if config.require_captions else None,
         drop_keep=config.drop.keep or config.local.drop.keep,
+        mixes=config.mix.mixes_any,
     )
 
 
@@ -195,13 +205,19 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
     boxes, flips = _augmentation(plan, pack)
     keep_keys = _keys(Draw.KEPT_PATCHES, plan, pack)
     local = pack.views >= plan.config.views
-    rules = [rule.augment.colour for rule in (plan.config, plan.config.local)]
-    colours = [colour if colour.changes_any else None for colour in rules]
+    rules = [plan.config.augment, plan.config.local.augment]
+    colours = [rule.colour if rule.colour.changes_any else None for rule in rules]
+    drawn = [rule.rand_augment if rule.rand_augment.layers else None for rule in rules]
+    no_keys = [0] * len(pack.views)
+    colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else no_keys
+    drawn_keys = _keys(Draw.RAND_AUGMENT, plan, pack) if any(drawn) else no_keys
+    mixes: list[Mix | None] = [None] * len(pack.views)
+    if plan.config.mix.mixes_any:
+        mixes = draw_mixes(plan.config.mix, np.array(_keys(Draw.MIX, plan, pack), np.uint64))
     drop_keep = [rule.drop.keep for rule in (plan.config, plan.config.local)]
-    colour_keys = _keys(Draw.COLOUR, plan, pack) if any(colours) else [0] * len(pack.views)
     images = zip(
         *(column.tolist() for column in (pack.rows, pack.columns, pack.keep, local)),
-        *(keep_keys, boxes, flips, colour_keys),
+        *(keep_keys, boxes, flips, colour_keys, drawn_keys, mixes),
         strict=True,
     )
     return tuple(
@@ -215,8 +231,11 @@ def _view_recipes(plan: Plan, pack: PackPlan) -> tuple[ViewRecipe, ...]:
             colour=colours[is_local],
             colour_key=colour_key,
             drop_keep=drop_keep[is_local],
+            rand_augment=drawn[is_local],
+            rand_augment_key=drawn_key,
+            mix=mix,
         )
-        for rows, columns, keep, is_local, keep_key, box, flip, colour_key in images
+        for rows, columns, keep, is_local, keep_key, box, flip, colour_key, drawn_key, mix in images
     )
 
 

@@ -34,6 +34,8 @@ class Draw(IntEnum):
     FLIP = 9
     COLOUR = 10
     SUBSET = 11
+    RAND_AUGMENT = 12
+    MIX = 13
 
 
 def mix64(values: UInt64s) -> UInt64s:

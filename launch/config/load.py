@@ -52,6 +52,8 @@ from zeta.train.schedule import RAMPS, build_schedule, ramp_length
 
 FREE_SECTIONS = ("run.", "tracker.", "cluster.")
 _CLUSTER = "cluster="
+_UNKNOWN_END = 1 << 60
+"""Stand-in for the length of a run by epochs, above any number of steps, images or tokens."""
 _RAMP_KEYS = {f"optim.{ramp}_{unit}" for ramp in RAMPS for unit in (*UNITS, "share")}
 Setting: TypeAlias = tuple[str, str, Any]
 """Triple of source (for messages), dotted key and value."""
@@ -207,7 +209,7 @@ def _same_ramps(before: dict[str, Any], new: ZetaConfig) -> bool:
     old = SimpleNamespace(
         **{key.removeprefix(prefix): v for key, v in before.items() if key.startswith(prefix)}
     )
-    end = getattr(new.train, f"max_{optim.schedule_by}")
+    end = getattr(new.train, f"max_{optim.schedule_by}") or _UNKNOWN_END
     return old.schedule_by == optim.schedule_by and all(
         ramp_length(old, ramp, end) == ramp_length(optim, ramp, end) for ramp in RAMPS
     )
@@ -313,7 +315,8 @@ def _check_sections_together(config: ZetaConfig) -> None:
     """Raise ValueError if values of several sections or fields contradict each other."""
     if config.data.shards is None:
         raise ValueError("data.shards is not set; give the shards, as in data.shards=my/shards")
-    build_schedule(config.optim, config.train)  # raises if they do not fit
+    # Raises if they do not fit. The steps of a run by epochs are known with its shards.
+    build_schedule(config.optim, config.train, _UNKNOWN_END)
     watchdog = config.train.watchdog
     if config.data.read_deadline_s >= watchdog.limit("data"):
         raise ValueError(

@@ -61,6 +61,12 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
         )
     if declared.whole_images:
         _check_whole_images(config)
+    if config.data.mix.mixes_any and not declared.learns_mixed:
+        raise ValueError(
+            f"data.mix mixes images and their classes, but objective.kind {config.objective.kind} "
+            "does not learn from mixed ones: set data.mix.mixup_alpha=0 and "
+            "data.mix.cutmix_alpha=0, or objective.kind=softmax or sigmoid"
+        )
     targets = declared.targets
     if targets == "caption":
         return _with_captions(config, manifest)

@@ -110,6 +110,7 @@ def _copied(sources: Sequence[str], folder: Path, *, labels: bool, workers: int)
     """Write the images as shards into `folder`, in their order."""
     groups = [source for source in sources if not _is_image(source)]
     alone = [source for source in sources if _is_image(source)]
+    as_given = {str(Path(source).absolute()): source for source in alone}
     roots: dict[str, str | None] = dict.fromkeys(groups)
     if alone:
         table = folder / "files.jsonl"
@@ -122,10 +123,11 @@ def _copied(sources: Sequence[str], folder: Path, *, labels: bool, workers: int)
     for number, (source, root) in enumerate(roots.items()):
         copied = folder / f"{number:04d}"
         opened = open_source(source, labels=labels, root=root)
-        files += [
+        found = (
             next((part.path for part in sample.members.values() if isinstance(part, FilePart)), "")
             for sample in opened.samples
-        ]
+        )
+        files += [as_given.get(path, path) for path in found]
         try:
             build_shards(
                 source, copied, seed=None, labels=labels, root=root, workers=workers, progress=True

@@ -31,13 +31,15 @@ def small_images(manifest: Manifest, patch_size: int) -> str | None:
             smallest = min(smallest or found, found, key=lambda size: size[0] * size[1])
     if smallest is None:
         return None
-    size = f"the smallest {smallest[1]} x {smallest[0]}"
+    size = f"{'the smallest ' if small > 1 else ''}{smallest[1]} x {smallest[0]}"
     if small == usable:
+        which = f"all {usable:,} images have" if usable > 1 else "the only image has"
         raise ValueError(
-            f"all {usable:,} images have a side shorter than a patch of {patch_size} pixels "
+            f"{which} a side shorter than a patch of {patch_size} pixels "
             f"({size}): give larger images, or a model of smaller patches"
         )
+    have = "have" if small > 1 else "has"
     return (
-        f"{small:,} of {usable:,} images have a side shorter than a patch of {patch_size} pixels "
+        f"{small:,} of {usable:,} images {have} a side shorter than a patch of {patch_size} pixels "
         f"({size}): that side is enlarged to one patch"
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.loading.executor import Executor, decode_views
 from data_pipeline.loading.fetch import read_image
+from data_pipeline.loading.mix import mix_rows
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe, pack_recipe
 from data_pipeline.loading.tokenizer import open_tokenizer
 from data_pipeline.plan.plan import Plan
@@ -61,7 +62,7 @@ def first_pack_picture(plan: Plan, lane: int) -> PackPicture:
     batch = Executor(class_names, deadline_s).execute(recipe).batch
     return PackPicture.from_batch(
         batch,
-        [pixels for image in recipe.images for pixels in _whole_images(image, recipe, deadline_s)],
+        _shown_images(recipe, deadline_s),
         titles(
             batch,
             recipe.views * len(recipe.images),
@@ -74,7 +75,10 @@ def first_pack_picture(plan: Plan, lane: int) -> PackPicture:
 def titles(
     batch: PackedBatch, images: int, class_names: Sequence[str] | None, tokenizer: str
 ) -> list[str]:
-    """Return the captions or class names of the first `images` images of a pack."""
+    """Return the captions or class names of the first `images` images of a pack.
+
+    An image mixed of two has both classes, the larger share first, as in "cat 60%, dog".
+    """
     if batch.text_ids is not None:
         captions = torch.split(batch.text_ids, list(batch.text_lengths))[:images]
         return [open_tokenizer(tokenizer).decode(ids.tolist()) for ids in captions]
@@ -83,22 +87,43 @@ def titles(
     def name(label: int) -> str:
         return str(label) if class_names is None else class_names[label]
 
+    names = [", ".join(name(label) for label in row if label >= 0) or "-" for row in rows.tolist()]
+    if batch.mixed_with is None or batch.own_shares is None:
+        return names[:images]
+    mixes = zip(names, batch.mixed_with.tolist(), batch.own_shares.tolist(), strict=True)
+    return [_mixed_title(own, names, *mix) for own, *mix in mixes][:images]
+
+
+def _mixed_title(own: str, names: Sequence[str], partner: int, share: float) -> str:
+    if partner < 0:
+        return own
+    first, second = (own, names[partner]) if share >= 0.5 else (names[partner], own)
+    return f"{first} {max(share, 1 - share):.0%}, {second}"
+
+
+def _shown_images(recipe: PackRecipe, deadline_s: float) -> list[NDArray[np.uint8]]:
+    """Return [rows * p, columns * p, 3] pixels of each view of a pack, dropped patches included.
+
+    They are grey if an image cannot be decoded.
+    """
+    views = [view for image in recipe.images for view in image.views]
+    decoded = [
+        pixels for image in recipe.images for pixels in _whole_images(image, recipe, deadline_s)
+    ]
+    shown = mix_rows(decoded, [view.mix for view in views], recipe.views)
+    grey = np.full((recipe.patch_size, recipe.patch_size, 3), 127, dtype=np.uint8)
     return [
-        ", ".join(name(label) for label in row if label >= 0) or "-"
-        for row in rows[:images].tolist()
+        np.tile(grey, (*view.grid, 1)) if pixels is None else pixels
+        for view, (pixels, _) in zip(views, shown, strict=True)
     ]
 
 
 def _whole_images(
     image: ImageRecipe, recipe: PackRecipe, deadline_s: float
-) -> list[NDArray[np.uint8]]:
-    """Return [rows * p, columns * p, 3] pixels of each view, dropped patches included.
-
-    They are grey if the image cannot be decoded.
-    """
+) -> list[NDArray[np.uint8] | None]:
+    """Return the pixels of each view before mixing, None if the image cannot be decoded."""
     sample = read_image(image, deadline_s)
     try:
         return list(decode_views(sample.image, image, recipe.patch_size, recipe.fit))
     except (SampleError, ImageError):
-        sides = np.array([view.grid for view in image.views]) * recipe.patch_size
-        return [np.full((*side, 3), 127, dtype=np.uint8) for side in sides.tolist()]
+        return [None] * len(image.views)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from data_pipeline.loading.loader import check_state
+from data_pipeline.plan.length import planned_length
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import ALL_SHARDS, Manifest, Share
 from data_pipeline.shards.weighted import open_shards
@@ -45,6 +46,7 @@ from zeta.train.execution import packs_per_forward
 from zeta.train.init_sources import check_initial_weights
 from zeta.train.optim import check_optimizer
 from zeta.train.probing.encoder import encoder_of
+from zeta.train.schedule import build_schedule, ends_by_epochs
 
 _ENDS = ("max_steps", "max_images", "max_tokens", "max_epochs")
 
@@ -64,6 +66,9 @@ class CheckedRun:
     """Labelled images to probe the encoder on; None: no probe."""
     saved: dict[str, Any] | None
     """trainer.json of the newest checkpoint, not verified yet; None: no checkpoint."""
+    planned_end: int | None = None
+    """Length of a run that ends with its data, in units of `optim.schedule_by`; None: another limit
+    says where the schedule ends."""
 
     @property
     def already_finished(self) -> str | None:
@@ -111,7 +116,11 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     if probe is not None:
         encoder_of(abstract_model(config), probe.encoder)
     saved = _check_checkpoint(run_dir, config, plan)
-    checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved)
+    planned_end = None
+    if ends_by_epochs(config.optim, config.train):
+        planned_end = planned_length(plan, config.optim.schedule_by)
+        build_schedule(config.optim, config.train, planned_end)  # raises if the ramps are too long
+    checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved, planned_end)
     if checked.already_finished is None and run_dir.stop_request.exists():
         raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to continue")
     return checked

@@ -15,7 +15,8 @@ from torch import nn
 from launch.config.load import ZetaConfig, to_yaml
 from launch.run.checks import CheckedRun, check_start
 from launch.run.execution import RunMemory, costliest_pack, run_memory
-from launch.run.pace import RunLength, forecast, pace_rows, run_length
+from launch.run.length import RunLength
+from launch.run.pace import forecast, pace_rows, run_length
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo
 from zeta.objectives import build_for_objective, build_objective

@@ -20,6 +20,7 @@ from data_pipeline.config import (
     DecodeConfig,
     DropConfig,
     LocalViewsConfig,
+    MixConfig,
     ResolutionConfig,
     warn,
 )
@@ -164,6 +165,7 @@ def held_out_plan(
         resolution=view.resolution,
         drop=DropConfig(kind="none"),
         augment=AugmentConfig(),
+        mix=MixConfig(),
         views=1,
         local=LocalViewsConfig(),
         decode=DecodeConfig(scaled=False),

@@ -6,13 +6,13 @@ import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 
-from data_pipeline.plan.summary import PlanSummary, summarise
+from data_pipeline.plan.summary import summarise
 from data_pipeline.supply import Supply, measure_supply
 from launch.report.logged_run import read_run
 from launch.run.checks import CheckedRun, abstract_model
+from launch.run.length import RunLength, duration, length_by_plan
 from launch.run.workers import loader_workers
 from zeta import metric_names as names
 from zeta.config_field import AUTO
@@ -24,7 +24,6 @@ _LOGS = 20
 """Number of lines of metrics whose utilisation counts as that of the run."""
 _LEAST_SUPPLY = 0.1
 """Supply ratio below which a step says nothing of the device."""
-_DAY_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -56,42 +55,11 @@ class Forecast:
         return self.need is not None and self.rate is not None and self.rate == self.supplied
 
 
-@dataclass(frozen=True)
-class RunLength:
-    """The length of a run by its plan."""
-
-    summary: PlanSummary
-    tokens_per_step: float
-    images_per_step: float
-    steps: int | None
-    """Steps of the whole run; None: it has no end."""
-    images_seen: int
-    """Images of the steps that the newest checkpoint has done."""
-
-    @property
-    def images_left(self) -> float | None:
-        """Images to the end; None: it has no end."""
-        if self.steps is None:
-            return None
-        return max(0.0, self.steps * self.images_per_step - self.images_seen)
-
-
 def run_length(checked: CheckedRun, world_size: int) -> RunLength:
-    """Return the length of a run, by the nearest of its limits."""
-    train = checked.config.train
+    """Return the length of a run that was checked, by the nearest of its limits."""
     summary = summarise(checked.plan, world_size)
-    epochs = train.max_epochs
-    images = train.packs_per_step * summary.images_per_pack
-    tokens = images * summary.tokens / max(summary.images * summary.views, 1)
-    planned = (
-        train.max_steps,
-        None if epochs is None else epochs * summary.steps_per_epoch,
-        None if train.max_images is None else ceil(train.max_images / images),
-        None if train.max_tokens is None else ceil(train.max_tokens / tokens),
-    )
-    ends = [steps for steps in planned if steps is not None]
     seen = 0 if checked.saved is None else int(checked.saved["progress"]["images"])
-    return RunLength(summary, tokens, images, min(ends, default=None), seen)
+    return length_by_plan(checked.config.train, checked.plan, summary, seen)
 
 
 def forecast(checked: CheckedRun, gpu: Accelerator | None) -> Forecast:
@@ -178,7 +146,7 @@ def pace_rows(found: Forecast, world_size: int, images: float | None) -> Iterato
         seconds = images / (found.rate * world_size)
         yield (
             "time",
-            f"{_duration(seconds)} on {world_size} ranks, {world_size * seconds / 3600:,.1f} "
+            f"{duration(seconds)} on {world_size} ranks, {world_size * seconds / 3600:,.1f} "
             "GPU-hours, if each has the cores and storage of this machine; evaluation, "
             "checkpoints, restarts and the exchange of gradients are not counted",
         )
@@ -194,12 +162,4 @@ def binding(found: Forecast) -> str:
     return (
         f"the loader, which gives {share:.0%} of what the GPU takes: more cores for data.workers, "
         "smaller images (`zeta shards shrink`), or several views of each (data.views)"
-    )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:,.1f} minutes"
-    return (
-        f"{seconds / 3600:,.1f} hours" if seconds < 2 * _DAY_S else f"{seconds / _DAY_S:,.1f} days"
     )

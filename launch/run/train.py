@@ -211,6 +211,7 @@ def _run(
             held_out=[] if checked.held_out is None else checked.held_out.of_rank(info),
             probe=None if checked.probe is None else checked.probe.of_rank(info),
             epoch_images=checked.plan.num_images * config.data.views_of_sample,
+            planned_end=checked.planned_end,
         )
         if world.device.type == "cuda":
             graphs = trainer.engine.graphs

@@ -1,10 +1,11 @@
 """Does a setting hurt or help learning? Digits, and a folder of photos, from equal seeds.
 
-    python -m tests.benchmarks.learning OUT [--vary dtype|optimizer] [--photos FOLDER]
+    python -m tests.benchmarks.learning OUT [--vary dtype|optimizer|augmentation] [--photos FOLDER]
 
 `--vary dtype` compares bf16 with fp32: bf16 is the path that a GPU takes (copies of the weights and
 a residual stream in bf16, weights and sums in fp32). `--vary optimizer` compares Muon with AdamW in
-fp32, at equal steps and at four rates. Every run is a `zeta train` on this CPU, for a fixed number
+fp32, at equal steps and at four rates. `--vary augmentation` compares RandAugment, mixup and CutMix
+with flips and crops alone. Every run is a `zeta train` on this CPU, for a fixed number
 of steps (`--steps 250`, `--seeds 3`). FOLDER has the folders `train` and `test`, and in each a
 folder a class; `--no-digits` leaves the digits out. Runs that finished are kept, so the same
 command goes on. Prints the scores on held-out images as a table.
@@ -25,6 +26,8 @@ from launch.cli import entry_point
 from launch.recipes.demo import build_digits
 from zeta.run.directory import RunDir
 
+_FLIPS = ("data.augment.flip=true", "data.augment.crop_min_area=0.5")
+_RAND = ("data.augment.rand_augment.layers=2", "data.augment.rand_augment.magnitude=9")
 RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 ARMS: dict[str, dict[str, tuple[str, ...]]] = {
     "dtype": {dtype: (f"train.dtype={dtype}",) for dtype in ("fp32", "bf16")},
@@ -33,8 +36,18 @@ ARMS: dict[str, dict[str, tuple[str, ...]]] = {
         for rate in RATES
         for kind in ("adamw", "muon")
     },
+    "augmentation": {
+        name: ("train.dtype=fp32", *_FLIPS, *settings)
+        for name, settings in {
+            "flip, crop": (),
+            "RandAugment": _RAND,
+            "mixup": ("data.mix.mixup_alpha=0.2",),
+            "CutMix": ("data.mix.cutmix_alpha=1",),
+            "all three": (*_RAND, "data.mix.mixup_alpha=0.2", "data.mix.cutmix_alpha=1"),
+        }.items()
+    },
 }
-"""The settings of what is compared, by name; each second one is compared with the one before."""
+"""The settings of what is compared, by name."""
 SCORES = ("val/top1", "val/loss", "train/loss")
 PHOTOS = ("model.image_size=32", "model.patch_size=4", "data.resolution.max=32")
 """Settings for photos of 32 pixels, on top of the demo's: 36 to 64 patches each."""
@@ -79,7 +92,7 @@ def trained(
     out: Path, name: str, arm: str, seed: int, steps: int, settings: tuple[str, ...]
 ) -> dict[str, float]:
     """Scores at the last step of a run, which is trained unless it was before."""
-    run = RunDir(out / f"{name}-{arm.replace(' ', '-')}-{seed}")
+    run = RunDir(out / f"{name}-{arm.replace(',', '').replace(' ', '-')}-{seed}")
     own = [f"run.dir={run.path}", f"data.shards={out / name}/train"]
     own += [f"data.val_shards={out / name}/val", f"data.seed={seed}", f"train.seed={seed}"]
     own += [f"train.max_steps={steps}", f"optim.warmup_steps={steps // 10}"]
@@ -108,13 +121,20 @@ def table(results: Results, vary: str) -> list[str]:
     for (name, arm), runs in results.items():
         cells = [spread([run[score] for run in runs]) for score in SCORES]
         lines.append(f"| {name} | {arm} | " + " | ".join(cells) + " |")
-    arms = list(ARMS[vary])
     for name in dict.fromkeys(name for name, _ in results):
-        for first, second in zip(arms[::2], arms[1::2], strict=True):
+        for first, second in compared(vary):
             pairs = list(zip(results[name, first], results[name, second], strict=True))
             cells = [spread([b[score] - a[score] for a, b in pairs], "+") for score in SCORES]
             lines.append(f"| {name} | {second} - {first} | " + " | ".join(cells) + " |")
     return lines
+
+
+def compared(vary: str) -> list[tuple[str, str]]:
+    """Pairs of arms: each second one and the one before; of augmentation each and the first."""
+    first, *others = arms = list(ARMS[vary])
+    if vary == "augmentation":
+        return [(first, other) for other in others]
+    return list(zip(arms[::2], arms[1::2], strict=True))
 
 
 def spread(values: list[float], sign: str = "") -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from launch.config.load import load_config
 from tests.benchmarks import learning
 
 
@@ -46,6 +47,13 @@ def test_muon_is_compared_with_adamw_at_the_same_rate():
     for arm, settings in learning.ARMS["optimizer"].items():
         kind, rate = arm.split()
         assert {f"optim.kind={kind}", f"optim.lr={rate}"} < set(settings)
+
+
+def test_every_augmentation_is_compared_with_flips_and_crops_alone():
+    arms = list(learning.ARMS["augmentation"])
+    assert learning.compared("augmentation") == [("flip, crop", arm) for arm in arms[1:]]
+    for settings in learning.ARMS["augmentation"].values():
+        load_config("demo", ["data.shards=unused", *settings])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -190,7 +191,12 @@ def test_images_become_shards_and_numbers_that_a_program_can_read(tmp_path):
     assert "6 images of 2 classes in 1 shard" in told.stdout
     assert "manifest_rejected.jsonl" in told.stdout
     planned = zeta("data", "plan", "demo", "--json", f"data.shards={tmp_path / 'shards'}")
-    assert json.loads(planned.stdout)["images"] == 6
+    numbers = json.loads(planned.stdout)
+    assert numbers["images"] == 6
+    assert numbers["run"]["epochs"] == pytest.approx(numbers["run"]["images"] / 6)
+    plan = ("data", "plan", "demo", f"data.shards={tmp_path / 'shards'}", "--images-per-s")
+    assert re.search(r"\ntime +\S+ \w+ at 50 images/s", zeta(*plan, "50").stdout)
+    assert "--images-per-s: '0' is not a number above 0" in zeta(*plan, "0").stderr
 
 
 def test_a_name_that_is_no_utf8_is_shown_and_what_to_do(monkeypatch, capsys):

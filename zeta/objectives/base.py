@@ -30,6 +30,9 @@ class DeclaredObjective:
     """Prefix of the encoder's parameters in the model: `zeta export` writes the encoder alone.
     Empty: the model is the encoder."""
 
+    learns_mixed: ClassVar[bool] = False
+    """Whether it learns from images that are mixed of two (`data.mix`), by `mixed_with` and
+    `own_shares` of a pack."""
     least_views: ClassVar[int] = 1
     """Fewest views of an image, global and local ones, that it can learn from."""
     whole_images: ClassVar[bool] = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ class _Classification(DeclaredObjective, ABC):
     """Base of both losses: the label check, the count of correct predictions, the tally."""
 
     headline = "top1"
+    learns_mixed = True
 
     def __init__(self, config: ObjectiveConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
@@ -52,7 +54,14 @@ class _Classification(DeclaredObjective, ABC):
         return ClassificationTally(self)
 
     def counts(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return top1: weighted images whose largest output is their label, or one of them."""
+        """Return top1: weighted images whose largest output is their label, or one of them.
+
+        Of an image mixed of two, the label is that with the larger share.
+        """
+        if batch.mixed_with is not None and batch.own_shares is not None:
+            own = torch.arange(len(batch.labels), device=batch.labels.device)
+            mostly_other = (batch.mixed_with >= 0) & (batch.own_shares < 0.5)
+            batch = _with_labels_of(batch, torch.where(mostly_other, batch.mixed_with, own))
         return {"top1": self._hits(outputs.argmax(dim=-1, keepdim=True), batch).sum()}
 
     def held_out_sums(self, outputs: Tensor, batch: PackedBatch) -> Mapping[str, Tensor]:
@@ -78,13 +87,24 @@ class _Classification(DeclaredObjective, ABC):
         return hit & (batch.weights > 0)
 
     def _image_losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
-        losses = self._losses(outputs.float(), batch, smoothing)
+        outputs = outputs.float()
+        losses = self._losses(outputs, batch, smoothing)
+        if batch.mixed_with is not None and batch.own_shares is not None:
+            # Cross-entropy is linear in the target: a mixture of targets is one of losses.
+            others = _with_labels_of(batch, batch.mixed_with.clamp(min=0))
+            losses = torch.lerp(self._losses(outputs, others, smoothing), losses, batch.own_shares)
         # where, not a product with the weight: 0 * inf of an unused row would be NaN.
         return torch.where(batch.weights > 0, losses * batch.weights, 0.0)
 
     @abstractmethod
     def _losses(self, outputs: Tensor, batch: PackedBatch, smoothing: float) -> Tensor:
         """Return the losses [I], in nats, of [I, K] float32 outputs; unused rows are arbitrary."""
+
+
+def _with_labels_of(batch: PackedBatch, rows: Tensor) -> PackedBatch:
+    """Return the pack with the labels of other rows [I] of it."""
+    sets = None if batch.label_sets is None else batch.label_sets[rows]
+    return replace(batch, labels=batch.labels[rows], label_sets=sets)
 
 
 def _largest(batch: PackedBatch, row: int) -> int:

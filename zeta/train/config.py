@@ -197,7 +197,8 @@ class OptimConfig:
     position)), constant, or wsd (constant, with a cooldown)."""
     schedule_by: str = "steps"
     """Unit of warm-up, cooldown and end: steps, images or tokens trained on so far, over all ranks.
-    The end is train.max_steps, train.max_images or train.max_tokens."""
+    The end is train.max_steps, train.max_images or train.max_tokens; where only train.max_epochs is
+    set, it is planned from the data."""
     warmup_share: float = 0.0
     """Share of the run for linear warm-up from 0, below 1, such as 0.1. It follows the end of the
     run, and a number of steps, images or tokens wins over it."""

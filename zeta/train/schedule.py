@@ -63,8 +63,21 @@ class Schedule:
         return rate
 
 
-def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
+def ends_by_epochs(optim: OptimConfig, train: TrainConfig) -> bool:
+    """Return whether only `train.max_epochs` says where the schedule ends, which the plan knows."""
+    return train.max_epochs is not None and getattr(train, f"max_{optim.schedule_by}") is None
+
+
+def build_schedule(
+    optim: OptimConfig, train: TrainConfig, planned_end: int | None = None
+) -> Schedule:
     """Return the schedule of a run.
+
+    Args:
+        optim: peak rate, shape and ramps.
+        train: the limits of the run.
+        planned_end: length of a run that `ends_by_epochs`, in units of `optim.schedule_by`; None:
+            not known, so that settings which depend on it are refused.
 
     Raises:
         ValueError: a field is missing, is in another unit than `optim.schedule_by`, or does not
@@ -85,6 +98,9 @@ def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
                     f"optim.schedule_by={other}"
                 )
     end = getattr(train, f"max_{unit}")
+    by_epochs = ends_by_epochs(optim, train)
+    if by_epochs:
+        end = planned_end
     if end is None:
         _refuse_without_end(optim)
     warmup, cooldown = (ramp_length(optim, ramp, end) for ramp in RAMPS)
@@ -102,9 +118,12 @@ def build_schedule(optim: OptimConfig, train: TrainConfig) -> Schedule:
                 "them"
             )
     elif end is not None and warmup + cooldown and warmup + cooldown >= end:
+        limit = f"train.max_{unit} = {end}"
+        if by_epochs:
+            limit = f"the {end} {unit} of train.max_epochs = {train.max_epochs}"
         raise ValueError(
             f"optim.warmup_{unit} + optim.cooldown_{unit} is {warmup + cooldown}; it must be below "
-            f"train.max_{unit} = {end}: lower them or train longer"
+            f"{limit}: lower them or train longer"
         )
     return Schedule(optim, warmup, cooldown, end)
 

@@ -127,6 +127,7 @@ class Trainer:
         held_out: Sequence[HeldOut] = (),
         probe: ProbeImages | None = None,
         epoch_images: int | None = None,
+        planned_end: int | None = None,
     ) -> None:
         """Build the engine and load the newest verified checkpoint of `run_dir`, if any.
 
@@ -146,13 +147,14 @@ class Trainer:
             held_out: images to evaluate on, at the size of training first.
             probe: labelled images to probe the encoder on.
             epoch_images: images of one pass over the data, for the ETA of a run by `max_epochs`.
+            planned_end: length of a run by `max_epochs`, for its schedule: see `build_schedule`.
 
         Raises:
             ValueError: the configuration cannot work.
             RunError: the checkpoint does not fit it, or the installed DeepSpeed lacks something.
         """
         check_world_size(world.size, train.packs_per_step)
-        self.schedule = build_schedule(optim, train)
+        self.schedule = build_schedule(optim, train, planned_end)
         self.learning_rate = 0.0
         self._blocked_s = 0.0  # by the checkpoint that is being saved
         self.objective, self.source, self.run_dir = objective, source, run_dir

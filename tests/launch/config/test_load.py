@@ -196,18 +196,21 @@ def test_values_outside_their_range_are_refused_by_name(setting, part):
 def test_sections_that_contradict_each_other_are_refused():
     assert "train.max_steps = 50" in refusal("train.max_steps=50", "optim.warmup_steps=50")
     assert "train.max_epochs" in refusal("train.max_steps=null")
-    endless = ("train.max_steps=null", "train.max_epochs=3")
+    epochs = ("train.max_steps=null", "train.max_epochs=3")
+    tokens = ("train.max_steps=null", "train.max_tokens=1e6")
     assert "optim.schedule = cosine needs the end of the run" in refusal(
-        "optim.schedule=cosine", *endless
+        "optim.schedule=cosine", *tokens
     )
-    cooldown = ("optim.schedule=constant", "optim.cooldown_steps=5", *endless)
+    cooldown = ("optim.schedule=constant", "optim.cooldown_steps=5", *tokens)
     assert "optim.cooldown_steps needs the end of the run" in refusal(*cooldown)
-    shares = ("optim.schedule=constant", *endless)
+    shares = ("optim.schedule=constant", *tokens)
     assert (
         "optim.warmup_share needs the end of the run; set train.max_steps, or optim.warmup_steps"
         in refusal(*shares)
     )
     load_config("demo", [SHARDS, *shares, "optim.warmup_steps=5"])
+    for settings in (cooldown, shares, ("optim.schedule=cosine",)):  # the shards say how long it is
+        load_config("demo", [SHARDS, *settings, "train.max_tokens=null", *epochs])
     assert "optim.warmup_steps" in refusal("optim.schedule=rsqrt", "optim.warmup_steps=0")
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
         load_config("navit_b16_classification")

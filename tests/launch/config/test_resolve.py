@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_pipeline.config import AugmentConfig, ResolutionConfig
+from data_pipeline.config import AugmentConfig, MixConfig, RandAugmentConfig, ResolutionConfig
 from data_pipeline.plan.summary import summarise
 from launch.config.load import load_config
 from launch.config.resolve import resolve_with_shards, training_plan, with_targets
@@ -92,9 +92,26 @@ def test_views_are_refused_where_they_would_be_wrong_partners_of_their_own_capti
     assert with_targets(demo("data.views=2"), synthetic_manifest([50])).data.views == 2
 
 
-def test_held_out_images_are_seen_in_one_view():
-    data = config(views=4, augment=AugmentConfig(flip=True))
+def test_mixed_images_are_refused_where_the_objective_cannot_learn_from_them():
+    mixing = demo("data.mix.mixup_alpha=0.2")
+    for kind in ("lejepa", "siglip", "tests.zeta.foreign_objective:Brightness"):
+        other = replace(mixing, objective=ObjectiveConfig(kind=kind))
+        other = replace(other, data=replace(other.data, views=2))
+        named = rf"data\.mix mixes images and their classes, but objective\.kind {kind} does not"
+        with pytest.raises(ValueError, match=named):
+            with_targets(other, synthetic_manifest([50]))
+    assert with_targets(mixing, synthetic_manifest([50])).data.mix.mixup_alpha == 0.2
+    never = replace(mixing.data, mix=MixConfig(0.2, probability=0), views=2)
+    lejepa = replace(mixing, data=never, objective=ObjectiveConfig(kind="lejepa"))
+    assert with_targets(lejepa, synthetic_manifest([50])).data.mix == never.mix
+
+
+def test_held_out_images_are_seen_in_one_view_as_they_are():
+    changes = AugmentConfig(flip=True, rand_augment=RandAugmentConfig(layers=2))
+    data = config(views=4, augment=changes, mix=MixConfig(mixup_alpha=1))
     shown = held_out_plan(synthetic_manifest([50]), data, View(ResolutionConfig("native", max=64)))
+    assert shown.config.augment == AugmentConfig()
+    assert not shown.config.mix.mixes_any
     assert shown.config.views == 1
     pack = shown.lane(0).next_pack()
     assert pack is not None

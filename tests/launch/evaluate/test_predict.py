@@ -78,6 +78,57 @@ def test_files_folders_and_shards_of_the_same_images_get_the_same_predictions(wo
     assert all(len(each.classes) in (0, 2) for each in of_shards)
 
 
+def test_files_are_named_as_they_were_given(world: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(world / "photos")
+    names = [
+        f"{CLASSES[1]}/no. 2.png",
+        f"{CLASSES[0]}/no. 0.png",
+        f"../photos/{CLASSES[2]}/no. 1.png",
+    ]
+    assert [each.image for each in _predicted(world, *names)] == names
+
+
+def odd_pictures(folder: Path) -> list[Path]:
+    """Write images of odd sizes and kinds of pixels, and one as plain as any."""
+    rng = np.random.default_rng(0)
+
+    def noise(height: int, width: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+    folder.mkdir()
+    noise(40, 60).save(folder / "plain.png")
+    noise(1, 1).save(folder / "one.png")
+    noise(3, 500).save(folder / "wide.png")
+    noise(500, 3).save(folder / "tall.jpg")
+    noise(40, 60).convert("L").save(folder / "grey.png")
+    noise(40, 60).convert("CMYK").save(folder / "cmyk.jpg")
+    noise(30, 40).save(folder / "moves.gif", save_all=True, append_images=[noise(30, 40)])
+    deep = rng.integers(0, 65535, (40, 50), dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    noise(40, 50).quantize(16).save(folder / "palette.png", transparency=3)
+    return sorted(folder.iterdir())
+
+
+def test_images_of_any_size_and_kind_get_what_the_model_gives_each_alone(tmp_path: Path, world):
+    paths = odd_pictures(tmp_path / "odd")
+    found = {each.image: each for each in _predicted(world, tmp_path / "odd")}
+    assert len(found) == len(paths) == 9
+    model = NaViT.from_pretrained(world / "export")
+    for path in paths:
+        picture = Image.open(path)
+        if min(picture.size) < 8:  # a side shorter than a patch is enlarged to one
+            assert sum(dict(found[str(path)].classes).values()) == pytest.approx(1)
+            continue
+        with torch.no_grad():
+            logits = model.head(model.embed([picture]))[0]
+        shares = dict(zip(CLASSES, logits.softmax(0).tolist(), strict=True))
+        assert dict(found[str(path)].classes) == pytest.approx(shares, abs=1e-4), path.name
+    features = tmp_path / "features"
+    words = ["embed", str(world / "export"), str(tmp_path / "odd"), str(features)]
+    assert entry_point([*words, "--workers", "0"]) == 0
+    assert np.isfinite(np.load(features / "features.npy")).all()
+
+
 def test_the_size_of_the_images_is_that_of_training_unless_another_is_asked_for(world: Path):
     by_default = _predicted(world, world / "shards")
     assert by_default == _predicted(world, world / "shards", tokens=36)  # 48 x 48, patches of 8

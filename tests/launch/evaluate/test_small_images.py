@@ -25,6 +25,14 @@ def test_they_are_counted_with_the_smallest_and_bad_ones_do_not_count():
     )
 
 
+def test_a_single_one_is_spoken_of_as_one():
+    said = small_images(_manifest((200, 300), (3, 500)), 8)
+    assert said is not None
+    assert said.startswith("1 of 2 images has a side shorter than a patch of 8 pixels (500 x 3)")
+    with pytest.raises(ValueError, match=r"the only image has a side .* \(1 x 1\): give larger"):
+        small_images(_manifest((1, 1)), 8)
+
+
 def test_nothing_but_such_images_is_refused():
     with pytest.raises(ValueError, match="all 2 images have a side shorter than a patch of 16"):
         small_images(_manifest((3, 5), (15, 40), (0, 0)), 16)

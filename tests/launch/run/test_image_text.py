@@ -228,6 +228,9 @@ def test_pictures_of_a_pack_are_named_by_caption_labels_or_label():
     assert titles(pack, 3, None, "bytes") == ["1", "0", "-"]
     several = replace(pack, label_sets=torch.tensor([[0, 1], [1, -1], [-1, -1], [-1, -1]]))
     assert titles(several, 3, ("cat", "dog"), "bytes") == ["cat, dog", "dog", "-"]
+    partners, shares = torch.tensor([1, 0, -1, -1]), torch.tensor([0.75, 0.1, 1.0, 1.0])
+    mixed = replace(pack, mixed_with=partners, own_shares=shares)
+    assert titles(mixed, 3, ("cat", "dog"), "bytes") == ["dog 75%, cat", "dog 90%, cat", "-"]
     ids = torch.tensor(list(b"two, then three") + [0] * 5)
     written = replace(pack, text_ids=ids, text_lengths=(3, 12, 0, 0, 5))
     assert titles(written, 2, None, "bytes") == ["two", ", then three"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.plan.length import planned_length
+from data_pipeline.plan.summary import summarise
 from data_pipeline.supply import Supply
 from launch.config.load import load_config
 from launch.run.checks import check_start
+from launch.run.length import length_by_plan, length_rows
 from launch.run.pace import Forecast, forecast, logged_mfu, pace_rows, run_length
 from tests.launch.run.test_checks import _shards
 from zeta.train.hardware import accelerator
@@ -71,6 +75,25 @@ def test_the_length_counts_what_is_done(checked):
     length = run_length(checked, 1)
     assert length.steps == 100
     assert length.images_left == pytest.approx(100 * length.images_per_step)
+
+
+def test_the_plan_says_the_epochs_and_the_time_of_the_run(checked):
+    summary = summarise(checked.plan)
+    length = length_by_plan(checked.config.train, checked.plan, summary)
+    images = 100 * length.images_per_step
+    said = dict(length_rows(length, None))
+    assert said["the run"] == f"100 steps: {images / 40:.3g} epochs, {images:,.0f} images"
+    assert "--images-per-s" in said["time"]
+    assert dict(length_rows(length, images / 600))["time"].startswith("10.0 minutes at ")
+    by_epochs = replace(checked.config.train, max_steps=None, max_epochs=3)
+    whole = replace(checked.plan, max_epochs=3)
+    length = length_by_plan(by_epochs, whole, summarise(whole))
+    assert length.steps == planned_length(whole, "steps")
+    assert length.epochs == pytest.approx(3, rel=0.1)
+    endless = replace(by_epochs, max_epochs=None)
+    said = dict(length_rows(length_by_plan(endless, checked.plan, summary), 9.0))
+    assert list(said) == ["the run"]
+    assert "train.max_steps" in said["the run"]
 
 
 def test_the_utilisation_of_the_run_itself_wins(tmp_path):

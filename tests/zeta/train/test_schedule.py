@@ -1,6 +1,7 @@
 """Learning-rate schedules against values worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,18 @@ def test_a_schedule_by_images_or_tokens_does_not_care_how_many_a_step_has(unit):
     assert rsqrt.rate(300, 400) == pytest.approx(0.2)
     cosine = _build({f"max_{unit}": 1000}, schedule="cosine", schedule_by=unit)
     assert cosine.rate(500, 777) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("unit", ["steps", "images", "tokens"])
+def test_a_run_by_epochs_has_the_schedule_of_its_planned_length(unit):
+    ramps = {"schedule": "wsd", "warmup_share": 0.1, "cooldown_share": 0.2, "schedule_by": unit}
+    optim = OptimConfig(lr=0.4, **ramps)
+    by_epochs = build_schedule(optim, TrainConfig(max_epochs=3), 500)
+    assert by_epochs == build_schedule(optim, TrainConfig(**{f"max_{unit}": 500}))
+    both = TrainConfig(max_epochs=3, **{f"max_{unit}": 100})
+    assert build_schedule(optim, both, 500).end == 100
+    with pytest.raises(ValueError, match=f"below the 500 {unit} of train.max_epochs = 3: lower"):
+        build_schedule(replace(optim, **{f"warmup_{unit}": 450}), TrainConfig(max_epochs=3), 500)
 
 
 @pytest.mark.parametrize(
