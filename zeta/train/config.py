@@ -125,8 +125,8 @@ class TrainConfig:
     `zeta export`, or a published encoder: a folder of transformers, or a folder or file of timm
     (docs/export.md). Optimizer, data and schedule start from the beginning. A head for
     other classes keeps its initial values; a classifier takes only the image encoder of an
-    image-text run; a model of several parts (siglip, clip, lejepa) begins only at a run of its own
-    kind. Null: initial weights."""
+    image-text run; a model of several parts (siglip, clip, lejepa, distill) begins only at a run of
+    its own kind. Null: initial weights."""
     new_head: bool = False
     """With `init_from`: never take the head from there; it starts at zero."""
     trainable: str = "all"

@@ -10,12 +10,12 @@ import torch
 from data_pipeline.shards.build import build_shards
 from launch.recipes.digits import render_split
 from tests.launch.command_line import zeta
-from tests.zeta.foreign_moving_teacher import DECAY, MovingTeacher, StudentAndTeacher
+from tests.zeta.objectives.foreign_moving_teacher import DECAY, MovingTeacher, StudentAndTeacher
 from tests.zeta.training import tiny_navit
 from zeta.models.config import load_pretrained
 from zeta.objectives.config import ObjectiveConfig
 
-KIND = "tests.zeta.foreign_moving_teacher:MovingTeacher"
+KIND = "tests.zeta.objectives.foreign_moving_teacher:MovingTeacher"
 SETTINGS = (
     *("data.shards=shards", "data.workers=0", "data.drop.keep=true", f"objective.kind={KIND}"),
     *("train.checkpoint_every=3", "optim.schedule=constant", "optim.warmup_steps=1"),
@@ -39,7 +39,7 @@ def test_ranks_stages_and_bf16_copies_follow_as_one_process_does(ranks, tmp_path
     for world_size, cases in {1: [(0, "fp32"), (0, "bf16")], 2: [(2, "fp32"), (3, "fp32")]}.items():
         out = tmp_path / f"{world_size}.json"
         arguments = {"packs_per_step": 4, "cases": cases, "out": str(out)}
-        ranks.run("tests.zeta.distill_jobs.moving", world_size, arguments)
+        ranks.run("tests.zeta.objectives.distill_jobs.moving", world_size, arguments)
         found |= json.loads(out.read_text())
     wanted = torch.tensor(found["0 fp32"]["weights"])
     for case in ("2 fp32", "3 fp32"):

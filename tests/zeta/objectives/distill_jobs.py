@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from tests.zeta.engine_jobs import OPTIM, weights
-from tests.zeta.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack
 from tests.zeta.models.test_text_tower import ARGUMENTS
+from tests.zeta.objectives.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
 from tests.zeta.training import BUDGET, NUM_CLASSES, shard_small_parameters, tiny_navit
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
