@@ -30,8 +30,6 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             or the patches in the data config differ from those of the model.
     """
     objective = objective_class(config.objective.kind)
-    completed = objective.completed(config.objective, config.data.resolution.fit)
-    config = replace(config, objective=completed)
     outputs = objective.head_outputs(config.objective)
     if outputs is None and objective.targets in CLASS_TARGETS:
         outputs = _classes(config, manifest)
@@ -44,6 +42,19 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
         _check_fixed_size(config.data, arguments["image_size"])
     resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
     return with_targets(resolved, manifest)
+
+
+def completed(config: ZetaConfig) -> ZetaConfig:
+    """Fill in the values that files besides the shards decide, such as the width of a teacher.
+
+    A plan of the data needs none of them.
+
+    Raises:
+        ValueError: a file is missing or cannot serve, by field.
+    """
+    declared = objective_class(config.objective.kind)
+    objective = declared.completed(config.objective, config.data.resolution.fit)
+    return replace(config, objective=objective)
 
 
 def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:

@@ -25,7 +25,7 @@ from data_pipeline.shards.manifest import ALL_SHARDS, Manifest, Share
 from data_pipeline.shards.weighted import open_shards
 from launch.config.destinations import check_destinations, run_directory
 from launch.config.load import ZetaConfig, fixed_changes, load_config
-from launch.config.resolve import resolve_with_shards, training_plan
+from launch.config.resolve import completed, resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
 from launch.run.probe_images import ProbePlans, open_probe
@@ -100,7 +100,7 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     check_optimizer(config.optim, config.train)
     run_dir = run_directory(config)
     manifest = open_shards(config.data.shards, share)
-    config = resolve_with_shards(config, manifest)
+    config = resolve_with_shards(completed(config), manifest)
     check_resume(run_dir, config)
     check_writable(run_dir)
     if config.train.tokens_per_forward != AUTO:

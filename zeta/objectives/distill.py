@@ -31,7 +31,6 @@ from zeta.objectives.teacher import (
     TeacherOutputs,
     load_teacher,
     outline_teacher,
-    teacher_config,
 )
 from zeta.packed import PackedBatch
 
@@ -155,17 +154,12 @@ class DistillObjective(Distillation):
 
 
 def check_weights(config: DistillConfig) -> None:
-    """Raise ValueError if neither pooled embeddings nor tokens are learned, or no teacher is set.
-
-    The folder is read later, by `Distillation.completed`.
-    """
+    """Raise ValueError if neither pooled embeddings nor tokens are learned."""
     if not config.pooled and not config.tokens:
         raise ValueError(
             "objective.distill.pooled and objective.distill.tokens are both 0, so there is nothing "
             "to learn from the teacher: set one of them above 0"
         )
-    if config.teacher is None:
-        teacher_config(None)
 
 
 def check_fit(encoder: PackedViT, path: str | None, fit: str) -> None:

@@ -34,7 +34,7 @@ class WholeImages:
     """The images of a pack, whole, on the grids of another encoder."""
 
     pack: PackedBatch
-    """The same images as a pack for the encoder, in the same rows [I], without tail padding."""
+    """The same images as a pack for the encoder, in the same rows [I]; a row of padding if none."""
     starts: Tensor
     """[I] int64 row of the first patch of each image in `pack`."""
     own: list[Grid]
@@ -185,7 +185,11 @@ def _packed(
     lengths = [n + prefix if n else 0 for n in counts]
     bounds = [0, *accumulate(lengths)]
     starts = [bound + prefix for bound in bounds[:-1]]
-    cu_seqlens = _to(torch.tensor([*bounds, bounds[-1]], dtype=torch.int32), device)
+    tail = (
+        0 if bounds[-1] else 1
+    )  # an encoder runs on an empty pack too: its weights may be sharded
+    rows = bounds[-1] + tail
+    cu_seqlens = _to(torch.tensor([*bounds, rows], dtype=torch.int32), device)
     starts_I = _to(torch.tensor(starts), device)
     first_I = _to(torch.tensor([0, *accumulate(counts)][:-1]), device)
     columns_I = _to(torch.tensor([w for _, w in grids]), device)
@@ -199,14 +203,14 @@ def _packed(
     coords_N2 = torch.stack([place_N // columns_N, place_N % columns_N], 1).int()
     rows_N = starts_I[image_N] + place_N
     made = PackedBatch(
-        patches=patches.new_zeros(bounds[-1], patches.shape[1]).index_copy(0, rows_N, patches),
-        coords=coords_N2.new_full((bounds[-1], 2), -1).index_copy(0, rows_N, coords_N2),
+        patches=patches.new_zeros(rows, patches.shape[1]).index_copy(0, rows_N, patches),
+        coords=coords_N2.new_full((rows, 2), -1).index_copy(0, rows_N, coords_N2),
         grids=_to(torch.tensor(grids, dtype=torch.int32).clamp(min=1), device),
         cu_seqlens=cu_seqlens,
         weights=pack.weights,
         sample_ids=pack.sample_ids,
         labels=pack.labels,
-        lengths=(*lengths, 0),
+        lengths=(*lengths, tail),
         prefix_tokens=prefix,
         host_grids=tuple((max(h, 1), max(w, 1)) for h, w in grids),
     )

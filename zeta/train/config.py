@@ -125,7 +125,8 @@ class TrainConfig:
     `zeta export`, or a published encoder: a folder of transformers, or a folder or file of timm
     (docs/export.md). Optimizer, data and schedule start from the beginning. A head for
     other classes keeps its initial values; between runs of different kinds (a classifier, siglip,
-    clip, lejepa) only the image encoder is taken, without its head. Null: initial weights."""
+    clip, lejepa, distill) only the image encoder is taken, without its head. Null: initial
+    weights."""
     new_head: bool = False
     """With `init_from`: never take the head from there; it starts at zero."""
     trainable: str = "all"

@@ -181,6 +181,8 @@ def activation_memory(
         dtype: bf16 or fp32.
         beside: what runs on the pack without a gradient once the model has run, like the model.
     """
+    if beside is not None:
+        beside.place(torch.device("meta"), torch.bfloat16 if dtype == "bf16" else None)
     both = nn.ModuleList([model] if beside is None else [model, beside])
     for module in both.modules():
         if isinstance(module, PackedViT):
@@ -192,8 +194,6 @@ def activation_memory(
         if dtype == "bf16":
             set_stream(model, torch.bfloat16)
             copies = WeightCopies(model, torch.bfloat16).copies
-            if beside is not None:
-                beside.place(torch.device("cpu"), torch.bfloat16)
         fake = pack.to("cpu")
         with LiveBytes() as live:
             for tensor in (*both.parameters(), *copies):
@@ -222,7 +222,7 @@ def _materialise(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                empty = torch.empty(parameter.shape)
+                empty = torch.empty(parameter.shape, dtype=parameter.dtype)
                 module._parameters[name] = nn.Parameter(empty, parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.zeta.distill_jobs import built, dropped_pack
+from tests.zeta.objectives.distill_jobs import built, dropped_pack
 from zeta.objectives import JointObjective, PackObjective
 from zeta.packed import join_packs
 
@@ -174,7 +174,7 @@ def test_ranks_stages_and_joining_change_nothing(ranks, tmp_path, kind, loss):
         out = tmp_path / f"{world_size}.json"
         arguments = {"packs_per_step": 6, "cases": of_world, "out": str(out)}
         arguments |= {"kind": kind, "loss": loss}
-        ranks.run("tests.zeta.distill_jobs.training", world_size, arguments)
+        ranks.run("tests.zeta.objectives.distill_jobs.training", world_size, arguments)
         found |= {(world_size, k): v for k, v in json.loads(out.read_text()).items()}
     reference = found[1, "stage 0, 6 packs"]  # one process, the whole step in one batch
     assert reference["losses"][0] != reference["losses"][1]

@@ -10,6 +10,7 @@ import torch
 from tests.zeta.engine_jobs import OPTIM, weights
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack
 from tests.zeta.models.test_text_tower import ARGUMENTS
+from tests.zeta.objectives.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
 from tests.zeta.training import BUDGET, NUM_CLASSES, shard_small_parameters, tiny_navit
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
@@ -99,5 +100,33 @@ def training(arguments):
             losses.append([result.loss_sum / images, *result.counts.values()])
         flat = torch.cat([value.flatten() for value in weights(engine).values()])
         report[f"stage {stage}, {packs} packs"] = {"losses": losses, "weights": flat.tolist()}
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+
+
+def moving(arguments):
+    """Weights after 3 steps with a teacher that follows its student, by stage and dtype."""
+    world = init_distributed()
+    total, report = arguments["packs_per_step"], {}
+    for stage, dtype in arguments["cases"]:
+        train = TrainConfig(packs_per_step=total, zero_stage=stage, dtype=dtype)
+        train.tokens_per_forward = BUDGET
+        model = StudentAndTeacher(tiny_navit(num_classes=1), tiny_navit(num_classes=1), seed=3)
+        objective = MovingTeacher(ObjectiveConfig("moving"), 1)
+        engine = TrainEngine(model, objective, world, train, OPTIM)
+        for index in range(3):
+            lanes = list(lanes_of_rank(world.rank, world.size, total))
+            own = [dropped_pack(index, lane) for lane in lanes]
+            images = sum(dropped_pack(index, lane).num_images for lane in range(total))
+            engine.train_step(own, images, seeds=lanes, lr=1e-3)
+            engine.follow_step()
+        stale = [
+            layer
+            for layer in engine.module.modules()
+            if getattr(layer, "weight_copy", None) is not None
+            and not torch.equal(layer.weight_copy, layer.weight.to(layer.weight_copy.dtype))
+        ]
+        flat = torch.cat([value.flatten() for value in weights(engine).values()])
+        report[f"{stage} {dtype}"] = {"weights": flat.tolist(), "stale": len(stale)}
     if world.is_main:
         Path(arguments["out"]).write_text(json.dumps(report))

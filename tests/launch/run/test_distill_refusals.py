@@ -1,0 +1,191 @@
+"""What a distillation cannot work with is refused before training, by name and with what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from data_pipeline.shards.build import build_shards
+from launch.config.load import load_config
+from launch.config.resolve import completed, resolve_with_shards
+from launch.run.checks import abstract_model, check_start
+from launch.run.execution import costliest_pack, run_memory
+from tests.data_pipeline.shard_fixtures import jpeg
+from tests.launch.tiny_export import MODEL, write_export
+from zeta.exit_codes import RunError
+from zeta.export.saving import save_pretrained
+from zeta.models.config import ModelConfig, build_model
+from zeta.models.flops import linear_weights
+from zeta.objectives.teacher import load_teacher
+from zeta.train.resume import check_alike, check_same_facts
+
+KIND = ("objective.kind=distill", "objective.label_smoothing=0")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refusals")
+    build_shards([(f"s{i}", {"jpg": jpeg(40, 40, i)}) for i in range(4)], folder / "shards")
+    write_export(folder / "teacher", ["a"], patch_size=12, dim=24, pool="cls")
+    return folder
+
+
+def config(world, *settings, teacher="teacher", kind=KIND):
+    given = [] if teacher is None else [f"objective.distill.teacher={world / teacher}"]
+    shards = f"data.shards={world / 'shards'}"
+    run = f"run.dir={world / 'run'}"
+    return load_config("demo", [shards, run, *kind, "data.drop.keep=true", *given, *settings])
+
+
+def changed_export(world, name, **changes):
+    arguments = ModelConfig(**(MODEL | {"num_classes": 1} | changes))
+    weights = build_model(arguments).state_dict()
+    save_pretrained(world / name, weights, arguments.resolve(), {"objective": "softmax"})
+    return world / name
+
+
+def test_the_width_of_the_teacher_completes_the_config(world):
+    checked = check_start(config(world), 1)
+    assert checked.config.objective.distill.dim == 24
+    assert checked.config.model.num_classes == 1
+
+
+def test_a_plan_needs_no_teacher(world):
+    from data_pipeline.shards.weighted import open_shards
+
+    resolve_with_shards(config(world, teacher=None), open_shards(str(world / "shards")))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (None, r"objective\.distill\.teacher is not set: give the folder of the model"),
+        ("nowhere", r"teacher is .*nowhere, which cannot be read: .* does not exist"),
+        ("shards", r"teacher is .*shards, which cannot be read: .* is not an export"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_refused(world, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        completed(config(world, teacher=teacher))
+
+
+def test_a_broken_teacher_is_refused(world):
+    broken = shutil.copytree(world / "teacher", world / "broken")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"teacher is .*broken, which cannot be used: .*missing"):
+        completed(config(world, teacher="broken"))
+
+
+def test_a_teacher_of_other_channels_is_refused(world):
+    changed_export(world, "grey", channels=1)
+    with pytest.raises(ValueError, match=r"takes images of 1 channels, but images are read as RGB"):
+        completed(config(world, teacher="grey"))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_teacher_by_whose_std_no_pixel_is_normalised_is_refused(world, value):
+    arguments = ModelConfig(**(MODEL | {"num_classes": 1}))
+    weights = build_model(arguments).state_dict()
+    weights["std"] = torch.full((3,), value)
+    folder = world / f"std_{value}"
+    save_pretrained(folder, weights, arguments.resolve(), {"objective": "softmax"})
+    with pytest.raises(ValueError, match=r"its std is .*, by which no pixel is normalised"):
+        completed(config(world, teacher=folder.name))
+
+
+def test_a_teacher_of_one_size_is_refused_for_images_of_any_shape(world):
+    changed_export(world, "one_size", arch="megavit", pool="cls")
+    with pytest.raises(ValueError, match=r"takes squares only, .* set data\.resolution\.fit=crop"):
+        completed(config(world, teacher="one_size"))
+    squares = config(world, "data.resolution.fit=crop", teacher="one_size")
+    assert completed(squares).objective.distill.dim == MODEL["dim"]
+
+
+def test_a_teacher_with_values_that_are_not_finite_is_refused(world):
+    arguments = ModelConfig(**(MODEL | {"num_classes": 1}))
+    weights = build_model(arguments).state_dict()
+    weights["blocks.1.attn.qkv.weight"][0, 0] = float("inf")
+    save_pretrained(world / "inf", weights, arguments.resolve(), {"objective": "softmax"})
+    with pytest.raises(ValueError, match=r"whose weight blocks\.1\.attn\.qkv\.weight holds NaN"):
+        load_teacher(str(world / "inf"))
+
+
+def test_nothing_to_learn_is_refused(world):
+    weights = ("objective.distill.pooled=0", "objective.distill.tokens=0")
+    with pytest.raises(ValueError, match=r"pooled and objective\.distill\.tokens are both 0"):
+        config(world, *weights)
+
+
+def test_a_pooling_that_nothing_would_train_is_refused(world):
+    settings = ("objective.distill.pooled=0",)
+    with pytest.raises(ValueError, match=r"nothing would train attn_pool .* model\.pool=mean"):
+        check_start(config(world, *settings), 1)
+    check_start(config(world, *settings, "model.pool=mean"), 1)
+
+
+@pytest.mark.parametrize("place", ["data.drop", "data.local.drop"])
+def test_dropped_patches_that_stay_in_the_loader_are_refused(world, place):
+    settings = {
+        "data.drop": ["data.drop.keep=false"],
+        "data.local.drop": ["data.local.views=1", "data.local.drop.kind=constant"],
+    }
+    match = re.escape(f"set {place}.keep=true, or {place}.kind=none")
+    with pytest.raises(ValueError, match=match):
+        check_start(config(world, *settings[place]), 1)
+    check_start(config(world, *settings[place], f"{place}.kind=none"), 1)
+
+
+def test_another_teacher_is_refused_on_resume_and_on_another_rank(world):
+    facts = {"objective.distill.teacher": "a" * 64}
+    check_same_facts({}, facts, "step")
+    check_same_facts(facts, facts, "step")
+    other = {"objective.distill.teacher": "b" * 64}
+    with pytest.raises(RunError, match=r"is not what the run in step learned from"):
+        check_same_facts(other, facts, "step")
+    check_alike([facts, facts])
+    with pytest.raises(RunError, match=r"is another model on rank 1 than on rank 0"):
+        check_alike([facts, other])
+
+
+def test_the_digest_is_of_the_weights_and_not_of_where_they_lie(world):
+    moved = shutil.copytree(world / "teacher", world / "moved")
+    _, digest = load_teacher(str(world / "teacher"))
+    assert load_teacher(str(moved))[1] == digest
+    model, _ = load_teacher(str(moved))
+    state = model.encoder.state_dict()
+    state["blocks.0.attn.qkv.weight"][0, 0] += 1e-3
+    arguments = json.loads((moved / "config.json").read_text())["model"]
+    save_pretrained(world / "nearly", state, arguments, {"objective": "softmax"})
+    assert load_teacher(str(world / "nearly"))[1] != digest
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("fp32", 4), ("bf16", 2)])
+def test_the_memory_of_the_teacher_is_counted(world, dtype, least):
+    checked = check_start(config(world, f"train.dtype={dtype}"), 1)
+    teacher, _ = load_teacher(str(world / "teacher"))
+    weights = sum(p.numel() for p in teacher.parameters())
+    memory = run_memory(checked, costliest_pack(checked))
+    assert least * weights <= memory.beside <= 4 * weights
+    without = run_memory(checked, None)
+    assert memory.states(checked.config.train, 0, 1) == without.states(checked.config.train, 0, 1)
+    assert memory.states(checked.config.train, 0, 1) > memory.beside + 16 * sum(memory.sizes)
+
+
+def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_images(world):
+    checked = check_start(config(world), 1)
+    pack, model = costliest_pack(checked), abstract_model(checked.config)
+    encoder = load_teacher(str(world / "teacher"))[0].encoder
+    own = model.image.training_flops(pack) + model.maps.training_flops(pack)
+    side, expected = checked.plan.patch_size, 0.0
+    for (h, w), length in zip(pack.grids.tolist(), pack.lengths, strict=False):
+        if length:
+            rows, columns = (max(1, round(n * side / 12)) for n in (h, w))
+            tokens = rows * columns + 1
+            per_token = linear_weights(encoder.embeds) + linear_weights(encoder.blocks)
+            expected += 2 * per_token * tokens + 4 * 24 * MODEL["depth"] * tokens**2
+            expected += 2 * linear_weights(encoder.head)
+    assert model.training_flops(pack) - own == pytest.approx(expected)
