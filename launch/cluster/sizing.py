@@ -7,7 +7,7 @@ patches. Nothing is allocated, and nothing was measured on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -18,9 +18,11 @@ from zeta.models.config import ModelConfig, build_model, prefix_tokens
 from zeta.models.layers import set_checkpointing
 from zeta.models.presets import PRESETS
 from zeta.packed import PackedBatch
-from zeta.train.config import TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.hardware import Accelerator
 from zeta.train.memory_model import activation_memory, state_memory, sum_of_outputs
+from zeta.train.optim import state_per_weight
+from zeta.train.optimizers.table import highest_stage
 
 BUDGETS = tuple(1024 * 2**power for power in range(7))
 """Token budgets of a pack that are tried: 1024 to 65536."""
@@ -43,6 +45,8 @@ class Sizing:
     preset: str
     checkpointing: bool = False
     """Value of train.activation_checkpointing."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Settings of the optimizer, which says how much it keeps of each weight."""
 
     def __post_init__(self) -> None:
         check_choice("the preset", self.preset, PRESETS)
@@ -51,6 +55,17 @@ class Sizing:
     def weights(self) -> list[int]:
         """Elements of each parameter."""
         return [parameter.numel() for parameter in self._model().parameters()]
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """ZeRO stages to show: those of STAGES that the optimizer can take, or its highest."""
+        highest = highest_stage(self.optim.kind)
+        return tuple(stage for stage in STAGES if stage <= highest) or (highest,)
+
+    @cached_property
+    def _moments(self) -> float:
+        """Values that the optimizer keeps of a weight, in the mean."""
+        return state_per_weight(self.optim, self._model())
 
     @cached_property
     def _line(self) -> tuple[float, float]:
@@ -67,7 +82,7 @@ class Sizing:
     def largest_budget(self, gpu: Accelerator, stage: int, world_size: int) -> int | None:
         """Return the largest of BUDGETS that fits; None: not even the smallest."""
         train = TrainConfig(zero_stage=stage, dtype="bf16", packs_per_step=world_size)
-        states = state_memory(self.weights, train, world_size).total
+        states = state_memory(self.weights, train, world_size, moments=self._moments).total
         fitting = [each for each in BUDGETS if gpu.fits(states + self.activations(each))]
         return fitting[-1] if fitting else None
 
@@ -105,21 +120,26 @@ def uniform_pack(images: int, arguments: dict[str, int]) -> PackedBatch:
 
 
 def sizing_table(
-    presets: Sequence[str], gpus: Sequence[Accelerator], world_size: int
+    presets: Sequence[str],
+    gpus: Sequence[Accelerator],
+    world_size: int,
+    optim: OptimConfig | None = None,
 ) -> Iterator[str]:
     """Yield the lines of a Markdown table; a preset takes seconds to compute.
 
     Args:
-        presets: rows, one for each of STAGES.
+        presets: rows, one for each of STAGES that the optimizer can take.
         gpus: columns.
         world_size: ranks that share the states.
+        optim: settings of the optimizer; None: the defaults.
     """
+    optim = OptimConfig() if optim is None else optim
     head = ["preset", "weights", "ZeRO", *(f"{gpu.key}, {gpu.memory_gib:g} GiB" for gpu in gpus)]
     yield from (_row(head), _row(["---"] * len(head)))
     for preset in presets:
-        plain, sparing = Sizing(preset), Sizing(preset, checkpointing=True)
+        plain, sparing = (Sizing(preset, each, optim) for each in (False, True))
         count = f"{sum(plain.weights) / 1e6:,.0f} M"
-        for stage in STAGES:
+        for stage in plain.stages:
             cells = [
                 " / ".join(_thousands(each.largest_budget(gpu, stage, world_size)) for each in pair)
                 for gpu in gpus

@@ -266,6 +266,12 @@ class PackedViT(nn.Module, ABC):
         return features
 
     def _pack(self, images: PackedBatch | Images) -> PackedTokens:
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "torch.export cannot trace the packed model, which sorts images by their lengths "
+                "on the host: take exported_program(model), for batches of one size, or "
+                "packed_program(model), for packs, of zeta.export.onnx.format"
+            )
         packed = self._from_pack(images) if isinstance(images, PackedBatch) else self._cut(images)
         if self.training and self._draws_at_random:
             seeds_I = images.draw_seeds if isinstance(images, PackedBatch) else None

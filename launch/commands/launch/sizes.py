@@ -29,6 +29,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME",
         help="GPUs of a rank (default: l4 a100-40gb h100 h200)",
     )
+    parser.add_argument(
+        "--optim",
+        default="adamw",
+        metavar="KIND",
+        help="optim.kind, which says what is kept of each weight, and at which stages "
+        "(default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     gpus = [accelerator(key) for key in args.gpus]
     from launch.cluster.sizing import sizing_table
     from zeta.models.presets import PRESETS
+    from zeta.train.config import OptimConfig
 
-    for line in sizing_table(args.presets or list(PRESETS), gpus, args.world_size):
+    optim = OptimConfig(kind=args.optim)
+    for line in sizing_table(args.presets or list(PRESETS), gpus, args.world_size, optim):
         print(line, flush=True)
     return 0

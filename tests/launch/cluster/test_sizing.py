@@ -7,7 +7,7 @@ from launch.cluster.sizing import BUDGETS, Sizing, sizing_table, uniform_pack
 from tests.launch.command_line import zeta
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.presets import PRESETS
-from zeta.train.config import TrainConfig
+from zeta.train.config import OptimConfig, TrainConfig
 from zeta.train.hardware import RESERVE_GIB, Accelerator, accelerator
 from zeta.train.memory_model import activation_memory, state_memory
 
@@ -63,9 +63,29 @@ def test_the_table_has_a_row_for_each_stage_and_recomputing_saves_memory():
     assert sparing < 0.5 * plain
 
 
+def test_the_optimizer_decides_what_is_kept_of_a_weight_and_at_which_stages():
+    gpu = _gpu(64.0)
+    stages = {
+        kind: [row.split("|")[3].strip() for row in sizing_table(
+            ["navit_ti16"], [gpu], 8, OptimConfig(kind=kind))[2:]]
+        for kind in ("adamw", "muon")
+    }  # fmt: skip
+    assert stages == {"adamw": ["2", "3"], "muon": ["0"]}
+    ours, of_sgd = Sizing("navit_ti16"), Sizing("navit_ti16", optim=OptimConfig(kind="sgd"))
+    train = TrainConfig(zero_stage=2, dtype="bf16")
+    states = state_memory(ours.weights, train, 1, moments=0).total
+    room = (states + ours.activations(BUDGETS[0])) / 2**30 + RESERVE_GIB
+    assert of_sgd.largest_budget(_gpu(room * 1.0001), 2, 1) == BUDGETS[0]
+    assert ours.largest_budget(_gpu(room * 1.0001), 2, 1) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("navit_b17",), "navit_b16"), (("navit_b16", "--gpus", "h1000"), "--gpu is 'h1000'")],
+    [
+        (("navit_b17",), "navit_b16"),
+        (("navit_b16", "--gpus", "h1000"), "--gpu is 'h1000'"),
+        (("navit_b16", "--optim", "moun"), "optim.kind is 'moun'"),
+    ],
 )
 def test_a_wrong_name_is_one_message(tmp_path, arguments, words):
     done = zeta("launch", "sizes", *arguments, cwd=tmp_path)

@@ -32,9 +32,9 @@ class DenseNaViT(nn.Module):
         batch, channels, height, width = images.shape
         h, w = height // patch, width // patch
         cut = images.reshape(batch, channels, h, patch, w, patch).permute(0, 2, 4, 3, 5, 1)
-        x_BNC = model.embeds.proj(cut.reshape(batch, h * w, patch * patch * channels))
+        patches_BNP = cut.reshape(batch, h * w, patch * patch * channels)
         coords_N2, grids_N2 = _places(h, w, images.device)
-        x_BNC = self._embed(x_BNC, coords_N2, grids_N2)
+        x_BNC = self._with_tokens(embedded_patches(model, patches_BNP, coords_N2, grids_N2))
         rotary = None
         if model.rotary is not None:
             rows = model.prefix_tokens
@@ -44,7 +44,7 @@ class DenseNaViT(nn.Module):
             ]
         for block in model.blocks:
             assert isinstance(block, Block)
-            x_BNC = x_BNC + block.ls1(_attended(block.attn, block.norm1(x_BNC), rotary))
+            x_BNC = x_BNC + block.ls1(attended(block.attn, block.norm1(x_BNC), rotary))
             x_BNC = x_BNC + block.ls2(block.mlp(block.norm2(x_BNC)))
         pooled_BC = model.fc_norm(self._pool(model.norm(x_BNC)))
         if model.pooler is not None:
@@ -52,13 +52,8 @@ class DenseNaViT(nn.Module):
         logits: Tensor = model.head(pooled_BC)
         return logits
 
-    def _embed(self, x_BNC: Tensor, coords_N2: Tensor, grids_N2: Tensor) -> Tensor:
+    def _with_tokens(self, x_BNC: Tensor) -> Tensor:
         embeds, batch = self.model.embeds, x_BNC.shape[0]
-        kind = POSITIONS[embeds.position]
-        names = list(kind.tables(embeds.grid))
-        if names:
-            tables = torch.cat([getattr(embeds, name).flatten(0, -2) for name in names])
-            x_BNC = x_BNC + kind.weights(coords_N2, grids_N2, embeds.grid) @ tables
         tokens = [t for t in (embeds.cls_token, embeds.reg_token) if t is not None]
         x_BNC = torch.cat([*(token.expand(batch, -1, -1) for token in tokens), x_BNC], dim=1)
         embedded: Tensor = embeds.norm_pre(x_BNC)
@@ -69,7 +64,19 @@ class DenseNaViT(nn.Module):
             return x_BNC[:, 0]
         x_BNC = x_BNC[:, self.model.prefix_tokens :]
         pool = self.model.attn_pool
-        return x_BNC.mean(dim=1) if pool is None else _pooled(pool, x_BNC)
+        return x_BNC.mean(dim=1) if pool is None else pooled_by_attention(pool, x_BNC)[:, 0]
+
+
+def embedded_patches(model: NaViT, patches: Tensor, coords_N2: Tensor, grids_N2: Tensor) -> Tensor:
+    """Return the tokens [..., N, C] of normalised patches [..., N, p * p * channels]."""
+    embeds = model.embeds
+    tokens: Tensor = embeds.proj(patches)
+    kind = POSITIONS[embeds.position]
+    names = list(kind.tables(embeds.grid))
+    if not names:
+        return tokens
+    tables = torch.cat([getattr(embeds, name).flatten(0, -2) for name in names])
+    return tokens + kind.weights(coords_N2, grids_N2, embeds.grid) @ tables
 
 
 def _places(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -81,7 +88,13 @@ def _places(h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return coords_N2, torch.cat(grid_N2, dim=1)
 
 
-def _attended(attention: Attention, x_BNC: Tensor, rotary: list[Tensor] | None) -> Tensor:
+def attended(
+    attention: Attention,
+    x_BNC: Tensor,
+    rotary: list[Tensor] | None,
+    mask_NN: Tensor | None = None,
+) -> Tensor:
+    """Return the outputs [B, N, C] of self-attention; None: every token attends to all others."""
     batch, count, _ = x_BNC.shape
     qkv = attention.projected(x_BNC).reshape(batch, count, 3, attention.heads, attention.dim_head)
     q, k, v = qkv.unbind(2)
@@ -89,7 +102,7 @@ def _attended(attention: Attention, x_BNC: Tensor, rotary: list[Tensor] | None) 
     if rotary is not None:
         q, k = _turned(q, rotary), _turned(k, rotary)
     q_BHND, k_BHND, v_BHND = (each.transpose(1, 2) for each in (q, k, v))
-    out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND)
+    out = F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND, attn_mask=mask_NN)
     projected: Tensor = attention.proj(out.transpose(1, 2).reshape(batch, count, -1))
     return projected
 
@@ -100,11 +113,15 @@ def _turned(x_BNHD: Tensor, rotary: list[Tensor]) -> Tensor:
     return torch.cat([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
 
 
-def _pooled(pool: AttentionPool, x_BNC: Tensor) -> Tensor:
-    batch, count, _ = x_BNC.shape
-    q = pool.q(pool.latent).reshape(1, 1, pool.heads, pool.dim_head).expand(batch, -1, -1, -1)
-    k, v = pool.kv(x_BNC).reshape(batch, count, 2, pool.heads, pool.dim_head).unbind(2)
-    out = F.scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v)))
-    x_BC = pool.proj(out.transpose(1, 2).reshape(batch, -1))
-    pooled: Tensor = x_BC + pool.mlp(pool.norm(x_BC))
+def pooled_by_attention(
+    pool: AttentionPool, x_BNC: Tensor, count: int = 1, mask_QN: Tensor | None = None
+) -> Tensor:
+    """Return [B, Q, C]: the learned query, Q times, over the tokens of its row of the mask."""
+    batch, tokens, _ = x_BNC.shape
+    q = pool.q(pool.latent).reshape(1, 1, pool.heads, pool.dim_head).expand(batch, count, -1, -1)
+    k, v = pool.kv(x_BNC).reshape(batch, tokens, 2, pool.heads, pool.dim_head).unbind(2)
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_QN)
+    x_BQC = pool.proj(out.transpose(1, 2).reshape(batch, count, -1))
+    pooled: Tensor = x_BQC + pool.mlp(pool.norm(x_BQC))
     return pooled

@@ -86,6 +86,7 @@ def exported_program(model: NaViT) -> torch.export.ExportedProgram:
     """
     from zeta.export.onnx.dense import DenseNaViT
 
+    _refuse_absolute(model)
     patch = model.patch_size
     images = torch.zeros(2, model.channels, 3 * patch, 5 * patch)
     sides = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
@@ -95,6 +96,36 @@ def exported_program(model: NaViT) -> torch.export.ExportedProgram:
         return torch.export.export(
             DenseNaViT(model), (images,), dynamic_shapes={"images": {0: batch, **dynamic}}
         )
+
+
+def packed_program(model: NaViT) -> torch.export.ExportedProgram:
+    """Return the graph of a NaViT on packs, with the numbers of patches and images as symbols.
+
+    Its arguments are those of `zeta.export.onnx.packed.PackedNaViT`; `packed_inputs` makes them of
+    images of any sizes. There are two images and two patches or more.
+    """
+    from zeta.export.onnx.packed import PackedNaViT, packed_inputs
+
+    _refuse_absolute(model)
+    patch = model.patch_size
+    images = [
+        torch.zeros(model.channels, h * patch, w * patch) for h, w in ((2, 3), (1, 4), (3, 2))
+    ]
+    names = ("patches_TP", "coords_T2", "grids_I2", "index_T")
+    patches, count = (torch.export.Dim(n, min=2, max=_LARGEST) for n in ("patches", "images"))
+    sizes = ({0: patches}, {0: patches}, {0: count}, {0: patches})
+    with torch.no_grad():
+        return torch.export.export(
+            PackedNaViT(model),
+            packed_inputs(model, images),
+            dynamic_shapes=dict(zip(names, sizes, strict=True)),
+        )
+
+
+def _refuse_absolute(model: NaViT) -> None:
+    if (reason := FORMAT.obstacle({"arch": model.arch, "position": model.embeds.position})) is None:
+        return
+    raise ValueError(reason)
 
 
 def write_onnx(model: NaViT, path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from tests.zeta.small_models import small
 from zeta.export.onnx.dense import DenseNaViT
-from zeta.export.onnx.format import exported_program
+from zeta.export.onnx.format import exported_program, packed_program
+from zeta.export.onnx.packed import PackedNaViT, packed_inputs
 from zeta.export.saving import save_pretrained
 
 SIZES = [(64, 64), (16, 16), (120, 24), (16, 200), (24, 40)]
@@ -38,6 +39,49 @@ def test_the_exported_program_is_right_at_other_sizes_and_batches(changes):
     for number, size in enumerate(SIZES):
         images = torch.randn(1 + number, 3, *size)
         torch.testing.assert_close(program(images), model(list(images)), atol=1e-5, rtol=0)
+
+
+PACKS = [
+    [(64, 64), (16, 16), (8, 200)],
+    [(8, 8), (24, 40)],
+    [(16, 16)] * 9,
+    [(120, 24), (8, 8), (8, 16), (40, 40), (16, 200)],
+]
+
+
+@pytest.mark.parametrize("changes", [*MODELS, {"position": "grid_bilinear", "mlp_norm": True}])
+@torch.no_grad()
+def test_the_pack_of_the_graph_is_that_of_the_model(changes):
+    model, _ = small(**changes)
+    for sizes in [*PACKS, [(8, 8)]]:
+        images = [torch.randn(3, *size) for size in sizes]
+        found = PackedNaViT(model)(*packed_inputs(model, images))
+        torch.testing.assert_close(found, model(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", MODELS)
+@torch.no_grad()
+def test_the_exported_pack_is_right_of_other_numbers_of_images_and_patches(changes):
+    model, _ = small(**changes)
+    program = packed_program(model).module()
+    for sizes in PACKS:
+        images = [torch.randn(3, *size) for size in sizes]
+        found = program(*packed_inputs(model, images))
+        torch.testing.assert_close(found, model(images), atol=1e-5, rtol=0)
+
+
+def test_torch_export_of_the_model_itself_is_refused_with_what_to_call():
+    model, _ = small()
+    with pytest.raises(Exception, match=r"take exported_program\(model\), for batches of one size"):
+        torch.export.export(model, ([torch.randn(3, 16, 24)],))
+
+
+def test_a_program_that_could_not_refuse_large_images_is_not_made():
+    model, _ = small(position="absolute")
+    for export in (exported_program, packed_program):
+        with pytest.raises(ValueError, match="a graph cannot refuse images that are larger"):
+            export(model)
 
 
 @pytest.mark.slow
