@@ -31,7 +31,7 @@ _LEAST_PREFETCH = 4
 _MOST_BUFFER_BYTES = 4 * 2**30
 """Memory for packs that wait, beyond the least prefetch: a step of the shipped recipes takes 0.7
 GiB on one rank."""
-_SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
+SETTLE_S = 0.02 if sys.version_info < (3, 11, 8) else 0.0
 """Seconds to wait before a fork. In older Pythons the child hangs if another thread is just
 entering or leaving Python (python/cpython#112275); this was seen once, right after a collective.
 The other threads get their work from this one, so they come to rest while it waits."""
@@ -157,7 +157,7 @@ class PackLoader:
             multiprocessing_context="fork" if workers else None,  # they share the buffers
         )
         if workers:
-            time.sleep(_SETTLE_S)
+            time.sleep(SETTLE_S)
         for executed in loader:
             slot = sent.popleft()
             if isinstance(executed, Exception):

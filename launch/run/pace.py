@@ -33,7 +33,8 @@ class Forecast:
     need: Pace | None
     """What the GPU takes; None: the GPU, its peak or the model's operations are not known."""
     supply: Supply | None
-    """What one loader process gives here; None: the shards hold too few images to measure."""
+    """What a loader process gives here beside the others of a rank; None: the shards hold too few
+    images to measure."""
     workers: int
     """Loader processes of a rank; 0: the training process decodes."""
 
@@ -72,13 +73,13 @@ def forecast(checked: CheckedRun, gpu: Accelerator | None) -> Forecast:
     Raises:
         OSError, TarError: a shard cannot be read.
     """
-    supply = measure_supply(checked.plan)
     config, need = checked.config, None
     workers = int(checked.plan.config.workers)
     if gpu is not None and config.data.workers == AUTO:  # a rank of the job, not of this machine
         own = config.cluster.cpus_per_task
         here = {"SLURM_CPUS_PER_TASK": str(own)} if own else {}
         workers = loader_workers(config, dict(os.environ) | here, on_gpu=True)
+    supply = measure_supply(checked.plan, workers=workers)
     model = abstract_model(config)
     peak = config.train.peak_tflops
     if peak is None and gpu is not None:
@@ -137,7 +138,7 @@ def pace_rows(found: Forecast, world_size: int, images: float | None) -> Iterato
         yield (
             "supply",
             f"{found.supplied:,.0f} images/s of a rank: {processes}, {supply.images_per_s:,.0f} a "
-            f"process, measured on {supply.images} images here",
+            f"process, measured on {supply.images} images in {supply.processes} at a time here",
         )
     if need is None or found.rate is None:
         return
