@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from launch.config.other_names import OTHER_NAMES
 from launch.config.yaml_text import check_yaml
 
 _MOST_BITS = 63
@@ -208,6 +209,8 @@ def _unknown(key: str, source: str, root: type) -> str:
     siblings = list(typing.get_type_hints(inside)) if is_dataclass(inside) else []
     same_ending = [name for name in known if name.rpartition(".")[2] == ending]
     similar = difflib.get_close_matches(ending, siblings, n=1)
+    if ending in OTHER_NAMES:
+        return f"{message}: {OTHER_NAMES[ending]}"
     if same_ending:
         return f"{message}; did you mean {same_ending[0]}?"
     if similar:

@@ -57,7 +57,8 @@ class TrainConfig:
     started."""
 
     packs_per_step: int = 8
-    """P: packs (token budgets) that one optimizer step averages over, for any number of ranks."""
+    """P: packs (token budgets) that one optimizer step averages over, on any number of ranks: the
+    batch size. `zeta data plan` says how many images they hold."""
     max_steps: int | None = free(None)
     """Optimizer steps after which the run is finished."""
     max_images: int | None = free(None)
@@ -69,7 +70,8 @@ class TrainConfig:
     """Passes over the data after which the run is finished."""
     tokens_per_forward: Any = free("auto")
     """Tokens that go through one forward pass: as many of a rank's packs are joined as this allows
-    (auto: as the device has memory and use for). It changes speed and memory, but no result."""
+    (auto: as the device has memory and use for). The others follow in further passes of the step
+    (gradient accumulation). It changes speed and memory, but no result."""
     zero_stage: Any = free("auto")
     """DeepSpeed ZeRO stage: what is sharded (0 nothing, 1 optimizer, 2 also gradients, 3 also
     weights), or auto: the lowest that fits (with optim.kind=muon always 0). Gradients are reduced

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
+from launch.config.fields import config_fields
+from launch.config.keys import has_key
 from launch.config.load import ZetaConfig, fixed_changes, load_config, to_yaml
+from launch.config.other_names import OTHER_NAMES
 from launch.shipped import configs_root, recipe_names
 from zeta.train.schedule import build_schedule
 
@@ -214,6 +219,20 @@ def test_sections_that_contradict_each_other_are_refused():
     assert "optim.warmup_steps" in refusal("optim.schedule=rsqrt", "optim.warmup_steps=0")
     with pytest.raises(ValueError, match=r"data\.shards is not set"):
         load_config("navit_b16_classification")
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_a_name_of_other_libraries_is_answered_with_a_setting_that_exists(name):
+    said = refusal(f"train.{name}=4")
+    assert said.startswith(f"unknown config key train.{name} (on the command line): ")
+    keys = re.findall(r"\b(?:train|data|optim|model|objective)\.[\w.]+\w", said)[1:]
+    assert keys
+    assert all(has_key(ZetaConfig, key) for key in keys)
+
+
+def test_no_setting_has_a_name_that_is_said_to_be_another():
+    endings = {item.key.rpartition(".")[2] for item in config_fields()}
+    assert not endings & OTHER_NAMES.keys()
 
 
 def test_a_missing_config_is_refused_with_the_shipped_names(tmp_path):
