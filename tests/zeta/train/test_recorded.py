@@ -284,6 +284,10 @@ class ForeignObjective(type(_objective())):
     pass
 
 
+class Whole(type(_objective())):
+    whole_images = True
+
+
 OBSTACLES = [
     ({"device": torch.device("cpu")}, "the device is a cpu"),
     ({"zero_stage": 3}, "at ZeRO stage 3"),
@@ -292,6 +296,7 @@ OBSTACLES = [
     ({"model": Foreign()}, "Foreign is not an image encoder of zeta"),
     ({"attention": "dense"}, "train.attention=dense at train.dtype=bf16 depend on the lengths"),
     ({"dtype": "fp32"}, "train.attention=auto at train.dtype=fp32 depend on the lengths"),
+    ({"objective": Whole(ObjectiveConfig(), 5)}, "work depends on the sizes of the images"),
     ({"objective": object()}, "object compares the images of all passes"),
 ]
 
