@@ -81,7 +81,7 @@ def graph_obstacle(
         return "at ZeRO stage 3 weights are gathered between the kernels (train.zero_stage)"
     if not isinstance(objective, PackObjective):
         return f"{type(objective).__name__} compares the images of all passes (objective.kind)"
-    if objective.whole_images:
+    if getattr(objective, "whole_images", False):
         return "a teacher's work depends on the sizes of the images (objective.kind)"
     if not isinstance(model, PackedViT):
         return f"{type(model).__name__} is not an image encoder of zeta (model.arch)"
