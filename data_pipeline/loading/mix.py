@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from data_pipeline.augmentation import MixConfig
 from data_pipeline.plan.arrays import Ints
@@ -49,6 +48,8 @@ class Mix(NamedTuple):
 
 def draw_mixes(config: MixConfig, keys: NDArray[np.uint64]) -> list[Mix | None]:
     """Return how each image is mixed, if it is: a pure function of its key [n]."""
+    # A third of a second, which runs without mixing need not wait for.
+    from scipy.special import betaincinv
 
     def draw(number: int) -> NDArray[np.float64]:
         return uniforms(keys, np.full(len(keys), number))

@@ -213,7 +213,7 @@ class _Static:
     def like(cls, batch: PackedBatch) -> _Static:
         tensors: Any = {name: tensor.clone() for name, tensor in batch.tensors().items()}
         factor = torch.zeros((), device=batch.patches.device)
-        return cls(replace(batch, **tensors, host_seeds=(), keys=()), factor)
+        return cls(replace(batch, **tensors, host_seeds=(), host_grids=(), keys=()), factor)
 
     def fill(self, batch: PackedBatch, factor: float) -> None:
         """Copy a pack to the fixed addresses."""
