@@ -67,7 +67,7 @@ def test_options_of_a_dry_run_are_refused_without_it(shards, tmp_path, capfd):
 
 
 def _memory(sizes, *, recorded=False):
-    return RunMemory(sizes, [], 2, ActivationMemory(0, 2**30), recorded)
+    return RunMemory(sizes, [], 2, ActivationMemory(0, 2**30), recorded=recorded)
 
 
 def test_recorded_passes_hold_the_gradients_twice_more_where_they_are_possible():
