@@ -1,4 +1,4 @@
-"""The programs behind two tables of docs/speed.md run, and reckon what they say."""
+"""The programs behind tables of docs/speed.md run, and reckon what they say."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ import pytest
 
 from launch.config.load import load_config
 from tests.benchmarks import learning
+from tests.benchmarks.positions import POSITIONS
 
 
 @pytest.mark.slow
@@ -18,6 +19,16 @@ def test_joining_is_compared_round_by_round_with_what_auto_chooses():
     (line,) = said.splitlines()[-1:]
     assert line.startswith("64 channels, 4 blocks: 4 packs in one pass take ")
     assert line.endswith("auto joins 4")
+
+
+def test_positions_are_compared_with_fractional_ones():
+    command = [sys.executable, "-m", "tests.benchmarks.positions", "--preset", "navit_ti16"]
+    command += ["--images", "2", "--rounds", "1"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")] for line in said.splitlines()[3:]]
+    assert [row[1] for row in rows] == [f"`{name}`" for name in POSITIONS]
+    assert (rows[0][3], rows[0][5]) == ("1.000", "1.000")
+    assert all(0.9 < float(row[5]) < 1.1 for row in rows)  # activations are counted, not timed
 
 
 def test_scores_are_means_and_differences_are_those_of_equal_seeds():

@@ -21,7 +21,18 @@ from zeta.models.published.reading import open_published
 
 QUIET = ("tracker.wandb.mode=disabled", "data.workers=0", "train.log_every=1")
 HUB = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
-KINDS = ("siglip2", "siglip", "dinov2", "dinov2-registers", "dinov3", "vit", "clip", "eva")
+KINDS = (
+    "siglip2",
+    "siglip",
+    "dinov2",
+    "dinov2-registers",
+    "dinov3",
+    "vit",
+    "clip",
+    "eva",
+    "timm-dinov3",
+)
+_EVAS = {"eva": "eva02_tiny_patch14_224", "timm-dinov3": "vit_small_patch16_dinov3"}
 TIMM = {
     "timm-vit": ("vit_base_patch16_clip_quickgelu_224", HUB | {"img_size": 40}),
     "naflexvit": ("naflexvit_base_patch16_map", HUB),
@@ -37,8 +48,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (architecture, arguments) in TIMM.items():
         saved_timm(folder / name, architecture, **arguments)
     for name in KINDS:
-        if name == "eva":
-            saved_eva(folder / name, "eva02_tiny_patch14_224")
+        if name in _EVAS:
+            saved_eva(folder / name, _EVAS[name])
         else:
             encoder(name).save_pretrained(folder / name)
     done = zeta("shards", "build", "photos", "shards", "--val-share", "0.3", cwd=folder)

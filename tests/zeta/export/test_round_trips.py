@@ -99,3 +99,46 @@ def test_what_was_exported_comes_back_with_the_same_outputs(name, data):
     torch.testing.assert_close(
         back.forward_embeddings(pixels), model.forward_embeddings(pixels), atol=2e-5, rtol=0
     )
+
+
+MEGAVIT = {
+    "zeta": {},
+    "timm": {"position": st.just("table"), "parallel": st.just(False)},
+    "transformers": {
+        "position": st.just("rope"),
+        "parallel": st.just(False),
+        "qk_norm": st.just(False),
+        "pool": st.just("cls"),
+    },
+}
+
+
+@pytest.mark.parametrize("form", MEGAVIT)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+@torch.no_grad()
+def test_a_megavit_comes_back_with_the_same_outputs(form, data):
+    """In another format than ours it comes back as a NaViT, which computes the same."""
+    drawn = {
+        "position": st.sampled_from(["table", "rope", "rope+table"]),
+        "pool": st.sampled_from(["cls", "mean"]),
+        "parallel": YES_NO,
+        "layer_scale": st.sampled_from([None, 0.1]),
+        "qk_norm": YES_NO,
+        "image_size": st.sampled_from([40, (16, 32)]),
+    }
+    changes = data.draw(st.fixed_dictionaries(drawn | MEGAVIT[form]))
+    torch.manual_seed(0)
+    model, arguments = small(arch="megavit", **{n: v for n, v in changes.items() if v is not None})
+    assume(open_formats(form)[0].obstacle(arguments) is None)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        save_pretrained(out, model.state_dict(), arguments, form=form)
+        if form != "zeta":
+            import_encoder(out, Path(folder) / "back")
+            out = Path(folder) / "back"
+        back = load_pretrained(out)
+    height, width = (side * model.patch_size for side in model.fixed_grid)
+    images = [torch.randn(3, height, width) for _ in range(2)]
+    ours, theirs = model.forward_embeddings(images), back.forward_embeddings(images)
+    torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=0)

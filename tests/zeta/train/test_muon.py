@@ -232,7 +232,7 @@ def test_a_run_goes_on_after_a_checkpoint_on_fewer_and_on_more_ranks(ranks, tmp_
 
 def _ways(ranks, tmp_path, world_size, *ways):
     out = tmp_path / f"{world_size}.json"
-    ranks.run("tests.zeta.muon_jobs.ways", world_size, {"out": str(out), "ways": ways})
+    ranks.run("tests.zeta.train.muon_jobs.ways", world_size, {"out": str(out), "ways": ways})
     return json.loads(out.read_text())
 
 

@@ -48,14 +48,22 @@ def test_the_wrapper_gives_the_logits_of_timm_and_zeta(tmp_path, changes, form):
     assert list(wrapped.config.id2label.values()) == CLASSES
 
 
+@pytest.mark.parametrize("size", [(64, 64), (96, 96), (48, 200), (230, 70)])
 @torch.no_grad()
-def test_the_pipeline_of_transformers_names_the_class_that_zeta_finds(tmp_path):
+def test_the_pipeline_of_transformers_names_the_class_that_zeta_finds(tmp_path, size):
+    """At the size of the export nothing is resized; at others timm's transform does it."""
     model, folder = exported(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    found = transformers.pipeline("image-classification", str(folder), device="cpu")(
-        Image.fromarray(pixels), top_k=7
-    )
-    shares = model([torch.from_numpy(pixels).permute(2, 0, 1)])[0].softmax(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    found = transformers.pipeline("image-classification", str(folder), device="cpu")(image, top_k=7)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    shown = transform(image)
+    assert shown.shape == (3, 64, 64)
+    shares = model([shown])[0].softmax(0)
+    if size == (64, 64):
+        own = model([torch.from_numpy(pixels).permute(2, 0, 1)])[0].softmax(0)
+        torch.testing.assert_close(own, shares, atol=1e-5, rtol=0)
     assert [each["label"] for each in found] == [CLASSES[i] for i in shares.argsort().flip(0)]
     expected = [shares[CLASSES.index(each["label"])].item() for each in found]
     assert [each["score"] for each in found] == pytest.approx(expected, abs=1e-5)
