@@ -229,12 +229,12 @@ def _with_slots(
 
 
 def num_workers(config: DataConfig) -> int:
-    """Return `data.workers`; auto is all cores of this process.
+    """Return `data.workers`; auto is all cores of this process but the one that it trains with.
 
     `zeta train` has set the share of its rank by then; several ranks of a loop of your own that
     share a machine need a number.
     """
-    return int(joblib.cpu_count() if config.workers == AUTO else config.workers)
+    return int(max(1, joblib.cpu_count() - 1) if config.workers == AUTO else config.workers)
 
 
 def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:

@@ -104,17 +104,46 @@ def resolve_shards(spec: ShardSpec) -> list[str]:
     Raises:
         ValueError: a part of the spec, named in the error, matches nothing or cannot be read.
     """
-    found: dict[object, str] = {}
+    shards: list[str] = []
     for text in spec_parts(spec):
         try:
-            resolved = _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
+            shards += _resolve_remote(text) if remote.is_remote(text) else _resolve_local(text)
         except PermissionError as error:
             raise ValueError(
                 f"{error.filename or text} cannot be read: {error.strerror}; make it readable"
             ) from error
-        for shard in resolved:
-            found.setdefault(file_mark(shard), shard)
+    if _are_distinct_files(shards):
+        return shards
+    found: dict[object, str] = {}
+    for shard in shards:
+        found.setdefault(file_mark(shard), shard)
     return list(found.values())
+
+
+def _are_distinct_files(shards: Sequence[str]) -> bool:
+    """Return True if the lists of their folders alone show that no two shards are one file.
+
+    Every rank of a run asks, and on a parallel file system a question for each of 100,000 files
+    takes minutes. False: it takes such questions.
+    """
+    marks = set[tuple[int, int]]()
+    names: dict[str, set[str]] = {}
+    for shard in shards:
+        if remote.is_remote(shard) or shard.lower().startswith("file:"):
+            return False
+        folder, name = os.path.split(shard)
+        names.setdefault(folder or ".", set()).add(name)
+    try:
+        for folder, wanted in names.items():
+            device = Path(folder).stat().st_dev
+            with os.scandir(folder) as entries:
+                files = [entry for entry in entries if entry.name in wanted]
+            if any(entry.is_symlink() or entry.inode() == 0 for entry in files):
+                return False
+            marks.update((device, entry.inode()) for entry in files)
+    except OSError:
+        return False
+    return len(marks) == len(shards)
 
 
 def file_mark(shard: str) -> object:
@@ -170,8 +199,9 @@ def _resolve_remote(text: str) -> list[str]:
 def _resolve_local(text: str) -> list[str]:
     if Path(text).is_dir():
         # Not a glob, which returns nothing for an unreadable folder.
-        found = sorted(path for path in Path(text).iterdir() if path.suffix == ".tar")
-        shards = [path for path in found if not path.name.startswith(".")]
+        with os.scandir(text) as entries:
+            found = [entry for entry in entries if Path(entry.name).suffix == ".tar"]
+        shards = [entry for entry in found if not entry.name.startswith(".")]
         if not shards and Path(text, "train").is_dir():
             raise ValueError(
                 f"{text} holds no .tar shards itself; give {text}/train, or another folder in it"
@@ -181,7 +211,7 @@ def _resolve_local(text: str) -> list[str]:
                 f"{text} holds no .tar shards{_named_otherwise(Path(text))}; write some with `zeta "
                 "shards build IMAGES OUT`"
             )
-        return [str(_regular(path)) for path in shards]
+        return sorted(str(_regular(entry)) for entry in shards)
     paths: list[Path] = []
     for pattern in [text] if Path(text).is_file() else braceexpand.braceexpand(text):
         path = Path(pattern)
@@ -199,9 +229,10 @@ def _resolve_local(text: str) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _regular(path: Path) -> Path:
+def _regular(entry: os.DirEntry[str]) -> Path:
     """Return the path of a shard; ValueError unless it is a file, as a pipe would never end."""
-    if not path.is_file():
+    path = Path(entry.path)
+    if not entry.is_file():  # known from the list of the folder
         raise ValueError(
             f"{path} is no file (but a folder, a broken link or a pipe): move it away, or give the "
             "shards by their names"

@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum_at
 from data_pipeline.shards.folder import ShardFolder
+from data_pipeline.shards.images.header import ReadAt
 from data_pipeline.shards.manifest_files import read_entries
+from data_pipeline.shards.tar_reader import Member
 
 KnownChecksums = NDArray[np.uint64]
 """Offset, bytes and checksum of each sample of a shard, [n, 3]."""
@@ -39,3 +42,20 @@ def known_checksums(folder: ShardFolder, names: Sequence[str]) -> dict[str, Know
 def by_place(known: KnownChecksums | None) -> Mapping[tuple[int, int], int]:
     """Return the checksum of each sample by (offset, bytes)."""
     return {} if known is None else {(row[0], row[1]): row[2] for row in known.tolist()}
+
+
+def compare(
+    read_at: ReadAt,
+    key: str,
+    members: Sequence[Member],
+    shard: str,
+    known: Mapping[tuple[int, int], int],
+) -> None:
+    """Read a sample that is going to be copied: its copy gets a checksum of its own.
+
+    Raises:
+        DamagedSample: the sample does not have the checksum of its place in `known`.
+    """
+    place = members[0].offset, members[-1].end - members[0].offset
+    if place in known and known[place] not in (UNKNOWN, checksum_at(read_at, *place)):
+        raise DamagedSample(*place, key, shard)

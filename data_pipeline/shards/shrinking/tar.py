@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import BinaryIO
 
-from data_pipeline.shards.checksum import UNKNOWN, DamagedSample, checksum_at
 from data_pipeline.shards.images.header import ImageError, ReadAt
 from data_pipeline.shards.images.smaller import Shrinking, suffix_of_copy
+from data_pipeline.shards.known_checksums import compare
 from data_pipeline.shards.sample import SampleError, pick_image, suffix_of
 from data_pipeline.shards.shrinking.report import ShardReport
 from data_pipeline.shards.shrinking.sample import counted_copy
@@ -43,7 +43,7 @@ def write_shrunk(
     report = ShardReport(PurePosixPath(shard).name, dropped=rule.drop_unreadable)
     written = 0
     for key, members in iter_samples(read_at, nbytes, shard):
-        _compare(read_at, key, members, shard, known)
+        compare(read_at, key, members, shard, known)
         copy = _copy(read_at, key, members, rule, report) if key else None
         if isinstance(copy, ImageError) and rule.drop_unreadable:
             continue
@@ -56,19 +56,6 @@ def write_shrunk(
                 written += stream.write(read_at(offset, min(_CHUNK, member.end - offset)))
     stream.write(bytes(-(-(written + 2 * BLOCK) // _RECORD) * _RECORD - written))
     return report
-
-
-def _compare(
-    read_at: ReadAt,
-    key: str,
-    members: list[Member],
-    shard: str,
-    known: Mapping[tuple[int, int], int],
-) -> None:
-    """Raise DamagedSample if a sample does not have its checksum: its copy would get a new one."""
-    place = members[0].offset, members[-1].end - members[0].offset
-    if place in known and known[place] not in (UNKNOWN, checksum_at(read_at, *place)):
-        raise DamagedSample(*place, key, shard)
 
 
 def _copy(

@@ -1,7 +1,8 @@
 """Sources of shards: an image folder, a table of paths, existing shards, or memory.
 
 Every source becomes one list of `SourceSample` in a fixed order, with the class map, and with the
-counts of skipped files by reason. No image is opened here; the index checks them.
+counts of skipped files by reason. No image is opened here; the index checks them. Samples of shards
+are compared with the checksums of their index, if there are any.
 """
 
 from __future__ import annotations
@@ -10,7 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.shards.folder import ShardSpec, resolve_shards, spec_parts
+from data_pipeline.shards.folder import (
+    ShardSpec,
+    by_folder,
+    folder_of,
+    resolve_shards,
+    spec_parts,
+)
+from data_pipeline.shards.known_checksums import by_place, compare, known_checksums
 from data_pipeline.shards.manifest_files import read_class_names
 from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.sample import IMAGE_SUFFIXES, SampleError, pick_image, suffix_of
@@ -40,6 +48,8 @@ def open_source(
 
     Raises:
         ValueError: nothing can be read, or no image is found; the message has what to do.
+        DamagedSample: a sample of a shard is not as it was indexed; its copy would be taken for
+            good.
     """
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -96,11 +106,17 @@ def _from_shards(spec: ShardSpec) -> Source:
             "a time"
         )
     samples = []
+    groups = by_folder([str(path) for path in paths])
+    indexed = {folder: known_checksums(folder, names) for folder, names in groups.items()}
     for path in paths:
+        folder, name = folder_of(str(path))
+        known = by_place(indexed[folder].get(name))
         partial: dict[str, dict[str, FilePart | bytes]] = {}
         with ShardFile(str(path)) as shard:
             for key, members in iter_samples(shard.read_at, shard.nbytes, str(path)):
-                if not key:
+                if key:
+                    compare(shard.read_at, key, members, str(path), known)
+                else:
                     skipped["tar entry that belongs to no sample"] += 1
                     continue
                 content: dict[str, FilePart | bytes] = {}

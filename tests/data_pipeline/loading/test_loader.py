@@ -237,8 +237,10 @@ def test_a_worker_is_ended_by_its_rank_and_by_no_other_process(manifest):
     assert worker.exitcode == 0
 
 
-def test_a_loop_of_ones_own_gets_the_cores_of_its_process():
-    assert num_workers(DataConfig()) == joblib.cpu_count()
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (16, 15)])
+def test_a_loop_of_ones_own_gets_the_cores_of_its_process_but_one(cores, workers, monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    assert num_workers(DataConfig()) == workers
     assert num_workers(DataConfig(workers=0)) == 0
 
 

@@ -16,6 +16,7 @@ import webdataset
 
 from data_pipeline.shards import build
 from data_pipeline.shards.build import build_shards, build_split
+from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.shards.tar_reader import read_sample
 from tests.data_pipeline.shard_fixtures import error_as_nobody, jpeg, labelled, write_shard
@@ -387,3 +388,18 @@ def test_shards_are_written_to_local_folders_only(images, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     build_shards(images, "~/out")
     assert shards_in(tmp_path / "out")
+
+
+def test_a_sample_that_rotted_since_it_was_indexed_is_not_built_into_other_shards(tmp_path):
+    shard = write_shard(tmp_path / "in/a.tar", labelled(3))
+    index_shards(tmp_path / "in")
+    content, before = bytearray(shard.read_bytes()), shard.stat().st_mtime_ns
+    content[512] ^= 1  # the label of the first image
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"0000 in .*a\.tar: damaged in storage: the .* byte 0 "):
+        build_shards(tmp_path / "in", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tar"))
+    content[512] ^= 1
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before, before))
+    assert build_shards(str(shard), tmp_path / "out").shards[0].count == 3

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from data_pipeline.shards import folder
 from data_pipeline.shards.folder import file_mark, nearly_shards, resolve_shards
 from data_pipeline.shards.sources.read import open_source
 from launch.cli import entry_point
@@ -109,3 +110,36 @@ def test_a_variable_that_is_not_set_is_not_the_current_folder(words, capsys):
     with pytest.raises(SystemExit):
         entry_point(["shards", "build", *words])
     assert "it is empty; give a path" in capsys.readouterr().err
+
+
+def _asked(monkeypatch, spec) -> tuple[list[str], int]:
+    """Return the shards of a spec, and how many files were looked at one by one."""
+    asked = []
+    monkeypatch.setattr(folder, "file_mark", lambda shard: asked.append(shard) or file_mark(shard))
+    return resolve_shards(spec), len(asked)
+
+
+def test_the_lists_of_folders_show_that_shards_are_distinct_without_a_look_at_each(
+    tmp_path, monkeypatch
+):
+    for name in ("a/0.tar", "a/1.tar", "b/0.tar"):
+        write_shard(tmp_path / name, labelled(1))
+    monkeypatch.chdir(tmp_path)
+    for spec in (["a", "b"], ["a/*.tar", "b/0.tar"], ["{a,b}/0.tar", "a/1.tar"]):
+        shards, asked = _asked(monkeypatch, spec)
+        assert len(shards) == 3
+        assert asked == 0
+
+
+@pytest.mark.parametrize("again", ["hard", "symbolic", "spelling"])
+def test_links_and_spellings_are_looked_at(tmp_path, monkeypatch, again):
+    shard = write_shard(tmp_path / "a/0.tar", labelled(1))
+    other = tmp_path / "a/1.tar"
+    if again == "hard":
+        os.link(shard, other)
+    elif again == "symbolic":
+        other.symlink_to(shard)
+    spec = [str(shard), str(tmp_path / "a/../a")] if again == "spelling" else tmp_path / "a"
+    shards, asked = _asked(monkeypatch, spec)
+    assert shards == [str(shard)]
+    assert asked == 2
