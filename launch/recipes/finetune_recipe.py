@@ -134,6 +134,9 @@ def settings_of_images(shards: Any, user: Sequence[Setting]) -> list[Setting]:
         if "train.max_epochs" not in asked:
             images = max(images, _LEAST_IMAGES)
         found |= {"train.max_images": images, "optim.schedule_by": "images"}
+    elif not asked.get("train.max_steps"):  # the schedule follows the limit that is set
+        unit = "images" if asked.get("train.max_images") else "tokens"
+        found["optim.schedule_by"] = unit
     return [(DEFAULT, key, value) for key, value in found.items()]
 
 

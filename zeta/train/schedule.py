@@ -102,7 +102,7 @@ def build_schedule(
     if by_epochs:
         end = planned_end
     if end is None:
-        _refuse_without_end(optim)
+        _refuse_without_end(optim, train)
     warmup, cooldown = (ramp_length(optim, ramp, end) for ramp in RAMPS)
     for schedule, ramp, length in (("rsqrt", "warmup", warmup), ("wsd", "cooldown", cooldown)):
         if optim.schedule == schedule and length == 0:
@@ -143,9 +143,11 @@ def ramp_length(optim: Any, ramp: str, end: int | None) -> int:
     return max(1, round(share * end)) if share and end else 0
 
 
-def _refuse_without_end(optim: OptimConfig) -> None:
+def _refuse_without_end(optim: OptimConfig, train: TrainConfig) -> None:
     """Raise ValueError, naming the field, for what depends on the end of a run that has none."""
     unit = optim.schedule_by
+    limit = next((other for other in UNITS if getattr(train, f"max_{other}") is not None), None)
+    other_unit = "" if limit is None else f", or optim.schedule_by={limit}"
     fields = {"optim.schedule = cosine": optim.schedule == "cosine"}
     for ramp in reversed(RAMPS):
         count = getattr(optim, f"{ramp}_{unit}")
@@ -156,4 +158,6 @@ def _refuse_without_end(optim: OptimConfig) -> None:
         if needed:
             ramp = field.removeprefix("optim.").removesuffix("_share")
             instead = f", or optim.{ramp}_{unit}" if field == "optim.warmup_share" else ""
-            raise ValueError(f"{field} needs the end of the run; set train.max_{unit}{instead}")
+            raise ValueError(
+                f"{field} needs the end of the run; set train.max_{unit}{instead}{other_unit}"
+            )

@@ -56,7 +56,7 @@ def tuned(world: Path) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "held-out top-1: " in done.stdout
     assert "its head is new" in done.stdout
-    assert "have a side shorter than a patch of 8 pixels" in done.stderr
+    assert "has a side shorter than a patch of 8 pixels" in done.stderr
     assert "skipped 1: not an image by its name (.txt)" in done.stderr
     return world / "run"
 
@@ -290,6 +290,10 @@ def test_the_length_of_a_run_follows_the_images_unless_it_is_set(tuned: Path):
     steps = length(("", "train.max_steps", 100))
     assert "train.max_images" not in steps
     assert "optim.schedule_by" not in steps
+    for unit in ("images", "tokens"):
+        limited = length(("", f"train.max_{unit}", 10_000))
+        assert limited["optim.schedule_by"] == unit
+        assert "train.max_images" not in limited
 
 
 def test_folders_tables_shards_and_configs_are_told_apart(tmp_path: Path):

@@ -92,6 +92,7 @@ def test_a_run_by_epochs_has_the_schedule_of_its_planned_length(unit):
         ({"max_steps": 9}, {"schedule": "rsqrt"}, "rsqrt needs optim.warmup_steps"),
         ({"max_steps": 9}, {"schedule": "wsd"}, "wsd needs optim.cooldown_steps"),
         ({"max_steps": 9}, {"schedule_by": "images"}, "set train.max_images"),
+        ({"max_images": 9}, {}, r"set train.max_steps, or optim.schedule_by=images$"),
         (
             {"max_images": 9},
             {"schedule_by": "images", "warmup_steps": 5},
