@@ -189,3 +189,11 @@ def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_imag
             expected += 2 * per_token * tokens + 4 * 24 * MODEL["depth"] * tokens**2
             expected += 2 * linear_weights(encoder.head)
     assert model.training_flops(pack) - own == pytest.approx(expected)
+
+
+def test_a_folder_of_timm_is_refused_with_the_command_that_brings_it_in(world):
+    folder = world / "of_timm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+    with pytest.raises(ValueError, match=r"of_timm, which cannot be read: .*`zeta import`"):
+        completed(config(world, teacher="of_timm"))
