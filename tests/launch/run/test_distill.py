@@ -135,3 +135,20 @@ def test_added_to_captions_the_export_has_its_text_encoder_and_no_map(world: Pat
     assert exported.returncode == 0, exported.stderr
     assert not any("maps" in name for name in load_file(world / "pairs_export/text.safetensors"))
     assert load_text_encoder(world / "pairs_export")[0].head.out_features == 16
+
+
+@pytest.mark.slow
+def test_added_to_classes_the_export_classifies_as_it_did_in_training(world: Path):
+    settings = [
+        *SETTINGS,
+        *("data.shards=shards/train", "objective.kind=softmax+distill", "run.dir=classes"),
+        *("train.max_steps=6", "train.evaluate.every=6", TEACHER),
+    ]
+    done = zeta("train", "demo", *settings, cwd=world)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (scores,) = (line for line in metrics(world / "classes") if "val/top1" in line)
+    assert scores["val/distill_loss"] > 0
+    assert zeta("export", "classes", "classes_export", cwd=world).returncode == 0
+    evaluated = zeta("eval", "classes_export", "shards/val", "--json", cwd=world)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["top1"] == pytest.approx(scores["val/top1"], abs=1e-6)
