@@ -70,8 +70,7 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
             f"{declared.least_views}, and data.views and data.local.views make {views}: set "
             f"data.views={declared.least_views}, or more"
         )
-    if declared.whole_images:
-        _check_whole_images(config)
+    _check_dropped(config, whole_images=declared.whole_images)
     if config.data.mix.mixes_any and not declared.learns_mixed:
         raise ValueError(
             f"data.mix mixes images and their classes, but objective.kind {config.objective.kind} "
@@ -86,12 +85,18 @@ def with_targets(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     return replace(config, data=replace(config.data, require_labels=False, max_labels=None))
 
 
-def _check_whole_images(config: ZetaConfig) -> None:
-    """Raise ValueError if patches are dropped that the objective looks at."""
+def _check_dropped(config: ZetaConfig, *, whole_images: bool) -> None:
+    """Raise ValueError if dropped patches stay that the objective looks at, or others leave."""
     data = config.data
     local = [data.local.drop] if data.local.views else []
     for drop in (data.drop, *local):
-        if drop.kind != "none" and not drop.keep:
+        if drop.kind != "none" and drop.keep and not whole_images:
+            raise ValueError(
+                f"{drop.place}.keep is true, but objective.kind {config.objective.kind} does not "
+                f"look at dropped patches: set {drop.place}.keep=false (an objective of your own "
+                "that does declares whole_images = True)"
+            )
+        if whole_images and drop.kind != "none" and not drop.keep:
             raise ValueError(
                 f"objective.kind {config.objective.kind} looks at whole images, but the patches "
                 f"that {drop.place}.kind={drop.kind} drops stay in the loader: set "

@@ -13,6 +13,7 @@ from data_pipeline.shards.build import build_shards
 from launch.recipes.digits import CLASS_NAMES, render_split
 from tests.launch.command_line import zeta
 from tests.launch.tiny_export import write_export
+from zeta.export.text_encoder import load_text_encoder
 from zeta.models.config import load_pretrained
 from zeta.run.directory import RunDir
 
@@ -114,3 +115,40 @@ def test_a_dry_run_counts_the_teacher(world: Path):
     assert done.returncode == 0, done.stderr + done.stdout
     assert "\nbeside  " in done.stdout
     assert "forward, backward and update on cpu: loss" in done.stdout
+
+
+@pytest.mark.slow
+def test_added_to_captions_the_export_has_its_text_encoder_and_no_map(world: Path):
+    train = [sample for sample, _ in zip(render_split("train", seed=0), range(80), strict=False)]
+    pairs = [(key, {"jpg": files["jpg"], "txt": b"digit " + files["cls"]}) for key, files in train]
+    build_shards(pairs, world / "shards/pairs")
+    text = ("dim=16", "depth=1", "heads=2", "mlp_dim=32")
+    settings = [
+        *SETTINGS,
+        *("data.shards=shards/pairs", "data.val_shards=null", "objective.kind=siglip+distill"),
+        *("objective.embed_dim=16", *(f"objective.text.{size}" for size in text)),
+        *("run.dir=pairs", "train.max_steps=2", TEACHER),
+    ]
+    done = zeta("train", "demo", *settings, cwd=world)
+    assert done.returncode == 0, done.stderr + done.stdout
+    exported = zeta("export", "pairs", "pairs_export", cwd=world)
+    assert exported.returncode == 0, exported.stderr
+    assert not any("maps" in name for name in load_file(world / "pairs_export/text.safetensors"))
+    assert load_text_encoder(world / "pairs_export")[0].head.out_features == 16
+
+
+@pytest.mark.slow
+def test_added_to_classes_the_export_classifies_as_it_did_in_training(world: Path):
+    settings = [
+        *SETTINGS,
+        *("data.shards=shards/train", "objective.kind=softmax+distill", "run.dir=classes"),
+        *("train.max_steps=6", "train.evaluate.every=6", TEACHER),
+    ]
+    done = zeta("train", "demo", *settings, cwd=world)
+    assert done.returncode == 0, done.stderr + done.stdout
+    (scores,) = (line for line in metrics(world / "classes") if "val/top1" in line)
+    assert scores["val/distill_loss"] > 0
+    assert zeta("export", "classes", "classes_export", cwd=world).returncode == 0
+    evaluated = zeta("eval", "classes_export", "shards/val", "--json", cwd=world)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["top1"] == pytest.approx(scores["val/top1"], abs=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,3 +190,19 @@ def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_imag
             expected += 2 * per_token * tokens + 4 * 24 * MODEL["depth"] * tokens**2
             expected += 2 * linear_weights(encoder.head)
     assert model.training_flops(pack) - own == pytest.approx(expected)
+
+
+def test_a_folder_of_timm_is_refused_with_the_command_that_brings_it_in(world):
+    folder = world / "of_timm"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
+    with pytest.raises(ValueError, match=r"of_timm, which cannot be read: .*`zeta import`"):
+        completed(config(world, teacher="of_timm"))
+
+
+def test_dropped_patches_that_nobody_looks_at_are_refused(world):
+    settings = ("data.drop.keep=true", "data.drop.kind=constant")
+    unused = config(world, *settings, teacher=None, kind=("objective.kind=lejepa", KIND[1]))
+    message = r"lejepa does not look at dropped patches: set data\.drop\.keep=false"
+    with pytest.raises(ValueError, match=message):
+        check_start(replace(unused, data=replace(unused.data, views=2)), 1)

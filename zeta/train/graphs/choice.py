@@ -82,7 +82,7 @@ def graph_obstacle(
     if not isinstance(objective, PackObjective):
         return f"{type(objective).__name__} compares the images of all passes (objective.kind)"
     if getattr(objective, "whole_images", False):
-        return "a teacher's work depends on the sizes of the images (objective.kind)"
+        return f"{type(objective).__name__} gets another number of dropped patches with each pack"
     if not isinstance(model, PackedViT):
         return f"{type(model).__name__} is not an image encoder of zeta (model.arch)"
     if model.prefix_tokens:
