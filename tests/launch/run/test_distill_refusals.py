@@ -22,6 +22,7 @@ from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.flops import linear_weights
 from zeta.objectives.teacher import load_teacher
+from zeta.train.memory_model import activation_memory, sum_of_outputs
 from zeta.train.resume import check_alike, check_same_facts
 
 KIND = ("objective.kind=distill", "objective.label_smoothing=0")
@@ -169,7 +170,11 @@ def test_the_memory_of_the_teacher_is_counted(world, dtype, least):
     checked = check_start(config(world, f"train.dtype={dtype}"), 1)
     teacher, _ = load_teacher(str(world / "teacher"))
     weights = sum(p.numel() for p in teacher.parameters())
-    memory = run_memory(checked, costliest_pack(checked))
+    pack = costliest_pack(checked)
+    memory = run_memory(checked, pack)
+    alone = activation_memory(abstract_model(checked.config), pack, sum_of_outputs, dtype)
+    targets = 4 * 24 * (len(pack.patches) + len(pack.weights))  # live until the backward pass
+    assert memory.activations.peak >= alone.peak + targets
     assert least * weights <= memory.beside <= 4 * weights
     without = run_memory(checked, None)
     assert memory.states(checked.config.train, 0, 1) == without.states(checked.config.train, 0, 1)
