@@ -169,7 +169,7 @@ def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> Pac
     """Load the model of an export or a published encoder, in evaluation mode, on the CPU.
 
     Args:
-        path: folder that `zeta export` wrote, or of an encoder of transformers (docs/export.md).
+        path: folder that `zeta export` wrote, or of a published encoder (docs/export.md).
         dtype: dtype of the weights in memory; the files may have another one.
 
     Raises:

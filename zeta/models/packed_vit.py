@@ -151,7 +151,7 @@ class PackedViT(nn.Module, ABC):
         """Load what `zeta export` wrote, or a published encoder, in evaluation mode, on the CPU.
 
         Args:
-            path: folder of the export, or of an encoder of transformers (docs/export.md).
+            path: folder of the export, or of a published encoder (docs/export.md).
             dtype: dtype of the weights in memory; the files may have another one.
 
         Raises:
