@@ -1,6 +1,6 @@
 """CPU time of a training process for each image: plan, receive, join.
 
-    python -m tests.benchmarks.rank_cpu [--lanes 30] [--steps 6] [--rounds 5] [--workers 1]
+    python -m tests.benchmarks.loading.rank_cpu [--lanes 30] [--steps 6] [--rounds 5] [--workers 1]
 
 It plays one of eight ranks of navit_b16_classification (240 packs a step) on 1.3 million images
 whose sizes are those of photographs. What a rank does does not depend on what is in the images, so

@@ -1,0 +1,1 @@
+"""Measurements of what a rank spends on its packs."""
