@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,26 @@ def test_one_recording_serves_packs_of_other_lengths_seeds_and_factors():
         assert all(map(torch.equal, found, wanted))
     assert recorder.records == 1
     assert recorder.replays == 4  # the first pass warms up
+
+
+def test_images_that_are_mixed_otherwise_in_each_pack_are_replayed_too():
+    recorder = Rerun()
+    engine, passes = _passes(recorder)
+    losses = []
+    for step in range(4):
+        pack = _pack(0, images=4)
+        rows = len(pack.weights)
+        shares = (torch.arange(rows) + 3 * step) % 7 / 7
+        pack = replace(pack, mixed_with=torch.arange(rows).roll(step), own_shares=shares)
+        mean, sums = passes.run(pack, 0.5)
+        found = _gradients(engine, mean)
+        loss, wanted = _plain(engine, pack, 0.5)
+        assert torch.equal(sums["loss"], loss)
+        assert sums["top1"] == _objective().counts(engine.module(pack), pack)["top1"]
+        assert all(map(torch.equal, found, wanted))
+        losses.append(loss.item())
+    assert (recorder.records, recorder.replays) == (1, 3)
+    assert len(set(losses)) == 4
 
 
 def test_gradients_of_several_replays_add_up_and_are_not_overwritten():
