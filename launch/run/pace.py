@@ -135,10 +135,11 @@ def pace_rows(found: Forecast, world_size: int, images: float | None) -> Iterato
         yield "supply", "not measured: the shards hold less than two packs"
     else:
         processes = f"{found.workers} workers" if found.workers else "the training process"
+        beside = f", {supply.processes} at a time" if supply.processes > 1 else ""
         yield (
             "supply",
             f"{found.supplied:,.0f} images/s of a rank: {processes}, {supply.images_per_s:,.0f} a "
-            f"process, measured on {supply.images} images in {supply.processes} at a time here",
+            f"process, measured on {supply.images} images here{beside}",
         )
     if need is None or found.rate is None:
         return

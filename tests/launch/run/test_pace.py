@@ -47,6 +47,13 @@ def test_the_slower_of_gpu_and_loader_binds_and_the_loader_says_what_to_change()
     assert rows(1_000, 500, 0)["supply"].startswith("500 images/s of a rank: the training process")
 
 
+def test_the_supply_says_how_many_processes_were_measured_at_a_time():
+    supply = Supply(500, 256, SimpleNamespace(num_images=1), processes=4)
+    found = dict(pace_rows(Forecast(None, supply, 4), 1, None))
+    assert found["supply"].endswith("measured on 256 images here, 4 at a time")
+    assert rows(None, 500, 1)["supply"].endswith("measured on 256 images here")
+
+
 def test_the_time_is_that_of_what_binds():
     assert rows(10_000, 500, 4, images=2_000 * 3600 * 24 * 8, world_size=2)["time"].startswith(
         "4.0 days on 2 ranks, 192.0 GPU-hours"
