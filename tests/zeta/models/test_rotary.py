@@ -1,15 +1,17 @@
 """Rotary positions: DINOv3's angles, exact under packing and dropping, and draws of each image."""
 
 import math
+import re
 
 import pytest
 import torch
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+from torch._inductor.utils import run_and_get_code
 
 from tests.zeta.packs import make_pack
 from tests.zeta.training import tiny_navit
 from zeta.models import MegaVit
-from zeta.models.attention import Segments
+from zeta.models.attention import Segments, rotated
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.dropout import seeded
 from zeta.models.rotary import Rotary
@@ -198,3 +200,25 @@ def test_the_options_come_from_a_config():
         rope_base=10_000.0,
     )
     assert build_model(config).rotary == Rotary(64, 10_000.0, "index", (16, 16))
+
+
+@pytest.mark.slow
+def test_the_compiler_turns_queries_and_keys_in_the_kernel_that_normalises_them():
+    torch._dynamo.reset()
+    model = tiny_navit(dim_head=16, position="rope")
+    attention = model.blocks[0].attn
+    coords = torch.cartesian_prod(torch.arange(4), torch.arange(4)).int()
+    segments = Segments.from_lengths([16, 0], torch.device("cpu"))
+    grids = torch.full((16, 2), 4, dtype=torch.int32)
+    segments = model.rotary.turned(segments, coords, grids, training=False)
+
+    def queries_and_keys(qkv_T3):
+        q_THD, k_THD, _ = qkv_T3.view(-1, 3, attention.heads, attention.dim_head).unbind(1)
+        return rotated(attention.q_norm(q_THD), segments), rotated(
+            attention.k_norm(k_THD), segments
+        )
+
+    qkv_T3 = torch.randn(16, 3 * attention.heads * attention.dim_head, requires_grad=True)
+    found, codes = run_and_get_code(torch.compile(queries_and_keys), qkv_T3)
+    torch.testing.assert_close(found, queries_and_keys(qkv_T3))
+    assert len(set(re.findall(r"cpp_fused_\w+", codes[0]))) == 1
