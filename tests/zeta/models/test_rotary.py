@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
-from torch._inductor.utils import run_and_get_code
 
 from tests.zeta.packs import make_pack
 from tests.zeta.training import tiny_navit
@@ -204,6 +203,8 @@ def test_the_options_come_from_a_config():
 
 @pytest.mark.slow
 def test_the_compiler_turns_queries_and_keys_in_the_kernel_that_normalises_them():
+    from torch._inductor.utils import run_and_get_code  # the compiler takes seconds to import
+
     torch._dynamo.reset()
     model = tiny_navit(dim_head=16, position="rope")
     attention = model.blocks[0].attn
