@@ -35,8 +35,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--mode",
         metavar="MODE",
-        help="full; probe: a new head on frozen features; last-K: the last K blocks, as in last-2 "
-        "(default: full)",
+        help="full; probe: a new head, fitted to features that are computed once; last-K: the last "
+        "K blocks, as in last-2 (default: full)",
     )
     parser.add_argument(
         "--nproc",

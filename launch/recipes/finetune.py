@@ -2,7 +2,7 @@
 
 It is a run like any other, in a run directory of its own: the same trainer, resume and signals. It
 adds the recipe (`launch.recipes.finetune_recipe`), shards made of a folder of images, and the
-scores on held-out images before and after.
+scores on held-out images before and after. A head alone is no run: `launch.recipes.finetune_probe`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from launch.evaluate.scores import evaluate_plan
 from launch.evaluate.small_images import small_images
 from launch.export import export_run
 from launch.recipes.finetune_images import find_images, shard_settings, shards_go_if_refused
+from launch.recipes.finetune_probe import check_probe, fit_head
 from launch.recipes.finetune_recipe import (
     SHIPPED,
     Export,
@@ -80,9 +81,12 @@ def finetune(
     images = find_images(source)
     user = read_settings(source if images is None else SHIPPED, overrides)
     user = [setting for setting in user if setting[0] != f"in {SHIPPED}"]
-    base = [*settings_of_export(export), *recipe_settings(mode)]
+    of_head = mode is None and _last(user, "train.trainable") == "head"
+    base = [*settings_of_export(export), *recipe_settings("probe" if of_head else mode)]
     draft = _draft(export, base, user, mode)
     run_dir = run_directory(draft)
+    if mode == "probe":
+        check_probe(user, nproc or info.world_size, run_dir)
     if images is not None and not images.are_shards:
         check_writable(run_dir)
         if not run_dir.config.exists():
@@ -100,6 +104,11 @@ def finetune(
             warning = small_images(checked.manifest, export.arguments["patch_size"])
             if warning is not None:
                 print(warning, file=sys.stderr)
+            if mode == "probe":
+                record = _about(export, config) | fit_head(export, config, run_dir)
+                write_whole_text(run_dir.fine_tuning, json.dumps(record) + "\n")
+                _say(record, run_dir.exported)
+                return ExitCode.FINISHED
             _begin(run_dir, export, config)
     if nproc is None:
         code = train(config)
@@ -134,9 +143,7 @@ def _head_settings(export: Export, shards: Any) -> list[Setting]:
 
 def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
     """Write the recipe, and score the initial weights unless that was done before."""
-    data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
-    about = {"export": str(export.path), "new_head": config.train.new_head, "data": data}
-    path = run_dir.fine_tuning
+    about, path = _about(export, config), run_dir.fine_tuning
     record = read_json(path, limit=2**20, what="delete it") if path.exists() else {}
     if (
         not isinstance(record, dict)
@@ -147,6 +154,11 @@ def _begin(run_dir: RunDir, export: Export, config: ZetaConfig) -> None:
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_whole_text(run_dir.fine_tuning_config, to_yaml(config))
     write_whole_text(run_dir.fine_tuning, json.dumps(record) + "\n")
+
+
+def _about(export: Export, config: ZetaConfig) -> dict[str, Any]:
+    data = {"shards": str(config.data.shards), "val_shards": str(config.data.val_shards)}
+    return {"export": str(export.path), "new_head": config.train.new_head, "data": data}
 
 
 def score_beginning(config: ZetaConfig) -> dict[str, Any] | None:
@@ -191,18 +203,26 @@ def _finish(run_dir: RunDir) -> None:
     lines = [values for _, values in sorted(read_scores(run_dir.metrics).items())]
     scores = [values for values in lines if names.val_score("top1") in values]
     out = export_run(run_dir.path, run_dir.exported, overwrite=True).folder
-    if record["before"] is None or not scores:
-        print("no images were held out: give data.val_shards to have the model scored")
-    else:
+    record["after"] = None
+    if record["before"] is not None and scores:
         last = scores[-1]
         score_names = ("top1", "top5", "loss")
         record["after"] = {name: last[names.val_score(name)] for name in score_names}
         record["after"]["images"] = last[names.VAL_IMAGES]
         write_whole_text(run_dir.fine_tuning, json.dumps(record) + "\n")
+    _say(record, out)
+
+
+def _say(record: dict[str, Any], out: Path) -> None:
+    """Print the scores before and after, and what to type next."""
+    before, after = record["before"], record["after"]
+    if before is None or after is None:
+        print("no images were held out: give data.val_shards to have the model scored")
+    else:
         untrained = " (its head is new: chance)" if record["new_head"] else ""
         print(
-            f"held-out top-1: {record['before']['top1']:.2%} before{untrained}, "
-            f"{record['after']['top1']:.2%} after, on {record['after']['images']:,} images"
+            f"held-out top-1: {before['top1']:.2%} before{untrained}, {after['top1']:.2%} after, "
+            f"on {after['images']:,} images"
         )
     print(f"the model is in {out}; try: zeta predict {out} IMAGES")
     sys.stdout.flush()

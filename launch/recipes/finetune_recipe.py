@@ -81,8 +81,8 @@ def recipe_settings(mode: str | None) -> list[Setting]:
     kind, _, count = (mode or "full").partition("-")
     if kind not in MODES or (count and kind != "last") or (kind == "last" and not count):
         raise ValueError(
-            f"--mode is {mode!r}; choose full, probe (a new head on frozen features), or last-K "
-            "for the last K blocks, as in last-2"
+            f"--mode is {mode!r}; choose full, probe (a new head on features computed once), or "
+            "last-K for the last K blocks, as in last-2"
         )
     changes: dict[str, Any] = MODES[kind] | ({"train.trainable": f"last-{count}"} if count else {})
     return [(DEFAULT, key, value) for _, key, value in shipped if key != "run.name"] + [

@@ -13,6 +13,7 @@ import yaml
 
 from data_pipeline.shards.build import build_split
 from launch.config.load import DEFAULT, read_settings
+from launch.evaluate.scores import Request, evaluate_export, prepare, run_evaluation
 from launch.recipes.finetune import finetune
 from launch.recipes.finetune_images import find_images
 from launch.recipes.finetune_recipe import (
@@ -26,9 +27,11 @@ from tests.launch.command_line import zeta
 from tests.launch.photos import CLASSES, write_photos
 from tests.launch.tiny_export import write_export
 from zeta.checkpoint.directory import load_full_weights
+from zeta.distributed import RankInfo, World
 from zeta.exit_codes import ExitCode, RunError
 from zeta.models.config import load_pretrained
 from zeta.models.exported import read_config
+from zeta.run.directory import RunDir
 
 SHELL_OF_SRUN = {
     "SLURM_JOB_ID": "77", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4",
@@ -90,7 +93,7 @@ def test_the_same_command_goes_on_and_another_mode_is_another_run(world: Path, t
     assert more.returncode == 0, more.stdout + more.stderr
     assert (tuned / "FINISHED").read_text() == "step 6\n"
     assert "continuing from step_00000004" in (tuned / "logs/rank_00000.log").read_text()
-    other = zeta(*command, "--mode", "probe", "train.max_steps=6", cwd=world)
+    other = zeta(*command, "train.trainable=head", "train.max_steps=6", cwd=world)
     assert other.returncode == 93
     assert "train.trainable was 'last-1' and is now 'head'" in other.stderr
     assert "Traceback" not in other.stderr
@@ -116,6 +119,39 @@ def test_shards_and_a_config_of_ones_own_keep_the_head_of_the_same_classes(
         assert record["before"][score] == pytest.approx(value, rel=1e-5), score
 
 
+def test_a_probe_is_the_classifier_of_eval_and_takes_no_steps(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "probe"
+    settings = [f"run.dir={run}", "data.workers=0"]
+    assert finetune(world / "export", str(world / "photos"), settings, mode="probe") == 0
+    with pytest.raises(ValueError, match="holds a model already: choose another directory"):
+        finetune(world / "export", str(world / "photos"), settings, mode="probe")
+    said = capsys.readouterr().out
+    record = json.loads((run / "finetune.json").read_text())
+    assert f"before (its head is new: chance), {record['after']['top1']:.2%} after" in said
+    assert not RunDir(run).config.exists()
+    shards = [str(run / "shards" / part) for part in ("train", "val")]
+    fitted = Request(world / "export", shards[1], probe=[shards[0]], workers=0)
+    found = run_evaluation(prepare(fitted), World(RankInfo(), torch.device("cpu")))
+    assert record["after"]["top1"] == found["linear_probe"]["top1"]
+    model = load_pretrained(run / "export")
+    assert model.class_names == tuple(sorted(CLASSES))
+    scored = evaluate_export(run / "export", shards[1], ["train"], workers=0)
+    assert {name: scored[name] for name in record["after"]} == pytest.approx(record["after"])
+    for name, value in load_pretrained(world / "export").state_dict().items():
+        assert name.startswith("head.") or torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_probe_keeps_to_one_process_and_away_from_runs(world: Path, tmp_path: Path):
+    words = (world / "export", str(world / "photos"), [f"run.dir={tmp_path}"])
+    with pytest.raises(ValueError, match="one process, and 2 ranks are asked for: start it alone"):
+        finetune(*words, mode="probe", nproc=2)
+    RunDir(tmp_path).config.write_text("")
+    with pytest.raises(ValueError, match="holds a run that was trained by steps: choose another"):
+        finetune(*words, mode="probe")
+
+
 def test_classes_that_are_held_out_but_not_trained_on_are_named(world: Path, tmp_path: Path):
     for part, images in (("train", 3), ("val", 1)):
         write_photos(tmp_path / "sets" / part, images, seed=1)
@@ -136,6 +172,7 @@ def test_classes_that_are_held_out_but_not_trained_on_are_named(world: Path, tmp
         ("photos", (), "last-0", "train.trainable is 'last-0'"),
         ("photos", (), "last-9", "train.trainable is last-9, but the model has 2 blocks"),
         ("photos", ("train.trainable=all",), "probe", "--mode is probe, but train.trainable is"),
+        ("photos", ("optim.lr=1",), "probe", "computed once, so optim.lr has no use: leave it out"),
         ("photos", ("train.init_from=x",), None, "train.init_from is x, but the run begins at"),
         ("photos", ("model.dim=64",), None, "model.dim is 64, but .*export is a model with dim"),
         ("photos", ("model.preset=navit_b16",), None, "model.image_size is 256, but"),
