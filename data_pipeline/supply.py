@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from math import ceil
 from multiprocessing.synchronize import Barrier
@@ -17,11 +20,10 @@ import joblib
 import torch
 
 from data_pipeline.loading.executor import ExecutedPack, Executor
-from data_pipeline.loading.loader import SETTLE_S
+from data_pipeline.loading.loader import SETTLE_S, begin_worker
 from data_pipeline.loading.recipe import PackOrder
 from data_pipeline.plan.plan import Plan
 from zeta.packed import PackedBatch
-from zeta.run.cpu_tuning import keep_freed_memory
 
 IMAGES = 256
 SECONDS = 3.0
@@ -61,7 +63,8 @@ def measure_supply(
         seconds: time after which it is enough.
 
     Returns:
-        The rate; None if no image could be measured, such as with a single pack.
+        The rate; None if no image could be measured, such as with a single pack, or if a process
+        ended or kept the others waiting too long.
 
     Raises:
         OSError, TarError: a shard cannot be read.
@@ -79,8 +82,10 @@ def measure_supply(
     parts = [packs[number::count] for number in range(count)]
     runs = [_run(plan, parts[0], seconds)] if workers == 0 else _together(plan, parts, seconds)
     done = sum(run.images for run in runs)
+    if not done:
+        return None
     rate = sum(run.images / run.seconds for run in runs) / len(runs)
-    return Supply(rate, done, runs[0].last.batch, len(runs)) if done else None
+    return Supply(rate, done, runs[0].last.batch, len(runs))
 
 
 class _Run(NamedTuple):
@@ -100,7 +105,10 @@ def _orders(plan: Plan) -> Iterator[PackOrder]:
 
 
 def _together(plan: Plan, parts: Sequence[Sequence[PackOrder]], seconds: float) -> list[_Run]:
-    """Return the run of each part, each in a process of its own, over the same time."""
+    """Return the run of each part, each in a process of its own, over the same time.
+
+    None of them, if a process ended or was too slow to begin with the others.
+    """
     context = multiprocessing.get_context("fork")  # as the loader's; they start at once
     started = context.Barrier(len(parts), timeout=_WAIT_S)
     time.sleep(SETTLE_S)
@@ -108,9 +116,11 @@ def _together(plan: Plan, parts: Sequence[Sequence[PackOrder]], seconds: float) 
         futures = [pool.submit(_run_beside_others, part, seconds) for part in parts]
         errors = [error for future in futures if (error := future.exception()) is not None]
         # A process that failed broke the barrier of the others, which say nothing of it.
-        errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))
-        if errors:
+        errors.sort(key=lambda error: isinstance(error, BrokenBarrierError | BrokenProcessPool))
+        if errors and not isinstance(errors[0], BrokenBarrierError | BrokenProcessPool):
             raise errors[0]
+        if errors:
+            return []
         return [future.result() for future in futures]
 
 
@@ -123,7 +133,15 @@ def _begin(plan: Plan, started: Barrier) -> None:
     global _plan, _started
     _plan, _started = plan, started
     torch.set_num_threads(1)
-    keep_freed_memory()
+    begin_worker(0)
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+
+
+def _end_with(rank: int) -> None:
+    """End this process once `rank`, which started it, is gone: a killed one cannot ask it to."""
+    while os.getppid() == rank:
+        time.sleep(1)
+    os._exit(0)
 
 
 def _run_beside_others(orders: Sequence[PackOrder], seconds: float) -> _Run:

@@ -153,7 +153,7 @@ class PackLoader:
             sampler=_with_slots(orders, buffers, sent),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             multiprocessing_context="fork" if workers else None,  # they share the buffers
         )
         if workers:
@@ -267,7 +267,8 @@ def check_state(plan: Plan, state: Mapping[str, Any] | None) -> int:
     return int(state["step"]) + 1
 
 
-def _begin_worker(_worker: int) -> None:
+def begin_worker(_worker: int) -> None:
+    """Let a process that decodes for a rank outlive the signals that let the rank stop."""
     keep_freed_memory()
     # A terminal or Slurm signals the rank and its workers; the rank saves, then ends its workers.
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
