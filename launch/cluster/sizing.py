@@ -1,7 +1,8 @@
 """Compute which models fit which GPUs: the largest token budget by preset, GPU and ZeRO stage.
 
 The memory is that of `zeta.train.memory_model`, as in a dry run, for packs of images of 16 x 16
-patches. Nothing is allocated, and nothing was measured on a GPU.
+patches. Nothing is allocated, and nothing was measured on a GPU. Passes that are recorded as CUDA
+graphs hold gradients besides, up to 8 bytes a weight at ZeRO 2, which a dry run counts.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
 from data_pipeline.shards.manifest import Manifest
@@ -21,6 +23,8 @@ from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
 from zeta.models.sources import read_config
+from zeta.probes.classifiers import not_finite
+from zeta.probes.feature_files import FEATURES_NAME, KEYS_NAME
 
 REJECTED_NAME = "rejected.jsonl"
 
@@ -118,6 +122,7 @@ def embed_shards(
         }
         if world.is_main:
             _write_rejected(partial / REJECTED_NAME, manifest, found.rejected)
+            _warn_of_not_finite(partial)
             (partial / "meta.json").write_text(json.dumps(facts) + "\n")
     return facts
 
@@ -141,6 +146,13 @@ def _whole_folder(out: Path, world: World) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     world.barrier()  # NOTE: the result is there when any rank ends
+
+
+def _warn_of_not_finite(folder: Path) -> None:
+    keys = (folder / KEYS_NAME).read_text(encoding="utf-8").splitlines()
+    features = torch.from_numpy(np.load(folder / FEATURES_NAME))
+    if fault := not_finite(features, keys, "written"):
+        print(f"WARNING: {fault}: give another model or checkpoint", file=sys.stderr)
 
 
 def _write_rejected(path: Path, manifest: Manifest, rejected: Sequence[Any]) -> None:

@@ -118,7 +118,7 @@ def labelled_features(
         world.barrier()  # NOTE: the folder is deleted once all have read it
     if fault := not_finite(features, keys, f"(shards from {manifest.shards[0].path} on)"):
         raise RunError(
-            f"{fault}, so nothing can be classified by them: export another checkpoint (`zeta "
-            "export RUN_DIR OUT --step N`)"
+            f"{fault}, so nothing can be classified by them: give another model, or another "
+            "checkpoint of its run (`zeta export RUN_DIR OUT --step N`)"
         )
     return features, labels

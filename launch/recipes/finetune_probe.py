@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,9 @@ from zeta.run.directory import RunDir
 from zeta.stored_tensors import in_memory
 
 _APPLY = (
-    *("run.", "tracker.", "data.shards", "data.val_shards", "data.resolution.", "data.workers"),
-    *("data.cache_", "data.read_deadline_s", "train.device", "train.trainable"),
+    *("run.", "tracker.", "data.shards", "data.val_shards", "data.workers", "data.cache_"),
+    *("data.resolution.max", "data.resolution.fit", "data.read_deadline_s"),
+    *("train.device", "train.trainable"),
 )
 """Beginnings of the settings that a head without steps has a use for."""
 _BY_STEPS = (
@@ -120,6 +122,8 @@ def _features(
     model: PackedViT, manifest: Manifest, config: ZetaConfig, export: Export, world: World
 ) -> tuple[Tensor, Tensor]:
     data = evaluation_data(manifest, dict(export.arguments), loader_workers(config, os.environ))
+    reading = ("cache_dir", "cache_gb", "read_deadline_s")
+    data = replace(data, **{name: getattr(config.data, name) for name in reading})
     view = view_of_training(export.arguments, _shown(config))
     features_ND, labels_N = labelled_features(model, manifest, data, view, world)
     return features_ND.to(world.device), labels_N.to(world.device)

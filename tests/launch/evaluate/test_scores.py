@@ -186,7 +186,9 @@ def test_features_are_those_of_the_images_in_the_order_of_the_shards(
 
 
 @pytest.mark.slow
-def test_embeddings_that_are_not_finite_classify_nothing(world: Path, monkeypatch):
+def test_embeddings_that_are_not_finite_classify_nothing_and_are_told_when_written(
+    world: Path, tmp_path: Path, monkeypatch, capsys
+):
     original = NaViT.forward_embeddings
 
     def broken(self, images):
@@ -196,6 +198,9 @@ def test_embeddings_that_are_not_finite_classify_nothing(world: Path, monkeypatc
     prepared = prepare(_request(world, knn=[str(world / "train")]))
     with pytest.raises(RunError, match=r"embeddings of 1 of 58 images .*val.* are not finite"):
         run_evaluation(prepared, ALONE)
+    embed_shards(world / "export", [str(world / "val")], tmp_path / "features", ALONE, workers=0)
+    told = "WARNING: the embeddings of 1 of 58 images written are not finite"
+    assert told in capsys.readouterr().err
 
 
 def _keys(shard: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A NaViT or MegaVit on a batch of images of one size, in operations that `torch.export` can trace.
+"""A NaViT on a batch of images of one size, in operations that `torch.export` can trace.
 
 The packed model groups images by their lengths on the host and calls an operator of its own for
 attention; neither has a graph for every size. Here all images have the size of the batch, so

@@ -7,7 +7,8 @@ onnxruntime 1.32.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,13 @@ def exported_program(model: NaViT) -> torch.export.ExportedProgram:
     """
     from zeta.export.onnx.dense import DenseNaViT
 
-    _refuse_absolute(model)
+    _refuse_inexpressible(model)
     patch = model.patch_size
     images = torch.zeros(2, model.channels, 3 * patch, 5 * patch)
     sides = (torch.export.Dim(name, min=2, max=_LARGEST) for name in ("rows", "columns"))
     dynamic = dict(zip((2, 3), (patch * side for side in sides), strict=True))
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         return torch.export.export(
             DenseNaViT(model), (images,), dynamic_shapes={"images": {0: batch, **dynamic}}
         )
@@ -106,7 +107,7 @@ def packed_program(model: NaViT) -> torch.export.ExportedProgram:
     """
     from zeta.export.onnx.packed import PackedNaViT, packed_inputs
 
-    _refuse_absolute(model)
+    _refuse_inexpressible(model)
     patch = model.patch_size
     images = [
         torch.zeros(model.channels, h * patch, w * patch) for h, w in ((2, 3), (1, 4), (3, 2))
@@ -114,7 +115,7 @@ def packed_program(model: NaViT) -> torch.export.ExportedProgram:
     names = ("patches_TP", "coords_T2", "grids_I2", "index_T")
     patches, count = (torch.export.Dim(n, min=2, max=_LARGEST) for n in ("patches", "images"))
     sizes = ({0: patches}, {0: patches}, {0: count}, {0: patches})
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         return torch.export.export(
             PackedNaViT(model),
             packed_inputs(model, images),
@@ -122,10 +123,21 @@ def packed_program(model: NaViT) -> torch.export.ExportedProgram:
         )
 
 
-def _refuse_absolute(model: NaViT) -> None:
-    if (reason := FORMAT.obstacle({"arch": model.arch, "position": model.embeds.position})) is None:
-        return
-    raise ValueError(reason)
+def _refuse_inexpressible(model: NaViT) -> None:
+    position = getattr(model.embeds, "position", None)
+    if (reason := FORMAT.obstacle({"arch": model.arch, "position": position})) is not None:
+        raise ValueError(reason)
+
+
+@contextmanager
+def _evaluating(model: NaViT) -> Iterator[None]:
+    """Keep a model in evaluation mode for a while."""
+    training = model.training
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
 
 
 def write_onnx(model: NaViT, path: Path) -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from tests.zeta.small_models import small
+from tests.zeta.training import tiny_navit
+from zeta import MegaVit
 from zeta.export.onnx.dense import DenseNaViT
 from zeta.export.onnx.format import exported_program, packed_program
 from zeta.export.onnx.packed import PackedNaViT, packed_inputs
@@ -116,3 +118,13 @@ def test_models_whose_graph_would_be_wrong_are_refused(tmp_path, changes, messag
     with pytest.raises(ValueError, match=message):
         save_pretrained(tmp_path / "out", model.state_dict(), arguments, form="onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [exported_program, packed_program])
+def test_programs_refuse_a_megavit_by_name_and_leave_the_mode_of_a_model(program):
+    with pytest.raises(ValueError, match=r"model\.arch is megavit: zeta writes ONNX of a navit"):
+        program(MegaVit(8, 4, 3, 16, 1, 2, 32))
+    model = tiny_navit(channels=3).train()
+    program(model)
+    assert model.training
