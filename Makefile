@@ -12,8 +12,8 @@ MINUTES ?= 4
 # What `make test-oldest` and `make test-pythons` run on.
 OLDEST_PYTHON = python3.11
 NEWER_PYTHONS = python3.12 python3.13
-# Files of tests go to as many processes as there are cores, up to 8.
-PARALLEL = -n auto --maxprocesses 8 --dist loadgroup
+# Files of tests go to as many processes as there are cores, up to 8; those of Slurm share a cluster.
+PARALLEL = -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo lint docs test test-fast test-gpu test-oldest test-pythons bench-gpu \
 	check-python check-disk debian-tools
@@ -45,12 +45,13 @@ docs: $(VENV)/.installed-test
 	mv docs/config.md.new docs/config.md
 
 test: lint debian-tools
-	$(VENV_PYTHON) -m pytest $(PARALLEL)
+	$(VENV_PYTHON) -m pytest -m 'not slurm' $(PARALLEL)
+	$(VENV_PYTHON) -m pytest -m slurm
 
 test-fast: $(VENV)/.installed-test
 	@$(VENV_PYTHON) -c 'import sys; from importlib.metadata import version; \
 	print("Python", sys.version.split()[0] + ", torch", version("torch") + ", DeepSpeed", version("deepspeed"))'
-	$(VENV_PYTHON) -m pytest $(PARALLEL) -m 'not slow and not slurm and not gpu'
+	$(VENV_PYTHON) -m pytest -m 'not slow and not slurm and not gpu' $(PARALLEL)
 
 test-gpu: $(VENV)/.installed-test
 	@$(VENV_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \

@@ -66,8 +66,8 @@ def test_the_table_has_a_row_for_each_stage_and_recomputing_saves_memory():
 def test_the_optimizer_decides_what_is_kept_of_a_weight_and_at_which_stages():
     gpu = _gpu(64.0)
     stages = {
-        kind: [row.split("|")[3].strip() for row in sizing_table(
-            ["navit_ti16"], [gpu], 8, OptimConfig(kind=kind))[2:]]
+        kind: [row.split("|")[3].strip() for row in list(sizing_table(
+            ["navit_ti16"], [gpu], 8, OptimConfig(kind=kind)))[2:]]
         for kind in ("adamw", "muon")
     }  # fmt: skip
     assert stages == {"adamw": ["2", "3"], "muon": ["0"]}
