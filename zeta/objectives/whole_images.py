@@ -2,11 +2,11 @@
 
 An encoder whose patches have q pixels a side sees an image of h x w patches of p pixels at its own
 size, rounded to whole patches: round(h p / q) x round(w p / q) of them, at least one each way.
-Where that leaves other pixels than there are, the image is resized as the loader does it: bilinear,
-antialiased, rounded to uint8. An encoder that takes one grid only gets that one, and one with a
-largest grid gets the image shrunk to fit. What it says of its patches is read at other places by
-bilinear interpolation between the centres of its patches. With equal patches nothing is resized or
-interpolated.
+Where that leaves other pixels than there are, the image is resized as the loader does it
+(`zeta.models.resizing`): bicubic and antialiased, in uint8. An encoder that takes one grid only
+gets that one, and one with a largest grid gets the image shrunk to fit. What it says of its patches
+is read at other places by bilinear interpolation between the centres of its patches. With equal
+patches nothing is resized or interpolated.
 
 Letters: I images, T rows of the pack, N patches of all whole images, R rows of the new pack.
 """
@@ -20,10 +20,10 @@ from itertools import accumulate
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from zeta.exit_codes import RunError
 from zeta.models.packed_vit import PackedViT
+from zeta.models.resizing import resize_images
 from zeta.packed import PackedBatch
 
 Grid = tuple[int, int]
@@ -165,10 +165,7 @@ def _cut_anew(
             q=side,
             c=channels,
         )
-        size = (rows * new, columns * new)
-        if pixels.shape[2:] != size:
-            resized = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-            pixels = resized.round().clamp(0, 255).to(patches.dtype)
+        pixels = resize_images(pixels, (rows * new, columns * new))
         cut = rearrange(pixels, "n c (h p) (w q) -> n (h w) (p q c)", p=new, q=new)
         for image, lines in zip(images, cut.unbind(0), strict=True):
             parts[image] = lines

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.zeta.objectives.distill_jobs import built, dropped_pack
+from zeta.models.resizing import resize
 from zeta.objectives import JointObjective, PackObjective
 from zeta.packed import join_packs
 
@@ -53,12 +54,8 @@ def definition(model, objective, packs, loss):
                 continue
             side = expert.encoder.patch_size
             rows, columns = (max(1, round(n / side)) for n in pixels.shape[1:])
-            size = (rows * side, columns * side)
-            if size != tuple(pixels.shape[1:]):
-                pixels = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[
-                    0
-                ]
-                pixels = pixels.round().to(torch.uint8)
+            resized = resize(pixels.permute(1, 2, 0).numpy(), (rows * side, columns * side))
+            pixels = torch.from_numpy(resized).permute(2, 0, 1)
             pooled, tokens = expert.encoder.forward_both([pixels])
             features = tokens.features[tokens.coords[:, 0] >= 0].T.reshape(1, -1, rows, columns)
             h, w = pack.grids[image].tolist()
