@@ -123,6 +123,19 @@ def test_a_teacher_of_one_size_and_one_of_a_largest_size_get_images_that_fit():
         assert Teacher(encoder)(pack).tokens.isfinite().all()
 
 
+@pytest.mark.parametrize("grids", [SIZES, [(6, 6)]])
+def test_the_rows_of_a_teacher_are_those_of_the_pack_that_it_gets(grids):
+    arguments = {"num_classes": 1, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+    fixed = MegaVit(image_size=12, patch_size=4, channels=1, **arguments)
+    assert Teacher(fixed).rows(grids, 4) == len(grids) * (9 + fixed.prefix_tokens)
+    finer = teacher(patch_size=2)
+    assert finer.rows(grids, 4) == sum(4 * h * w + 1 for h, w in grids)
+    if grids is SIZES:
+        for expert in (Teacher(fixed), finer):
+            pack = whole_images(dropping_pack(pictures()), expert.encoder, 4).pack
+            assert pack.num_tokens == expert.rows(grids, 4)
+
+
 def test_missing_patches_are_refused_with_what_to_set():
     pack = make_pack(pictures(), 4, 24, 4, keep=KEEP)
     with pytest.raises(RunError, match=r"6 of the 14 patches .* set data\.drop\.keep=true"):
