@@ -35,6 +35,10 @@ from zeta.objectives.teacher import (
 from zeta.packed import PackedBatch
 
 POOLED, TOKENS = "pooled_loss", "token_loss"
+"""The distances of pooled embeddings and of tokens."""
+DISTILL, BASE = "distill_loss", "base_loss"
+"""The parts of the loss where another objective is learned too: the weighted sum of the distances,
+and the loss of the other objective."""
 
 
 class Distillation(DeclaredObjective):
@@ -101,6 +105,10 @@ class Distillation(DeclaredObjective):
         """Return the weighted sum of both distances over the images of weight 1."""
         sums = distances(outputs, self.teacher(batch), batch, self.config.loss)
         self._counted = batch, {name: value.detach() for name, value in sums.items()}
+        return self.weighted(sums)
+
+    def weighted(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of both distances, given their sums by name."""
         weights = {POOLED: self.config.pooled, TOKENS: self.config.tokens}
         return torch.stack([weights[name] * value for name, value in sums.items()]).sum()
 
@@ -260,15 +268,16 @@ class DistillTally:
         if self._base is not None:
             self._base.add(outputs.base, batch)
         loss = self._objective.distance(outputs, batch)
-        sums = {"images": (batch.weights > 0).sum(), "distill_loss": loss}
+        sums = {"images": (batch.weights > 0).sum(), DISTILL: loss}
         for name, value in (sums | dict(self._objective.distance_sums(outputs, batch))).items():
             self._sums[name] = self._sums.get(name, 0) + value.double()
 
     def metrics(self) -> dict[str, float]:
         """Return `images`, and the means over those of all ranks.
 
-        They are `loss` or, beside another objective's own, `distill_loss`; `pooled_loss`,
-        `token_loss`. Every rank calls this after at least one `add`. NOTE: a collective.
+        They are `loss`, which is what training minimises, `pooled_loss` and `token_loss`; beside
+        another objective also `distill_loss`, and as `base_loss` the other one's loss. Every rank
+        calls this after at least one `add`. NOTE: a collective.
         """
         summed = torch.stack(list(self._sums.values()))
         if dist.is_initialized():
@@ -280,5 +289,8 @@ class DistillTally:
             return {"images": 0.0}
         means = {name: value / images for name, value in own.items()}
         if self._base is None:
-            means["loss"] = means.pop("distill_loss")
+            means["loss"] = means.pop(DISTILL)
+        else:
+            means[BASE] = base["loss"]
+            means["loss"] = means[BASE] + self._objective.config.weight * means[DISTILL]
         return {"images": images} | base | means
