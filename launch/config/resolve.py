@@ -19,6 +19,11 @@ from zeta.objectives import objective_class
 
 CLASS_TARGETS = ("label", "labels")
 """Targets of the objectives whose outputs are the classes of the shards."""
+DECIDED_BY = {
+    "objective.distill.dim": "objective.distill.teacher",
+    "objective.text.vocab_size": "data.text.tokenizer",
+}
+"""Fields that a file decides, by the field that names it."""
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:

@@ -67,8 +67,9 @@ class Distillation(DeclaredObjective):
         dim = teacher.dim
         if distill.dim not in (None, dim):
             raise ValueError(
-                f"objective.distill.dim is {distill.dim}, but {FIELD} has {dim} channels: leave "
-                "it out, or give the teacher of before"
+                f"{FIELD} is {distill.teacher}, which has {dim} channels, but "
+                f"objective.distill.dim is {distill.dim}, that of the teacher of before: give that "
+                "one, or leave objective.distill.dim out"
             )
         return replace(config, distill=replace(distill, dim=dim))
 

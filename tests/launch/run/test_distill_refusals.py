@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from data_pipeline.shards.build import build_shards
-from launch.config.load import load_config
+from launch.config.load import load_config, to_yaml
 from launch.config.resolve import completed, resolve_with_shards
-from launch.run.checks import abstract_model, check_start
+from launch.run.checks import abstract_model, check_resume, check_start
 from launch.run.execution import costliest_pack, run_memory
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.launch.tiny_export import MODEL, write_export
@@ -22,6 +22,7 @@ from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.flops import linear_weights
 from zeta.objectives.teacher import load_teacher
+from zeta.run.directory import RunDir
 from zeta.train.memory_model import activation_memory, sum_of_outputs
 from zeta.train.resume import check_alike, check_same_facts
 
@@ -151,6 +152,31 @@ def test_another_teacher_is_refused_on_resume_and_on_another_rank(world):
     check_alike([facts, facts])
     with pytest.raises(RunError, match=r"is another model on rank 1 than on rank 0"):
         check_alike([facts, other])
+
+
+def test_a_teacher_of_another_width_is_refused_on_resume_by_its_own_name(world):
+    write_export(world / "wider", ["a"], dim=32)
+    began, run = check_start(config(world), 1).config, world / "resumed"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(began))
+    own = f"run.dir={run}"
+    check_start(config(world, own), 1)
+    changed = re.escape(f"objective.distill.teacher is {world / 'wider'}, ")
+    with pytest.raises(ValueError, match=changed + r"with objective\.distill\.dim 32; it was 24\."):
+        check_start(config(world, own, teacher="wider"), 1)
+    saved = [f"objective.distill.teacher={world / 'wider'}"]
+    with pytest.raises(ValueError, match=changed + r"which has 32 channels, but .* is 24, that of"):
+        check_start(load_config(str(run / "config.yaml"), saved), 1)
+
+
+def test_a_tokenizer_of_other_words_is_refused_on_resume_by_its_own_name(world):
+    before, after = (config(world, f"objective.text.vocab_size={size}") for size in (256, 300))
+    run = world / "words"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(before))
+    message = r"data\.text\.tokenizer is bytes, with objective\.text\.vocab_size 300; it was 256\."
+    with pytest.raises(ValueError, match=message):
+        check_resume(RunDir(run), after)
 
 
 def test_the_digest_is_of_the_weights_and_not_of_where_they_lie(world):
