@@ -117,6 +117,26 @@ def test_a_teacher_with_values_that_are_not_finite_is_refused(world):
         load_teacher(str(world / "inf"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("softmax", "objective.kind=softmax+distill (or distill)"),
+        ("clip", "objective.kind=clip+distill (or distill)"),
+        ("lejepa", "objective.kind=distill,"),
+    ],
+)
+def test_a_teacher_that_nothing_would_learn_from_is_refused(world, kind, remedy):
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        config(world, f"objective.kind={kind}")
+    config(world, f"objective.kind={kind}", teacher=None)
+    if kind != "lejepa":
+        config(world, f"objective.kind={kind}+distill")
+
+
+def test_an_objective_of_ones_own_may_learn_from_the_teacher(world):
+    config(world, "objective.kind=tests.zeta.foreign_objective:Brightness")
+
+
 def test_nothing_to_learn_is_refused(world):
     weights = ("objective.distill.pooled=0", "objective.distill.tokens=0")
     with pytest.raises(ValueError, match=r"pooled and objective\.distill\.tokens are both 0"):
