@@ -333,7 +333,7 @@ def _check_sections_together(config: ZetaConfig) -> None:
 
 
 def _check_taught(objective: ObjectiveConfig) -> None:
-    """Raise ValueError for a teacher that nothing would learn from; an objective of one's own may."""
+    """Raise ValueError for a teacher that no shipped objective would learn from."""
     kind, teacher = objective.kind, objective.distill.teacher
     if teacher is None or kind not in OBJECTIVES or issubclass(OBJECTIVES[kind], Distillation):
         return

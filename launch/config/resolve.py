@@ -49,6 +49,11 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
     return with_targets(resolved, manifest)
 
 
+def check_named(config: ZetaConfig) -> None:
+    """Raise ValueError if a file that training needs besides the shards is not named: a teacher."""
+    objective_class(config.objective.kind).check_named(config.objective)
+
+
 def completed(config: ZetaConfig) -> ZetaConfig:
     """Fill in the values that files besides the shards decide, such as the width of a teacher.
 

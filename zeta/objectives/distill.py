@@ -29,6 +29,7 @@ from zeta.objectives.teacher import (
     FIELD,
     Teacher,
     TeacherOutputs,
+    check_teacher_named,
     load_teacher,
     outline_teacher,
 )
@@ -53,6 +54,11 @@ class Distillation(DeclaredObjective):
         self._teacher: Teacher | None = None
         self._digest = ""
         self._counted: tuple[PackedBatch, dict[str, Tensor]] | None = None
+
+    @classmethod
+    def check_named(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError if no teacher is named."""
+        check_teacher_named(config.distill.teacher)
 
     @classmethod
     def completed(cls, config: ObjectiveConfig, fit: str) -> ObjectiveConfig:

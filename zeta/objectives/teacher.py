@@ -92,18 +92,23 @@ class Teacher(FrozenModule):
         return flop_rates(self.encoder)
 
 
+def check_teacher_named(path: str | None) -> str:
+    """Return the path of a teacher; raise ValueError if there is none."""
+    if path is None:
+        raise ValueError(
+            f"{FIELD} is not set: give the folder of the model to learn from, one that `zeta "
+            "export` or `zeta import` wrote or one of transformers or timm"
+        )
+    return path
+
+
 def teacher_config(path: str | None) -> dict[str, Any]:
     """Return config.json of a teacher, which must be an encoder of RGB images.
 
     Raises:
         ValueError: there is none, or it cannot serve; the message says what to do.
     """
-    if path is None:
-        raise ValueError(
-            f"{FIELD} is not set: give the folder of the model to learn from, one that `zeta "
-            "export` or `zeta import` wrote or one of transformers"
-        )
-    folder = Path(path).expanduser()
+    folder = Path(check_teacher_named(path)).expanduser()
     try:
         config = read_config(folder)
     except (OSError, ValueError) as error:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_pipeline.shards.build import build_shards
+from launch.cli import entry_point
 from launch.config.load import load_config, to_yaml
 from launch.config.resolve import completed, resolve_with_shards
 from launch.run.checks import abstract_model, check_resume, check_start
@@ -61,6 +62,16 @@ def test_a_plan_needs_no_teacher(world):
     from data_pipeline.shards.weighted import open_shards
 
     resolve_with_shards(config(world, teacher=None), open_shards(str(world / "shards")))
+
+
+def test_launch_check_refuses_a_run_without_a_teacher(world, capsys):
+    settings = [f"data.shards={world / 'shards'}", f"run.dir={world / 'run'}"]
+    assert entry_point(["launch", "check", "navit_b16_distill", *settings]) == 93
+    assert "objective.distill.teacher is not set: give the folder" in capsys.readouterr().err
+    # Like shards, the teacher is read when the run starts, which may be on another machine.
+    named = f"objective.distill.teacher={world / 'not_here_yet'}"
+    assert entry_point(["launch", "check", "navit_b16_distill", named, *settings]) == 0
+    assert str(world / "run") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
