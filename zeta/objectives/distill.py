@@ -33,6 +33,7 @@ from zeta.objectives.teacher import (
     load_teacher,
     outline_teacher,
 )
+from zeta.objectives.whole_images import image_of_rows
 from zeta.packed import PackedBatch
 
 POOLED, TOKENS = "pooled_loss", "token_loss"
@@ -239,9 +240,7 @@ def distances(
     if outputs.tokens is not None:
         kept_T = batch.coords[:, 0] >= 0
         losses_T = torch.where(kept_T, _distance(outputs.tokens, targets.tokens, kind), 0.0)
-        image_T = torch.repeat_interleave(
-            batch.cu_seqlens.diff().long(), output_size=len(batch.patches)
-        )
+        image_T = image_of_rows(batch)
         zeros_S = losses_T.new_zeros(len(batch.weights) + 1)
         sums_I = zeros_S.index_add(0, image_T, losses_T)[:-1]
         kept_I = zeros_S.index_add(0, image_T, kept_T.to(losses_T.dtype))[:-1]

@@ -84,6 +84,11 @@ def whole_images(pack: PackedBatch, encoder: PackedViT, side: int) -> WholeImage
     return _packed(pack, patches, own, grids, encoder.prefix_tokens)
 
 
+def image_of_rows(pack: PackedBatch) -> Tensor:
+    """Return the image [T] of every row, the number of images in tail padding."""
+    return torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
+
+
 def at_tokens(features_RC: Tensor, whole: WholeImages, pack: PackedBatch) -> Tensor:
     """Return features at the patches of a pack: [T, C] float32, zero in other rows.
 
@@ -93,7 +98,7 @@ def at_tokens(features_RC: Tensor, whole: WholeImages, pack: PackedBatch) -> Ten
         pack: the pack whose kept patches are asked for.
     """
     device = features_RC.device
-    image_T = _image_of_rows(pack).clamp(max=len(whole.grids) - 1)
+    image_T = image_of_rows(pack).clamp(max=len(whole.grids) - 1)
     starts_T = whole.starts[image_T]
     is_patch_T1 = pack.coords[:, :1] >= 0
     coords_T2 = pack.coords.clamp(min=0).long()
@@ -130,7 +135,7 @@ def _all_patches(pack: PackedBatch, grids: Sequence[Grid]) -> Tensor:
     device = pack.patches.device
     starts_I = _to(torch.tensor([0, *accumulate(counts)][:-1]), device)
     columns_I = _to(torch.tensor([w for _, w in grids]), device)
-    images = [_image_of_rows(pack).clamp(max=len(grids) - 1)]
+    images = [image_of_rows(pack).clamp(max=len(grids) - 1)]
     coords, patches = [pack.coords], [pack.patches]
     if pack.dropped_image is not None:
         assert pack.dropped_coords is not None, "dropped patches come with their places"
@@ -212,11 +217,6 @@ def _packed(
         host_grids=tuple((max(h, 1), max(w, 1)) for h, w in grids),
     )
     return WholeImages(made, starts_I, own, grids)
-
-
-def _image_of_rows(pack: PackedBatch) -> Tensor:
-    """Return the image [T] of every row, the number of images in tail padding."""
-    return torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
 
 
 def _inside(rows_T: Tensor, features_RC: Tensor) -> Tensor:

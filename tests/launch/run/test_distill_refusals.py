@@ -78,7 +78,12 @@ def test_launch_check_refuses_a_run_without_a_teacher(world, capsys):
     ("teacher", "message"),
     [
         (None, r"objective\.distill\.teacher is not set: give the folder of the model"),
-        ("nowhere", r"teacher is .*nowhere, which cannot be read: .* does not exist"),
+        (
+            "facebook/dinov2-small",
+            r"teacher is .*facebook/dinov2-small, which cannot be read: .* does not exist; give a "
+            r"folder that `zeta export` or `zeta import` wrote, or one of transformers or timm \(a "
+            r"model of a hub must be downloaded into a folder first\)",
+        ),
         ("shards", r"teacher is .*shards, which cannot be read: .* is not an export"),
     ],
 )
@@ -254,11 +259,13 @@ def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_imag
     assert model.training_flops(pack) - own == pytest.approx(expected)
 
 
-def test_a_folder_of_timm_is_refused_with_the_command_that_brings_it_in(world):
+def test_a_folder_of_timm_without_weights_is_refused_by_what_it_lacks(world):
     folder = world / "of_timm"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(ValueError, match=r"of_timm, which cannot be read: .*`zeta import`"):
+    with pytest.raises(
+        ValueError, match=r"of_timm, which cannot be read: .* lacks model\.safetensors"
+    ):
         completed(config(world, teacher="of_timm"))
 
 

@@ -13,7 +13,7 @@ from zeta.exit_codes import RunError
 from zeta.models.megavit import MegaVit
 from zeta.models.resizing import resize
 from zeta.objectives.teacher import Teacher
-from zeta.objectives.whole_images import at_tokens, grid_for, whole_images
+from zeta.objectives.whole_images import at_tokens, grid_for, image_of_rows, whole_images
 from zeta.packed import join_packs
 
 SIZES = [(3, 2), (1, 4), (2, 2)]
@@ -134,6 +134,14 @@ def test_the_rows_of_a_teacher_are_those_of_the_pack_that_it_gets(grids):
         for expert in (Teacher(fixed), finer):
             pack = whole_images(dropping_pack(pictures()), expert.encoder, 4).pack
             assert pack.num_tokens == expert.rows(grids, 4)
+
+
+def test_every_row_has_its_image_and_tail_padding_one_of_its_own():
+    pack = dropping_pack(pictures(), prefix_tokens=1)
+    lengths = [len(kept) + 1 for kept in KEEP]
+    rows = [image for image, length in enumerate(lengths) for _ in range(length)]
+    rows += [len(pack.weights)] * (len(pack.patches) - sum(lengths))
+    assert image_of_rows(pack).tolist() == rows
 
 
 def test_missing_patches_are_refused_with_what_to_set():
