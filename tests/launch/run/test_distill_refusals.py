@@ -1,4 +1,4 @@
-"""What a distillation cannot work with is refused before training, by name and with what to do."""
+"""A distillation is refused by name where it cannot work, and its memory is predicted before it runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from data_pipeline.shards.build import build_shards
 from launch.cli import entry_point
 from launch.config.load import load_config, to_yaml
-from launch.config.resolve import completed, resolve_with_shards
+from launch.config.resolve import completed, resolve_with_shards, training_plan
 from launch.run.checks import abstract_model, check_resume, check_start
 from launch.run.execution import costliest_pack, run_memory
 from tests.data_pipeline.shard_fixtures import jpeg
@@ -275,3 +276,58 @@ def test_dropped_patches_that_nobody_looks_at_are_refused(world):
     message = r"lejepa does not look at dropped patches: set data\.drop\.keep=false"
     with pytest.raises(ValueError, match=message):
         check_start(replace(unused, data=replace(unused.data, views=2)), 1)
+
+
+RISING = (
+    *("data.drop.kind=beta", "data.drop.max=0.9", "data.drop.schedule.kind=sigmoid"),
+    *("data.drop.schedule.low=0.1", "data.drop.schedule.high=0.7"),
+    *("data.drop.schedule.middle=1e6", "data.drop.schedule.width=1e5"),
+)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("costliest")
+    sides = [(16 + 8 * (i % 9), 16 + 8 * (i % 5)) for i in range(240)]
+    images = [(f"s{i}", {"jpg": jpeg(*size, i)}) for i, size in enumerate(sides)]
+    build_shards(images, folder / "shards")
+    write_export(folder / "teacher", ["a"], patch_size=12, dim=24, pool="cls")
+    return folder
+
+
+def checked_many(many, *settings):
+    fixed = (
+        *(f"data.shards={many / 'shards'}", f"run.dir={many / 'run'}", "train.packs_per_step=2"),
+        *("objective.kind=distill", "objective.label_smoothing=0", "data.drop.keep=true"),
+        *("data.token_budget=256", "data.resolution.kind=native", "data.resolution.max=96"),
+        f"objective.distill.teacher={many / 'teacher'}",
+    )
+    return check_start(load_config("demo", [*fixed, *settings]), 1)
+
+
+def late_packs(run, most=60):
+    """The first packs of a lane as they are where the schedule has risen."""
+    drop = run.config.data.drop
+    high = replace(drop, schedule=replace(drop.schedule, middle=-1e9))
+    plan = training_plan(
+        replace(run.config, data=replace(run.config.data, drop=high)), run.manifest
+    )
+    return list(islice(plan.lane(0), most))
+
+
+def whole_patches(batch):
+    return batch.num_tokens - batch.prefix_tokens * batch.num_images + len(batch.dropped_patches)
+
+
+def test_the_pack_is_one_of_the_time_when_most_patches_are_dropped(many):
+    run = checked_many(many, *RISING)
+    late = [int((pack.rows * pack.columns).sum()) for pack in late_packs(run)]
+    early = [int((pack.rows * pack.columns).sum()) for pack in islice(run.plan.lane(0), 60)]
+    assert whole_patches(costliest_pack(run)) >= max(late) > max(early)
+
+
+def test_the_predicted_memory_grows_with_the_highest_rate_that_comes(many):
+    rising = run_memory(run := checked_many(many, *RISING), costliest_pack(run)).activations.peak
+    level = ("data.drop.schedule.kind=none", "data.drop.rate=0.1")
+    still = run_memory(run := checked_many(many, *RISING, *level), costliest_pack(run))
+    assert rising > 1.05 * still.activations.peak
