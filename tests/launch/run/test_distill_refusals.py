@@ -1,4 +1,4 @@
-"""A distillation is refused by name where it cannot work, and its memory is predicted before it runs."""
+"""A distillation that cannot work is refused by name, and the memory of one that can is predicted."""
 
 from __future__ import annotations
 
