@@ -1,4 +1,4 @@
-"""A distillation that cannot work is refused by name, and the memory of one that can is predicted."""
+"""A distillation that cannot work is refused by name; the memory of one that can is predicted."""
 
 from __future__ import annotations
 
