@@ -6,11 +6,16 @@ appendix B). Everything here is a pure function on arrays with one element for e
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeVar
+
 import numpy as np
 from scipy.special import betaincinv, expit, ndtr, ndtri
 
 from data_pipeline.config import AugmentConfig, DropConfig, ResolutionConfig
 from data_pipeline.plan.arrays import Bools, Floats, Ints
+
+Drop = TypeVar("Drop", bound=DropConfig)
 
 BETA_VARIANCE_SHARE = 0.3
 """sigma^2 = 0.3 mu (1 - mu) of the beta-distributed drop rate (NaViT, section 3.3)."""
@@ -137,7 +142,7 @@ def drop_rates(
     return np.asarray(np.clip(mean_rates + RESOLUTION_DROP_SIGMA * z, 0, 0.999))
 
 
-def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
+def scheduled_rates(config: DropConfig, seen: Ints | Floats) -> Floats:
     """Return the mean drop rate at the n-th image of the run, n = `seen` ([n] each).
 
     Without a schedule it is `rate`; for kind resolution it is the middle of `min` and `max`.
@@ -148,6 +153,17 @@ def scheduled_rates(config: DropConfig, seen: Ints) -> Floats:
         return np.full(len(seen), still)
     turned = expit((seen - schedule.middle) / schedule.width)
     return np.asarray(schedule.low + (schedule.high - schedule.low) * turned)
+
+
+def at_highest_rate(config: Drop) -> Drop:
+    """Return the drop config with the highest mean rate that its schedule gives in a run of any
+    length, for all images alike."""
+    schedule = config.schedule
+    if schedule.kind == "none":
+        return config
+    falls = schedule.width < 0
+    highest = float(scheduled_rates(config, np.zeros(1))[0]) if falls else schedule.high
+    return replace(config, schedule=replace(schedule, low=highest, high=highest))
 
 
 def crop_sides(config: AugmentConfig, u: Floats) -> Floats:

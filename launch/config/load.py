@@ -44,8 +44,9 @@ from launch.config.yaml_text import parse_yaml
 from launch.shipped import configs_root, recipe_names
 from zeta.config_field import free, free_fields
 from zeta.models.config import ModelConfig
-from zeta.objectives import objective_class
+from zeta.objectives import OBJECTIVES, objective_class
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.distill import Distillation
 from zeta.tracking.config import TrackerConfig
 from zeta.train.config import UNITS, OptimConfig, TrainConfig
 from zeta.train.schedule import RAMPS, build_schedule, ramp_length
@@ -331,11 +332,25 @@ def _check_sections_together(config: ZetaConfig) -> None:
         )
 
 
+def _check_taught(objective: ObjectiveConfig) -> None:
+    """Raise ValueError for a teacher that no shipped objective would learn from."""
+    kind, teacher = objective.kind, objective.distill.teacher
+    if teacher is None or kind not in OBJECTIVES or issubclass(OBJECTIVES[kind], Distillation):
+        return
+    both = f"{kind}+distill"
+    choices = f"{both} (or distill)" if both in OBJECTIVES else "distill"
+    raise ValueError(
+        f"objective.distill.teacher is {teacher}, but objective.kind {kind} learns from no "
+        f"teacher: set objective.kind={choices}, or leave the teacher out"
+    )
+
+
 def _check_objective(config: ZetaConfig) -> None:
     """Raise ValueError if the objective and its model contradict each other."""
     objective, outputs = config.objective, config.model.num_classes
     declared = objective_class(objective.kind)
     declared.check_config(objective)
+    _check_taught(objective)
     wanted = declared.head_outputs(objective)
     if wanted is not None and outputs not in (None, wanted):
         raise ValueError(

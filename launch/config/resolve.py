@@ -19,6 +19,11 @@ from zeta.objectives import objective_class
 
 CLASS_TARGETS = ("label", "labels")
 """Targets of the objectives whose outputs are the classes of the shards."""
+DECIDED_BY = {
+    "objective.distill.dim": "objective.distill.teacher",
+    "objective.text.vocab_size": "data.text.tokenizer",
+}
+"""Fields that a file decides, by the field that names it."""
 
 
 def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
@@ -42,6 +47,11 @@ def resolve_with_shards(config: ZetaConfig, manifest: Manifest) -> ZetaConfig:
         _check_fixed_size(config.data, arguments["image_size"])
     resolved = replace(config, model=model, data=data_for_model(config.data, arguments))
     return with_targets(resolved, manifest)
+
+
+def check_named(config: ZetaConfig) -> None:
+    """Raise ValueError if a file that training needs besides the shards is not named: a teacher."""
+    objective_class(config.objective.kind).check_named(config.objective)
 
 
 def completed(config: ZetaConfig) -> ZetaConfig:

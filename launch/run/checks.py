@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from data_pipeline.shards.manifest import ALL_SHARDS, Manifest, Share
 from data_pipeline.shards.weighted import open_shards
 from launch.config.destinations import check_destinations, run_directory
 from launch.config.load import ZetaConfig, fixed_changes, load_config
-from launch.config.resolve import completed, resolve_with_shards, training_plan
+from launch.config.resolve import DECIDED_BY, completed, resolve_with_shards, training_plan
 from launch.filesystems import existing_parent
 from launch.run.lock import sees_claim
 from launch.run.probe_images import ProbePlans, open_probe
@@ -142,7 +143,7 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
         return
     changes = fixed_changes(run_dir.config.read_text(), config)
     if changes:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, old, new in changes)
+        listed = "; ".join(_described(config, *change) for change in changes)
         raise ValueError(
             f"{run_dir.path} holds a run with another config: {listed}. Change it back, or choose "
             "another run.dir"
@@ -153,6 +154,13 @@ def check_resume(run_dir: RunDir, config: ZetaConfig) -> None:
             f"data.text.tokenizer {tokenizer} is not the one that the run in {run_dir.path} began "
             f"with; that is {run_dir.tokenizer}"
         )
+
+
+def _described(config: ZetaConfig, key: str, old: Any, new: Any) -> str:
+    """Describe a changed field; if a file decides it, by the field that names the file."""
+    if (source := DECIDED_BY.get(key)) is None:
+        return f"{key} was {old!r} and is now {new!r}"
+    return f"{source} is {attrgetter(source)(config)}, with {key} {new}; it was {old}"
 
 
 def check_writable(run_dir: RunDir) -> None:

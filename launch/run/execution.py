@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -11,12 +12,16 @@ from data_pipeline.loading.executor import Executor
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.packing import image_costs
+from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.sampling import at_highest_rate
 from launch.config.load import ZetaConfig
+from launch.config.resolve import training_plan
 from launch.run.checks import CheckedRun, abstract_model
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.layers import set_checkpointing
 from zeta.objectives import JointObjective, Objective, build_objective, objective_class
+from zeta.objectives.frozen import FrozenModule
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.train.config import TrainConfig
 from zeta.train.execution import Execution, Need, Shape, choose_execution
@@ -31,8 +36,6 @@ from zeta.train.memory_model import (
 )
 from zeta.train.optim import state_per_weight
 from zeta.train.optimizers.table import highest_stage
-
-_PACKS_LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,44 @@ def costliest_pack(checked: CheckedRun) -> PackedBatch:
     """Return the most expensive of the first packs of a lane, decoded.
 
     All packs have the same shapes, tail padding included, and so take the same memory; the time of
-    attention grows with the squares of the lengths.
+    attention grows with the squares of the lengths. Where dropped patches are looked at too, the
+    memory differs: it is the pack of the most of them, at the highest rate of the drop schedules.
     """
-    packs: list[PackPlan] = []
-    for number in range(checked.plan.num_lanes):  # a small data set leaves some lanes empty
-        lane = checked.plan.lane(number)
-        packs = [pack for _ in range(_PACKS_LOOKED_AT) if (pack := lane.next_pack()) is not None]
-        if packs:
-            break
-    cost_dim = checked.plan.cost_dim
-    worst = max(packs, key=lambda pack: float(image_costs(pack.lengths, cost_dim).sum()))
-    executor = Executor(checked.manifest.class_names, checked.config.data.read_deadline_s)
-    return executor.execute(pack_recipe(checked.plan, worst, epoch=0)).batch
+    config = checked.config
+    declared = objective_class(config.objective.kind)
+    if declared.whole_images:
+        plan = training_plan(_dropping_most(config), checked.manifest)
+        beside = declared.outline_beside(config.objective) or FrozenModule()
+        worst = max(_first_packs(plan, 128), key=lambda pack: _whole_rows(plan, pack, beside))
+    else:
+        plan = checked.plan
+        worst = max(_first_packs(plan, 32), key=lambda pack: _cost(plan, pack))
+    executor = Executor(checked.manifest.class_names, config.data.read_deadline_s)
+    return executor.execute(pack_recipe(plan, worst, epoch=0)).batch
+
+
+def _first_packs(plan: Plan, most: int) -> list[PackPlan]:
+    """Return the first packs of the first lane that has any: a small data set leaves some empty."""
+    lanes = (plan.lane(number) for number in range(plan.num_lanes))
+    return next(packs for lane in lanes if (packs := list(islice(lane, most))))
+
+
+def _cost(plan: Plan, pack: PackPlan) -> float:
+    """Return the cost of a pack's forward pass."""
+    return float(image_costs(pack.lengths, plan.cost_dim).sum())
+
+
+def _whole_rows(plan: Plan, pack: PackPlan, beside: FrozenModule) -> int:
+    """Return the rows of what runs beside the model on the whole images of a pack."""
+    grids = list(zip(pack.rows.tolist(), pack.columns.tolist(), strict=True))
+    return beside.rows(grids, plan.patch_size)
+
+
+def _dropping_most(config: ZetaConfig) -> ZetaConfig:
+    """Return the config with the drop rates at which packs hold the most images."""
+    data = config.data
+    local = replace(data.local, drop=at_highest_rate(data.local.drop))
+    return replace(config, data=replace(data, drop=at_highest_rate(data.drop), local=local))
 
 
 def device_memory(world: World) -> float:

@@ -161,7 +161,10 @@ def trained_fit(config: Mapping[str, Any]) -> str | None:
 def _no_export(path: Path) -> str:
     """Describe a path that is not an export, and name the path or command to use instead."""
     if not path.exists():
-        return f"{path} does not exist; give a folder that `zeta export` wrote"
+        return (
+            f"{path} does not exist; give a folder that `zeta export` or `zeta import` wrote, or "
+            "one of transformers or timm (a model of a hub must be downloaded into a folder first)"
+        )
     if not path.is_dir():
         return f"{path} is a file; give the folder that `zeta export` wrote"
     place = find_run(path)

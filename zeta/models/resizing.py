@@ -1,4 +1,4 @@
-"""The one resize that pixels go through, in the data pipeline and in `NaViT.embed` alike."""
+"""The one resize that pixels go through: the data pipeline's, `NaViT.embed`'s, and a teacher's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 
@@ -41,20 +42,39 @@ def resize(
     if whole and target == pixels.shape[:2]:
         return pixels
     image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # channels last, before and after
+    if extent is None or whole:
+        return resize_images(image, target)[0].permute(1, 2, 0).numpy()
     # torch rounds the size down; 1e-4 keeps a whole number from becoming one less.
-    factors = (
-        None
-        if extent is None or whole
-        else ((target[0] + 1e-4) / extent[0], (target[1] + 1e-4) / extent[1])
-    )
-    resized = F.interpolate(
-        image,
-        size=target if whole else None,
-        scale_factor=factors,
-        mode="bicubic",
-        antialias=True,
-    )
+    factors = (target[0] + 1e-4) / extent[0], (target[1] + 1e-4) / extent[1]
+    resized = F.interpolate(image, scale_factor=factors, mode="bicubic", antialias=True)
     return resized[0, :, : target[0], : target[1]].permute(1, 2, 0).numpy()
+
+
+def resize_images(images_NCHW: Tensor, target: tuple[int, int]) -> Tensor:
+    """Resize uint8 images of one size, [N, C, h, w], to `target` as `resize` does, on any device.
+
+    torch resizes uint8 on the CPU only. Elsewhere the same is computed in float32, which rounds a
+    few pixels in a hundred differently.
+    """
+    if images_NCHW.shape[2:] == target:
+        return images_NCHW
+    if images_NCHW.device.type != "cpu":
+        return in_float(images_NCHW, target)
+    return F.interpolate(images_NCHW, target, mode="bicubic", antialias=True)
+
+
+def in_float(images_NCHW: Tensor, target: tuple[int, int]) -> Tensor:
+    """Resize uint8 images [N, C, h, w] to `target` in float32, two levels from `resize` at most.
+
+    The kernel for uint8 resizes the rows first, and rounds before the columns: one pass in float
+    would overshoot at edges, by up to 20 levels.
+    """
+    resized = images_NCHW.float()
+    for size in ((resized.shape[2], target[1]), target):
+        if resized.shape[2:] != size:
+            resized = F.interpolate(resized, size, mode="bicubic", antialias=True)
+            resized = resized.round().clamp(0, 255)
+    return resized.to(torch.uint8)
 
 
 def cut(

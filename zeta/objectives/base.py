@@ -66,6 +66,14 @@ class DeclaredObjective:
         """Raise ValueError, naming the field, for an option that the objective does not have."""
 
     @classmethod
+    def check_named(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError, naming the field, if a file that training needs is not named at all.
+
+        No file is read. A plan of the data needs none of them, so this is no part of
+        `check_config`.
+        """
+
+    @classmethod
     def completed(cls, config: ObjectiveConfig, fit: str) -> ObjectiveConfig:
         """Return the config with the values that files decide, such as the width of a teacher.
 

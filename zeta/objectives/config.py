@@ -66,8 +66,9 @@ class DistillConfig:
 
     teacher: Any = free(None)
     """Folder of the teacher: one that `zeta export` or `zeta import` wrote, or of an encoder of
-    transformers (docs/export.md). It may have any size and patch, and may move: a resume asks that
-    its weights are those that the run began with."""
+    transformers or timm (docs/export.md). Kinds that do not distill have none. It may have any
+    size and patch, and may move: a resume asks that its weights are those that the run began
+    with."""
     dim: int | None = None
     """Channels of the teacher; set by `zeta train` from its folder."""
     loss: str = "cosine"

@@ -29,12 +29,18 @@ from zeta.objectives.teacher import (
     FIELD,
     Teacher,
     TeacherOutputs,
+    check_teacher_named,
     load_teacher,
     outline_teacher,
 )
+from zeta.objectives.whole_images import image_of_rows
 from zeta.packed import PackedBatch
 
 POOLED, TOKENS = "pooled_loss", "token_loss"
+"""The distances of pooled embeddings and of tokens."""
+DISTILL, BASE = "distill_loss", "base_loss"
+"""The parts of the loss where another objective is learned too: the weighted sum of the distances,
+and the loss of the other objective."""
 
 
 class Distillation(DeclaredObjective):
@@ -51,6 +57,11 @@ class Distillation(DeclaredObjective):
         self._counted: tuple[PackedBatch, dict[str, Tensor]] | None = None
 
     @classmethod
+    def check_named(cls, config: ObjectiveConfig) -> None:
+        """Raise ValueError if no teacher is named."""
+        check_teacher_named(config.distill.teacher)
+
+    @classmethod
     def completed(cls, config: ObjectiveConfig, fit: str) -> ObjectiveConfig:
         """Return the config with the channels of the teacher.
 
@@ -63,8 +74,9 @@ class Distillation(DeclaredObjective):
         dim = teacher.dim
         if distill.dim not in (None, dim):
             raise ValueError(
-                f"objective.distill.dim is {distill.dim}, but {FIELD} has {dim} channels: leave "
-                "it out, or give the teacher of before"
+                f"{FIELD} is {distill.teacher}, which has {dim} channels, but "
+                f"objective.distill.dim is {distill.dim}, that of the teacher of before: give that "
+                "one, or leave objective.distill.dim out"
             )
         return replace(config, distill=replace(distill, dim=dim))
 
@@ -101,6 +113,10 @@ class Distillation(DeclaredObjective):
         """Return the weighted sum of both distances over the images of weight 1."""
         sums = distances(outputs, self.teacher(batch), batch, self.config.loss)
         self._counted = batch, {name: value.detach() for name, value in sums.items()}
+        return self.weighted(sums)
+
+    def weighted(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of both distances, given their sums by name."""
         weights = {POOLED: self.config.pooled, TOKENS: self.config.tokens}
         return torch.stack([weights[name] * value for name, value in sums.items()]).sum()
 
@@ -224,9 +240,7 @@ def distances(
     if outputs.tokens is not None:
         kept_T = batch.coords[:, 0] >= 0
         losses_T = torch.where(kept_T, _distance(outputs.tokens, targets.tokens, kind), 0.0)
-        image_T = torch.repeat_interleave(
-            batch.cu_seqlens.diff().long(), output_size=len(batch.patches)
-        )
+        image_T = image_of_rows(batch)
         zeros_S = losses_T.new_zeros(len(batch.weights) + 1)
         sums_I = zeros_S.index_add(0, image_T, losses_T)[:-1]
         kept_I = zeros_S.index_add(0, image_T, kept_T.to(losses_T.dtype))[:-1]
@@ -260,15 +274,16 @@ class DistillTally:
         if self._base is not None:
             self._base.add(outputs.base, batch)
         loss = self._objective.distance(outputs, batch)
-        sums = {"images": (batch.weights > 0).sum(), "distill_loss": loss}
+        sums = {"images": (batch.weights > 0).sum(), DISTILL: loss}
         for name, value in (sums | dict(self._objective.distance_sums(outputs, batch))).items():
             self._sums[name] = self._sums.get(name, 0) + value.double()
 
     def metrics(self) -> dict[str, float]:
         """Return `images`, and the means over those of all ranks.
 
-        They are `loss` or, beside another objective's own, `distill_loss`; `pooled_loss`,
-        `token_loss`. Every rank calls this after at least one `add`. NOTE: a collective.
+        They are `loss`, which is what training minimises, `pooled_loss` and `token_loss`; beside
+        another objective also `distill_loss`, and as `base_loss` the other one's loss. Every rank
+        calls this after at least one `add`. NOTE: a collective.
         """
         summed = torch.stack(list(self._sums.values()))
         if dist.is_initialized():
@@ -280,5 +295,8 @@ class DistillTally:
             return {"images": 0.0}
         means = {name: value / images for name, value in own.items()}
         if self._base is None:
-            means["loss"] = means.pop("distill_loss")
+            means["loss"] = means.pop(DISTILL)
+        else:
+            means[BASE] = base["loss"]
+            means["loss"] = means[BASE] + self._objective.config.weight * means[DISTILL]
         return {"images": images} | base | means

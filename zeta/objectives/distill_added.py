@@ -18,6 +18,8 @@ from zeta.objectives.base import DeclaredObjective
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.distill import (
+    BASE,
+    DISTILL,
     Distillation,
     DistillTally,
     check_weights,
@@ -62,6 +64,13 @@ class _Added(Distillation):
         """Raise `RunError` for a target that the other objective refuses."""
         self.base.check(batch)
 
+    def parts(
+        self, base_loss: Tensor, outputs: DistillOutputs, batch: PackedBatch
+    ) -> dict[str, Tensor]:
+        """Return the sums of both losses and of both distances, given the other one's loss."""
+        sums = self.distance_sums(outputs, batch)
+        return {BASE: base_loss, DISTILL: self.weighted(sums), **sums}
+
     def tally(self) -> DistillTally:
         """Return an empty tally of held-out packs, for both."""
         return DistillTally(self, self.base.tally())
@@ -85,8 +94,9 @@ class _AddedToClasses(_Added):
         return loss + self.config.weight * self.distance(outputs, batch)
 
     def counts(self, outputs: DistillOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
-        """Return the correct predictions, and the sums of both distances."""
-        return {**self.base.counts(outputs.base, batch), **self.distance_sums(outputs, batch)}
+        """Return the correct predictions, and the sums of both losses and of both distances."""
+        loss = self.base.loss_sum(outputs.base, batch)
+        return {**self.base.counts(outputs.base, batch), **self.parts(loss, outputs, batch)}
 
 
 class DistilledSoftmax(_AddedToClasses):
@@ -140,5 +150,5 @@ class _Both:
 
     def counts(self, outputs: DistillOutputs, batch: PackedBatch) -> Mapping[str, Tensor]:
         """Return the named sums of both."""
-        own = self._distill.distance_sums(outputs, batch)
+        own = self._distill.parts(self._joined.loss, outputs, batch)
         return {**self._joined.counts(outputs.base, batch), **own}

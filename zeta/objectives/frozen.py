@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -22,6 +23,15 @@ class FrozenModule(nn.Module):
         super().__init__()
         self.low_precision = False
         """Whether matrices are multiplied in bf16; `forward` turns autocast on for that."""
+
+    def rows(self, grids: Sequence[tuple[int, int]], side: int) -> int:
+        """Return the rows of its forward pass on whole images; here, their patches.
+
+        Args:
+            grids: rows and columns of patches of each image.
+            side: pixels of a side of such a patch.
+        """
+        return sum(height * width for height, width in grids)
 
     def place(self, device: torch.device, dtype: torch.dtype | None) -> Self:
         """Go to a device; with bf16 matrices are kept and multiplied in it, as in the model.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import isqrt
 from pathlib import Path
@@ -19,7 +19,7 @@ from zeta.models.flops import FlopRates, flop_rates
 from zeta.models.packed_vit import PackedViT
 from zeta.models.sources import open_export, read_config
 from zeta.objectives.frozen import FrozenModule
-from zeta.objectives.whole_images import at_tokens, grid_for, used_grids, whole_images
+from zeta.objectives.whole_images import Grid, at_tokens, grid_for, used_grids, whole_images
 from zeta.packed import PackedBatch
 
 FIELD = "objective.distill.teacher"
@@ -75,13 +75,31 @@ class Teacher(FrozenModule):
             pack: on the host.
             side: pixels of a side of the pack's patches.
         """
-        grids = (grid_for(self.encoder, h * side, w * side) for h, w in used_grids(pack))
+        return self._rates.of(self._lengths(used_grids(pack), side))
+
+    def rows(self, grids: Sequence[Grid], side: int) -> int:
+        """Return the rows of its forward pass on whole images, see `FrozenModule`."""
+        return sum(self._lengths(grids, side))
+
+    def _lengths(self, grids: Sequence[Grid], side: int) -> list[int]:
+        """Return its tokens of each image."""
         prefix = self.encoder.prefix_tokens
-        return self._rates.of(h * w + prefix if h else 0 for h, w in grids)
+        own = [grid_for(self.encoder, h * side, w * side) for h, w in grids]
+        return [h * w + prefix if h else 0 for h, w in own]
 
     @cached_property
     def _rates(self) -> FlopRates:
         return flop_rates(self.encoder)
+
+
+def check_teacher_named(path: str | None) -> str:
+    """Return the path of a teacher; raise ValueError if there is none."""
+    if path is None:
+        raise ValueError(
+            f"{FIELD} is not set: give the folder of the model to learn from, one that `zeta "
+            "export` or `zeta import` wrote or one of transformers or timm"
+        )
+    return path
 
 
 def teacher_config(path: str | None) -> dict[str, Any]:
@@ -90,12 +108,7 @@ def teacher_config(path: str | None) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it cannot serve; the message says what to do.
     """
-    if path is None:
-        raise ValueError(
-            f"{FIELD} is not set: give the folder of the model to learn from, one that `zeta "
-            "export` or `zeta import` wrote or one of transformers"
-        )
-    folder = Path(path).expanduser()
+    folder = Path(check_teacher_named(path)).expanduser()
     try:
         config = read_config(folder)
     except (OSError, ValueError) as error:

@@ -2,11 +2,11 @@
 
 An encoder whose patches have q pixels a side sees an image of h x w patches of p pixels at its own
 size, rounded to whole patches: round(h p / q) x round(w p / q) of them, at least one each way.
-Where that leaves other pixels than there are, the image is resized as the loader does it: bilinear,
-antialiased, rounded to uint8. An encoder that takes one grid only gets that one, and one with a
-largest grid gets the image shrunk to fit. What it says of its patches is read at other places by
-bilinear interpolation between the centres of its patches. With equal patches nothing is resized or
-interpolated.
+Where that leaves other pixels than there are, the image is resized as the loader does it
+(`zeta.models.resizing`): bicubic and antialiased, in uint8. An encoder that takes one grid only
+gets that one, and one with a largest grid gets the image shrunk to fit. What it says of its patches
+is read at other places by bilinear interpolation between the centres of its patches. With equal
+patches nothing is resized or interpolated.
 
 Letters: I images, T rows of the pack, N patches of all whole images, R rows of the new pack.
 """
@@ -20,10 +20,10 @@ from itertools import accumulate
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from zeta.exit_codes import RunError
 from zeta.models.packed_vit import PackedViT
+from zeta.models.resizing import resize_images
 from zeta.packed import PackedBatch
 
 Grid = tuple[int, int]
@@ -84,6 +84,11 @@ def whole_images(pack: PackedBatch, encoder: PackedViT, side: int) -> WholeImage
     return _packed(pack, patches, own, grids, encoder.prefix_tokens)
 
 
+def image_of_rows(pack: PackedBatch) -> Tensor:
+    """Return the image [T] of every row, the number of images in tail padding."""
+    return torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
+
+
 def at_tokens(features_RC: Tensor, whole: WholeImages, pack: PackedBatch) -> Tensor:
     """Return features at the patches of a pack: [T, C] float32, zero in other rows.
 
@@ -93,7 +98,7 @@ def at_tokens(features_RC: Tensor, whole: WholeImages, pack: PackedBatch) -> Ten
         pack: the pack whose kept patches are asked for.
     """
     device = features_RC.device
-    image_T = _image_of_rows(pack).clamp(max=len(whole.grids) - 1)
+    image_T = image_of_rows(pack).clamp(max=len(whole.grids) - 1)
     starts_T = whole.starts[image_T]
     is_patch_T1 = pack.coords[:, :1] >= 0
     coords_T2 = pack.coords.clamp(min=0).long()
@@ -130,7 +135,7 @@ def _all_patches(pack: PackedBatch, grids: Sequence[Grid]) -> Tensor:
     device = pack.patches.device
     starts_I = _to(torch.tensor([0, *accumulate(counts)][:-1]), device)
     columns_I = _to(torch.tensor([w for _, w in grids]), device)
-    images = [_image_of_rows(pack).clamp(max=len(grids) - 1)]
+    images = [image_of_rows(pack).clamp(max=len(grids) - 1)]
     coords, patches = [pack.coords], [pack.patches]
     if pack.dropped_image is not None:
         assert pack.dropped_coords is not None, "dropped patches come with their places"
@@ -165,10 +170,7 @@ def _cut_anew(
             q=side,
             c=channels,
         )
-        size = (rows * new, columns * new)
-        if pixels.shape[2:] != size:
-            resized = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-            pixels = resized.round().clamp(0, 255).to(patches.dtype)
+        pixels = resize_images(pixels, (rows * new, columns * new))
         cut = rearrange(pixels, "n c (h p) (w q) -> n (h w) (p q c)", p=new, q=new)
         for image, lines in zip(images, cut.unbind(0), strict=True):
             parts[image] = lines
@@ -215,11 +217,6 @@ def _packed(
         host_grids=tuple((max(h, 1), max(w, 1)) for h, w in grids),
     )
     return WholeImages(made, starts_I, own, grids)
-
-
-def _image_of_rows(pack: PackedBatch) -> Tensor:
-    """Return the image [T] of every row, the number of images in tail padding."""
-    return torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
 
 
 def _inside(rows_T: Tensor, features_RC: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def best_is(name: str) -> str | None:
         return None
     if score.startswith("best_"):
         return None
-    return "min" if score.startswith("loss") else "max"
+    return "min" if "loss" in score.split("_") else "max"
 
 
 def new_rows(metrics: IO[bytes]) -> Iterator[dict[str, Any]]:

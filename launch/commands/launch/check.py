@@ -33,8 +33,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the run directory, or everything that slurm/pretrain.sbatch reads."""
     from launch.config.destinations import check_destinations
     from launch.config.load import load_config
+    from launch.config.resolve import check_named
 
     config = load_config(args.config, args.overrides)
+    check_named(config)
     check_destinations(config)
     if args.for_script:
         print(*(f"{word}\0" for word in script_words(config)), sep="", end="")

@@ -16,7 +16,7 @@ from data_pipeline.config import (
 )
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.plan import PackPlan, Plan
-from data_pipeline.plan.sampling import drop_rates, scheduled_rates
+from data_pipeline.plan.sampling import at_highest_rate, drop_rates, scheduled_rates
 from tests.data_pipeline.synthetic import config, synthetic_manifest
 
 N = 100_000
@@ -90,6 +90,16 @@ def test_the_schedule_is_the_sigmoid_of_images_seen():
     assert scheduled_rates(drop, seen) == pytest.approx(expected)
     rising = replace(drop, schedule=replace(SCHEDULE, width=2e5))
     assert scheduled_rates(rising, seen) == pytest.approx(1 - expected)
+
+
+def test_the_highest_rate_is_the_first_of_one_that_falls_and_the_limit_of_one_that_rises():
+    falling = DropConfig("constant", schedule=SCHEDULE)
+    seen = np.array([0, 10**6, 10**9])
+    for drop in (falling, replace(falling, schedule=replace(SCHEDULE, width=2e5))):
+        highest = scheduled_rates(at_highest_rate(drop), seen)
+        assert highest == pytest.approx([scheduled_rates(drop, seen).max()] * 3)
+    still = DropConfig("constant", rate=0.3)
+    assert at_highest_rate(still) is still
 
 
 @pytest.mark.parametrize("kind", ["constant", "beta", "resolution"])

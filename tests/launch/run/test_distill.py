@@ -147,7 +147,10 @@ def test_added_to_classes_the_export_classifies_as_it_did_in_training(world: Pat
     done = zeta("train", "demo", *settings, cwd=world)
     assert done.returncode == 0, done.stderr + done.stdout
     (scores,) = (line for line in metrics(world / "classes") if "val/top1" in line)
-    assert scores["val/distill_loss"] > 0
+    parts = scores["val/base_loss"], scores["val/distill_loss"]
+    assert min(parts) > 0
+    assert scores["val/loss"] == pytest.approx(sum(parts))
+    assert any("train/base_loss" in line for line in metrics(world / "classes"))
     assert zeta("export", "classes", "classes_export", cwd=world).returncode == 0
     evaluated = zeta("eval", "classes_export", "shards/val", "--json", cwd=world)
     assert evaluated.returncode == 0, evaluated.stderr

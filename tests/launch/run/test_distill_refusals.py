@@ -1,4 +1,4 @@
-"""What a distillation cannot work with is refused before training, by name and with what to do."""
+"""A distillation that cannot work is refused by name; the memory of one that can is predicted."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 
 from data_pipeline.shards.build import build_shards
-from launch.config.load import load_config
-from launch.config.resolve import completed, resolve_with_shards
-from launch.run.checks import abstract_model, check_start
+from launch.cli import entry_point
+from launch.config.load import load_config, to_yaml
+from launch.config.resolve import completed, resolve_with_shards, training_plan
+from launch.run.checks import abstract_model, check_resume, check_start
 from launch.run.execution import costliest_pack, run_memory
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.launch.tiny_export import MODEL, write_export
@@ -22,6 +24,7 @@ from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.flops import linear_weights
 from zeta.objectives.teacher import load_teacher
+from zeta.run.directory import RunDir
 from zeta.train.memory_model import activation_memory, sum_of_outputs
 from zeta.train.resume import check_alike, check_same_facts
 
@@ -62,11 +65,26 @@ def test_a_plan_needs_no_teacher(world):
     resolve_with_shards(config(world, teacher=None), open_shards(str(world / "shards")))
 
 
+def test_launch_check_refuses_a_run_without_a_teacher(world, capsys):
+    settings = [f"data.shards={world / 'shards'}", f"run.dir={world / 'run'}"]
+    assert entry_point(["launch", "check", "navit_b16_distill", *settings]) == 93
+    assert "objective.distill.teacher is not set: give the folder" in capsys.readouterr().err
+    # Like shards, the teacher is read when the run starts, which may be on another machine.
+    named = f"objective.distill.teacher={world / 'not_here_yet'}"
+    assert entry_point(["launch", "check", "navit_b16_distill", named, *settings]) == 0
+    assert str(world / "run") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
         (None, r"objective\.distill\.teacher is not set: give the folder of the model"),
-        ("nowhere", r"teacher is .*nowhere, which cannot be read: .* does not exist"),
+        (
+            "facebook/dinov2-small",
+            r"teacher is .*facebook/dinov2-small, which cannot be read: .* does not exist; give a "
+            r"folder that `zeta export` or `zeta import` wrote, or one of transformers or timm \(a "
+            r"model of a hub must be downloaded into a folder first\)",
+        ),
         ("shards", r"teacher is .*shards, which cannot be read: .* is not an export"),
     ],
 )
@@ -116,6 +134,26 @@ def test_a_teacher_with_values_that_are_not_finite_is_refused(world):
         load_teacher(str(world / "inf"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("softmax", "objective.kind=softmax+distill (or distill)"),
+        ("clip", "objective.kind=clip+distill (or distill)"),
+        ("lejepa", "objective.kind=distill,"),
+    ],
+)
+def test_a_teacher_that_nothing_would_learn_from_is_refused(world, kind, remedy):
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        config(world, f"objective.kind={kind}")
+    config(world, f"objective.kind={kind}", teacher=None)
+    if kind != "lejepa":
+        config(world, f"objective.kind={kind}+distill")
+
+
+def test_an_objective_of_ones_own_may_learn_from_the_teacher(world):
+    config(world, "objective.kind=tests.zeta.foreign_objective:Brightness")
+
+
 def test_nothing_to_learn_is_refused(world):
     weights = ("objective.distill.pooled=0", "objective.distill.tokens=0")
     with pytest.raises(ValueError, match=r"pooled and objective\.distill\.tokens are both 0"):
@@ -151,6 +189,31 @@ def test_another_teacher_is_refused_on_resume_and_on_another_rank(world):
     check_alike([facts, facts])
     with pytest.raises(RunError, match=r"is another model on rank 1 than on rank 0"):
         check_alike([facts, other])
+
+
+def test_a_teacher_of_another_width_is_refused_on_resume_by_its_own_name(world):
+    write_export(world / "wider", ["a"], dim=32)
+    began, run = check_start(config(world), 1).config, world / "resumed"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(began))
+    own = f"run.dir={run}"
+    check_start(config(world, own), 1)
+    changed = re.escape(f"objective.distill.teacher is {world / 'wider'}, ")
+    with pytest.raises(ValueError, match=changed + r"with objective\.distill\.dim 32; it was 24\."):
+        check_start(config(world, own, teacher="wider"), 1)
+    saved = [f"objective.distill.teacher={world / 'wider'}"]
+    with pytest.raises(ValueError, match=changed + r"which has 32 channels, but .* is 24, that of"):
+        check_start(load_config(str(run / "config.yaml"), saved), 1)
+
+
+def test_a_tokenizer_of_other_words_is_refused_on_resume_by_its_own_name(world):
+    before, after = (config(world, f"objective.text.vocab_size={size}") for size in (256, 300))
+    run = world / "words"
+    run.mkdir()
+    (run / "config.yaml").write_text(to_yaml(before))
+    message = r"data\.text\.tokenizer is bytes, with objective\.text\.vocab_size 300; it was 256\."
+    with pytest.raises(ValueError, match=message):
+        check_resume(RunDir(run), after)
 
 
 def test_the_digest_is_of_the_weights_and_not_of_where_they_lie(world):
@@ -197,11 +260,13 @@ def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_imag
     assert model.training_flops(pack) - own == pytest.approx(expected)
 
 
-def test_a_folder_of_timm_is_refused_with_the_command_that_brings_it_in(world):
+def test_a_folder_of_timm_without_weights_is_refused_by_what_it_lacks(world):
     folder = world / "of_timm"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(ValueError, match=r"of_timm, which cannot be read: .*`zeta import`"):
+    with pytest.raises(
+        ValueError, match=r"of_timm, which cannot be read: .* lacks model\.safetensors"
+    ):
         completed(config(world, teacher="of_timm"))
 
 
@@ -211,3 +276,58 @@ def test_dropped_patches_that_nobody_looks_at_are_refused(world):
     message = r"lejepa does not look at dropped patches: set data\.drop\.keep=false"
     with pytest.raises(ValueError, match=message):
         check_start(replace(unused, data=replace(unused.data, views=2)), 1)
+
+
+RISING = (
+    *("data.drop.kind=beta", "data.drop.max=0.9", "data.drop.schedule.kind=sigmoid"),
+    *("data.drop.schedule.low=0.1", "data.drop.schedule.high=0.7"),
+    *("data.drop.schedule.middle=1e6", "data.drop.schedule.width=1e5"),
+)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("costliest")
+    sides = [(16 + 8 * (i % 9), 16 + 8 * (i % 5)) for i in range(240)]
+    images = [(f"s{i}", {"jpg": jpeg(*size, i)}) for i, size in enumerate(sides)]
+    build_shards(images, folder / "shards")
+    write_export(folder / "teacher", ["a"], patch_size=12, dim=24, pool="cls")
+    return folder
+
+
+def checked_many(many, *settings):
+    fixed = (
+        *(f"data.shards={many / 'shards'}", f"run.dir={many / 'run'}", "train.packs_per_step=2"),
+        *("objective.kind=distill", "objective.label_smoothing=0", "data.drop.keep=true"),
+        *("data.token_budget=256", "data.resolution.kind=native", "data.resolution.max=96"),
+        f"objective.distill.teacher={many / 'teacher'}",
+    )
+    return check_start(load_config("demo", [*fixed, *settings]), 1)
+
+
+def late_packs(run, most=60):
+    """The first packs of a lane as they are where the schedule has risen."""
+    drop = run.config.data.drop
+    high = replace(drop, schedule=replace(drop.schedule, middle=-1e9))
+    plan = training_plan(
+        replace(run.config, data=replace(run.config.data, drop=high)), run.manifest
+    )
+    return list(islice(plan.lane(0), most))
+
+
+def whole_patches(batch):
+    return batch.num_tokens - batch.prefix_tokens * batch.num_images + len(batch.dropped_patches)
+
+
+def test_the_pack_is_one_of_the_time_when_most_patches_are_dropped(many):
+    run = checked_many(many, *RISING)
+    late = [int((pack.rows * pack.columns).sum()) for pack in late_packs(run)]
+    early = [int((pack.rows * pack.columns).sum()) for pack in islice(run.plan.lane(0), 60)]
+    assert whole_patches(costliest_pack(run)) >= max(late) > max(early)
+
+
+def test_the_predicted_memory_grows_with_the_highest_rate_that_comes(many):
+    rising = run_memory(run := checked_many(many, *RISING), costliest_pack(run)).activations.peak
+    level = ("data.drop.schedule.kind=none", "data.drop.rate=0.1")
+    still = run_memory(run := checked_many(many, *RISING, *level), costliest_pack(run))
+    assert rising > 1.05 * still.activations.peak

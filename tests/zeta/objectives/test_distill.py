@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.zeta.objectives.distill_jobs import built, dropped_pack
+from zeta.models.resizing import resize
 from zeta.objectives import JointObjective, PackObjective
 from zeta.packed import join_packs
 
@@ -53,12 +54,8 @@ def definition(model, objective, packs, loss):
                 continue
             side = expert.encoder.patch_size
             rows, columns = (max(1, round(n / side)) for n in pixels.shape[1:])
-            size = (rows * side, columns * side)
-            if size != tuple(pixels.shape[1:]):
-                pixels = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[
-                    0
-                ]
-                pixels = pixels.round().to(torch.uint8)
+            resized = resize(pixels.permute(1, 2, 0).numpy(), (rows * side, columns * side))
+            pixels = torch.from_numpy(resized).permute(2, 0, 1)
             pooled, tokens = expert.encoder.forward_both([pixels])
             features = tokens.features[tokens.coords[:, 0] >= 0].T.reshape(1, -1, rows, columns)
             h, w = pack.grids[image].tolist()
@@ -94,7 +91,9 @@ def test_added_to_classes_the_loss_is_the_sum_of_both(kind):
     outputs = model(pack)
     both = objective.base.loss_sum(outputs.base, pack) + 2 * objective.distance(outputs, pack)
     torch.testing.assert_close(objective.loss_sum(outputs, pack), both)
-    assert set(objective.counts(outputs, pack)) == {"top1", "pooled_loss", "token_loss"}
+    counts = objective.counts(outputs, pack)
+    torch.testing.assert_close(counts["base_loss"] + 2 * counts["distill_loss"], both)
+    assert set(counts) == {"top1", "base_loss", "distill_loss", "pooled_loss", "token_loss"}
     assert isinstance(objective, PackObjective)
 
 
@@ -125,18 +124,29 @@ def test_counts_after_a_loss_do_not_ask_the_teacher_again(monkeypatch):
     assert calls == [1, 1]
 
 
-def test_held_out_images_get_the_means_of_both_objectives():
-    model, objective = built("softmax+distill")
-    tally, images, loss = objective.tally(), 0, 0.0
-    for lane in LANES:
-        pack = dropped_pack(0, lane)
-        tally.add(model(pack), pack)
-        images += pack.num_images
-        loss += float(objective.distance(model(pack), pack).detach())
-    metrics = tally.metrics()
-    assert metrics["images"] == images
-    assert metrics["distill_loss"] == pytest.approx(loss / images)
-    assert {"top1", "loss", "pooled_loss", "token_loss"} < set(metrics)
+@pytest.mark.parametrize(
+    "kind", ["distill", "softmax+distill", "sigmoid+distill", "siglip+distill", "clip+distill"]
+)
+def test_held_out_images_get_the_loss_and_the_parts_that_training_has_by_the_same_names(kind):
+    model, objective = built(kind)
+    packs = [dropped_pack(0, lane) for lane in LANES]
+    outputs = [model(pack) for pack in packs]
+    tally, images = objective.tally(), sum(pack.num_images for pack in packs)
+    for output, pack in zip(outputs, packs, strict=True):
+        tally.add(output, pack)
+    held_out = tally.metrics()
+    joint = isinstance(objective, JointObjective)
+    losses = objective.join(outputs, packs) if joint else [objective] * len(packs)
+    training = {"loss": 0.0}
+    for loss, output, pack in zip(losses, outputs, packs, strict=True):
+        sums = {"loss": loss.loss_sum(output, pack), **loss.counts(output, pack)}
+        for name, value in sums.items():
+            training[name] = training.get(name, 0.0) + float(value.detach()) / images
+    assert held_out["images"] == images
+    names = {name for name in training if "loss" in name}
+    assert names == {name for name in held_out if "loss" in name}
+    for name in names:
+        assert held_out[name] == pytest.approx(training[name], rel=1e-5)
 
 
 def test_a_weight_of_zero_builds_no_map_and_no_part_of_the_loss():

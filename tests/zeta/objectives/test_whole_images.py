@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from tests.zeta.packs import make_pack
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
 from zeta.models.megavit import MegaVit
+from zeta.models.resizing import resize
 from zeta.objectives.teacher import Teacher
-from zeta.objectives.whole_images import at_tokens, grid_for, whole_images
+from zeta.objectives.whole_images import at_tokens, grid_for, image_of_rows, whole_images
 from zeta.packed import join_packs
 
 SIZES = [(3, 2), (1, 4), (2, 2)]
@@ -85,10 +85,8 @@ def test_a_teacher_of_another_patch_sees_the_image_at_its_own_size(side):
         rows, columns = whole.grids[number]
         assert (rows, columns) == (max(1, round(height / side)), max(1, round(width / side)))
         size = (rows * side, columns * side)
-        wanted = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)
-        if size == (height, width):
-            assert torch.equal(wanted[0], image.float())
-        wanted = make_pack([wanted[0].round().to(torch.uint8)], side, rows * columns, 1)
+        resized = resize(image.permute(1, 2, 0).numpy(), size)
+        wanted = make_pack([torch.from_numpy(resized).permute(2, 0, 1)], side, rows * columns, 1)
         first = int(whole.starts[number])
         assert torch.equal(whole.pack.patches[first : first + rows * columns], wanted.patches)
         assert torch.equal(whole.pack.coords[first : first + rows * columns], wanted.coords)
@@ -123,6 +121,27 @@ def test_a_teacher_of_one_size_and_one_of_a_largest_size_get_images_that_fit():
     pack = dropping_pack(pictures())
     for encoder in (fixed, absolute):
         assert Teacher(encoder)(pack).tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("grids", [SIZES, [(6, 6)]])
+def test_the_rows_of_a_teacher_are_those_of_the_pack_that_it_gets(grids):
+    arguments = {"num_classes": 1, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 16}
+    fixed = MegaVit(image_size=12, patch_size=4, channels=1, **arguments)
+    assert Teacher(fixed).rows(grids, 4) == len(grids) * (9 + fixed.prefix_tokens)
+    finer = teacher(patch_size=2)
+    assert finer.rows(grids, 4) == sum(4 * h * w + 1 for h, w in grids)
+    if grids is SIZES:
+        for expert in (Teacher(fixed), finer):
+            pack = whole_images(dropping_pack(pictures()), expert.encoder, 4).pack
+            assert pack.num_tokens == expert.rows(grids, 4)
+
+
+def test_every_row_has_its_image_and_tail_padding_one_of_its_own():
+    pack = dropping_pack(pictures(), prefix_tokens=1)
+    lengths = [len(kept) + 1 for kept in KEEP]
+    rows = [image for image, length in enumerate(lengths) for _ in range(length)]
+    rows += [len(pack.weights)] * (len(pack.patches) - sum(lengths))
+    assert image_of_rows(pack).tolist() == rows
 
 
 def test_missing_patches_are_refused_with_what_to_set():
