@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipeline.plan.arrays import Ints
 from data_pipeline.plan.lane_packer import PackPlan
 from data_pipeline.plan.lanes import Cursor
 from data_pipeline.plan.packing import image_costs, pack_window
@@ -60,7 +61,7 @@ def _window(plan: Plan, stretch: int, start: float, stop: float, most: int) -> R
     """
     rules, mix = plan.rules, plan.lane_mix(stretch % plan.num_lanes).until(None)
     cursors = (Cursor(epoch=stretch),) * len(plan.sources)
-    parts, packs = list[PackPlan](), list[object]()
+    parts, packs = list[PackPlan](), list[Ints]()
     while not packs:  # a lane may have less than a pack of an epoch
         dealt, cursors = mix.deal(cursors, most)
         places = (np.arange(len(dealt.sample_ids)) + 0.5) / max(len(dealt.sample_ids), 1)
