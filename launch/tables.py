@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.bench import BenchResult
+from data_pipeline.config import DataConfig
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.summary import PlanSummary
 from zeta.packed import packs_per_rank
@@ -12,6 +13,9 @@ from zeta.packed import packs_per_rank
 _NEARLY_FULL = 0.98
 _COUNT_BINDS = 0.95
 """Share of data.max_images_per_pack above which that limit, not the token budget, ends packs."""
+
+_ALONE = 1.02
+"""Images of a pack up to which nearly all packs hold one: a mean may be an estimate."""
 
 
 def plan_table(summary: PlanSummary, num_lanes: int, world_size: int) -> list[str]:
@@ -60,6 +64,8 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
             "are not filled by an epoch), so packs mix epochs: lower train.packs_per_step or "
             "data.token_budget"
         )
+    if (unmixed := mix_warning(plan.config, summary.images_per_pack)) is not None:
+        warnings.append(unmixed)
     slots = packs_per_rank(num_lanes, world_size) * world_size
     if slots - num_lanes > 0.1 * slots:
         warnings.append(
@@ -67,6 +73,27 @@ def plan_warnings(summary: PlanSummary, plan: Plan, world_size: int) -> list[str
             f"a world size that divides train.packs_per_step = {num_lanes}"
         )
     return warnings
+
+
+def mix_warning(config: DataConfig, images_per_pack: float) -> str | None:
+    """Return a warning if packs hold no other image for `data.mix` to mix in; else None.
+
+    Args:
+        config: `data.*`.
+        images_per_pack: mean or most images of a pack, every view counted.
+    """
+    views = config.views_of_sample
+    most = config.max_images_per_pack // views * views
+    if not config.mix.mixes_any or min(images_per_pack, most) > _ALONE * views:
+        return None
+    larger = "data.token_budget"
+    if config.max_images_per_pack < 2 * views:
+        larger = f"data.max_images_per_pack = {config.max_images_per_pack} to {2 * views} or more"
+    of_views = "" if views == 1 else f", in {views} views"
+    return (
+        f"data.mix mixes nothing: each image is mixed with the next one of its pack, and a pack "
+        f"holds one{of_views}: raise {larger}"
+    )
 
 
 def accuracy_table(result: dict[str, Any]) -> list[str]:

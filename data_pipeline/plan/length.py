@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline.plan.over_run import drop_rate_moves, means_over_run
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.summary import summarise
 
@@ -13,8 +14,9 @@ def planned_length(plan: Plan, unit: str, *, exact_up_to: int = _EXACT_UP_TO) ->
     """Return the length of a run by epochs, in steps, images or tokens over all ranks.
 
     Images that turn out not to decode are counted. Steps and tokens of a long run are estimated
-    from one epoch, within a few per cent; all of it is a pure function of the plan, and so the same
-    on any number of ranks and at every start.
+    within a few per cent: from its first epoch, or, where a schedule moves the drop rate, from
+    windows spread over the run. All of it is a pure function of the plan, and so the same on any
+    number of ranks and at every start.
 
     Args:
         plan: the plan, with `max_epochs`.
@@ -26,6 +28,11 @@ def planned_length(plan: Plan, unit: str, *, exact_up_to: int = _EXACT_UP_TO) ->
     images = epochs * plan.num_images * plan.config.views_of_sample
     if unit == "images":
         return images
+    if images > exact_up_to and drop_rate_moves(plan):
+        means = means_over_run(plan, images, num_images=exact_up_to)
+        if unit == "tokens":
+            return round(images * means.tokens_per_image)
+        return max(1, round(images / means.images_per_pack / plan.num_lanes))
     if images > exact_up_to:
         summary = summarise(plan, exact_up_to=exact_up_to)
         if unit == "tokens":

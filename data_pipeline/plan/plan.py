@@ -98,7 +98,7 @@ class Plan:
             rules=rules,
         )
         self._deals = [self._deal(index, source) for index, source in enumerate(self.sources)]
-        self._rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window, views)
+        self.rules = WindowRules(self._size, self.limits, self.cost_dim, config.pack_window, views)
         self._rows_read = 0
 
     @property
@@ -109,7 +109,7 @@ class Plan:
 
     def lane(self, lane: int, state: LaneState | None = None) -> LanePacker:
         """Return the packs of one lane, from `state` on (None: from the beginning)."""
-        return LanePacker(self.lane_mix(lane), self._rules, state)
+        return LanePacker(self.lane_mix(lane), self.rules, state)
 
     def lane_mix(self, lane: int) -> LaneMix:
         """Return the stream of samples of one lane, in the order in which they are dealt."""
@@ -209,7 +209,7 @@ class Plan:
 
     def _count_tokens(self, sample_ids: Ints, epochs: Ints, samples_before: Ints) -> Ints:
         images = self._size(Dealt(sample_ids, epochs, samples_before))
-        return self._rules.by_sample(images.lengths)
+        return self.rules.by_sample(images.lengths)
 
     def _usable(self, sample_ids: Ints) -> Bools:
         return usable_samples(self.manifest.samples[sample_ids], self._needs)

@@ -29,6 +29,7 @@ from data_pipeline.shards.manifest_files import write_class_names
 from data_pipeline.shards.parallel import run_tasks
 from data_pipeline.shards.sample import IMAGE_SUFFIXES
 from data_pipeline.shards.shrinking.report import ShardReport, join_parts, write_part
+from data_pipeline.shards.sources.content import read_members
 from data_pipeline.shards.sources.read import (
     FilePart,
     Source,
@@ -84,6 +85,8 @@ def build_shards(
     Raises:
         ValueError: the source holds no images, or `out` holds something else.
         OtherSourceError: `out` holds the shards of another source.
+        DamagedSample: a sample of a shard is not as it was indexed; its copy would be taken for
+            good.
     """
     folder = local_path(out, "out")
     opened = _open(source, labels, class_names, root)
@@ -276,11 +279,20 @@ def _digest(
             parts = [
                 [suffix, hashlib.sha256(part).hexdigest()]
                 if isinstance(part, bytes)
-                else [suffix, part.path, part.offset, part.nbytes, part.mtime_ns]
+                else [suffix, part.path, part.offset, part.nbytes, _version(sample, part)]
                 for suffix, part in sorted(sample.members.items())
             ]
             digest.update(json.dumps([sample.key, parts]).encode())
     return digest.hexdigest()
+
+
+def _version(sample: SourceSample, part: FilePart) -> int:
+    """Return the checksum of bytes that an index knows, or else when their file was changed.
+
+    A build that met a damaged shard goes on once the shard was copied again.
+    """
+    run = sample.run_of(part)
+    return part.mtime_ns if run is None else run.checksum
 
 
 def _claim(folder: Path, digest: str, skipped: Counter[str]) -> None:
@@ -345,9 +357,7 @@ def _write_shard(task: _Task) -> int:
             group="zeta",
         ) as writer:
             for sample in task.samples:
-                content: Mapping[str, bytes] | None = {
-                    suffix: _content(part) for suffix, part in sample.members.items()
-                }
+                content: Mapping[str, bytes] | None = read_members(sample)
                 if content and task.shrink is not None:
                     content = shrunk_sample(sample.key, content, task.shrink, report)
                 if content is not None:
@@ -377,20 +387,3 @@ def _signals_deferred() -> Iterator[None]:
             signal.signal(deferred, handler)
     for number in received:
         signal.raise_signal(number)
-
-
-def _content(part: FilePart | bytes) -> bytes:
-    if isinstance(part, bytes):
-        return part
-    try:
-        with Path(part.path).open("rb") as stream:
-            stream.seek(part.offset)
-            data = stream.read(part.nbytes)
-    except OSError as error:
-        raise ValueError(
-            f"cannot read {part.path}: {error.strerror}; make it readable, or remove it from "
-            "the source and build into a new folder"
-        ) from error
-    if len(data) != part.nbytes:
-        raise ValueError(f"{part.path} became shorter while shards were built; run the build again")
-    return data

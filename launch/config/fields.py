@@ -9,12 +9,11 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from launch.config.keys import expected_type
+from launch.config.keys import expected_type, field_types
 from launch.config.load import FREE_SECTIONS, ZetaConfig
 from zeta.config_field import free_fields
 
@@ -47,7 +46,7 @@ def section_doc(key: str) -> str:
     """Return the first paragraph of the docstring of the dataclass at a dotted key."""
     node: type = ZetaConfig
     for name in key.split("."):
-        node = typing.get_type_hints(node)[name]
+        node = field_types(node)[name]
     return " ".join((inspect.getdoc(node) or "").split("\n\n")[0].split())
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import yaml
@@ -20,6 +21,8 @@ _MOST_BITS = 63
 """Bits of the largest whole number; floats hold no more than 1024."""
 _SHOWN = 120
 """Characters of a value that a message shows."""
+_KEY = re.compile(r"\b\w+(\.\w+)+")
+"""A dotted key in a message."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
@@ -39,7 +42,7 @@ def leaves(tree: Mapping[str, Any], root: type, source: str) -> Iterator[tuple[s
     """
 
     def walk(node: Mapping[str, Any], section: type, prefix: str) -> Iterator[tuple[str, Any]]:
-        hints = typing.get_type_hints(section)
+        hints = field_types(section)
         for name, value in node.items():
             key = f"{prefix}{name}"
             if name not in hints:
@@ -91,6 +94,12 @@ def whole_number(value: object, config_type: type, key: str) -> object:
     except ValueError:
         return value
     return int(number) if number.is_integer() else value
+
+
+def field_types(config_type: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, without what belongs to the class alone."""
+    types = typing.get_type_hints(config_type)
+    return {item.name: types[item.name] for item in fields(config_type)}
 
 
 def has_key(config_type: type, key: str) -> bool:
@@ -162,7 +171,7 @@ def _hint(config_type: type, key: str) -> object:
             return str if _holds_text(hint) else object  # any item of the mapping
         if not is_dataclass(hint):
             return None
-        hint = typing.get_type_hints(typing.cast(type, hint)).get(name)
+        hint = field_types(typing.cast(type, hint)).get(name)
     return hint
 
 
@@ -187,14 +196,14 @@ def _describe(hint: object) -> str:
 
 
 def _keys(config_type: type, prefix: str = "") -> Iterator[str]:
-    for name, hint in typing.get_type_hints(config_type).items():
+    for name, hint in field_types(config_type).items():
         yield f"{prefix}{name}"
         if is_dataclass(hint):
             yield from _keys(typing.cast(type, hint), f"{prefix}{name}.")
 
 
 def _not_a_value(key: str, value: object, section: object, source: str) -> str:
-    example = next(iter(typing.get_type_hints(section)))
+    example = next(iter(field_types(typing.cast(type, section))))
     return (
         f"{key} is a section, but {source} it is set to {value!r}; "
         f"set its keys, such as {key}.{example}"
@@ -206,16 +215,36 @@ def _unknown(key: str, source: str, root: type) -> str:
     known = list(_keys(root))
     section, _, ending = key.rpartition(".")
     inside = _hint(root, section) if section else root
-    siblings = list(typing.get_type_hints(inside)) if is_dataclass(inside) else []
+    siblings = list(field_types(typing.cast(type, inside))) if is_dataclass(inside) else []
     same_ending = [name for name in known if name.rpartition(".")[2] == ending]
     similar = difflib.get_close_matches(ending, siblings, n=1)
     if ending in OTHER_NAMES:
-        return f"{message}: {OTHER_NAMES[ending]}"
+        return f"{message}: {_KEY.sub(lambda m: _nearby(m[0], key, known), OTHER_NAMES[ending])}"
     if same_ending:
-        return f"{message}; did you mean {same_ending[0]}?"
+        return f"{message}; did you mean {_closest(same_ending, key)}?"
     if similar:
         return f"{message}; did you mean {section}{'.' if section else ''}{similar[0]}?"
     if siblings:
         return f"{message}; {section or 'a config'} has {', '.join(siblings)}"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
     return f"{message}; the nearest is {nearest}"
+
+
+def _nearby(said: str, key: str, known: list[str]) -> str:
+    """Return the key that is to the section of `key` as `said` is to the first part of its own.
+
+    The settings of data.augment are those of data.local.augment too, for example.
+    """
+    tail = said.partition(".")[2]
+    alike = [name for name in known if name.endswith(f".{tail}")]
+    return _closest([said, *alike], key)
+
+
+def _closest(names: list[str], key: str) -> str:
+    """Return the name that begins with most of the sections of `key`; the first of several."""
+
+    def shared(name: str) -> int:
+        pairs = zip(name.split("."), key.split("."), strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    return max(names, key=shared)

@@ -118,7 +118,7 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
         encoder_of(abstract_model(config), probe.encoder)
     saved = _check_checkpoint(run_dir, config, plan)
     planned_end = None
-    if ends_by_epochs(config.optim, config.train):
+    if ends_by_epochs(config.train):
         planned_end = planned_length(plan, config.optim.schedule_by)
         build_schedule(config.optim, config.train, planned_end)  # raises if the ramps are too long
     checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved, planned_end)

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from math import ceil
 
 from data_pipeline.plan.length import planned_length
+from data_pipeline.plan.over_run import RunMeans, drop_rate_moves, means_over_run
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.summary import PlanSummary
 from zeta.train.config import TrainConfig
 
 _DAY_S = 86_400
+_ROUNDS = 4
+"""Rounds in which the number of images of a run is found; each takes about a second."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,11 @@ class RunLength:
     """The length of a run by its plan."""
 
     summary: PlanSummary
+    """Summary of the first epoch."""
     tokens_per_step: float
+    """Mean over the run."""
     images_per_step: float
+    """Mean over the run, every view counted."""
     steps: int | None
     """Steps of the whole run; None: it has no end."""
     images_seen: int = 0
@@ -54,8 +60,9 @@ def length_by_plan(
         summary: its summary.
         images_seen: images of the steps that are done.
     """
-    images = train.packs_per_step * summary.images_per_pack
-    tokens = images * summary.tokens / max(summary.images * summary.views, 1)
+    means = _means(train, plan, summary)
+    images = train.packs_per_step * means.images_per_pack
+    tokens = images * means.tokens_per_image
     planned = (
         train.max_steps,
         None if train.max_epochs is None else planned_length(plan, "steps"),
@@ -64,6 +71,27 @@ def length_by_plan(
     )
     ends = [steps for steps in planned if steps is not None]
     return RunLength(summary, tokens, images, min(ends, default=None), images_seen)
+
+
+def _means(train: TrainConfig, plan: Plan, summary: PlanSummary) -> RunMeans:
+    """Return the means over the images of the run; over the first epoch, if it has no end."""
+    of_epoch = summary.images * summary.views
+    means = RunMeans(summary.tokens / max(of_epoch, 1), summary.images_per_pack)
+    if not drop_rate_moves(plan):
+        return means
+    for _ in range(_ROUNDS):  # the images of a number of steps depend on the means over them
+        per_step = train.packs_per_step * means.images_per_pack
+        limits = (
+            None if train.max_steps is None else train.max_steps * per_step,
+            None if train.max_epochs is None else train.max_epochs * of_epoch,
+            train.max_images,
+            None if train.max_tokens is None else train.max_tokens / means.tokens_per_image,
+        )
+        ends = [images for images in limits if images is not None]
+        if not ends:
+            return means
+        means = means_over_run(plan, min(ends))
+    return means
 
 
 def length_rows(length: RunLength, images_per_s: float | None) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ from launch.run.execution import settle
 from launch.run.lock import RunLock, this_owner
 from launch.run.pace import forecast, pace_rows
 from launch.run.starts import note_start, places
+from launch.tables import mix_warning
 from zeta.distributed import (
     RankInfo,
     Store,
@@ -111,6 +112,9 @@ def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:
                 "k-NN and linear probe (train.evaluate) find the images themselves there; give "
                 "other shards as data.probe_shards or data.probe_val_shards"
             )
+        data = checked.config.data
+        if (unmixed := mix_warning(data, data.max_images_per_pack)) is not None:
+            console.message(f"WARNING: {unmixed}")
         for name, obstacle in obstacles(checked.config.model.resolve()).items():
             console.message(
                 f"WARNING: `zeta export --format {name}` will refuse this model: {obstacle}"

@@ -63,9 +63,13 @@ class Schedule:
         return rate
 
 
-def ends_by_epochs(optim: OptimConfig, train: TrainConfig) -> bool:
-    """Return whether only `train.max_epochs` says where the schedule ends, which the plan knows."""
-    return train.max_epochs is not None and getattr(train, f"max_{optim.schedule_by}") is None
+def ends_by_epochs(train: TrainConfig) -> bool:
+    """Return whether only `train.max_epochs` ends the run: then the plan knows where.
+
+    Beside a limit in another unit than the schedule's it is not known which of them comes first.
+    """
+    others = (getattr(train, f"max_{unit}") for unit in UNITS)
+    return train.max_epochs is not None and all(limit is None for limit in others)
 
 
 def build_schedule(
@@ -98,7 +102,7 @@ def build_schedule(
                     f"optim.schedule_by={other}"
                 )
     end = getattr(train, f"max_{unit}")
-    by_epochs = ends_by_epochs(optim, train)
+    by_epochs = ends_by_epochs(train)
     if by_epochs:
         end = planned_end
     if end is None:
@@ -146,8 +150,11 @@ def ramp_length(optim: Any, ramp: str, end: int | None) -> int:
 def _refuse_without_end(optim: OptimConfig, train: TrainConfig) -> None:
     """Raise ValueError, naming the field, for what depends on the end of a run that has none."""
     unit = optim.schedule_by
-    limit = next((other for other in UNITS if getattr(train, f"max_{other}") is not None), None)
-    other_unit = "" if limit is None else f", or optim.schedule_by={limit}"
+    limits = [other for other in UNITS if getattr(train, f"max_{other}") is not None]
+    other_unit = f", or optim.schedule_by={limits[0]}" if limits else ""
+    if limits and train.max_epochs is not None:
+        unset = " ".join(f"train.max_{limit}=null" for limit in limits)
+        other_unit += f", or {unset} so that only train.max_epochs ends the run"
     fields = {"optim.schedule = cosine": optim.schedule == "cosine"}
     for ramp in reversed(RAMPS):
         count = getattr(optim, f"{ramp}_{unit}")

@@ -2,15 +2,19 @@
 
 Every source becomes one list of `SourceSample` in a fixed order, with the class map, and with the
 counts of skipped files by reason. No image is opened here; the index checks them. Samples of shards
-are compared with the checksums of their index, if there are any.
+carry the checksums of their index, if there are any, with which their bytes are compared when they
+are read (`sources.content`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
+from data_pipeline.shards.checksum import UNKNOWN
 from data_pipeline.shards.folder import (
     ShardSpec,
     by_folder,
@@ -18,18 +22,21 @@ from data_pipeline.shards.folder import (
     resolve_shards,
     spec_parts,
 )
-from data_pipeline.shards.known_checksums import by_place, compare, known_checksums
+from data_pipeline.shards.known_checksums import by_place, known_checksums
 from data_pipeline.shards.manifest_files import read_class_names
 from data_pipeline.shards.remote import is_remote
 from data_pipeline.shards.sample import IMAGE_SUFFIXES, SampleError, pick_image, suffix_of
 from data_pipeline.shards.sources.folder import from_folder, unreadable
 from data_pipeline.shards.sources.sample import FilePart as FilePart
+from data_pipeline.shards.sources.sample import IndexedPart, clean_key
 from data_pipeline.shards.sources.sample import Source as Source
 from data_pipeline.shards.sources.sample import SourceSample as SourceSample
-from data_pipeline.shards.sources.sample import clean_key
 from data_pipeline.shards.sources.table import from_table
 from data_pipeline.shards.sources.table_rows import TABLE_SUFFIXES
-from data_pipeline.shards.tar_reader import ShardFile, iter_samples
+from data_pipeline.shards.tar_reader import Member, ShardFile, iter_samples
+
+_Found: TypeAlias = tuple[dict[str, FilePart | bytes], list[IndexedPart]]
+"""Members by suffix, and the runs of bytes that hold them."""
 
 
 def open_source(
@@ -48,8 +55,6 @@ def open_source(
 
     Raises:
         ValueError: nothing can be read, or no image is found; the message has what to do.
-        DamagedSample: a sample of a shard is not as it was indexed; its copy would be taken for
-            good.
     """
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -111,12 +116,10 @@ def _from_shards(spec: ShardSpec) -> Source:
     for path in paths:
         folder, name = folder_of(str(path))
         known = by_place(indexed[folder].get(name))
-        partial: dict[str, dict[str, FilePart | bytes]] = {}
+        partial: dict[str, _Found] = {}
         with ShardFile(str(path)) as shard:
             for key, members in iter_samples(shard.read_at, shard.nbytes, str(path)):
-                if key:
-                    compare(shard.read_at, key, members, str(path), known)
-                else:
+                if not key:
                     skipped["tar entry that belongs to no sample"] += 1
                     continue
                 content: dict[str, FilePart | bytes] = {}
@@ -127,29 +130,42 @@ def _from_shards(spec: ShardSpec) -> Source:
                     content[suffix] = FilePart(
                         str(path), member.data_offset, member.nbytes, shard.mtime_ns
                     )
-                if not _join_parts(partial, key, content):
-                    partial[key] = content
-                    samples.append(SourceSample(key, content))
+                runs = _known_run(str(path), members, shard.mtime_ns, known)
+                if not _join_parts(partial, key, content, runs):
+                    partial[key] = content, runs
+                    samples.append(SourceSample(key, content, runs))
     if not samples:
         raise ValueError(f"the shards {spec} hold no samples")
     return Source(samples, class_maps.pop(), skipped)
 
 
+def _known_run(
+    path: str, members: Sequence[Member], mtime_ns: int, known: Mapping[tuple[int, int], int]
+) -> list[IndexedPart]:
+    """Return the bytes of consecutive members, if the index has their checksum; else nothing."""
+    start, nbytes = members[0].offset, members[-1].end - members[0].offset
+    expected = known.get((start, nbytes), UNKNOWN)
+    part = FilePart(path, start, nbytes, mtime_ns)
+    return [] if expected == UNKNOWN else [IndexedPart(part, expected)]
+
+
 def _join_parts(
-    partial: dict[str, dict[str, FilePart | bytes]],
+    partial: dict[str, _Found],
     key: str,
     content: dict[str, FilePart | bytes],
+    runs: list[IndexedPart],
 ) -> bool:
     """Add members to the sample that lies elsewhere in the shard; return False if there is none.
 
     A shard may hold all images first and then all labels. Two images are two samples.
     """
-    known = partial.get(key)
-    if known is None or known.keys() & content.keys():
+    known, known_runs = partial.get(key, ({}, []))
+    if not known or known.keys() & content.keys():
         return False
     if _has_image(known) and _has_image(content):
         return False
     known.update(content)
+    known_runs += runs
     return True
 
 
@@ -172,5 +188,5 @@ def _with_unique_keys(source: Source) -> Source:
             number += 1
             key = f"{sample.key}-{number}"
         seen.add(key)
-        samples.append(sample if key == sample.key else SourceSample(key, sample.members))
+        samples.append(sample if key == sample.key else replace(sample, key=key))
     return Source(samples, source.class_names, source.skipped)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -23,11 +23,29 @@ class FilePart:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexedPart:
+    """A run of bytes of a shard, tar headers included, and the checksum that its index has."""
+
+    part: FilePart
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSample:
     """A sample to write: its key, and its members by suffix."""
 
     key: str
     members: Mapping[str, FilePart | bytes]
+    indexed: Sequence[IndexedPart] = ()
+    """Runs of bytes that hold members, to be compared when these are read."""
+
+    def run_of(self, member: FilePart) -> IndexedPart | None:
+        """Return the run of bytes that holds a member; None: no index knows its bytes."""
+        for run in self.indexed:
+            start = member.offset - run.part.offset
+            if member.path == run.part.path and 0 <= start <= run.part.nbytes - member.nbytes:
+                return run
+        return None
 
 
 @dataclass(frozen=True)

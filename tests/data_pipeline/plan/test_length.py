@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from data_pipeline.config import MixConfig
+from data_pipeline.config import (
+    DropConfig,
+    DropScheduleConfig,
+    LocalDropConfig,
+    LocalDropScheduleConfig,
+    LocalResolutionConfig,
+    LocalViewsConfig,
+    MixConfig,
+)
 from data_pipeline.loading.loader import PackLoader
 from data_pipeline.plan.length import planned_length
 from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.summary import summarise
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from tests.data_pipeline.synthetic import config, synthetic_manifest, write_shards
@@ -44,6 +53,36 @@ def test_of_a_long_run_it_is_estimated_closely(unit):
         assert estimate == pytest.approx(exact, rel=0.04)
     again = Plan(synthetic_manifest([2000, 1500]), config(pack_window=256), 4, max_epochs=3)
     assert planned_length(again, unit, exact_up_to=2_000) == estimate
+
+
+def moving(middle, width, **changes):
+    schedule = DropScheduleConfig("sigmoid", 0.1, 0.8, middle, width)
+    return config(pack_window=256, drop=DropConfig("beta", max=0.9, schedule=schedule), **changes)
+
+
+def local_moving():
+    schedule = LocalDropScheduleConfig("sigmoid", 0.1, 0.8, 10_000, -1_000)
+    drop = LocalDropConfig("constant", schedule=schedule)
+    return config(
+        local=LocalViewsConfig(2, LocalResolutionConfig("side", 16, 96), drop), pack_window=128
+    )
+
+
+@pytest.mark.parametrize(
+    ("rules", "epochs"),
+    [
+        (moving(4_000, -300), 3),  # all at once, within the second epoch
+        (moving(6_000, 1_000, max_images_per_pack=4), 3),  # the number of images limits packs
+        (local_moving(), 2),
+    ],
+)
+def test_a_drop_rate_that_moves_is_followed_over_the_whole_run(rules, epochs):
+    whole = Plan(synthetic_manifest([2000, 1500]), rules, 4, max_epochs=epochs)
+    exact = {unit: planned_length(whole, unit, exact_up_to=10**9) for unit in ("steps", "tokens")}
+    for unit, length in exact.items():
+        assert planned_length(whole, unit, exact_up_to=2_000) == pytest.approx(length, rel=0.04)
+    by_first_epoch = epochs * summarise(whole).tokens
+    assert by_first_epoch != pytest.approx(exact["tokens"], rel=0.1)
 
 
 def test_mixing_changes_no_length(manifest):

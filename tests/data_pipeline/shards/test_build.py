@@ -403,3 +403,20 @@ def test_a_sample_that_rotted_since_it_was_indexed_is_not_built_into_other_shard
     shard.write_bytes(content)
     os.utime(shard, ns=(before, before))
     assert build_shards(str(shard), tmp_path / "out").shards[0].count == 3
+
+
+def test_a_build_that_met_a_damaged_shard_goes_on_once_it_was_copied_again(tmp_path):
+    shard = write_shard(tmp_path / "in/a.tar", labelled(3))
+    index_shards(tmp_path / "in")
+    whole = shard.read_bytes()
+    one_each = {"max_count": 1, "seed": None}
+    broken = bytearray(whole)
+    broken[whole.rindex(b"JFIF")] ^= 1  # the last image; two shards are written before it
+    shard.write_bytes(broken)
+    with pytest.raises(ValueError, match=r"0002 in .*damaged in storage"):
+        build_shards(tmp_path / "in", tmp_path / "out", **one_each)
+    before = digests(tmp_path / "out")
+    assert len(before) == 2
+    shard.write_bytes(whole)
+    assert len(build_shards(tmp_path / "in", tmp_path / "out", **one_each).samples) == 3
+    assert digests(tmp_path / "out").items() > before.items()

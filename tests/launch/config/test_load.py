@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from launch.config.fields import config_fields
-from launch.config.keys import has_key
+from launch.config.keys import has_key, parse_override
 from launch.config.load import ZetaConfig, fixed_changes, load_config, to_yaml
 from launch.config.other_names import OTHER_NAMES
 from launch.shipped import configs_root, recipe_names
@@ -228,6 +228,34 @@ def test_a_name_of_other_libraries_is_answered_with_a_setting_that_exists(name):
     keys = re.findall(r"\b(?:train|data|optim|model|objective)\.[\w.]+\w", said)[1:]
     assert keys
     assert all(has_key(ZetaConfig, key) for key in keys)
+
+
+@pytest.mark.parametrize("section", ["data.local.augment", "data.local"])
+def test_a_setting_of_another_section_is_answered_in_the_section_that_was_typed(section):
+    said = refusal(f"{section}.randaugment=1")
+    assert "that is data.local.augment.rand_augment.layers, and data.local.augment.rand" in said
+    assert refusal(f"{section}.hflip=true").endswith("that is data.local.augment.flip")
+    assert "did you mean data.local.drop.rate?" in refusal(f"{section}.rate=1")
+    assert refusal("data.hflip=true").endswith("that is data.augment.flip")
+    assert "did you mean data.drop.rate?" in refusal("data.augment.rate=1")
+
+
+def test_no_message_names_a_key_that_does_not_exist():
+    keys = {item.key for item in config_fields()}
+    sections = {key.rpartition(".")[0] for key in keys if "." in key}
+    assert "data.augment.rand_augment" in sections
+    for section in sections:
+        with pytest.raises(ValueError, match="is a section, but") as refused:
+            parse_override(f"{section}=1", ZetaConfig)
+        example = re.search(r"set its keys, such as ([\w.]+)$", str(refused.value))
+        assert example is not None
+        assert example[1] in keys | sections
+        if f"{section}.place" not in keys:  # the dataclass may have it, as no field
+            with pytest.raises(
+                ValueError, match=f"^unknown config key {section}.place "
+            ) as refused:
+                parse_override(f"{section}.place=x", ZetaConfig)
+            assert not re.search(r"\bplace\b", str(refused.value).partition(")")[2])
 
 
 def test_no_setting_has_a_name_that_is_said_to_be_another():

@@ -12,7 +12,7 @@ from data_pipeline.plan.summary import summarise
 from launch.config.load import load_config
 from launch.config.resolve import resolve_with_shards, training_plan, with_targets
 from launch.run.evaluation_plan import View, held_out_plan
-from launch.tables import plan_table, plan_warnings
+from launch.tables import mix_warning, plan_table, plan_warnings
 from tests.data_pipeline.synthetic import config, synthetic_manifest
 from zeta.objectives.config import ObjectiveConfig
 
@@ -53,6 +53,35 @@ def test_the_plan_warns_where_the_limit_of_images_leaves_packs_unfilled():
     enough = demo("train.packs_per_step=4", f"data.max_images_per_pack={raised}")
     plan = training_plan(resolve_with_shards(enough, manifest), manifest)
     assert plan_warnings(summarise(plan, 4), plan, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (["data.max_images_per_pack=1"], r"holds one: raise data.max_images_per_pack = 1 to 2 or"),
+        (
+            ["data.max_images_per_pack=3", "data.views=2"],
+            r"holds one, in 2 views: raise data.max_images_per_pack = 3 to 4 or more",
+        ),
+        (["data.token_budget=150", "data.drop.kind=none"], "holds one: raise data.token_budget"),
+    ],
+)
+def test_the_plan_warns_of_packs_in_which_nothing_can_be_mixed(settings, remedy):
+    manifest = synthetic_manifest([200])
+    manifest.samples["height"] = manifest.samples["width"] = 96
+    settings = [*settings, "data.resolution.min=96"]  # 144 patches of 8 x 8 pixels
+    for mix, said in ((["data.mix.mixup_alpha=0.2"], [remedy]), ([], [])):
+        config = resolve_with_shards(demo("train.packs_per_step=4", *settings, *mix), manifest)
+        plan = training_plan(config, manifest)
+        found = [
+            w for w in plan_warnings(summarise(plan), plan, 1) if "data.mix mixes nothing" in w
+        ]
+        assert len(found) == len(said)
+        assert all(re.search(text, warning) for text, warning in zip(said, found, strict=True))
+        at_start = mix_warning(config.data, config.data.max_images_per_pack)
+        assert at_start == (found[0] if found and "max_images" in remedy else None)
+    usual = resolve_with_shards(demo("data.mix.mixup_alpha=0.2"), manifest)
+    assert mix_warning(usual.data, usual.data.max_images_per_pack) is None
 
 
 def test_an_estimate_is_marked_and_what_is_not_used_is_listed():

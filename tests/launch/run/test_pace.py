@@ -8,14 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from data_pipeline.config import DropConfig, DropScheduleConfig
 from data_pipeline.plan.length import planned_length
+from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.summary import summarise
 from data_pipeline.supply import Supply
 from launch.config.load import load_config
 from launch.run.checks import check_start
 from launch.run.length import length_by_plan, length_rows
 from launch.run.pace import Forecast, forecast, logged_mfu, pace_rows, run_length
+from tests.data_pipeline.synthetic import config, synthetic_manifest
 from tests.launch.run.test_checks import _shards
+from zeta.train.config import TrainConfig
 from zeta.train.hardware import accelerator
 from zeta.train.pace import Pace, expected_mfu, predicted_pace
 
@@ -101,6 +105,23 @@ def test_the_plan_says_the_epochs_and_the_time_of_the_run(checked):
     said = dict(length_rows(length_by_plan(endless, checked.plan, summary), 9.0))
     assert list(said) == ["the run"]
     assert "train.max_steps" in said["the run"]
+
+
+def test_every_limit_gives_the_length_at_a_drop_rate_that_moves():
+    schedule = DropScheduleConfig("sigmoid", 0.1, 0.8, 6_000, 500)
+    rules = config(pack_window=256, drop=DropConfig("beta", max=0.9, schedule=schedule))
+    plan = Plan(synthetic_manifest([2000, 1500]), rules, 4)
+    summary = summarise(plan)
+    steps = 500
+    packs = [lane.next_pack() for lane in map(plan.lane, range(4)) for _ in range(steps)]
+    images = sum(len(pack.lengths) for pack in packs)
+    tokens = sum(int(pack.lengths.sum()) for pack in packs)
+    assert summary.images_per_pack * 4 * steps < 0.7 * images  # the first epoch tells little
+    for limit in ({"max_steps": steps}, {"max_images": images}, {"max_tokens": tokens}):
+        train = TrainConfig(**limit, packs_per_step=4)
+        length = length_by_plan(train, plan, summary)
+        assert length.steps == pytest.approx(steps, rel=0.05)
+        assert length.images == pytest.approx(images, rel=0.05)
 
 
 def test_the_utilisation_of_the_run_itself_wins(tmp_path):

@@ -110,6 +110,20 @@ def test_a_schedule_that_cannot_be_says_which_field_to_change(train, optim, mess
         _build(train, **optim)
 
 
+@pytest.mark.parametrize(("limit", "unit"), [("images", "steps"), ("steps", "tokens")])
+@pytest.mark.parametrize(
+    "shape", [{"schedule": "cosine"}, {"schedule": "constant", "warmup_share": 0.1}]
+)
+def test_a_schedule_does_not_follow_epochs_that_another_limit_may_end_before(limit, unit, shape):
+    train = {"max_epochs": 100, f"max_{limit}": 200}
+    optim = OptimConfig(schedule_by=unit, **shape)
+    with pytest.raises(ValueError, match=f"set train.max_{unit}.*, or optim.schedule_by={limit}, "):
+        build_schedule(optim, TrainConfig(**train), 5_000)
+    assert build_schedule(replace(optim, schedule_by=limit), TrainConfig(**train)).end == 200
+    counted = OptimConfig(schedule="constant", schedule_by=unit, **{f"warmup_{unit}": 5})
+    assert build_schedule(counted, TrainConfig(**train), 5_000).end is None
+
+
 def test_values_out_of_range_are_refused_by_name():
     for name, value in {
         "schedule_by": "epochs",
