@@ -21,7 +21,8 @@ from zeta.models.exported import CONFIG_FILE
 from zeta.models.parameters import parameter_shapes
 from zeta.models.published.fitting import fit, fit_timm
 from zeta.models.published.reading import is_foreign, is_plain_timm, open_published
-from zeta.models.published.timm_vit import needed_options, open_timm
+from zeta.models.published.timm_vit import needed_options
+from zeta.models.published.timm_weights import open_timm
 from zeta.models.sources import open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
@@ -91,7 +92,9 @@ def _open_encoder(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open a published encoder, fitted to the shapes of ours."""
     if is_plain_timm(path):
         weights = open_timm(path)
-        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
+        fitted, note = fit_timm(weights, wanted)
+        note = "; ".join(filter(None, (note, *weights.notes)))
+        return OpenWeights(fitted, note, needed_options(weights))
     published = open_published(path)
     fitted, note = fit(published.tensors, wanted)
     return OpenWeights(fitted, "; ".join(filter(None, (note, *published.notes))), published.options)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from zeta.models.published.timm_names import named_as_navit
-from zeta.models.published.timm_vit import FACTORS, TABLE, TimmWeights, is_bias
+from zeta.models.published.timm_vit import FACTORS, TABLE, is_bias
+from zeta.models.published.timm_weights import TimmWeights
 from zeta.stored_tensors import StoredTensor, in_memory, zeros
 
 

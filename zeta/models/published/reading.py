@@ -12,6 +12,7 @@ import torch
 from zeta.files import read_json
 from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.exported import CONFIG_FILE, FORMAT, MOST_BYTES
+from zeta.models.published.classes import CLASSIFIER, class_names, class_of
 from zeta.models.published.dinov3 import dinov3
 from zeta.models.published.eva import ARCHITECTURES, eva
 from zeta.models.published.files import Folder, has_weights, naming, open_folder, read_object
@@ -161,15 +162,17 @@ def _opened(folder: Folder) -> Opened:
     mean, std = pixels_of(folder, kind.pixels, arguments, notes)
     tensors |= in_memory({"mean": torch.tensor(mean), "std": torch.tensor(std)})
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    names = _class_names(config, tensors["head.weight"].shape[0] if has_head else 0)
+    rows = arguments["num_classes"] if has_head else None
+    names = class_names(config, folder.tensors, rows)
+    classifies = has_head and ("architecture" in config or CLASSIFIER in folder.tensors)
     info = {
         "imported": {
-            "class": config.get("architecture") or (config.get("architectures") or [model_type])[0],
+            "class": class_of(config, model_type),
             "model_type": model_type,
             "head": has_head,
             "notes": notes,
         },
-        "targets": "label" if names or (has_head and "architecture" in config) else "none",
+        "targets": "label" if classifies else "none",
         "class_names": names,
         "resolution": {
             "max": max(arguments["image_size"]),
@@ -185,14 +188,3 @@ def _opened(folder: Folder) -> Opened:
     }
     made = {"format": FORMAT, "model": arguments, "preprocessing": preprocessing, "info": info}
     return Opened(made, tensors)
-
-
-def _class_names(config: Mapping[str, Any], classes: int) -> list[str] | None:
-    """Return the names of the classes by index, where the config of a classifier has them."""
-    names = config.get("label_names")  # of timm
-    if isinstance(names, list) and len(names) == classes and "architecture" in config:
-        return [str(name) for name in names]
-    labels = config.get("id2label")
-    if not labels or not any("ForImageClas" in name for name in config.get("architectures") or ()):
-        return None
-    return [str(labels[key]) for key in sorted(labels, key=int)]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.zeta.models.published.encoders import encoder, shaken
 from tests.zeta.small_models import small
 from zeta.export.saving import save_pretrained
+from zeta.export.timm import navit_from_timm
 from zeta.models.config import load_pretrained
 from zeta.models.sources import read_config
 from zeta.train.init_sources import open_weights
@@ -134,8 +135,29 @@ def test_an_export_of_ours_without_its_config_is_not_taken_for_one_of_timm(tmp_p
     model, arguments = small()
     out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
     (out / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"an export of zeta whose config.json is missing"):
-        load_pretrained(out)
+    weights = load_file(out / "model.safetensors")
+    for refuse, source in (
+        (load_pretrained, out),
+        (lambda path: open_weights(path, {}), out),
+        (lambda path: open_weights(path, {}), out / "model.safetensors"),
+        (navit_from_timm, out),
+        (navit_from_timm, weights),
+    ):
+        with pytest.raises(ValueError, match=r"an export of zeta whose config.json is missing"):
+            refuse(source)
+
+
+def test_a_run_is_told_what_is_assumed_of_a_plain_vit(tmp_path):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    assert open_weights(tmp_path, {}).note == ""
+    change(tmp_path, pretrained_cfg={"std": [0.5] * 3})
+    assert (
+        open_weights(tmp_path, {}).note
+        == "pretrained_cfg has no mean: that of its class is assumed"
+    )
+    (tmp_path / "config.json").unlink()
+    note = open_weights(tmp_path, {}).note
+    assert note.startswith("there is no config.json: gelu, norms with an epsilon of 1e-6, and the")
 
 
 @pytest.mark.parametrize("fault", ["processor", "integers", "name"])
