@@ -188,3 +188,44 @@ def test_weights_that_are_no_vit_are_refused_with_what_they_were_taken_for(tmp_p
         ValueError, match=r"without a config.json they are taken for those of a ViT"
     ):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/vit", "local-dir:/tmp", "timm/vit", "../vit", "vit base", "", 7]
+)
+def test_a_name_that_points_elsewhere_is_not_handed_to_timm(tmp_path, monkeypatch, name):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    change(tmp_path, architecture=name)
+    monkeypatch.setattr(timm, "create_model", None)
+    for refuse in (load_pretrained, lambda path: open_weights(path, {})):
+        with pytest.raises(ValueError, match=r"architecture is .*, which is no name of timm"):
+            refuse(tmp_path)
+
+
+NOT_OF_A_MODEL = (
+    "checkpoint_path cache_dir pretrained pretrained_cfg pretrained_cfg_overlay pretrained_strict "
+    "features_only scriptable exportable no_jit device cfg"
+)
+
+
+@pytest.mark.parametrize("name", NOT_OF_A_MODEL.split())
+def test_only_arguments_of_a_model_are_handed_to_timm(tmp_path, monkeypatch, name):
+    """timm opens a pickle at `checkpoint_path`, and others decide where it looks and writes."""
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    monkeypatch.setattr(timm, "create_model", None)
+    for given in ({name: "x.pth"}, SIZES | {name: "x.pth"}):
+        change(tmp_path, model_args=given)
+        for refuse in (load_pretrained, lambda path: open_weights(path, {})):
+            with pytest.raises(ValueError, match=rf"model_args has {name} in config.json"):
+                refuse(tmp_path)
+
+
+def test_a_file_that_timm_cannot_open_is_a_refusal(tmp_path, monkeypatch):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+
+    def fail(*_, **__):
+        raise FileNotFoundError("no such file")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match=r"timm cannot build vit_base_.*: no such file"):
+        load_pretrained(tmp_path)
