@@ -149,20 +149,6 @@ def navit_arguments(
     }
 
 
-def needed_options(weights: TimmWeights) -> str:
-    """Return the `model.*` of the NaViT with the same outputs, or why it cannot be built.
-
-    The heads, which are often unknown, and the classes are left out.
-    """
-    try:
-        found = navit_arguments(weights, heads=1)
-    except ValueError as error:
-        return str(error)
-    left_out = ("heads", "dim_head", "num_classes", "mean", "std")
-    options = (f"model.{k}={v}" for k, v in found.items() if k not in left_out and v is not None)
-    return " ".join(options).replace(", ", ",")
-
-
 def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
     rotary = weights.option("rope_type") not in (None, "", "none")
     keeps_aspect = bool(weights.option("pos_embed_ar_preserving"))

@@ -149,12 +149,11 @@ def test_an_export_of_ours_without_its_config_is_not_taken_for_one_of_timm(tmp_p
 
 def test_a_run_is_told_what_is_assumed_of_a_plain_vit(tmp_path):
     saved(tmp_path, "vit_base_patch16_224", **FREE)
-    assert open_weights(tmp_path, {}).note == ""
+    note = open_weights(tmp_path, {}).note
+    assert note == "its pixels are normalised with the mean [0.4, 0.5, 0.6] and std [0.2, 0.3, 0.4]"
     change(tmp_path, pretrained_cfg={"std": [0.5] * 3})
-    assert (
-        open_weights(tmp_path, {}).note
-        == "pretrained_cfg has no mean: that of its class is assumed"
-    )
+    note = open_weights(tmp_path, {}).note
+    assert note.startswith("pretrained_cfg has no mean: that of its class is assumed; its pixels")
     (tmp_path / "config.json").unlink()
     note = open_weights(tmp_path, {}).note
     assert note.startswith("there is no config.json: gelu, norms with an epsilon of 1e-6, and the")
