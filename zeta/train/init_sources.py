@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -115,10 +114,10 @@ def _open_encoder(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
 def _say_pixels(tensors: Mapping[str, StoredTensor]) -> str:
     """Return a note on the mean and std that come with the weights, unless they are the usual."""
     usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    found = {n: tensors[n].read().float() for n in usual if n in tensors}
-    if all(torch.allclose(value, torch.tensor(usual[n])) for n, value in found.items()):
+    found = {n: [round(v, 4) for v in tensors[n].read().tolist()] for n in usual if n in tensors}
+    if all(values == list(usual[name]) for name, values in found.items()):
         return ""
-    said = " and ".join(f"{n} {[round(v, 4) for v in t.tolist()]}" for n, t in found.items())
+    said = " and ".join(f"{name} {values}" for name, values in found.items())
     return f"its pixels are normalised with the {said}"
 
 

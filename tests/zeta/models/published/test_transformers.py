@@ -233,3 +233,15 @@ def test_an_image_processor_that_contradicts_the_model_is_refused(tmp_path, chan
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | changes))
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vit", "model", "model_type", "config.json"])
+def test_a_folder_with_a_name_of_many_sentences_is_named_all_the_same(tmp_path, monkeypatch, name):
+    saved(tmp_path / name, "vit")
+    change_config(tmp_path / name, model_type="vit_of_tomorrow")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name} cannot be read: model_type is 'vit_of_tom"):
+        load_pretrained(name)
+    (tmp_path / name / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"^{name}/config.json is damaged"):
+        load_pretrained(name)
