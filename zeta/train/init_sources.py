@@ -104,7 +104,7 @@ def _open_encoder(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         arguments = told_arguments(weights, wanted)
     else:
         published = open_published(path)
-        fitted, note = fit(published.tensors, wanted)
+        fitted, note = fit(published.tensors, wanted, published.config["model"]["position"])
         notes, options = [note, *published.notes], published.options
         arguments = with_defaults(published.config["model"])
     notes.append(_say_pixels(fitted))

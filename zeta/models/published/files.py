@@ -19,6 +19,8 @@ _MOST_BYTES = 2**28
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PART = re.compile(r"model-\d+-of-\d+\.safetensors")
+_KINDS = {"model_type", "architecture"}
+"""Keys of config.json that say what the weights are."""
 _PIPELINE = "model_index.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -58,6 +60,11 @@ def open_folder(path: Path) -> Folder:
         return Folder(path, {}, None, open_safetensors(path))
     file = path / CONFIG_FILE
     config = read_object(file) if file.is_file() else {}
+    if file.is_file() and not _KINDS & config.keys():
+        raise ValueError(
+            f"{file} has no model_type, as of transformers, and no architecture, as of timm: it is "
+            f"not of a published encoder; {AGAIN}"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in _weight_files(path):
         check_file(path / name, config)  # where zeta exported them

@@ -30,16 +30,22 @@ def fit_timm(
         wanted: shape of every parameter and buffer of the model, by name.
     """
     made = named_as_navit(weights.tensors, _grid(weights, wanted))
-    fitted, note = fit(made, wanted)
+    fitted, note = fit(made, wanted, _own_position(weights, wanted))
     channels = wanted["mean"][0] if "mean" in wanted else 3
     pixels = {name: torch.tensor(value) for name, value in weights.pixels(channels).items()}
     return fitted | in_memory(pixels), note
 
 
 def fit(
-    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[int]]
+    tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[int]], position: str | None
 ) -> tuple[dict[str, StoredTensor], str]:
-    """Return weights under NaViT's names as `fit_timm` does, and a note of approximations."""
+    """Return weights under NaViT's names as `fit_timm` does, and a note of approximations.
+
+    Args:
+        tensors: the weights.
+        wanted: shape of every parameter and buffer of the model, by name.
+        position: `model.position` of the weights; None: no file tells it.
+    """
     made, note = dict(tensors), ""
     for name, tensor in list(made.items()):
         if is_bias(name) and name not in wanted and not tensor.read().any():
@@ -53,7 +59,7 @@ def fit(
         made |= in_memory(dict(zip(FACTORS, (rows, columns), strict=True)))
         note = (
             f"its positions of a grid as the nearest sums of a row and a column, {share:.1%} of "
-            "their variance (model.position=grid_bicubic would keep them)"
+            f"their variance (model.position={position or 'grid_bicubic'} would keep them)"
         )
     return made, note
 
@@ -107,6 +113,13 @@ def told_arguments(weights: TimmWeights, wanted: Mapping[str, list[int]]) -> dic
     if "architecture" not in weights.config:
         untold |= {"activation", "norm_eps", "position"}
     return {n: v for n, v in ({"norm_eps": _EPS} | found).items() if n not in untold}
+
+
+def _own_position(weights: TimmWeights, wanted: Mapping[str, list[int]]) -> str | None:
+    try:
+        return str(_arguments(weights, wanted, heads=1)["position"])
+    except ValueError:
+        return None
 
 
 def _arguments(weights: TimmWeights, wanted: Mapping[str, list[int]], heads: int) -> dict[str, Any]:

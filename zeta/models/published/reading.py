@@ -15,7 +15,7 @@ from zeta.models.exported import CONFIG_FILE, FORMAT, MOST_BYTES
 from zeta.models.published.classes import CLASSIFIER, class_names, class_of
 from zeta.models.published.dinov3 import dinov3
 from zeta.models.published.eva import ARCHITECTURES, eva
-from zeta.models.published.files import Folder, has_weights, naming, open_folder, read_object
+from zeta.models.published.files import AGAIN, Folder, has_weights, naming, open_folder, read_object
 from zeta.models.published.pixels import Pixels, fit_of, pixels_of
 from zeta.models.published.tensors import Renaming, check_floats
 from zeta.models.published.timm_vit import plain_vit
@@ -98,9 +98,18 @@ def is_foreign(path: Path) -> bool:
     if not file.is_file():
         return has_weights(path)
     config = read_json(file, limit=MOST_BYTES, what="export or download it again")
-    if not isinstance(config, dict) or "format" in config:
+    if not isinstance(config, dict):
+        return has_weights(path)
+    if "format" in config:
         return False
     return "model_type" in config or "architecture" in config or has_weights(path)
+
+
+def is_export(path: Path) -> bool:
+    """Return whether `path` is an export of zeta, of whatever version."""
+    file = path / CONFIG_FILE
+    config = read_json(file, limit=MOST_BYTES, what=AGAIN) if file.is_file() else None
+    return isinstance(config, dict) and str(config.get("format")).startswith("zeta-")
 
 
 def is_plain_timm(path: Path) -> bool:

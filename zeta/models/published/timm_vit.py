@@ -163,8 +163,12 @@ def _rope(weights: TimmWeights) -> dict[str, Any]:
     kind = weights.option("rope_type")
     if kind in (None, "", "none"):
         return {}
-    if kind not in _ROPES or not weights.option("rope_rotate_half"):
-        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)} by halves only")
+    if kind not in _ROPES:
+        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)}")
+    if not weights.option("rope_rotate_half"):
+        raise ValueError(
+            "rope_rotate_half is false: NaViT turns the halves of a head, not neighbouring channels"
+        )
     grid = weights.option("rope_ref_feat_shape")
     return {
         "rope_coordinates": _ROPES[kind],

@@ -71,6 +71,12 @@ def test_a_folder_of_the_hub_gives_the_logits_of_timm_at_any_size(
         ("beit_base_patch16_224", FREE, "a Beit of timm, which NaViT is not"),
         ("deit_base_distilled_patch16_224", FREE, "a VisionTransformerDistilled of timm"),
         ("vit_base_patch16_rpn_224", FREE, "block_fn: NaViT does not have the blocks ResPost"),
+        (
+            "naflexvit_base_patch16_gap",
+            SIZES | {"rope_type": "axial", "rope_rotate_half": False},
+            "rope_rotate_half is false: NaViT turns the halves",
+        ),
+        ("naflexvit_base_patch16_gap", SIZES | {"rope_type": "mixed"}, "learned"),
         ("naflexvit_base_patch16_radio_v3", SIZES, "pos_embed_align_corners: NaViT does not"),
         ("naflexvit_base_patch16_par_gap", SIZES, "pos_embed_ar_preserving: NaViT resizes"),
         ("vit_base_patch16_224", FREE | {"scale_attn_norm": True}, "what blocks.0.attn.norm"),
