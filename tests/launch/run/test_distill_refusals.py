@@ -197,11 +197,13 @@ def test_the_operations_of_the_teacher_are_those_of_a_forward_pass_on_whole_imag
     assert model.training_flops(pack) - own == pytest.approx(expected)
 
 
-def test_a_folder_of_timm_is_refused_with_the_command_that_brings_it_in(world):
+def test_a_folder_of_timm_without_weights_is_refused_by_name(world):
     folder = world / "of_timm"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": "vit_base_patch16_224"}))
-    with pytest.raises(ValueError, match=r"of_timm, which cannot be read: .*`zeta import`"):
+    with pytest.raises(
+        ValueError, match=r"of_timm, which cannot be read: .*it lacks model.safetens"
+    ):
         completed(config(world, teacher="of_timm"))
 
 
