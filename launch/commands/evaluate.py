@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.evaluate.zero_shot import TEMPLATES
     from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table
-    from zeta.models.sources import read_config
+    from zeta.models.sources import read_image_config
 
     tokens = [_budget(text) for text in _listed(args.tokens)]
     if args.resolutions is None:
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         if not resolutions:
             raise ValueError("--resolutions is empty; give sizes, as in train,native,128")
     prepare_files(args.csv, args.plot, args.per_image, args.confusion)
-    read_config(args.export)  # before images are copied
+    read_image_config(args.export)  # before images are copied
     sources = {"shards": args.images, "knn": args.knn, "probe": args.probe}
     sources = {name: given for name, given in sources.items() if given is not None}
     in_shards = all(list(map(are_shards, sources.values())))

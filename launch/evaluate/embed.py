@@ -22,7 +22,7 @@ from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view
 from zeta.distributed import World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
-from zeta.models.sources import read_config
+from zeta.models.sources import read_image_config
 from zeta.probes.classifiers import not_finite
 from zeta.probes.feature_files import FEATURES_NAME, KEYS_NAME
 
@@ -35,7 +35,7 @@ def check_out(export: Path, out: Path) -> dict[str, Any]:
     Raises:
         ValueError: not an export, or `out` is not empty.
     """
-    config = read_config(export)
+    config = read_image_config(export)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists: name a new folder for the features")
     check_place(out, "OUT")

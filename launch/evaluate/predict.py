@@ -21,7 +21,7 @@ from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view
 from zeta.distributed import World
 from zeta.models.config import load_pretrained
 from zeta.models.exported import class_names
-from zeta.models.sources import read_config
+from zeta.models.sources import read_image_config
 from zeta.probes.top_classes import TopClasses
 from zeta.train.evaluation import Evaluation, evaluate
 
@@ -67,7 +67,7 @@ def check_question(question: Question) -> tuple[dict[str, Any], View, list[str]]
         ValueError: not an export, one that knows no classes, or a size that it cannot process.
     """
     export, given = question.export, question.classes
-    config = read_config(export)
+    config = read_image_config(export)
     arguments, trained = config["model"], config["info"].get("resolution") or {}
     targets = trained_targets(config)
     if targets == "caption" and not given:

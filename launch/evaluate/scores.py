@@ -35,7 +35,7 @@ from zeta.distributed import RankInfo, World
 from zeta.exit_codes import RunError
 from zeta.models.config import load_pretrained
 from zeta.models.packed_vit import PackedViT
-from zeta.models.sources import read_config
+from zeta.models.sources import read_image_config
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.packed import PackedBatch
@@ -124,7 +124,7 @@ def prepare(request: Request) -> Prepared:
         ValueError: not an export, no labels, classes that the model was not trained on, or a size
             that it cannot process.
     """
-    config = read_config(request.export)
+    config = read_image_config(request.export)
     arguments, info = config["model"], config["info"]
     manifest = Manifest.open(request.shards)
     names, num_classes = info.get("class_names"), arguments["num_classes"]

@@ -22,7 +22,7 @@ from launch.shipped import configs_root
 from zeta.models.config import prefix_tokens, takes_one_size
 from zeta.models.presets import PRESETS
 from zeta.models.sources import open_export as open_weights
-from zeta.models.sources import read_config
+from zeta.models.sources import read_image_config
 
 SHIPPED = str(configs_root() / "train" / "finetune.yaml")
 """Recipe that all other settings override."""
@@ -66,7 +66,7 @@ def open_export(path: Path) -> Export:
     Raises:
         ValueError: not an export, one of another format, or its weights are damaged.
     """
-    config = read_config(path)
+    config = read_image_config(path)
     open_weights(path)  # read later, but a damaged one is refused before shards are made
     return Export(path.absolute(), config["model"], config.get("info") or {})
 

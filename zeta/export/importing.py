@@ -14,7 +14,7 @@ from zeta.export.protocol import MAX_FILE_BYTES, ModelToExport
 from zeta.export.saving import write_formats
 from zeta.models.config import model_from_arguments
 from zeta.models.exported import CARD_FILE, CONFIG_FILE, check_weights
-from zeta.models.published.reading import Opened, is_foreign, open_published
+from zeta.models.published.reading import Opened, is_export, is_foreign, open_published
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def import_encoder(
         max_file_bytes: weights beyond this are written as several files.
 
     Raises:
-        ValueError: no published encoder, or one that NaViT cannot express, by name; `out` holds
-            something else. Nothing is left behind.
+        ValueError: no published encoder, or one that NaViT cannot express, by name; `out` is its
+            place, or holds something else. Nothing is left behind.
         OSError: a file cannot be written.
     """
+    _check_apart(source, out)
     check_free(out)
     opened = open_encoder(source, heads)
     model = ModelToExport(
@@ -67,6 +68,8 @@ def open_encoder(source: Path, heads: int | None = None) -> Opened:
         ValueError: as `import_encoder`.
     """
     if not is_foreign(source):
+        if is_export(source):
+            raise ValueError(f"{source} is an export of zeta already: use it as it is")
         raise ValueError(
             f"{source} holds no published encoder: give a folder of transformers or timm with "
             f"model.safetensors and {CONFIG_FILE}, or a .safetensors file of timm"
@@ -74,6 +77,15 @@ def open_encoder(source: Path, heads: int | None = None) -> Opened:
     opened = open_published(source, heads)
     check_weights(source, opened.config["model"], opened.tensors, model_from_arguments)
     return opened
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """Raise ValueError if the export would replace its own source, or what lies around it."""
+    theirs, ours = source.expanduser().resolve(), out.expanduser().resolve()
+    if ours == theirs or ours in theirs.parents:
+        raise ValueError(
+            f"{out} holds {source}, which an export there would replace: name another folder"
+        )
 
 
 def _card(source: Path, opened: Opened, use: str) -> str:

@@ -162,7 +162,9 @@ def model_from_arguments(arguments: Mapping[str, Any], seed: int = 0) -> PackedV
     """Build a model from the result of `ModelConfig.resolve` or from an export's config.json."""
     values = dict(arguments)
     check_choice("model.arch", values.get("arch"), ARCHITECTURES)
-    return ARCHITECTURES[values.pop("arch")](**values, seed=seed)
+    model = ARCHITECTURES[values.pop("arch")](**values, seed=seed)
+    model.arguments = dict(arguments)
+    return model
 
 
 def load_pretrained(path: Path | str, dtype: torch.dtype = torch.float32) -> PackedViT:

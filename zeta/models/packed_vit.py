@@ -98,6 +98,8 @@ class PackedViT(nn.Module, ABC):
         """Let the host use the lengths and draws of the images of a pack: to sort them on a CPU,
         and to leave out those that stochastic depth drops. False: what is run serves other packs
         of the same shapes (`zeta.train.graphs.recorded`)."""
+        self.arguments: Mapping[str, Any] | None = None
+        """Arch and arguments that `zeta.models.config` built it from; None: built directly."""
         self.rotary: Rotary | None = None
         """Rotary positions of the blocks; None: positions are added to the patches only."""
         self._set_normalisation(mean, std)

@@ -18,6 +18,7 @@ from zeta.models.published.reading import is_foreign, open_published
 from zeta.stored_tensors import StoredTensor
 
 Model = TypeVar("Model", bound=nn.Module)
+_RGB = 3
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -28,6 +29,22 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     return open_published(path).config if is_foreign(path) else exported.read_config(path)
+
+
+def read_image_config(path: Path | str) -> dict[str, Any]:
+    """Return config.json as `read_config` does, of a model of RGB images: commands read no others.
+
+    Raises:
+        ValueError: as `read_config`, or the model takes another number of channels.
+    """
+    config = read_config(path)
+    channels = config["model"].get("channels", _RGB)
+    if channels != _RGB:
+        raise ValueError(
+            f"{path} takes images of {channels} channels, but images are read as RGB: give a model "
+            f"of {_RGB} channels"
+        )
+    return config
 
 
 def open_export(path: Path | str) -> dict[str, StoredTensor]:

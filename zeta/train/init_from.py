@@ -21,6 +21,7 @@ from zeta.train.init_sources import (
     open_weights,
     parts_to_leave,
 )
+from zeta.train.same_options import compare_options, encoder_arguments
 from zeta.zero.build import set_from_main
 
 
@@ -43,12 +44,16 @@ def load_initial_weights(
     """
     wanted = {name: full_shape(tensor) for name, tensor in _tensors(model).items()}
     opened, error = _open_on_main(Path(path).expanduser(), wanted, world)
-    found = None if opened is None else (opened.shapes, opened.options, opened.note)
+    found = None
+    if opened is not None:
+        found = (opened.shapes, opened.options, opened.note, opened.arguments)
     found, error = world.broadcast((found, error))
     if error is not None or found is None:
         raise RunError(f"train.init_from cannot be read: {error}")
-    shapes, options, note = found
+    shapes, options, note, there = found
     left = head_to_leave(wanted, shapes, path, new_head=new_head, options=options)
+    own = encoder_arguments(model, encoder_prefix(wanted))
+    note = "; ".join(filter(None, (compare_options(there, own, path, options=options), note)))
     anew = parts_to_leave(wanted, shapes)
     if anew:
         note = "; ".join(filter(None, (_say_parts(anew, encoder_prefix(wanted)), note)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from torch import nn
@@ -17,14 +17,17 @@ from zeta.checkpoint.directory import (
     stored_weights,
 )
 from zeta.exit_codes import RunError
+from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
+from zeta.models.config import with_defaults
 from zeta.models.exported import CONFIG_FILE
 from zeta.models.parameters import parameter_shapes
-from zeta.models.published.fitting import fit, fit_timm
+from zeta.models.published.fitting import fit, fit_timm, needed_options, told_arguments
 from zeta.models.published.reading import is_foreign, is_plain_timm, open_published
-from zeta.models.published.timm_vit import needed_options, open_timm
+from zeta.models.published.timm_weights import open_timm
 from zeta.models.sources import open_export, read_config
 from zeta.run.directory import TRAINER_STATE, RunDir, step_names
 from zeta.stored_tensors import StoredTensor
+from zeta.train.same_options import compare_options, encoder_arguments
 
 _T = TypeVar("_T")
 _HEAD = "head."
@@ -44,6 +47,8 @@ class OpenWeights:
     """Differences from the files, for the user."""
     options: str = ""
     """Settings `model.*` of an equal model, for published weights; or why there is none."""
+    arguments: Mapping[str, Any] | None = None
+    """Options of that model, as far as the files tell them; None: they do not."""
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -72,8 +77,11 @@ def open_weights(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
         return replace(found, tensors=for_model(found.tensors, wanted))
     if (path / CONFIG_FILE).is_file():
         tensors = open_export(path)  # the image encoder, under its own names
-        own_head = "text" not in read_config(path)
-        return OpenWeights(for_model(tensors if own_head else _without_head(tensors), wanted))
+        config = read_config(path)
+        kept = tensors if "text" not in config else _without_head(tensors)
+        return OpenWeights(
+            for_model(kept, wanted), _say_pixels(tensors), "", with_defaults(config["model"])
+        )
     if (path / TRAINER_STATE).is_file():
         require_whole(path)
         return OpenWeights(for_model(stored_weights(path), wanted))
@@ -91,10 +99,26 @@ def _open_encoder(path: Path, wanted: Mapping[str, list[int]]) -> OpenWeights:
     """Open a published encoder, fitted to the shapes of ours."""
     if is_plain_timm(path):
         weights = open_timm(path)
-        return OpenWeights(*fit_timm(weights, wanted), needed_options(weights))
-    published = open_published(path)
-    fitted, note = fit(published.tensors, wanted)
-    return OpenWeights(fitted, "; ".join(filter(None, (note, *published.notes))), published.options)
+        fitted, note = fit_timm(weights, wanted)
+        notes, options = [note, *weights.notes], needed_options(weights, wanted)
+        arguments = told_arguments(weights, wanted)
+    else:
+        published = open_published(path)
+        fitted, note = fit(published.tensors, wanted, published.config["model"]["position"])
+        notes, options = [note, *published.notes], published.options
+        arguments = with_defaults(published.config["model"])
+    notes.append(_say_pixels(fitted))
+    return OpenWeights(fitted, "; ".join(filter(None, notes)), options, arguments)
+
+
+def _say_pixels(tensors: Mapping[str, StoredTensor]) -> str:
+    """Return a note on the mean and std that come with the weights, unless they are the usual."""
+    usual = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    found = {n: [round(v, 4) for v in tensors[n].read().tolist()] for n in usual if n in tensors}
+    if all(values == list(usual[name]) for name, values in found.items()):
+        return ""
+    said = " and ".join(f"{name} {values}" for name, values in found.items())
+    return f"its pixels are normalised with the {said}"
 
 
 def check_initial_weights(model: nn.Module, path: str) -> None:
@@ -110,7 +134,8 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
     Raises:
         RunError: `path` has no weights, or those of another model.
     """
-    folder, wanted, options = Path(path).expanduser(), parameter_shapes(model), ""
+    folder, wanted = Path(path).expanduser(), parameter_shapes(model)
+    opened = OpenWeights({})
     checkpoints = RunDir(folder).checkpoints
     try:
         if (folder / TRAINER_STATE).is_file():
@@ -126,10 +151,12 @@ def check_initial_weights(model: nn.Module, path: str) -> None:
         else:
             wanted |= {name: list(buffer.shape) for name, buffer in model.named_buffers()}
             opened = open_weights(folder, wanted)
-            shapes, options = opened.shapes, opened.options
+            shapes = opened.shapes
     except (ValueError, KeyError, OSError, SafetensorError) as error:
         raise RunError(f"train.init_from cannot be read: {error}") from error
-    head_to_leave(wanted, for_model(shapes, wanted), path, options=options)
+    head_to_leave(wanted, for_model(shapes, wanted), path, options=opened.options)
+    own = encoder_arguments(model, encoder_prefix(wanted))
+    compare_options(opened.arguments, own, path, options=opened.options)
 
 
 def head_to_leave(

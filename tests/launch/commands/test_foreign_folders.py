@@ -12,8 +12,10 @@ from tests.launch.photos import write_photos
 from tests.zeta.models.published.encoders import encoder
 from tests.zeta.models.published.test_timm_vit import FREE, change
 from tests.zeta.models.published.test_timm_vit import saved as saved_timm
+from tests.zeta.small_models import small
 from tests.zeta.training import tiny_navit
 from zeta.exit_codes import RunError
+from zeta.export.saving import save_pretrained
 from zeta.train.init_sources import check_initial_weights
 
 COMMANDS = {
@@ -63,7 +65,16 @@ def processor(**settings):
     return fault
 
 
+def config_of(content):
+    def fault(folder):
+        (folder / "config.json").write_text(content)
+
+    return fault
+
+
 FAULTS = {
+    "list": (config_of("[]"), "config.json is damaged: it holds no object; download it again"),
+    "empty": (config_of("{}"), "config.json has no model_type, as of transformers, and no archit"),
     "several models": (several_models, "holds weights of several models"),
     "missing shard": (missing_shard, "lacks model-00002-of-00002.safetensors"),
     "pickles": (pickles, "has its weights as pickles (.bin), which zeta does not read"),
@@ -109,6 +120,28 @@ def test_every_command_refuses_a_faulty_folder_alike_and_leaves_nothing(
     with pytest.raises(RunError) as refused:
         check_initial_weights(tiny_navit(), str(theirs))
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["timm", "export"])
+@pytest.mark.parametrize("channels", [1, 6])
+def test_commands_that_read_images_refuse_a_model_of_other_channels_alike(
+    tmp_path, photos, monkeypatch, capsys, kind, channels
+):
+    theirs = tmp_path / "theirs"
+    if kind == "timm":
+        saved_timm(theirs, "vit_base_patch16_224", **FREE, in_chans=channels)
+        change(theirs, pretrained_cfg={"mean": [0.5] * channels, "std": [0.5] * channels})
+    else:
+        model, arguments = small(channels=channels)
+        save_pretrained(theirs, model.state_dict(), arguments, {})
+    (tmp_path / "photos").symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    for name in ("finetune", "embed", "eval", "predict"):
+        assert entry_point(list(COMMANDS[name])) != 0, name
+        said = capsys.readouterr().err.strip()
+        assert f"theirs takes images of {channels} channels, but images are read as RGB" in said
+        assert len(said.splitlines()) == 1, name
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "theirs"], name
 
 
 def test_weights_of_several_float_types_are_kept_and_said(tmp_path, capsys):

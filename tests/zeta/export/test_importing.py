@@ -11,7 +11,9 @@ from timm.models.vision_transformer import VisionTransformer
 from launch.cli import entry_point
 from tests.zeta.models.published.encoders import ENCODERS, encoder, shaken
 from tests.zeta.models.published.test_eva import saved as saved_eva
+from tests.zeta.small_models import small
 from zeta.export.importing import import_encoder
+from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model, load_pretrained
 from zeta.models.exported import read_config
 from zeta.train.init_sources import check_initial_weights, open_weights
@@ -78,6 +80,26 @@ def test_the_options_that_the_command_prints_give_a_model_that_begins_at_the_enc
     opened = open_weights(tmp_path / "theirs", wanted)
     assert "it has no head" in opened.note
     assert "model.position=rope" in opened.options
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors", "deeper"])
+def test_an_import_never_replaces_its_own_source(tmp_path, inside):
+    theirs = tmp_path / "theirs"
+    encoder("dinov3").save_pretrained(theirs / "deeper" if inside == "deeper" else theirs)
+    (tmp_path / "link").symlink_to(theirs)
+    before = sorted(path.read_bytes() for path in theirs.rglob("*.*"))
+    for out in (theirs, tmp_path / "link", theirs / ".." / "theirs"):
+        with pytest.raises(ValueError, match="which an export there would replace: name another"):
+            import_encoder(theirs / inside, out)
+    assert sorted(path.read_bytes() for path in theirs.rglob("*.*")) == before
+
+
+@pytest.mark.parametrize("form", ["zeta", "both"])
+def test_an_export_of_ours_is_not_imported_but_named_as_one(tmp_path, form):
+    model, arguments = small()
+    save_pretrained(tmp_path / "ours", model.state_dict(), arguments, {}, form=form)
+    with pytest.raises(ValueError, match=r"ours is an export of zeta already: use it as it is"):
+        import_encoder(tmp_path / "ours", tmp_path / "out")
 
 
 @pytest.mark.parametrize("fault", ["tensor", "config", "weights"])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from zeta.models.navit import NaViT
 from zeta.models.published.fitting import fit_timm
-from zeta.models.published.timm_vit import navit_arguments, open_timm
+from zeta.models.published.timm_vit import navit_arguments
+from zeta.models.published.timm_weights import open_timm
 
 _HEAD = "head."
 

@@ -1,11 +1,16 @@
 """Ask timm what an architecture is made of: a config.json of timm often has its name only.
 
-timm must be installed for that; the model is built on the meta device, without weights.
+timm must be installed for that; the model is built on the meta device, without weights. timm opens
+what names and arguments point to, and a config.json comes from outside: only the name of an
+architecture and the arguments of its model are handed on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +24,10 @@ _BLOCKS = ("Block", "EvaBlock", "ParallelScalingBlock")
 """Blocks of these that add what they compute from normalised tokens; weights tell the last."""
 _TOLD = ("num_heads", "act_layer")
 """Options that a config.json of a plain ViT must have, or timm is asked."""
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
+"""A name of timm, with a tag or without; others, as of a place on the Hub, would be opened."""
+_NOT_HANDED_ON = {"self", "cfg", "kwargs", "num_classes", "device", "dtype"}
+"""Parameters of timm's classes that decide where a model is built, or that are given otherwise."""
 _ACTIVATIONS = {"SiLU": "silu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh"}
 
 
@@ -29,23 +38,44 @@ def timm_model(config: Mapping[str, Any]) -> Any:
         ValueError: timm is not installed, or cannot build it.
     """
     name = config["architecture"]
+    if not isinstance(name, str) or not _ARCHITECTURE.fullmatch(name):
+        raise ValueError(
+            f"architecture is {name!r} in {CONFIG_FILE}, which is no name of timm: it has letters, "
+            "digits, _ and one dot at most"
+        )
     try:
         import timm
     except ImportError as error:
         raise ValueError(
             f"{name} is an architecture of timm, which says what it is made of: pip install timm"
         ) from error
+    given = config.get("model_args") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"model_args is {given!r} in {CONFIG_FILE}: it must map names to values")
+    if unknown := sorted(given.keys() - _arguments()):
+        raise ValueError(
+            f"timm cannot build {name}: model_args has {unknown[0]} in {CONFIG_FILE}, which is no "
+            "argument of its ViTs"
+        )
     classes = config.get("num_classes")
     try:
         with torch.device("meta"):
             return timm.create_model(
-                name,
-                pretrained=False,
-                num_classes=1000 if classes is None else classes,
-                **(config.get("model_args") or {}),
+                name, pretrained=False, num_classes=1000 if classes is None else classes, **given
             )
-    except (RuntimeError, TypeError, AssertionError) as error:
+    except (RuntimeError, TypeError, AssertionError, OSError) as error:
         raise ValueError(f"timm cannot build {name}: {error}") from error
+
+
+def _arguments() -> set[str]:
+    """Return the arguments that timm's ViTs take to say what they are made of."""
+    from timm.models.eva import Eva
+    from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+    from timm.models.vision_transformer import VisionTransformer
+
+    classes = (VisionTransformer, NaFlexVit, Eva)
+    named = {name for kind in classes for name in signature(kind).parameters}
+    return (named | {field.name for field in fields(NaFlexVitCfg)}) - _NOT_HANDED_ON
 
 
 def with_told_options(

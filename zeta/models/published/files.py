@@ -19,6 +19,8 @@ _MOST_BYTES = 2**28
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PART = re.compile(r"model-\d+-of-\d+\.safetensors")
+_KINDS = {"model_type", "architecture"}
+"""Keys of config.json that say what the weights are."""
 _PIPELINE = "model_index.json"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -58,12 +60,17 @@ def open_folder(path: Path) -> Folder:
         return Folder(path, {}, None, open_safetensors(path))
     file = path / CONFIG_FILE
     config = read_object(file) if file.is_file() else {}
+    if file.is_file() and not _KINDS & config.keys():
+        raise ValueError(
+            f"{file} has no model_type, as of transformers, and no architecture, as of timm: it is "
+            f"not of a published encoder; {AGAIN}"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in _weight_files(path):
         check_file(path / name, config)  # where zeta exported them
         part = open_safetensors(path / name)
         if twice := sorted(tensors.keys() & part.keys()):
-            raise ValueError(f"{path} has {twice[0]} in two of its files: {AGAIN}")
+            raise ValueError(f"it has {twice[0]} in two of its files: {AGAIN}")
         tensors |= part
     return Folder(path, config, _processor(path), tensors)
 
@@ -76,7 +83,7 @@ def naming(path: Path) -> Iterator[None]:
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} cannot be read: config.json is damaged ({error!r})") from error
     except ValueError as error:
-        if str(path) in str(error):
+        if str(error).startswith(f"{path}/"):  # a file in it; "vit" alone is in many sentences
             raise
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -98,7 +105,7 @@ def _processor(path: Path) -> dict[str, Any] | None:
 def _weight_files(path: Path) -> list[str]:
     if (path / _PIPELINE).is_file():
         raise ValueError(
-            f"{path} is a pipeline of several models ({_PIPELINE}): give the folder of one of them"
+            f"it is a pipeline of several models ({_PIPELINE}): give the folder of one of them"
         )
     there = sorted(file.name for file in path.glob("*.safetensors"))
     index = path / _INDEX
@@ -112,13 +119,13 @@ def _weight_files(path: Path) -> list[str]:
     if missing := [name for name in wanted if name not in there]:
         if not there and list(path.glob("*.bin")):
             raise ValueError(
-                f"{path} has its weights as pickles (.bin), which zeta does not read: save the "
-                "model again with safe_serialization=True"
+                "it has its weights as pickles (.bin), which zeta does not read: save the model "
+                "again with safe_serialization=True"
             )
-        raise ValueError(f"{path} lacks {missing[0]}: {AGAIN}")
+        raise ValueError(f"it lacks {missing[0]}: {AGAIN}")
     if others := [name for name in there if name not in wanted]:
         raise ValueError(
-            f"{path} holds weights of several models ({wanted[0]} and {others[0]}): move "
+            f"it holds weights of several models ({wanted[0]} and {others[0]}): move "
             "those that are not meant to another folder"
         )
     return wanted

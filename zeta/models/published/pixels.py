@@ -125,15 +125,20 @@ def _numbers(name: str, value: Any, channels: int) -> tuple[float, ...]:
     """Return a mean or std as one number for each channel.
 
     Raises:
-        ValueError: it has another number of them, or a std that is not positive.
+        ValueError: it has another number of them, a std that is not positive, or a mean beyond
+            [0, 1].
     """
     values = tuple(value) if isinstance(value, list | tuple) else (value,) * channels
     if len(values) != channels or not all(isinstance(each, int | float) for each in values):
         raise ValueError(
             f"{name} is {value!r}, but the model takes {channels} channels: {_NOT_OF_THIS_MODEL}"
         )
-    if "std" in name and min(values) <= 0:
+    if "std" in name and not all(each > 0 for each in values):
         raise ValueError(f"{name} is {value!r}: it must be positive")
+    if "mean" in name and not all(0 <= each <= 1 for each in values):
+        raise ValueError(
+            f"{name} is {value!r}: it must be of pixels in [0, 1], which is where zeta scales them"
+        )
     return tuple(float(each) for each in values)
 
 

@@ -12,9 +12,10 @@ import torch
 from zeta.files import read_json
 from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
 from zeta.models.exported import CONFIG_FILE, FORMAT, MOST_BYTES
+from zeta.models.published.classes import CLASSIFIER, class_names, class_of
 from zeta.models.published.dinov3 import dinov3
 from zeta.models.published.eva import ARCHITECTURES, eva
-from zeta.models.published.files import Folder, has_weights, naming, open_folder, read_object
+from zeta.models.published.files import AGAIN, Folder, has_weights, naming, open_folder, read_object
 from zeta.models.published.pixels import Pixels, fit_of, pixels_of
 from zeta.models.published.tensors import Renaming, check_floats
 from zeta.models.published.timm_vit import plain_vit
@@ -97,9 +98,18 @@ def is_foreign(path: Path) -> bool:
     if not file.is_file():
         return has_weights(path)
     config = read_json(file, limit=MOST_BYTES, what="export or download it again")
-    if not isinstance(config, dict) or "format" in config:
+    if not isinstance(config, dict):
+        return has_weights(path)
+    if "format" in config:
         return False
     return "model_type" in config or "architecture" in config or has_weights(path)
+
+
+def is_export(path: Path) -> bool:
+    """Return whether `path` is an export of zeta, of whatever version."""
+    file = path / CONFIG_FILE
+    config = read_json(file, limit=MOST_BYTES, what=AGAIN) if file.is_file() else None
+    return isinstance(config, dict) and str(config.get("format")).startswith("zeta-")
 
 
 def is_plain_timm(path: Path) -> bool:
@@ -161,15 +171,17 @@ def _opened(folder: Folder) -> Opened:
     mean, std = pixels_of(folder, kind.pixels, arguments, notes)
     tensors |= in_memory({"mean": torch.tensor(mean), "std": torch.tensor(std)})
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    names = _class_names(config, tensors["head.weight"].shape[0] if has_head else 0)
+    rows = arguments["num_classes"] if has_head else None
+    names = class_names(config, folder.tensors, rows)
+    classifies = has_head and ("architecture" in config or CLASSIFIER in folder.tensors)
     info = {
         "imported": {
-            "class": config.get("architecture") or (config.get("architectures") or [model_type])[0],
+            "class": class_of(config, model_type),
             "model_type": model_type,
             "head": has_head,
             "notes": notes,
         },
-        "targets": "label" if names or (has_head and "architecture" in config) else "none",
+        "targets": "label" if classifies else "none",
         "class_names": names,
         "resolution": {
             "max": max(arguments["image_size"]),
@@ -185,14 +197,3 @@ def _opened(folder: Folder) -> Opened:
     }
     made = {"format": FORMAT, "model": arguments, "preprocessing": preprocessing, "info": info}
     return Opened(made, tensors)
-
-
-def _class_names(config: Mapping[str, Any], classes: int) -> list[str] | None:
-    """Return the names of the classes by index, where the config of a classifier has them."""
-    names = config.get("label_names")  # of timm
-    if isinstance(names, list) and len(names) == classes and "architecture" in config:
-        return [str(name) for name in names]
-    labels = config.get("id2label")
-    if not labels or not any("ForImageClas" in name for name in config.get("architectures") or ()):
-        return None
-    return [str(labels[key]) for key in sorted(labels, key=int)]

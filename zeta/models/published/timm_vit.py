@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from zeta.models.arguments import IMAGENET_MEAN, IMAGENET_STD
-from zeta.models.exported import CONFIG_FILE
 from zeta.models.position import ROPE
-from zeta.models.published.asking_timm import with_told_options
-from zeta.models.published.files import naming, open_folder
-from zeta.models.published.pixels import Pixels, pixels_of, usual_pixels
-from zeta.models.published.tensors import Renaming, check_floats
+from zeta.models.published.tensors import Renaming
 from zeta.models.published.timm_names import TOWER, named_as_navit
-from zeta.stored_tensors import StoredTensor, in_memory, zeros
+from zeta.models.published.timm_weights import (
+    TimmWeights,
+    activation,
+    checked,
+    grid_of,
+    patch_of,
+    told_grid,
+)
+from zeta.stored_tensors import StoredTensor, zeros
 
 TABLE = "embeds.pos_embed"
 FACTORS = ("embeds.pos_embed_y", "embeds.pos_embed_x")
@@ -29,8 +28,6 @@ _MLP = "blocks.0.mlp.fc1.weight"
 _GRID = (16, 16)
 _ROPES = {"dinov3": "separate", "axial": "index"}
 """Our units of rotary coordinates for timm's `rope_type`."""
-USUAL = (IMAGENET_MEAN, IMAGENET_STD)
-"""Usual mean and std of the pixels."""
 _LAYER = r"(weight|bias)"
 _KNOWN = re.compile(
     rf"(embeds\.(proj|norm_pre)|norm|fc_norm|head|attn_pool\.(q|kv|proj|norm|mlp\.fc[12]))\.{_LAYER}"
@@ -41,48 +38,6 @@ _KNOWN = re.compile(
 """Names of a NaViT's weights; it has no others."""
 
 
-@dataclass(frozen=True)
-class TimmWeights:
-    """Weights of a published model and its config.json."""
-
-    tensors: Mapping[str, StoredTensor]
-    """Weights by their published names."""
-    config: Mapping[str, Any]
-    """Content of config.json; empty without one."""
-    mean_std: Pixels | None = None
-    """Mean and std that the files give; None: those of its class."""
-
-    def option(self, *names: str) -> Any:
-        """Return the value of the first of `names` that the config has, else None."""
-        places = [self.config.get(key) or {} for key in ("model_args", "vision_config")]
-        values = (place.get(name) for place in (*places, self.config) for name in names)
-        return next((value for value in values if value is not None), None)
-
-    def pixels(self, channels: int) -> dict[str, tuple[float, ...]]:
-        """Return mean and std that pixels are normalised with; the usual ones if not given."""
-        mean, std = self.mean_std or usual_pixels(USUAL, channels, self.tensors)
-        return {"mean": mean, "std": std}
-
-
-def open_timm(source: Path | str | Mapping[str, Tensor]) -> TimmWeights:
-    """Open the weights of a plain ViT of timm, to be read one at a time.
-
-    Raises:
-        ValueError: no weights there, damaged ones, options that NaViT does not have, or an image
-            processor that contradicts them.
-    """
-    if isinstance(source, Mapping):
-        return TimmWeights(in_memory(source), {})
-    path = Path(source)
-    with naming(path):
-        folder = open_folder(path)
-        check_floats(folder.tensors)
-        weights = TimmWeights(folder.tensors, with_told_options(folder.config, folder.tensors))
-        channels, patch = _patch(weights)
-        found = pixels_of(folder, USUAL, {"channels": channels, "patch_size": patch}, [])
-        return replace(weights, mean_std=found)
-
-
 def plain_vit(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> tuple[dict[str, Any], Renaming]:
@@ -91,23 +46,14 @@ def plain_vit(
     Raises:
         ValueError: something that NaViT does not have, or heads that nothing tells.
     """
-    if "mean" in tensors and "std" in tensors:
-        raise ValueError(
-            f"these are weights of an export of zeta whose {CONFIG_FILE} is missing or damaged: "
-            "export the model again"
-        )
-    weights = TimmWeights(tensors, with_told_options(config, tensors))
+    weights = checked(config, tensors)
     found = navit_arguments(weights)
     arguments = {n: v for n, v in found.items() if n not in ("mean", "std")} | {"arch": "navit"}
     renaming = Renaming({})
-    renaming.made = with_biases(named_as_navit(tensors, _told_grid(weights)), arguments)
+    renaming.made = with_biases(named_as_navit(tensors, told_grid(weights)), arguments)
     if unknown := [name for name in renaming.made if not _KNOWN.fullmatch(name)]:
         raise ValueError(f"NaViT does not have what {unknown[0]} belongs to")
-    if not config:
-        renaming.notes.append(
-            f"there is no {CONFIG_FILE}: {arguments['activation']}, norms with an epsilon of 1e-6, "
-            "and the usual mean and std are assumed"
-        )
+    renaming.notes.extend(weights.notes)
     return arguments, renaming
 
 
@@ -148,8 +94,8 @@ def navit_arguments(
     Raises:
         ValueError: something that NaViT does not support, or the number of heads is unknown.
     """
-    channels, patch = _patch(weights)
-    own = named_as_navit(weights.tensors, _grid_of(image_size, patch) or _told_grid(weights))
+    channels, patch = patch_of(weights)
+    own = named_as_navit(weights.tensors, grid_of(image_size, patch) or told_grid(weights))
     after = "fc_norm.weight" in own
     norm, mlp = own.get("fc_norm.weight" if after else "norm.weight"), own.get(_MLP)
     if norm is None or mlp is None:
@@ -191,7 +137,7 @@ def navit_arguments(
         "layer_scale": None if scale is None else 1.0,
         "qk_norm": q_norm is not None,
         "bias": bias,
-        "activation": "silu" if gated else _activation(weights),
+        "activation": "silu" if gated else activation(weights),
         "gated_mlp": gated,
         "mlp_norm": "blocks.0.mlp.norm.weight" in own,
         "pre_norm": "embeds.norm_pre.weight" in own,
@@ -201,20 +147,6 @@ def navit_arguments(
         **_norm_eps(weights),
         **weights.pixels(channels),
     }
-
-
-def needed_options(weights: TimmWeights) -> str:
-    """Return the `model.*` of the NaViT with the same outputs, or why it cannot be built.
-
-    The heads, which are often unknown, and the classes are left out.
-    """
-    try:
-        found = navit_arguments(weights, heads=1)
-    except ValueError as error:
-        return str(error)
-    left_out = ("heads", "dim_head", "num_classes", "mean", "std")
-    options = (f"model.{k}={v}" for k, v in found.items() if k not in left_out and v is not None)
-    return " ".join(options).replace(", ", ",")
 
 
 def _position(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
@@ -231,8 +163,12 @@ def _rope(weights: TimmWeights) -> dict[str, Any]:
     kind = weights.option("rope_type")
     if kind in (None, "", "none"):
         return {}
-    if kind not in _ROPES or not weights.option("rope_rotate_half"):
-        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)} by halves only")
+    if kind not in _ROPES:
+        raise ValueError(f"rope_type is {kind}: NaViT has {', '.join(_ROPES)}")
+    if not weights.option("rope_rotate_half"):
+        raise ValueError(
+            "rope_rotate_half is false: NaViT turns the halves of a head, not neighbouring channels"
+        )
     grid = weights.option("rope_ref_feat_shape")
     return {
         "rope_coordinates": _ROPES[kind],
@@ -255,13 +191,6 @@ def _qkv_bias(own: Mapping[str, StoredTensor], *, bias: bool) -> str | None:
     if f"{attention}.q_bias" in own:
         return "qv"
     return None if (f"{attention}.qkv.bias" in own) == bias else ("none" if bias else "all")
-
-
-def _activation(weights: TimmWeights) -> str:
-    given = str(weights.option("act_layer", "hidden_act"))
-    if "tanh" in given:
-        return "gelu_tanh"
-    return given if given in ("quick_gelu", "silu") else "gelu"
 
 
 def _table(weights: TimmWeights, own: Mapping[str, StoredTensor], *, keeps_aspect: bool) -> str:
@@ -290,35 +219,6 @@ def _pool(weights: TimmWeights, own: Mapping[str, StoredTensor]) -> str:
     return found
 
 
-def _patch(weights: TimmWeights) -> tuple[int, int]:
-    """Return the channels of an image and the side of a patch."""
-    for name, kernel in weights.tensors.items():
-        if name.endswith(("embed.proj.weight", "embeds.proj.weight", "patch_embedding.weight")):
-            if len(kernel.shape) == 4:
-                return kernel.shape[1], kernel.shape[2]
-            channels = weights.option("in_chans", "num_channels") or 3
-            return channels, math.isqrt(kernel.shape[1] // channels)
-    raise ValueError("the weights have no patch embedding: they are not those of a ViT")
-
-
 def is_bias(name: str) -> bool:
     """Return whether a weight is a bias, but not the head's."""
     return name.endswith(".bias") and not name.startswith(_HEAD)
-
-
-def _told_grid(weights: TimmWeights) -> tuple[int, int] | None:
-    """Return the grid of a flat position table, where config.json or timm tells it."""
-    if "pos_embed" not in weights.tensors:
-        return None
-    grid = weights.option("pos_embed_grid_size")
-    if grid is None:
-        _, patch = _patch(weights)
-        return _grid_of((weights.config.get("model_args") or {}).get("img_size"), patch)
-    return int(grid[0]), int(grid[1])
-
-
-def _grid_of(image_size: Any, patch: int) -> tuple[int, int] | None:
-    if image_size is None:
-        return None
-    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
-    return height // patch, width // patch

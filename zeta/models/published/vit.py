@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zeta.models.published.classes import CLASSIFIER, class_of
 from zeta.models.published.options import Options
 from zeta.models.published.tensors import Renaming, grid_table, token_with_position
 from zeta.stored_tensors import StoredTensor
@@ -32,9 +33,15 @@ def vit(
     Raises:
         ValueError: something that NaViT does not have, by name.
     """
-    classifier = any(name.startswith("vit.") for name in tensors)
+    inside = any(name.startswith("vit.") for name in tensors)
+    classifier = CLASSIFIER in tensors
+    if inside and not classifier:
+        raise ValueError(
+            f"its class is {class_of(config, 'vit')}, whose head is no classifier, and which zeta "
+            "does not take: save the encoder alone (ViTModel)"
+        )
     options = Options(config, _VIT, "ViTModel")
-    renaming = Renaming(tensors, "vit." if classifier else "")
+    renaming = Renaming(tensors, "vit." if inside else "")
     arguments = options.sizes() | {
         "mlp_dim": options.whole("intermediate_size"),
         "position": "grid_bicubic_plain",

@@ -15,7 +15,7 @@ from zeta.exit_codes import RunError
 from zeta.export.saving import save_pretrained
 from zeta.export.timm import navit_from_timm
 from zeta.models.published.fitting import fit_timm, nearest_factors
-from zeta.models.published.timm_vit import open_timm
+from zeta.models.published.timm_weights import open_timm
 from zeta.train.init_sources import check_initial_weights, open_weights
 
 SIZES = {"embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8, "mlp_ratio": 1.5}

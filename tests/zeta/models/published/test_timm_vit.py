@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tests.zeta.models.published.encoders import encoder, shaken
 from tests.zeta.small_models import small
 from zeta.export.saving import save_pretrained
+from zeta.export.timm import navit_from_timm
 from zeta.models.config import load_pretrained
 from zeta.models.sources import read_config
 from zeta.train.init_sources import open_weights
@@ -70,6 +71,12 @@ def test_a_folder_of_the_hub_gives_the_logits_of_timm_at_any_size(
         ("beit_base_patch16_224", FREE, "a Beit of timm, which NaViT is not"),
         ("deit_base_distilled_patch16_224", FREE, "a VisionTransformerDistilled of timm"),
         ("vit_base_patch16_rpn_224", FREE, "block_fn: NaViT does not have the blocks ResPost"),
+        (
+            "naflexvit_base_patch16_gap",
+            SIZES | {"rope_type": "axial", "rope_rotate_half": False},
+            "rope_rotate_half is false: NaViT turns the halves",
+        ),
+        ("naflexvit_base_patch16_gap", SIZES | {"rope_type": "mixed"}, "learned"),
         ("naflexvit_base_patch16_radio_v3", SIZES, "pos_embed_align_corners: NaViT does not"),
         ("naflexvit_base_patch16_par_gap", SIZES, "pos_embed_ar_preserving: NaViT resizes"),
         ("vit_base_patch16_224", FREE | {"scale_attn_norm": True}, "what blocks.0.attn.norm"),
@@ -134,8 +141,28 @@ def test_an_export_of_ours_without_its_config_is_not_taken_for_one_of_timm(tmp_p
     model, arguments = small()
     out = save_pretrained(tmp_path / "out", model.state_dict(), arguments, {})
     (out / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"an export of zeta whose config.json is missing"):
-        load_pretrained(out)
+    weights = load_file(out / "model.safetensors")
+    for refuse, source in (
+        (load_pretrained, out),
+        (lambda path: open_weights(path, {}), out),
+        (lambda path: open_weights(path, {}), out / "model.safetensors"),
+        (navit_from_timm, out),
+        (navit_from_timm, weights),
+    ):
+        with pytest.raises(ValueError, match=r"an export of zeta whose config.json is missing"):
+            refuse(source)
+
+
+def test_a_run_is_told_what_is_assumed_of_a_plain_vit(tmp_path):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    note = open_weights(tmp_path, {}).note
+    assert note == "its pixels are normalised with the mean [0.4, 0.5, 0.6] and std [0.2, 0.3, 0.4]"
+    change(tmp_path, pretrained_cfg={"std": [0.5] * 3})
+    note = open_weights(tmp_path, {}).note
+    assert note.startswith("pretrained_cfg has no mean: that of its class is assumed; its pixels")
+    (tmp_path / "config.json").unlink()
+    note = open_weights(tmp_path, {}).note
+    assert note.startswith("there is no config.json: gelu, norms with an epsilon of 1e-6, and the")
 
 
 @pytest.mark.parametrize("fault", ["processor", "integers", "name"])
@@ -165,4 +192,45 @@ def test_weights_that_are_no_vit_are_refused_with_what_they_were_taken_for(tmp_p
     with pytest.raises(
         ValueError, match=r"without a config.json they are taken for those of a ViT"
     ):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:timm/vit", "local-dir:/tmp", "timm/vit", "../vit", "vit base", "", 7]
+)
+def test_a_name_that_points_elsewhere_is_not_handed_to_timm(tmp_path, monkeypatch, name):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    change(tmp_path, architecture=name)
+    monkeypatch.setattr(timm, "create_model", None)
+    for refuse in (load_pretrained, lambda path: open_weights(path, {})):
+        with pytest.raises(ValueError, match=r"architecture is .*, which is no name of timm"):
+            refuse(tmp_path)
+
+
+NOT_OF_A_MODEL = (
+    "checkpoint_path cache_dir pretrained pretrained_cfg pretrained_cfg_overlay pretrained_strict "
+    "features_only scriptable exportable no_jit device cfg"
+)
+
+
+@pytest.mark.parametrize("name", NOT_OF_A_MODEL.split())
+def test_only_arguments_of_a_model_are_handed_to_timm(tmp_path, monkeypatch, name):
+    """timm opens a pickle at `checkpoint_path`, and others decide where it looks and writes."""
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+    monkeypatch.setattr(timm, "create_model", None)
+    for given in ({name: "x.pth"}, SIZES | {name: "x.pth"}):
+        change(tmp_path, model_args=given)
+        for refuse in (load_pretrained, lambda path: open_weights(path, {})):
+            with pytest.raises(ValueError, match=rf"model_args has {name} in config.json"):
+                refuse(tmp_path)
+
+
+def test_a_file_that_timm_cannot_open_is_a_refusal(tmp_path, monkeypatch):
+    saved(tmp_path, "vit_base_patch16_224", **FREE)
+
+    def fail(*_, **__):
+        raise FileNotFoundError("no such file")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ValueError, match=r"timm cannot build vit_base_.*: no such file"):
         load_pretrained(tmp_path)

@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.zeta.models.published.encoders import ENCODERS, encoder, outputs, shaken
 from zeta import NaViT
-from zeta.models.config import load_pretrained
+from zeta.export.importing import import_encoder
+from zeta.models.config import ModelConfig, build_model, load_pretrained
 from zeta.models.published.reading import open_published
+from zeta.models.sources import read_config
+from zeta.train.init_sources import open_weights
 
 GRIDS = [(5, 5), (3, 3), (2, 7), (9, 4), (1, 1), (8, 8)]
 
@@ -187,6 +190,41 @@ def test_classifiers_on_features_that_navit_does_not_have_are_refused(tmp_path, 
         load_pretrained(tmp_path)
 
 
+def test_a_head_that_is_no_classifier_is_named_by_its_class(tmp_path):
+    hf.ViTForMaskedImageModeling(ENCODERS["vit"][1]).save_pretrained(tmp_path)
+    message = r"its class is ViTForMaskedImageModeling.*zeta does not take: save .* \(ViTModel\)"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"hidden_size": 3}', '{"architectures": ["A"]}'])
+def test_a_config_that_is_of_no_encoder_is_refused_by_every_reader(tmp_path, content):
+    saved(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    said = set()
+    for refuse in (load_pretrained, lambda path: open_weights(path, {}), import_it):
+        with pytest.raises(
+            ValueError, match=r"config.json (is damaged|has no model_type)"
+        ) as error:
+            refuse(tmp_path)
+        said.add(str(error.value))
+    assert len(said) == 1
+
+
+def import_it(path):
+    import_encoder(path, path.with_name("out"))
+
+
+@pytest.mark.parametrize("name", ["vit", "siglip", "siglip2", "dinov2-registers"])
+def test_a_run_with_factors_is_told_the_positions_that_would_keep_a_grid(tmp_path, name):
+    saved(tmp_path, name)
+    arguments = read_config(tmp_path)["model"]
+    model = build_model(ModelConfig(**{**arguments, "position": "fractional"}))
+    wanted = {n: list(value.shape) for n, value in model.state_dict().items()}
+    note = open_weights(tmp_path, wanted).note
+    assert f"(model.position={arguments['position']} would keep them)" in note
+
+
 def test_folders_of_several_models_pickles_and_pipelines_are_refused(tmp_path):
     saved(tmp_path)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "open_clip.safetensors")
@@ -223,6 +261,7 @@ def test_the_image_processor_gives_mean_std_and_fit(tmp_path):
     [
         ({"patch_size": 16}, "processor cuts patches of 16 pixels, the model takes 8"),
         ({"image_mean": [0.5]}, r"image_mean is \[0.5\], but the model takes 3 channels"),
+        ({"image_mean": [123.7, 116.3, 103.5]}, r"image_mean is .*must be of pixels in \[0, 1\]"),
         ({"image_std": [0.5, 0, 1]}, r"image_std is \[0.5, 0, 1\]: it must be positive"),
         ({"rescale_factor": 1 / 127.5}, "does not rescale pixels by 1/255"),
         ({"do_rescale": False}, "does not rescale pixels by 1/255"),
@@ -233,3 +272,15 @@ def test_an_image_processor_that_contradicts_the_model_is_refused(tmp_path, chan
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | changes))
     with pytest.raises(ValueError, match=message):
         load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vit", "model", "model_type", "config.json"])
+def test_a_folder_with_a_name_of_many_sentences_is_named_all_the_same(tmp_path, monkeypatch, name):
+    saved(tmp_path / name, "vit")
+    change_config(tmp_path / name, model_type="vit_of_tomorrow")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name} cannot be read: model_type is 'vit_of_tom"):
+        load_pretrained(name)
+    (tmp_path / name / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=rf"^{name}/config.json is damaged"):
+        load_pretrained(name)
