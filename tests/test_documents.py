@@ -128,7 +128,7 @@ def run_commands(document: str, folder: Path) -> None:
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in shell_commands(document):
         for start, settings in SHORTENED.items():
-            if command.startswith(start):
+            if command.startswith(start) and "--mode probe" not in command:  # that has no steps
                 command = f"{command} {settings}"
         if command.startswith("zeta ") and not SHELL.search(command):
             done = zeta(*shlex.split(command)[1:], cwd=folder, environment={"PATH": tools})
