@@ -70,6 +70,17 @@ def options(name):
     return st.fixed_dictionaries(OPTIONS | fitting)
 
 
+def there_and_back(model, arguments, form):
+    """Return the model that comes back from an export in a format."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        save_pretrained(out, model.state_dict(), arguments, form=form)
+        if form != "zeta":
+            import_encoder(out, Path(folder) / "back")
+            out = Path(folder) / "back"
+        return load_pretrained(out)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FITTING)
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -83,13 +94,7 @@ def test_what_was_exported_comes_back_with_the_same_outputs(name, data):
     torch.manual_seed(0)
     model, arguments = small(**changes)
     assume(open_formats(form)[0].obstacle(arguments) is None)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        save_pretrained(out, model.state_dict(), arguments, form=form)
-        if form != "zeta":
-            import_encoder(out, Path(folder) / "back")
-            out = Path(folder) / "back"
-        back = load_pretrained(out)
+    back = there_and_back(model, arguments, form)
     images = [torch.randn(3, *size) for size in SIZES]
     ours, theirs = model.forward_embeddings(images), back.forward_embeddings(images)
     torch.testing.assert_close(theirs, ours, atol=2e-5, rtol=0)
@@ -131,13 +136,7 @@ def test_a_megavit_comes_back_with_the_same_outputs(form, data):
     torch.manual_seed(0)
     model, arguments = small(arch="megavit", **{n: v for n, v in changes.items() if v is not None})
     assume(open_formats(form)[0].obstacle(arguments) is None)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        save_pretrained(out, model.state_dict(), arguments, form=form)
-        if form != "zeta":
-            import_encoder(out, Path(folder) / "back")
-            out = Path(folder) / "back"
-        back = load_pretrained(out)
+    back = there_and_back(model, arguments, form)
     height, width = (side * model.patch_size for side in model.fixed_grid)
     images = [torch.randn(3, height, width) for _ in range(2)]
     ours, theirs = model.forward_embeddings(images), back.forward_embeddings(images)
