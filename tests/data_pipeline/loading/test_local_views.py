@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 
 from data_pipeline.config import (
     AugmentConfig,
@@ -22,6 +23,7 @@ from data_pipeline.loading.colour import recoloured
 from data_pipeline.loading.executor import Executor
 from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.plan import Plan
+from data_pipeline.plan.random_draws import uniforms
 from data_pipeline.shards.index import index_shards
 from data_pipeline.shards.manifest import Manifest
 from tests.data_pipeline.synthetic import config, write_shards
@@ -131,6 +133,36 @@ def test_each_change_of_colour_does_what_it_says():
     ]
     assert min(lighter) < image.mean() * 0.8
     assert max(lighter) > image.mean() * 1.15
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_brightness_contrast_and_saturation_are_those_of_pillow(number):
+    name = ["brightness", "contrast", "saturation"][number - 1]
+    enhancer = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color][number - 1]
+    only = dict.fromkeys(["brightness", "contrast", "saturation", "hue"], 0) | {name: 0.4}
+    image = photo()
+    for key in range(20):
+        factor = 0.6 + 0.8 * uniforms(np.uint64(key), np.arange(9))[number]
+        theirs = np.asarray(enhancer(Image.fromarray(image)).enhance(factor), dtype=int)
+        ours = recoloured(image, ColourConfig(jitter=1, **only), key)
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_hues_turn_at_constant_luma_and_greys_stay():
+    luma = np.array([0.299, 0.587, 0.114])
+    turns = ColourConfig(jitter=1, brightness=0, contrast=0, saturation=0, hue=0.1)
+    red = np.full((2, 2, 3), (160, 90, 90), dtype=np.uint8)
+    greys = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
+    ways = set()
+    for key in range(20):
+        turn = 0.1 * (2 * uniforms(np.uint64(key), np.arange(9))[4] - 1)
+        r, g, b = (int(value) for value in recoloured(red, turns, key)[0, 0])
+        assert abs(luma @ [r, g, b] - luma @ [160, 90, 90]) < 1
+        if abs(turn) > 0.02:
+            assert (g > b) == (turn > 0)  # red turns to yellow, or to purple
+            ways.add(turn > 0)
+        assert np.abs(recoloured(greys, turns, key).astype(int) - greys).max() <= 1
+    assert ways == {True, False}
 
 
 def test_a_change_has_its_probability():

@@ -101,3 +101,16 @@ def test_the_report_draws_both_scores_in_one_chart(world: Path):
         ("linear probe", "val/probe_top1"),
         ("linear probe, average of the weights", "val/probe_top1_of_average"),
     )
+
+
+@pytest.mark.slow
+def test_the_recipe_for_photos_without_labels_is_followed_by_a_probe_and_exported(world: Path):
+    settings = ("data.shards=shards/bare", "data.probe_shards=shards/train", "train.max_steps=2")
+    settings += ("data.probe_val_shards=shards/val", "train.evaluate.probe=true")
+    settings += ("tracker.wandb.mode=disabled", "run.dir=views")
+    done = zeta("train", "first_views", *settings, cwd=world)
+    assert done.returncode == 0, done.stderr + done.stdout
+    log = RunDir(world / "views").rank_log(0).read_text()
+    assert "\nlinear probe learns from 100 images of data.probe_shards and classifies 61 of" in log
+    exported = zeta("export", "views", "views_export", cwd=world)
+    assert exported.returncode == 0, exported.stderr

@@ -54,9 +54,10 @@ class ProbeRounds:
         self._encoder = encoder_of(engine.module, images.encoder)
         self._rejected = 0
         words = " and ".join(CLASSIFIER_WORDS[name] for name in images.classifiers)
+        learn, classify = ("learn", "classify") if " and " in words else ("learns", "classifies")
         console.message(
-            f"{words} learn from {images.train.images:,} images of {images.names[0]} and classify "
-            f"{images.test.images:,} of {images.names[1]} every {every:,} steps"
+            f"{words} {learn} from {images.train.images:,} images of {images.names[0]} and "
+            f"{classify} {images.test.images:,} of {images.names[1]} every {every:,} steps"
         )
 
     def run(self, step: int, signals: StopSignals) -> ProbeRound | ExitCode:

@@ -1,6 +1,6 @@
 """Does a setting hurt or help learning? Digits, and a folder of photos, from equal seeds.
 
-    python -m tests.benchmarks.learning OUT [--vary dtype|optimizer|augmentation] [--photos FOLDER]
+    python -m tests.benchmarks.learning.settings OUT [--vary KIND] [--photos FOLDER]
 
 `--vary dtype` compares bf16 with fp32: bf16 is the path that a GPU takes (copies of the weights and
 a residual stream in bf16, weights and sums in fp32). `--vary optimizer` compares Muon with AdamW in
@@ -15,15 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import statistics
-import sys
 from pathlib import Path
 
-import zeta.train.engine  # noqa: F401  # once, before the runs are forked
-from data_pipeline.shards.build import build_shards
-from launch.cli import entry_point
 from launch.recipes.demo import build_digits
+from tests.benchmarks.learning.runs import run_zeta, spread, write_photo_shards
 from zeta.run.directory import RunDir
 
 _FLIPS = ("data.augment.flip=true", "data.augment.crop_min_area=0.5")
@@ -65,10 +60,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=250)
     options = parser.parse_args(words)
-    sets = {"digits": ()} if options.digits else {}
+    sets: dict[str, tuple[str, ...]] = {"digits": ()} if options.digits else {}
     sets |= {"photos": PHOTOS} if options.photos else {}
-    for name in sets:
-        write_shards(name, options.out / name, options.photos)
+    if options.digits:
+        build_digits(options.out / "digits", seed=0)
+    if options.photos:
+        write_photo_shards(options.photos, options.out / "photos")
     results: Results = {}
     for seed in range(options.seeds):  # an interrupted comparison has whole seeds
         for name, settings in sets.items():
@@ -77,15 +74,6 @@ def main(words: list[str] | None = None) -> None:
                 print(name, arm, f"seed {seed}", scores, flush=True)
                 results.setdefault((name, arm), []).append(scores)
     print("\n".join(table(results, options.vary)))
-
-
-def write_shards(name: str, out: Path, photos: Path | None) -> None:
-    if name == "digits":
-        build_digits(out, seed=0)
-        return
-    assert photos is not None
-    for split, source in (("train", "train"), ("val", "test")):
-        build_shards(str(photos / source), out / split)
 
 
 def trained(
@@ -100,18 +88,9 @@ def trained(
     own += ["data.workers=0", "tracker.wandb.mode=disabled"]
     if not run.finished.exists():
         words = ["train", "demo", *own, *settings]
-        process = multiprocessing.get_context("fork").Process(target=train, args=(words,))
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(f"{name} with {arm} ended with {process.exitcode}")
+        run_zeta(words, f"{name} with {arm}")
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     return {score: [line[score] for line in lines if score in line][-1] for score in SCORES}
-
-
-def train(words: list[str]) -> None:
-    """Run `zeta` in a process of its own, which has imported everything."""
-    sys.exit(entry_point(words))
 
 
 def table(results: Results, vary: str) -> list[str]:
@@ -124,7 +103,7 @@ def table(results: Results, vary: str) -> list[str]:
     for name in dict.fromkeys(name for name, _ in results):
         for first, second in compared(vary):
             pairs = list(zip(results[name, first], results[name, second], strict=True))
-            cells = [spread([b[score] - a[score] for a, b in pairs], "+") for score in SCORES]
+            cells = [spread([b[score] - a[score] for a, b in pairs], "+.4f") for score in SCORES]
             lines.append(f"| {name} | {second} - {first} | " + " | ".join(cells) + " |")
     return lines
 
@@ -135,11 +114,6 @@ def compared(vary: str) -> list[tuple[str, str]]:
     if vary == "augmentation":
         return [(first, other) for other in others]
     return list(zip(arms[::2], arms[1::2], strict=True))
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.4f} ± {deviation:.4f}"
 
 
 if __name__ == "__main__":

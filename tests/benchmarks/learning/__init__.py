@@ -1,0 +1,1 @@
+"""What is learned: comparisons of whole training runs, on CPUs, from equal seeds."""
