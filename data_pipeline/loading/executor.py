@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from data_pipeline.loading.mix import mix_rows, own_share
 from data_pipeline.loading.rand_augment import rand_augmented
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
 from data_pipeline.loading.targets import PackTargets
-from data_pipeline.shards.sample import SampleError
+from data_pipeline.shards.sample import Sample, SampleError
 from zeta.packed import PackedBatch, Rejected
+
+_VIEWS_AT_ONCE = 8
 
 
 @dataclass
@@ -131,9 +134,7 @@ def _execute(
     keys: list[str] = []
     dropped = DroppedPatches(recipe, layout.places) if recipe.drop_keep else None
     to_mix = _ToMix(recipe) if recipe.mixes else None
-    samples = reader.read(recipe.images)
-    for image, (sample, waited) in zip(recipe.images, samples, strict=True):
-        times.read += waited
+    for image, sample, views in _decoded(recipe, reader, times):
         first, index = len(keys), len(keys) + len(image.views)
         places = layout.places[first:index]
         keys += [sample.key] * len(image.views)
@@ -141,19 +142,14 @@ def _execute(
             if sample.fault:
                 raise SampleError(sample.fault)
             target = targets.read(sample, class_names)
-            before = time.perf_counter()
-            for number, (place, pixels) in enumerate(
-                zip(places, decode_views(sample.image, image, side, recipe.fit), strict=True),
-                start=first,
-            ):
-                times.decode += time.perf_counter() - before
+            if not isinstance(views, list):
+                raise views
+            for number, (place, pixels) in enumerate(zip(places, views, strict=True), start=first):
                 patches[place.rows.start - prefix : place.rows.start] = 0
                 if to_mix is None:
                     _write(number, place, patch_lines(pixels, side), patches, dropped)
                 else:
                     to_mix.keep(place, pixels)
-                before = time.perf_counter()
-            for number in range(first, index):
                 targets.put(number, target)
             weights[first:index] = 1
         except (SampleError, ImageError) as error:
@@ -188,6 +184,33 @@ def _execute(
     times.finished_at = time.monotonic()
     times.process, times.cpu_at = os.getpid(), time.process_time()
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
+
+
+def _decoded(
+    recipe: PackRecipe, reader: SampleReader, times: StageTimes
+) -> Iterator[tuple[ImageRecipe, Sample, list[NDArray[np.uint8]] | SampleError | ImageError]]:
+    """Yield each image with its sample, and its views or the reason why there are none.
+
+    A few images are decoded before the first of them is written: decoding empties the caches of the
+    processor, and what comes after it takes twice as long as when it is repeated.
+    """
+    pairs = zip(recipe.images, reader.read(recipe.images), strict=True)
+    while group := list(islice(pairs, max(1, _VIEWS_AT_ONCE // recipe.views))):
+        before = time.perf_counter()
+        made = [_views(sample, image, recipe) for image, (sample, _) in group]
+        times.decode += time.perf_counter() - before
+        for (image, (sample, waited)), views in zip(group, made, strict=True):
+            times.read += waited
+            yield image, sample, views
+
+
+def _views(
+    sample: Sample, image: ImageRecipe, recipe: PackRecipe
+) -> list[NDArray[np.uint8]] | SampleError | ImageError:
+    try:
+        return list(decode_views(sample.image, image, recipe.patch_size, recipe.fit))
+    except (SampleError, ImageError) as error:
+        return error
 
 
 class _ToMix:

@@ -70,6 +70,7 @@ class ShardFile:
     """A local shard that is read by position; threads may share it."""
 
     def __init__(self, path: str) -> None:
+        self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self._descriptor)
         self.nbytes, self.mtime_ns = status.st_size, status.st_mtime_ns
@@ -137,7 +138,7 @@ def read_sample(
     """
     try:
         with ShardFile(path) as shard:
-            _check_stamp(shard, path, offset, stamp)
+            _check_stamp(shard, offset, stamp)
             if again:
                 shard.forget(offset, nbytes)
             data = shard.read_at(offset, nbytes)
@@ -149,7 +150,11 @@ def read_sample(
 
 
 def read_cached_sample(
-    path: str, offset: int, buffer: memoryview, stamp: Stamp | None = None, known: int = UNKNOWN
+    shard: ShardFile,
+    offset: int,
+    buffer: memoryview,
+    stamp: Stamp | None = None,
+    known: int = UNKNOWN,
 ) -> Sample | None:
     """Return the sample like `read_sample`, through `buffer`, if the page cache has all of it.
 
@@ -157,16 +162,15 @@ def read_cached_sample(
     """
     if not _NOWAIT:
         return None
-    with ShardFile(path) as shard:
-        _check_stamp(shard, path, offset, stamp)
-        if not shard.read_cached_into(buffer, offset):
-            return None
-    return parse_sample(buffer, shard=path, offset=offset, known=known)
+    _check_stamp(shard, offset, stamp)
+    if not shard.read_cached_into(buffer, offset):
+        return None
+    return parse_sample(buffer, shard=shard.path, offset=offset, known=known)
 
 
-def _check_stamp(shard: ShardFile, path: str, offset: int, stamp: Stamp | None) -> None:
+def _check_stamp(shard: ShardFile, offset: int, stamp: Stamp | None) -> None:
     if stamp is not None and (shard.nbytes, shard.mtime_ns) != stamp:
-        raise TarError(path, offset, "the shard changed since it was indexed")
+        raise TarError(shard.path, offset, "the shard changed since it was indexed")
 
 
 def parse_sample(

@@ -97,6 +97,39 @@ def test_what_is_in_memory_is_read_without_a_thread_and_is_the_same(folder, monk
     assert [sample for sample, _ in SampleReader(10).read(recipes)] == at_once
 
 
+def test_a_shard_is_opened_once_for_several_samples_in_memory(folder, monkeypatch):
+    opened: list[str] = []
+
+    class Counted(fetch.ShardFile):
+        def __init__(self, path: str) -> None:
+            super().__init__(path)
+            opened.append(path)
+
+    monkeypatch.setattr(fetch, "ShardFile", Counted)
+    recipes = images(folder)
+    list(SampleReader(10).read(recipes))
+    groups = [recipes[start : start + 8] for start in range(0, len(recipes), 8)]
+    assert opened == [path for group in groups for path in dict.fromkeys(i.shard for i in group)]
+    assert len(opened) < len(recipes)
+
+
+def test_samples_stay_in_order_where_the_first_that_is_not_in_memory_comes_amid_others(
+    folder, monkeypatch
+):
+    recipes, real = images(folder), fetch.read_cached_sample
+    whole = [sample for sample, _ in SampleReader(10).read(recipes)]
+    for missing in (0, 3, 8, len(recipes) - 1):
+        asked = itertools.count()
+        monkeypatch.setattr(
+            fetch,
+            "read_cached_sample",
+            lambda *place, asked=asked, missing=missing: (
+                None if next(asked) == missing else real(*place)
+            ),
+        )
+        assert [sample for sample, _ in SampleReader(10).read(recipes)] == whole
+
+
 @pytest.mark.usefixtures("cold")
 def test_a_read_that_fails_for_a_while_is_tried_again(folder, monkeypatch):
     real, failures = fetch.read_sample, itertools.count()
