@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.zeta.engine_jobs import OPTIM, weights
+from tests.zeta.foreign_reconstruction import MaskedPatches, Reconstruction
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack
 from tests.zeta.models.test_text_tower import ARGUMENTS
 from tests.zeta.objectives.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
@@ -103,6 +104,33 @@ def training(arguments):
             losses.append([result.loss_sum / images, *result.counts.values()])
         flat = torch.cat([value.flatten() for value in weights(engine).values()])
         report[f"stage {stage}, {packs} packs"] = {"losses": losses, "weights": flat.tolist()}
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+
+
+def reconstructing(arguments):
+    """Weights of the masked autoencoder after 3 steps, by stage and packs in a forward pass."""
+    world = init_distributed()
+    total, report = arguments["packs_per_step"], {}
+    for stage, packs in arguments["cases"]:
+        train = TrainConfig(
+            packs_per_step=total, zero_stage=stage, dtype="fp32", tokens_per_forward=packs * BUDGET
+        )
+
+        def build():
+            return Reconstruction(tiny_navit(num_classes=1, pool="mean"), dim=16, seed=3)
+
+        model = build_for_training(build, train.zero, world, trainable="all", seed=3)
+        engine = TrainEngine(
+            model, MaskedPatches(ObjectiveConfig("masked"), 1), world, train, OPTIM
+        )
+        for index in range(3):
+            lanes = list(lanes_of_rank(world.rank, world.size, total))
+            own = [dropped_pack(index, lane) for lane in lanes]
+            images = sum(dropped_pack(index, lane).num_images for lane in range(total))
+            engine.train_step(own, images, seeds=lanes, lr=1e-3)
+        flat = torch.cat([value.flatten() for value in weights(engine).values()])
+        report[f"stage {stage}, {packs} packs"] = flat.tolist()
     if world.is_main:
         Path(arguments["out"]).write_text(json.dumps(report))
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.zeta.foreign_reconstruction import MeanLoss
+from tests.zeta.foreign_objective import MeanLoss
 from zeta.models.config import build_model
 from zeta.models.initialization import initialize
 from zeta.models.linear import Linear
