@@ -20,7 +20,9 @@ from launch.run.pace import forecast, pace_rows, run_length
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo
 from zeta.objectives import build_for_objective, build_objective
+from zeta.objectives.base import Step
 from zeta.packed import PackedBatch
+from zeta.random_state import derive_seed
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import RESERVE_GIB, Accelerator
 from zeta.train.memory_model import ActivationMemory, StateMemory
@@ -163,9 +165,14 @@ def _try_pack(
         num_classes = checked.config.model.resolve()["num_classes"]
         objective = build_objective(checked.config.objective, num_classes)
         objective.check(pack)
+        objective.start(model)
         engine = TrainEngine(model, objective, world, train, checked.config.optim)
+        first = Step(0, derive_seed(train.seed, 0), share=0.0)
         began = time.perf_counter()
+        objective.begin_step(first)
         result = engine.train_step([pack], max(pack.num_images, 1), [0], lr=0.0)
+        if result.applied:
+            engine.follow_step(first)
         seconds = time.perf_counter() - began
     finally:
         close_distributed()

@@ -28,7 +28,7 @@ class Brightness(DeclaredObjective):
         return {"close": (self._losses(outputs, batch) < 0.01).sum() - (batch.weights == 0).sum()}
 
     def tally(self):
-        return _MeanLoss(self)
+        return MeanLoss(self)
 
     @staticmethod
     def _losses(outputs, batch):
@@ -39,7 +39,7 @@ class Brightness(DeclaredObjective):
         return ((outputs[:, 0].float() - brightness) ** 2) * (batch.weights > 0)
 
 
-class _MeanLoss:
+class MeanLoss:
     def __init__(self, objective):
         self._objective, self._sums = objective, torch.zeros(2, dtype=torch.float64)
 

@@ -1,106 +1,86 @@
-"""An objective from outside of zeta: it reconstructs patches that the encoder does not see."""
+"""A masked autoencoder from outside of zeta, with a decoder of its own; it needs no labels."""
 
-from dataclasses import replace
-from itertools import accumulate
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional as F
 
 from zeta.models.attention import Segments
 from zeta.models.config import build_model
-from zeta.models.dropout import scrambled, seeded
 from zeta.models.initialization import initialize
 from zeta.models.layers import Block, BlockShape, run_blocks
 from zeta.models.linear import Linear
-from zeta.models.parameters import LEARNED_TOKEN
+from zeta.models.parameters import EMBEDDING_HEAD, LEARNED_TOKEN
 from zeta.objectives.base import DeclaredObjective
-
-MASKED = 0.75
-"""Share of the patches of an image that are hidden from the encoder."""
+from zeta.objectives.whole_images import image_of_rows, used_grids
 
 
-class Outputs(NamedTuple):
-    predicted: Tensor
-    """[T, p*p*c] normalised pixels of every patch of the pack."""
-    masked: Tensor
-    """[T] bool: the encoder did not see the patch."""
+def dropped(pack):
+    """Return pixels [D, p*p*c], places [D, 2] and images [D] of a pack's dropped patches."""
+    if pack.dropped_patches is None:  # held-out images come whole
+        return pack.patches[:0], pack.coords[:0], pack.labels[:0]
+    return pack.dropped_patches, pack.dropped_coords, pack.dropped_image
+
+
+class Decoder(nn.Module):
+    """Blocks on the encoder's tokens of an image and a mask token at each of its dropped places."""
+
+    # Initial value and weight decay: the token never decays, the last matrix does as the body.
+    parameter_rules: ClassVar = {"mask_token": LEARNED_TOKEN, "pixels.weight": EMBEDDING_HEAD}
+
+    def __init__(self, encoder, dim, depth):
+        super().__init__()
+        shape = BlockShape(dim=dim, heads=2, dim_head=dim // 2, mlp_dim=4 * dim)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.narrow = Linear(encoder.head.in_features, dim)
+        self.place = Linear(24, dim)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
+        self.pixels = Linear(dim, encoder.patch_size**2 * encoder.channels)
+
+    def forward(self, features_TC, pack):
+        _, coords_D2, image_D = dropped(pack)
+        image_A = torch.cat([image_of_rows(pack), image_D])  # A: kept patches, padding, dropped
+        places = waves(torch.cat([pack.coords, coords_D2]), image_A, pack.grids)
+        seen_TC = self.narrow(features_TC)
+        x_AC = torch.cat([seen_TC, self.mask_token.to(seen_TC.dtype).expand(len(image_D), -1)])
+        x_AC = x_AC + self.place(places).to(x_AC.dtype)
+        order_A = image_A.argsort(stable=True)  # image by image, padding last
+        lengths = [h * w for h, w in used_grids(pack)]  # on the host: nothing waits for the device
+        segments = Segments.from_lengths(lengths, x_AC.device, len(x_AC) - sum(lengths))
+        x_AC = run_blocks(self.blocks, x_AC[order_A], segments, recompute=False)
+        rows_D = order_A.argsort()[len(seen_TC) :]
+        return self.pixels(x_AC[rows_D]).float()
+
+
+def waves(coords_A2, image_A, grids):
+    """Return sines and cosines [A, 24] of the places of patches in their images."""
+    grids_A2 = grids[image_A.clamp(max=len(grids) - 1)]
+    angles_A2 = torch.pi * (coords_A2 + 0.5) / grids_A2
+    angles = (angles_A2[:, :, None] * 2.0 ** torch.arange(6, device=angles_A2.device)).flatten(1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Reconstruction(nn.Module):
-    """An encoder of the visible patches, and a small decoder of all places."""
-
-    parameter_rules: ClassVar = {"mask_token": LEARNED_TOKEN}
+    """An encoder of the kept patches, and a small decoder of the dropped ones."""
 
     def __init__(self, image, dim=64, depth=2, seed=0):
         super().__init__()
         self.image = image
         image.head.requires_grad_(False)  # it has no part in training
-        # With dropout in the model, every image of a training pack comes with a seed of its own.
-        shape = BlockShape(dim=dim, heads=2, dim_head=dim // 2, mlp_dim=4 * dim, dropout=0.1)
-        self.mask_token = nn.Parameter(torch.empty(dim))
-        self.narrow = Linear(image.head.in_features, dim)
-        self.place = Linear(24, dim)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(depth))
-        self.pixels = Linear(dim, image.patch_size**2 * image.channels)
+        self.decoder = Decoder(image, dim, depth)
         initialize(self, seed)
 
     def forward(self, pack):
-        rows_V, visible = visible_part(pack, training=self.training)
-        seen_VD = self.narrow(self.image.forward_features(visible).features)
-        x_TD = self.mask_token.to(seen_VD.dtype).repeat(len(pack.patches), 1)
-        x_TD = x_TD.index_copy(0, rows_V, seen_VD) + self.place(waves(pack)).to(seen_VD.dtype)
-        segments = Segments.from_boundaries(pack.cu_seqlens, pack.lengths)
-        if self.training:
-            segments = seeded(segments, pack.draw_seeds, salt=1)
-        x_TD = run_blocks(self.blocks, x_TD, segments, recompute=False)
-        masked = (pack.coords[:, 0] >= 0).index_fill(0, rows_V, False)
-        return Outputs(self.pixels(x_TD).float(), masked)
-
-
-def visible_part(pack, *, training):
-    """Return the rows [V] of the visible patches, and the pack of these patches alone.
-
-    Which ones is a function of the image and its seed, and so the same in any pack. How many is
-    known on the host: nothing waits for the device.
-    """
-    seeds_I = pack.sample_ids if pack.draw_seeds is None or not training else pack.draw_seeds
-    *lengths, _ = pack.lengths
-    keep = [min(length, max(1, round((1 - MASKED) * length))) for length in lengths]
-    starts = accumulate(lengths, initial=0)
-    first = [start + place for start, k in zip(starts, keep, strict=False) for place in range(k)]
-    device = pack.patches.device
-    image_T = torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
-    seeds_S = nn.functional.pad(seeds_I.int(), (0, 1))
-    y_T, x_T = pack.coords.int().unbind(1)
-    drawn_T = scrambled(scrambled(seeds_S[image_T] + (y_T << 16)) + x_T)
-    order_T = drawn_T.argsort(stable=True)
-    order_T = order_T[image_T[order_T].argsort(stable=True)]  # image by image, each shuffled
-    rows_V = order_T[torch.tensor(first, dtype=torch.int64).to(device, non_blocking=True)]
-    bounds = torch.tensor([0, *accumulate(keep), sum(keep)], dtype=torch.int32)
-    return rows_V, replace(
-        pack,
-        patches=pack.patches[rows_V],
-        coords=pack.coords[rows_V],
-        cu_seqlens=bounds.to(device, non_blocking=True),
-        lengths=(*keep, 0),
-    )
-
-
-def waves(pack):
-    """Return sines and cosines [T, 24] of the places of all patches in their images."""
-    image_T = torch.repeat_interleave(pack.cu_seqlens.diff().long(), output_size=len(pack.patches))
-    grids_T2 = pack.grids[image_T.clamp(max=len(pack.grids) - 1)]
-    angles_T2 = torch.pi * (pack.coords + 0.5) / grids_T2
-    angles = (angles_T2[:, :, None] * 2.0 ** torch.arange(6, device=angles_T2.device)).flatten(1)
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.decoder(self.image.forward_features(pack).features, pack)
 
 
 class MaskedPatches(DeclaredObjective):
-    """Mean squared error of the normalised pixels of hidden patches (He et al. 2022, "MAE")."""
+    """Mean squared error of the normalised pixels of dropped patches (He et al. 2022, "MAE")."""
 
     encoder: ClassVar[str] = "image."
+    whole_images: ClassVar[bool] = True
 
     @classmethod
     def head_outputs(cls, config):
@@ -116,34 +96,33 @@ class MaskedPatches(DeclaredObjective):
     def check(self, batch):
         pass
 
-    def loss_sum(self, outputs, batch):
-        pixels = batch.patches.float() / 255
-        variance, mean = torch.var_mean(pixels, 1, keepdim=True)
-        target = (pixels - mean) / (variance + 1e-6).sqrt()
-        errors_T = (outputs.predicted - target).square().mean(1) * outputs.masked
-        sums_S2 = errors_T.new_zeros(len(batch.weights) + 1, 2)
-        image_T = torch.repeat_interleave(batch.cu_seqlens.diff().long(), output_size=len(errors_T))
-        sums_S2 = sums_S2.index_add(0, image_T, torch.stack([errors_T, outputs.masked.float()], 1))
-        errors_I, counts_I = sums_S2[:-1].unbind(1)
+    def loss_sum(self, predicted_DP, batch):
+        patches_DP, _, image_D = dropped(batch)
+        pixels_DP = patches_DP.float() / 255
+        target_DP = F.layer_norm(pixels_DP, pixels_DP.shape[1:], eps=1e-6)
+        errors_D = (predicted_DP - target_DP).square().mean(1)
+        both_D2 = torch.stack([errors_D, torch.ones_like(errors_D)], 1)
+        sums_I2 = errors_D.new_zeros(len(batch.weights), 2).index_add(0, image_D, both_D2)
+        errors_I, counts_I = sums_I2.unbind(1)  # both 0 where nothing was dropped
         return (errors_I / counts_I.clamp(min=1) * (batch.weights > 0)).sum()
 
     def counts(self, outputs, batch):
         return {}
 
     def tally(self):
-        return MeanLoss(self)
+        return Images()
 
 
-class MeanLoss:
-    def __init__(self, objective):
-        self.objective, self.sums = objective, torch.zeros(2, dtype=torch.float64)
+class Images:
+    """Held-out images are counted alone: they come whole, and there is nothing to predict."""
+
+    def __init__(self):
+        self.images = torch.zeros(1, dtype=torch.float64)
 
     def add(self, outputs, batch):
-        loss = self.objective.loss_sum(outputs, batch)
-        self.sums += torch.stack([(batch.weights > 0).sum(), loss]).double().cpu()
+        self.images += (batch.weights > 0).sum().cpu()
 
     def metrics(self):
         if dist.is_initialized():
-            dist.all_reduce(self.sums)
-        images, loss = self.sums.tolist()
-        return {"images": images, "loss": loss / max(images, 1)}
+            dist.all_reduce(self.images)
+        return {"images": self.images.item()}

@@ -9,6 +9,7 @@ import torch
 from tests.zeta.engine_jobs import OPTIM, weights
 from tests.zeta.training import BUDGET, lane_pack, shard_small_parameters, tiny_navit
 from zeta.objectives import build_objective
+from zeta.objectives.base import Step
 from zeta.objectives.config import LejepaConfig, ObjectiveConfig
 from zeta.objectives.view_model import ViewModel
 from zeta.packed import lanes_of_rank
@@ -43,7 +44,7 @@ def training(arguments):
         engine = TrainEngine(model, objective, world, train, OPTIM)
         losses = []
         for index in range(3):
-            objective.begin_step(index)
+            objective.begin_step(Step(index, seed=index, share=None))
             lanes = list(lanes_of_rank(world.rank, world.size, total))
             own = [views_pack(index, lane) for lane in lanes]
             images = sum(views_pack(index, lane).num_images for lane in range(total))

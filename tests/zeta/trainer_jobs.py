@@ -1,11 +1,13 @@
 """Jobs of test_trainer: training runs on synthetic packs, with accidents on request."""
 
 import ctypes
+import json
 import os
 import resource
 import signal
 import time
 from contextlib import contextmanager
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import zeta.checkpoint.store
 import zeta.objectives.classification
 import zeta.train.engine
 import zeta.train.trainer
+from tests.zeta.objectives.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
 from tests.zeta.training import (
     NUM_CLASSES,
     SyntheticSource,
@@ -86,7 +89,9 @@ def _one_run(arguments, world, console):
         watchdog = Watchdog(heartbeat, world.rank, config, console.fatal)
     trainer = Trainer(
         model=build_for_training(
-            partial(tiny_navit, **arguments.get("model", {})),
+            partial(
+                MODELS.get(arguments.get("objective"), tiny_navit), **arguments.get("model", {})
+            ),
             train_config.zero,
             world,
             trainable=train_config.trainable,
@@ -146,10 +151,13 @@ class Brightness:
     def facts(self):
         return {}
 
-    def begin_step(self, seed):
+    def start(self, model):
         pass
 
-    def finish_step(self, model):
+    def begin_step(self, step):
+        pass
+
+    def finish_step(self, model, step):
         pass
 
     def check(self, batch):
@@ -163,7 +171,30 @@ class Brightness:
         return {"close": (close & (batch.weights > 0)).sum()}
 
 
+class Told(Brightness):
+    """Prints what it is told of the run, a line each."""
+
+    def start(self, model):
+        self._write("start")
+
+    def begin_step(self, step):
+        self._write(["begin", *astuple(step)])
+
+    def finish_step(self, model, step):
+        self._write(["finish", *astuple(step)])
+
+    def _write(self, what):
+        print("TOLD", json.dumps(what), flush=True)
+
+
+def student_and_teacher(seed=0):
+    return StudentAndTeacher(tiny_navit(num_classes=1), tiny_navit(num_classes=1), seed)
+
+
+MODELS = {"moving": student_and_teacher}
 OBJECTIVES = {
+    "told": Told,
+    "moving": lambda: MovingTeacher(ObjectiveConfig("moving"), 1),
     "softmax": lambda: build_objective(ObjectiveConfig(), NUM_CLASSES),
     "brightness": Brightness,
 }

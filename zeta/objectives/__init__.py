@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zeta.config_field import check_choice
 from zeta.models.config import ModelConfig
-from zeta.objectives.base import TARGETS, DeclaredObjective
+from zeta.objectives.base import TARGETS, DeclaredObjective, Step
 from zeta.objectives.classification import SigmoidClassification, SoftmaxClassification
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.distill import DistillObjective
@@ -96,11 +96,15 @@ class StepHooks(Protocol):
         """Return what a checkpoint names, and a resume must find unchanged, by config field."""
         ...
 
-    def begin_step(self, seed: int) -> None:
-        """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
+    def start(self, model: nn.Module) -> None:
+        """Set weights that depend on others, once, before the first step; they may be sharded."""
         ...
 
-    def finish_step(self, model: nn.Module) -> None:
+    def begin_step(self, step: Step) -> None:
+        """Prepare for an optimizer step."""
+        ...
+
+    def finish_step(self, model: nn.Module, step: Step) -> None:
         """Follow a step that changed the weights of `model`, which may be sharded."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,24 @@ from zeta.objectives.frozen import FrozenModule
 TARGETS = ("none", "label", "labels", "caption")
 """Kinds of training targets: none (the image alone), one class, any number of classes, or a
 caption."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step, as the run stands before it.
+
+    All of it is a function of what was trained before: the same on every rank, on any number of
+    ranks, and after a resume.
+    """
+
+    index: int
+    """Steps before it, those that changed nothing included: 0 for the first."""
+    seed: int
+    """Seed of its random draws."""
+    share: float | None
+    """Share of the run that is done before it, in [0, 1], by the nearest of its limits
+    (`train.max_steps`, `max_images`, `max_tokens`, `max_epochs`). None: not known, as only
+    `max_epochs` ends the run, and `zeta.train.trainer.Trainer` was not told the images of one."""
 
 
 class DeclaredObjective:
@@ -55,10 +74,20 @@ class DeclaredObjective:
         """Return what a checkpoint names, and a resume must find unchanged, by config field."""
         return {}
 
-    def begin_step(self, seed: int) -> None:
-        """Prepare for an optimizer step; `seed` is that of the step, the same on every rank."""
+    def start(self, model: nn.Module) -> None:
+        """Set weights that depend on others, as those of a teacher that begins as its student.
 
-    def finish_step(self, model: nn.Module) -> None:
+        Called once in a run, after the initial values and `train.init_from`, before the weights
+        are given to the optimizer. A resume has all weights from its checkpoint.
+
+        Args:
+            model: to train; whole, or each rank with its shards alone (ZeRO-3).
+        """
+
+    def begin_step(self, step: Step) -> None:
+        """Prepare for an optimizer step."""
+
+    def finish_step(self, model: nn.Module, step: Step) -> None:
         """Follow a step that changed the weights of `model`, which may be sharded."""
 
     @classmethod

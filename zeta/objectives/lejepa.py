@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zeta.models.config import ModelConfig, build_model
-from zeta.objectives.base import DeclaredObjective, refuse_label_smoothing
+from zeta.objectives.base import DeclaredObjective, Step, refuse_label_smoothing
 from zeta.objectives.config import ObjectiveConfig
 from zeta.objectives.embedding_spread import spread_of_sums
 from zeta.objectives.joined import JoinedPack, put_back
@@ -61,9 +61,9 @@ class LejepaObjective(DeclaredObjective):
         lejepa = config.lejepa
         return ViewModel(build_model(model, seed), lejepa.hidden, lejepa.dim, seed)
 
-    def begin_step(self, seed: int) -> None:
+    def begin_step(self, step: Step) -> None:
         """Note the seed of the step's random directions."""
-        self._seed = seed
+        self._seed = step.seed
 
     def check(self, batch: PackedBatch) -> None:
         """Accept every pack: there are no targets."""

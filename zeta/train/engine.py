@@ -38,7 +38,7 @@ from zeta.models.layers import (
     set_stream,
 )
 from zeta.objectives import JointObjective, PackLoss, PackObjective
-from zeta.objectives.base import DeclaredObjective
+from zeta.objectives.base import DeclaredObjective, Step
 from zeta.packed import PackedBatch, packs_per_rank
 from zeta.random_state import seed_device
 from zeta.train.attention_check import check_attention
@@ -232,9 +232,9 @@ class TrainEngine:
         batches, outputs = zip(*passes, strict=True)
         return list(self.objective.join(outputs, batches)), passes if single else []
 
-    def follow_step(self) -> None:
+    def follow_step(self, step: Step) -> None:
         """Let the objective follow a step that changed the weights."""
-        self.objective.finish_step(self.module)
+        self.objective.finish_step(self.module, step)
         if type(self.objective).finish_step is not DeclaredObjective.finish_step:
             self.sharded.frozen_changed()
 

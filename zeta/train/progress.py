@@ -71,7 +71,9 @@ class Progress:
         return max((done / most for done, most in limits if most is not None), default=None)
 
     def share_shown(self, train: TrainConfig, epoch_images: int | None) -> float | None:
-        """Return the share of the run that is done, `max_epochs` counted as well: for the ETA.
+        """Return the share of the run that is done, `max_epochs` counted as well.
+
+        Epochs end with the data, not at a count: the share may be 1 just before that, or below it.
 
         Args:
             train: the limits of the run.

@@ -88,11 +88,14 @@ class RunCheckpoints:
         intervals = (self.train.checkpoint_every, self.train.keep_every)
         return any(every is not None and step % every == 0 for every in intervals)
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: nn.Module) -> bool:
         """Set the first weights of `model`, before its engine is built; a collective.
 
         A run with a checkpoint takes the frozen weights from it, and `resume` loads the rest. A run
         without one starts from the weights of `train.init_from`, if that is set.
+
+        Returns:
+            Whether the run continues from a checkpoint.
 
         Raises:
             RunError: the checkpoint, or `train.init_from`, is of another model.
@@ -102,7 +105,7 @@ class RunCheckpoints:
         if found is None:
             if self.train.init_from is not None:
                 self._begin_at(model, self.train.init_from)
-            return
+            return False
         saved = read_trainer_state(found)
         require_entries(found, saved, "progress", "parameters", "world_size", "zero_stage")
         check_same_model(saved["parameters"], parameter_shapes(model), str(found))
@@ -110,6 +113,7 @@ class RunCheckpoints:
         check_same_facts(saved.get("objective", {}), self._facts, str(found))
         load_frozen_weights(model, found, self.world)
         self._found = found, saved
+        return True
 
     def resume(self, engine: TrainEngine) -> Progress:
         """Load the checkpoint that `prepare` found into `engine`, and return the run's progress.

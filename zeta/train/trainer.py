@@ -22,6 +22,7 @@ from zeta import metric_names as names
 from zeta.distributed import World
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
 from zeta.objectives import JointObjective, PackObjective
+from zeta.objectives.base import Step
 from zeta.packed import StepPacks, StepSource, check_world_size, merge_states
 from zeta.random_state import derive_seed
 from zeta.run.console import Console
@@ -146,7 +147,8 @@ class Trainer:
             watchdog: is notified of the phase that this rank is in.
             held_out: images to evaluate on, at the size of training first.
             probe: labelled images to probe the encoder on.
-            epoch_images: images of one pass over the data, for the ETA of a run by `max_epochs`.
+            epoch_images: images of one pass over the data, by which a run by `max_epochs` knows
+                what share of it is done.
             planned_end: length of a run by `max_epochs`, for its schedule: see `build_schedule`.
 
         Raises:
@@ -166,7 +168,8 @@ class Trainer:
         self.checkpoints = RunCheckpoints(
             run_dir, world, console, train, optim, config_yaml, objective.facts()
         )
-        self.checkpoints.prepare(model)
+        if not self.checkpoints.prepare(model):
+            objective.start(model)
         self.engine = TrainEngine(model, objective, world, train, optim)
         self.progress = self.checkpoints.resume(self.engine)
         self.utilisation = Utilisation(self.engine.module, world, train, console.message)
@@ -310,7 +313,9 @@ class Trainer:
         if step.votes.images == 0:
             return None
         index = self.progress.step
-        self.objective.begin_step(derive_seed(self.train.seed, index))
+        share = self.progress.share_shown(self.train, self._epoch_images)
+        this = Step(index, derive_seed(self.train.seed, index), share)
+        self.objective.begin_step(this)
         result = self.engine.train_step(
             step.packs.packs,
             step.votes.images,
@@ -318,7 +323,7 @@ class Trainer:
             lr=self.learning_rate,
         )
         if result.applied:
-            self.engine.follow_step()
+            self.engine.follow_step(this)
         return result
 
     def _account(

@@ -9,7 +9,11 @@ from launch.config.load import load_config
 from launch.run.dry_run import memory_table
 from launch.run.execution import RunMemory, may_record
 from tests.launch.run.test_checks import _shards
+from tests.launch.run.test_foreign_objective import KIND
+from tests.zeta.foreign_objective import Brightness
 from zeta.exit_codes import ExitCode
+from zeta.objectives.base import Step
+from zeta.random_state import derive_seed
 from zeta.train.config import TrainConfig
 from zeta.train.hardware import accelerator
 from zeta.train.memory_model import ActivationMemory
@@ -41,6 +45,22 @@ def test_a_dry_run_says_what_the_run_would_take(shards, tmp_path, capfd):
     assert said.index("fits h100") < told  # all figures, then what may take minutes
     assert told < said.index("forward, backward and update on cpu: loss")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_calls_the_hooks_of_the_objective_as_the_first_step_of_a_run_does(
+    shards, tmp_path, monkeypatch
+):
+    told = []
+    for hook in ("start", "begin_step", "finish_step"):
+        monkeypatch.setattr(
+            Brightness, hook, lambda _, *given, name=hook: told.append((name, given[-1]))
+        )
+    words = (f"objective.kind={KIND}", "data.token_budget=256", "objective.label_smoothing=0")
+    assert _dry(shards, tmp_path / "run", *words, "train.device=cpu") == 0
+    step = Step(0, derive_seed(load_config("demo", ["data.shards=x"]).train.seed, 0), share=0.0)
+    assert [name for name, _ in told] == ["start", "begin_step", "finish_step"]
+    assert [given for _, given in told[1:]] == [step, step]
 
 
 @pytest.mark.parametrize(

@@ -2,24 +2,28 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from tests.zeta.engine_jobs import OPTIM, weights
+from tests.zeta.foreign_reconstruction import MaskedPatches, Reconstruction
 from tests.zeta.image_text_jobs import EMBED_DIM, captioned_pack
 from tests.zeta.models.test_text_tower import ARGUMENTS
 from tests.zeta.objectives.foreign_moving_teacher import MovingTeacher, StudentAndTeacher
 from tests.zeta.training import BUDGET, NUM_CLASSES, shard_small_parameters, tiny_navit
 from zeta.models.text_tower import TextTower
 from zeta.objectives import build_objective
+from zeta.objectives.base import Step
 from zeta.objectives.config import DistillConfig, ObjectiveConfig
 from zeta.objectives.distill_model import DistillImageTextModel, DistillModel
 from zeta.objectives.teacher import Teacher
 from zeta.packed import lanes_of_rank
 from zeta.train.config import TrainConfig
 from zeta.train.engine import TrainEngine
+from zeta.zero.build import build_for_training
 from zeta.zero.start import init_distributed
 
 shard_small_parameters()
@@ -104,6 +108,39 @@ def training(arguments):
         Path(arguments["out"]).write_text(json.dumps(report))
 
 
+def reconstructing(arguments):
+    """Weights of the masked autoencoder after 3 steps, by stage and packs in a forward pass."""
+    world = init_distributed()
+    total, report = arguments["packs_per_step"], {}
+    for stage, packs in arguments["cases"]:
+        train = TrainConfig(
+            packs_per_step=total, zero_stage=stage, dtype="fp32", tokens_per_forward=packs * BUDGET
+        )
+
+        def build():
+            return Reconstruction(tiny_navit(num_classes=1, pool="mean"), dim=16, seed=3)
+
+        model = build_for_training(build, train.zero, world, trainable="all", seed=3)
+        engine = TrainEngine(
+            model, MaskedPatches(ObjectiveConfig("masked"), 1), world, train, OPTIM
+        )
+        for index in range(3):
+            lanes = list(lanes_of_rank(world.rank, world.size, total))
+            own = [dropped_pack(index, lane) for lane in lanes]
+            images = sum(dropped_pack(index, lane).num_images for lane in range(total))
+            engine.train_step(own, images, seeds=lanes, lr=1e-3)
+        flat = torch.cat([value.flatten() for value in weights(engine).values()])
+        report[f"stage {stage}, {packs} packs"] = flat.tolist()
+    if world.is_main:
+        Path(arguments["out"]).write_text(json.dumps(report))
+
+
+def student_and_teacher(seed, **changes):
+    """The model of `MovingTeacher`, of two tiny encoders."""
+    image, teacher = (tiny_navit(num_classes=1, **changes) for _ in range(2))
+    return StudentAndTeacher(image, teacher, seed)
+
+
 def moving(arguments):
     """Weights after 3 steps with a teacher that follows its student, by stage and dtype."""
     world = init_distributed()
@@ -111,15 +148,18 @@ def moving(arguments):
     for stage, dtype in arguments["cases"]:
         train = TrainConfig(packs_per_step=total, zero_stage=stage, dtype=dtype)
         train.tokens_per_forward = BUDGET
-        model = StudentAndTeacher(tiny_navit(num_classes=1), tiny_navit(num_classes=1), seed=3)
+        model = build_for_training(
+            partial(student_and_teacher, 3), train.zero, world, trainable="all", seed=3
+        )
         objective = MovingTeacher(ObjectiveConfig("moving"), 1)
+        objective.start(model)
         engine = TrainEngine(model, objective, world, train, OPTIM)
         for index in range(3):
             lanes = list(lanes_of_rank(world.rank, world.size, total))
             own = [dropped_pack(index, lane) for lane in lanes]
             images = sum(dropped_pack(index, lane).num_images for lane in range(total))
             engine.train_step(own, images, seeds=lanes, lr=1e-3)
-            engine.follow_step()
+            engine.follow_step(Step(index, seed=0, share=index / 3))
         stale = [
             layer
             for layer in engine.module.modules()

@@ -6,15 +6,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.zeta.foreign_reconstruction import MeanLoss
+from tests.zeta.foreign_objective import MeanLoss
 from zeta.models.config import build_model
 from zeta.models.initialization import initialize
 from zeta.models.linear import Linear
 from zeta.objectives.base import DeclaredObjective
-from zeta.objectives.moving_average import follow
+from zeta.objectives.moving_average import begin_as, follow
 from zeta.objectives.whole_images import whole_images
 
 DECAY = 0.9
+"""Decay of the first step; it rises to 1 over the run."""
 
 
 class StudentAndTeacher(nn.Module):
@@ -54,8 +55,11 @@ class MovingTeacher(DeclaredObjective):
     def build_model(cls, model, config, seed):
         return StudentAndTeacher(build_model(model, seed), build_model(model, seed), seed)
 
-    def finish_step(self, model):
-        follow(model.teacher, model.image, DECAY)
+    def start(self, model):
+        begin_as(model.teacher, model.image)
+
+    def finish_step(self, model, step):
+        follow(model.teacher, model.image, DECAY + (1 - DECAY) * step.share)
 
     def check(self, batch):
         pass

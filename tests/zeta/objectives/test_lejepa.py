@@ -17,6 +17,7 @@ from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.packs import make_pack
 from zeta.metric_names import EMBEDDING_RANK as RANK
 from zeta.objectives import build_for_objective, build_objective
+from zeta.objectives.base import Step
 from zeta.objectives.config import LejepaConfig, ObjectiveConfig
 from zeta.objectives.embedding_spread import effective_rank, embedding_spread
 from zeta.objectives.lejepa import EmbeddingTally
@@ -80,7 +81,7 @@ def step(packs, projected, *, trade_off=0.3, seed=5):
     """The losses and gradients of a step's packs on one rank."""
     config = ObjectiveConfig(kind="lejepa", lejepa=LejepaConfig(trade_off=trade_off, slices=16))
     objective = build_objective(config, 1)
-    objective.begin_step(seed)
+    objective.begin_step(Step(0, seed, share=None))
     leaves = [p.clone().requires_grad_() for p in projected]
     outputs = [ViewOutputs(leaf, torch.zeros(len(leaf), 2)) for leaf in leaves]
     losses = objective.join([ViewOutputs(*(t.detach() for t in o)) for o in outputs], packs)

@@ -13,6 +13,7 @@ from tests.zeta.train.recorded_jobs import DRAWS, Rerun
 from tests.zeta.training import BUDGET, tiny_navit
 from zeta.models.packed_vit import PackedViT
 from zeta.objectives import build_objective
+from zeta.objectives.base import Step
 from zeta.objectives.view_model import ViewModel
 from zeta.packed import lanes_of_rank
 from zeta.train.config import TrainConfig
@@ -95,7 +96,7 @@ def _lejepa(world, train, way):
     model = ViewModel(tiny_navit(num_classes=1), hidden=16, dim=6)
     engine = TrainEngine(model, built, world, train, MUON)
     for index in range(STEPS):
-        built.begin_step(index)
+        built.begin_step(Step(index, seed=index, share=None))
         lanes = list(lanes_of_rank(world.rank, world.size, train.packs_per_step))
         own = [lejepa_jobs.views_pack(index, lane) for lane in lanes]
         every = range(train.packs_per_step)

@@ -309,6 +309,11 @@ class Whole(type(_objective())):
     whole_images = True
 
 
+class Prepared(type(_objective())):
+    def begin_step(self, step):
+        self.temperature = step.share
+
+
 OBSTACLES = [
     ({"device": torch.device("cpu")}, "the device is a cpu"),
     ({"zero_stage": 3}, "at ZeRO stage 3"),
@@ -318,6 +323,7 @@ OBSTACLES = [
     ({"attention": "dense"}, "train.attention=dense at train.dtype=bf16 depend on the lengths"),
     ({"dtype": "fp32"}, "train.attention=auto at train.dtype=fp32 depend on the lengths"),
     ({"objective": Whole(ObjectiveConfig(), 5)}, "another number of dropped patches"),
+    ({"objective": Prepared(ObjectiveConfig(), 5)}, "prepares numbers for each step"),
     ({"objective": object()}, "object compares the images of all passes"),
 ]
 

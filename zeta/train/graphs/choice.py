@@ -14,6 +14,7 @@ from zeta.models.attention import launches_are_fixed
 from zeta.models.layers import Attention, AttentionPool, ParallelBlock
 from zeta.models.packed_vit import PackedViT
 from zeta.objectives import PackObjective
+from zeta.objectives.base import DeclaredObjective
 from zeta.train.config import TrainConfig
 
 _HOST_BINDS = 6e12
@@ -83,6 +84,8 @@ def graph_obstacle(
         return f"{type(objective).__name__} compares the images of all passes (objective.kind)"
     if getattr(objective, "whole_images", False):
         return f"{type(objective).__name__} gets another number of dropped patches with each pack"
+    if getattr(type(objective), "begin_step", None) is not DeclaredObjective.begin_step:
+        return f"{type(objective).__name__} prepares numbers for each step (begin_step)"
     if not isinstance(model, PackedViT):
         return f"{type(model).__name__} is not an image encoder of zeta (model.arch)"
     if model.prefix_tokens:
