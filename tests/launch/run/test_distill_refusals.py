@@ -160,6 +160,22 @@ def test_nothing_to_learn_is_refused(world):
         config(world, *weights)
 
 
+def test_a_factor_without_another_objective_is_refused_with_what_to_set(world):
+    with pytest.raises(
+        ValueError, match=r"distill\.weight is 3, .* set objective\.distill\.pooled"
+    ):
+        config(world, "objective.distill.weight=3")
+    config(world, "objective.distill.weight=1")
+    config(world, "objective.distill.weight=3", "objective.kind=softmax+distill")
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "siglip", "clip"])
+def test_a_teacher_that_counts_for_nothing_is_refused(world, kind):
+    settings = (f"objective.kind={kind}+distill", "objective.distill.weight=0")
+    with pytest.raises(ValueError, match=r"weight is 0, .*set it above 0, or .* without \+distill"):
+        config(world, *settings)
+
+
 def test_a_pooling_that_nothing_would_train_is_refused(world):
     settings = ("objective.distill.pooled=0",)
     with pytest.raises(ValueError, match=r"nothing would train attn_pool .* model\.pool=mean"):
