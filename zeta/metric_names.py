@@ -54,6 +54,12 @@ VAL_BEST_STEP = "val/best_step"
 EVALUATION_S = "time/evaluation_s"
 
 
+EMBEDDING_RANK = "embedding_rank"
+"""Score: in how many directions the embeddings of held-out images vary."""
+EMBEDDING_DEVIATION = "embedding_deviation"
+"""Score: mean over channels of the deviation of these embeddings."""
+
+
 def train_mean(count: str) -> str:
     """Return the name of an objective's score as a mean over training images: `train/top1`."""
     return f"train/{count}"

@@ -101,10 +101,14 @@ CHARTS = (
 )
 _IN_WORDS = {"top1": "top-1"}
 _TRAINED = "sizes of training"
+_SPREAD = (
+    (names.EMBEDDING_RANK, "Effective rank of the embeddings", "directions"),
+    (names.EMBEDDING_DEVIATION, "Deviation of the embeddings", "mean over channels"),
+)
 
 
 def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
-    """Return the charts of what was logged on held-out images: loss, headline score and probes.
+    """Return the charts of held-out images: loss, headline score, probes, spread of embeddings.
 
     Curves are in this order: the score at the sizes of training, at each token budget, and of the
     average of the weights. The headline score is that of the first run that has one. The scores of
@@ -127,6 +131,10 @@ def validation_charts(*runs: LoggedRun) -> tuple[Chart, ...]:
     ):
         title = "Validation top-1 by embeddings"
         charts.append(Chart("val-probes", title, curves, "top-1", percent))
+    for name, title, quantity in _SPREAD:
+        if curves := _curves(runs, name):
+            chart = Chart(f"val-{name.replace('_', '-')}", title, curves, quantity, include=(0.0,))
+            charts.append(chart)
     return tuple(charts)
 
 

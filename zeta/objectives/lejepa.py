@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from zeta.models.config import ModelConfig, build_model
 from zeta.objectives.base import DeclaredObjective, refuse_label_smoothing
 from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.embedding_spread import spread_of_sums
 from zeta.objectives.joined import JoinedPack, put_back
 from zeta.objectives.sigreg import (
     characteristic_sums,
@@ -26,9 +27,6 @@ from zeta.objectives.sigreg import (
 )
 from zeta.objectives.view_model import ViewModel, ViewOutputs
 from zeta.packed import PackedBatch
-
-_FEWEST = 32
-"""Fewest images whose spread says something."""
 
 
 class LejepaObjective(DeclaredObjective):
@@ -151,41 +149,14 @@ class EmbeddingTally:
         )  # fmt: skip
 
     def metrics(self) -> dict[str, float]:
-        """Return `images`, and of their embeddings `embedding_rank` and `embedding_deviation`.
+        """Return `images`, and the spread of their embeddings; see `spread_of_sums`.
 
-        The effective rank is the exponential of the entropy of the covariance's eigenvalues (Roy
-        and Vetterli 2007): near 1 all embeddings lie on a line, and training has collapsed. The
-        deviation is the mean over channels of their standard deviations. Both are left out below
-        32 images, which vary in few directions whatever the model does. Every rank calls this after
-        at least one `add`. NOTE: a collective.
+        Every rank calls this after at least one `add`. NOTE: a collective.
         """
         assert self._sums is not None, "at least one pack was added"
         flat = torch.cat([part.flatten() for part in self._sums])
         if dist.is_initialized():
             dist.all_reduce(flat)
         count, channels = float(flat[0]), len(self._sums[1])
-        if count < _FEWEST:
-            return {"images": count}
-        mean_C = flat[1 : channels + 1] / count
-        products = flat[channels + 1 :].view(channels, channels) / count
-        covariance = products - mean_C[:, None] * mean_C
-        return {
-            "images": count,
-            "embedding_rank": effective_rank(covariance),
-            "embedding_deviation": float(covariance.diagonal().clamp(min=0).sqrt().mean()),
-        }
-
-
-def effective_rank(covariance: Tensor) -> float:
-    """Return the exponential of the entropy of the eigenvalues of [C, C].
-
-    It is 1 if all are 0, or not finite.
-    """
-    if not torch.isfinite(covariance).all():
-        return 1.0
-    values = torch.linalg.eigvalsh(covariance.cpu()).clamp(min=0)
-    total = values.sum()
-    if total <= 0:
-        return 1.0
-    shares = values / total
-    return float(torch.special.entr(shares).sum().exp())
+        products = flat[channels + 1 :].view(channels, channels)
+        return {"images": count} | spread_of_sums(count, flat[1 : channels + 1], products)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-RANK = "embedding_rank"
-"""Score of an objective without labels: the effective rank of the embeddings."""
+from zeta.metric_names import EMBEDDING_RANK
+
 _LEAST_RANK = 3.0
 
 
@@ -17,21 +18,24 @@ class CollapseWatch:
     said: bool = False
 
     def warning(self, scores: Mapping[str, float]) -> str | None:
-        """Return a warning if the embeddings vary in only a few directions; once until they do.
+        """Return a warning if the embeddings vary in a few directions only; once until they do.
 
         Args:
             scores: scores of an evaluation, which may have the effective rank.
         """
-        rank = scores.get(RANK)
+        rank = scores.get(EMBEDDING_RANK)
         if rank is None or rank >= _LEAST_RANK:
             self.said = False
             return None
         if self.said:
             return None
         self.said = True
+        what = f"vary in only {rank:.1f} directions (val/embedding_rank)"
+        if math.isnan(rank):
+            what = "are not finite"
         return (
-            f"WARNING: the embeddings of held-out images vary in only {rank:.1f} directions "
-            "(val/embedding_rank): training has collapsed, or has not begun to learn. The usual "
-            "causes: objective.lejepa.trade_off too low, optim.lr too high or its warm-up too "
-            "short, too few images a step (train.packs_per_step)"
+            f"WARNING: the embeddings of held-out images {what}: training has collapsed, or has "
+            "not begun to learn. The usual causes: optim.lr too high or its warm-up too short, too "
+            "few images a step (train.packs_per_step), and, with objective.kind=lejepa, "
+            "objective.lejepa.trade_off too low"
         )

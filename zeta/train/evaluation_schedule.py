@@ -82,7 +82,7 @@ class Validation:
         """
         started = time.perf_counter()
         metrics, shown, rejected = dict[str, float](), dict[str, float](), list[Rejected]()
-        at_size: Mapping[str, float] = {}
+        at_size: dict[str, float] = {}
         headline = self._engine.objective.headline
         views = [(held_out, False) for held_out in self._held_out]
         if self._engine.average is not None:
@@ -99,15 +99,15 @@ class Validation:
                 shown[label] = found.scores[headline]
             rejected += found.rejected_here
             if held_out is self._held_out[0] and not average:
-                at_size = found.scores
+                at_size = dict(found.scores)
             if held_out is self._held_out[0]:
                 metrics[names.VAL_IMAGES] = found.images
                 metrics[names.VAL_REJECTED] = found.rejected + held_out.unusable
-        nothing = ProbeRound({}, {})
+        nothing = ProbeRound({}, {}, {})
         probed = nothing if self._probe is None else self._probe.run(progress.step, signals)
         if isinstance(probed, ExitCode):
             return probed
-        metrics |= probed.metrics
+        metrics = probed.metrics | metrics
         self._list_rejected(rejected, progress.step)
         value = shown.get(headline or "", math.nan)
         fingerprint = self._held_out[0].fingerprint if self._held_out else ""
@@ -119,9 +119,11 @@ class Validation:
             best = f"best {progress.best_value:>7.2%} at step {progress.best_step}"
         metrics[names.EVALUATION_S] = time.perf_counter() - started
         sink.log(progress.step, metrics)
-        measures = _shown_measures(at_size, headline)
+        scores = probed.spread | at_size
+        measures = _shown_measures(scores, headline)
         self._console.evaluation(progress.step, measures, shown | probed.shown, best)
-        if warning := self._collapse.warning(at_size):
+        # The embeddings of a few classes may well vary in few directions.
+        if headline is None and (warning := self._collapse.warning(scores)):
             self._console.message(warning)
         return None
 

@@ -51,9 +51,11 @@ def test_scores_are_logged_when_due_and_at_the_end_without_other_held_out_images
     assert [line["step"] for line in lines] == [2, 3]
     for line in lines:
         assert {name for name in line if name.startswith("val/")} == {
-            *("val/knn_top1", "val/probe_top1"),
-            *("val/knn_top1_of_average", "val/probe_top1_of_average"),
+            f"val/{name}{of}"
+            for name in ("knn_top1", "probe_top1", "embedding_rank", "embedding_deviation")
+            for of in ("", "_of_average")
         }
+        assert 1 < line["val/embedding_rank"] < 64
         assert 0.1 < line["val/probe_top1"] <= 1
     log = RunDir(world / "run").rank_log(0).read_text()
     assert (
@@ -92,8 +94,8 @@ def test_two_ranks_find_the_scores_of_one(world: Path, stage):
 
 
 @pytest.mark.slow
-def test_the_report_draws_both_scores_in_one_chart(world: Path):
-    (chart,) = validation_charts(read_run(world / "run"))
+def test_the_report_draws_both_scores_in_one_chart_and_the_spread_in_two(world: Path):
+    chart, rank, deviation = validation_charts(read_run(world / "run"))
     assert chart.title == "Validation top-1 by embeddings"
     assert chart.curves == (
         ("k-NN", "val/knn_top1"),
@@ -101,6 +103,12 @@ def test_the_report_draws_both_scores_in_one_chart(world: Path):
         ("linear probe", "val/probe_top1"),
         ("linear probe, average of the weights", "val/probe_top1_of_average"),
     )
+    assert rank.title == "Effective rank of the embeddings"
+    assert [metric for _, metric in rank.curves] == [
+        "val/embedding_rank",
+        "val/embedding_rank_of_average",
+    ]
+    assert deviation.curves[0][1] == "val/embedding_deviation"
 
 
 @pytest.mark.slow

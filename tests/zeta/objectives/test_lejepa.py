@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,11 @@ from launch.config.load import load_config
 from launch.config.resolve import resolve_with_shards
 from tests.data_pipeline.shard_fixtures import jpeg
 from tests.zeta.packs import make_pack
+from zeta.metric_names import EMBEDDING_RANK as RANK
 from zeta.objectives import build_for_objective, build_objective
 from zeta.objectives.config import LejepaConfig, ObjectiveConfig
-from zeta.objectives.lejepa import EmbeddingTally, effective_rank
+from zeta.objectives.embedding_spread import effective_rank, embedding_spread
+from zeta.objectives.lejepa import EmbeddingTally
 from zeta.objectives.sigreg import (
     characteristic_sums,
     random_directions,
@@ -24,7 +27,7 @@ from zeta.objectives.sigreg import (
     statistic,
 )
 from zeta.objectives.view_model import ViewOutputs
-from zeta.train.collapse import RANK, CollapseWatch
+from zeta.train.collapse import CollapseWatch
 
 POINTS = torch.linspace(0, 3, 17)
 
@@ -190,7 +193,22 @@ def test_the_effective_rank_counts_the_channels_that_vary():
     assert effective_rank(torch.eye(8)) == pytest.approx(8)
     assert effective_rank(torch.diag(torch.tensor([1.0, 1, 0, 0]))) == pytest.approx(2)
     assert effective_rank(torch.zeros(4, 4)) == 1
-    assert effective_rank(torch.full((4, 4), float("nan"))) == 1
+
+
+@pytest.mark.parametrize("noise", [0, 1e-7, 1e-5, 1e-3])
+def test_embeddings_in_one_point_have_rank_one_whatever_rounding_adds(noise):
+    rows = 1 + torch.randn(64) + noise * torch.randn(200, 64)
+    assert embedding_spread(rows)[RANK] == 1
+    rows[:100] += 0.1 * torch.randn(100, 64)
+    assert embedding_spread(rows)[RANK] > 10
+
+
+def test_embeddings_that_are_not_finite_are_said_to_be_so_and_are_no_collapse():
+    rows = torch.randn(40, 4)
+    rows[7, 2] = float("inf")
+    spread = embedding_spread(rows)
+    assert all(math.isnan(value) for value in spread.values())
+    assert "are not finite: " in CollapseWatch().warning(spread)
 
 
 def test_the_spread_of_a_few_images_is_not_told():

@@ -28,6 +28,8 @@ class ProbeRound:
     """By metric name."""
     shown: dict[str, float]
     """By display name."""
+    spread: dict[str, float]
+    """How the embeddings of the weights that train are spread, by name."""
 
 
 class ProbeRounds:
@@ -66,7 +68,7 @@ class ProbeRounds:
         Returns:
             The scores, or the exit code if a rank was asked to stop before the end.
         """
-        found = ProbeRound({}, {})
+        found = ProbeRound({}, {}, {})
         for average in (False, True) if self._engine.average is not None else (False,):
             probed = self._probe(step, signals, average=average)
             if isinstance(probed, ExitCode):
@@ -82,6 +84,10 @@ class ProbeRounds:
                 score = probed.scores[SCORES[name]]
                 found.metrics[names.val_score(SCORES[name], average=average)] = score
                 found.shown[f"{CLASSIFIER_WORDS[name]}{which}"] = score
+            for name, value in probed.spread.items():
+                found.metrics[names.val_score(name, average=average)] = value
+            if not average:
+                found.spread.update(probed.spread)
             self._say_rejected(probed)
         return found
 

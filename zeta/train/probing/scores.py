@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zeta.distributed import World
 from zeta.exit_codes import ExitCode
+from zeta.objectives.embedding_spread import embedding_spread
 from zeta.packed import PackedBatch, Rejected
 from zeta.probes.classifiers import CLASSIFIERS, hit_rates, not_finite
 from zeta.probes.feature_rows import FeatureRows
@@ -52,6 +53,8 @@ class ProbeScores:
 
     scores: Mapping[str, float]
     """Shares in [0, 1] of the held-out images by the names in `SCORES`; empty with a `fault`."""
+    spread: Mapping[str, float]
+    """How the embeddings of the held-out images are spread, see `embedding_spread`; likewise."""
     rejected: tuple[Rejected, ...]
     """Images of both parts, of all ranks, that could not be decoded."""
     fault: str = ""
@@ -99,8 +102,9 @@ def probe_scores(
         before += part.images
     faults = [_fault(rows, name) for rows, name in zip(parts, images.names, strict=True)]
     if fault := " and ".join(filter(None, faults)):
-        return ProbeScores({}, tuple(rejected), fault)
-    return ProbeScores(_on_rank_0(parts, images, world), tuple(rejected))
+        return ProbeScores({}, {}, tuple(rejected), fault)
+    scores, spread = _on_rank_0(parts, images, world)
+    return ProbeScores(scores, spread, tuple(rejected))
 
 
 def _fault(rows: FeatureRows, name: str) -> str:
@@ -109,23 +113,26 @@ def _fault(rows: FeatureRows, name: str) -> str:
     return not_finite(features, rows.rows["key"].tolist(), f"of {name}")
 
 
-def _on_rank_0(parts: list[FeatureRows], images: ProbeImages, world: World) -> dict[str, float]:
-    """Return the scores that rank 0 finds, on every rank. NOTE: a collective."""
-    scores, failure = dict[str, float](), None
+def _on_rank_0(
+    parts: list[FeatureRows], images: ProbeImages, world: World
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the scores and the spread that rank 0 finds, on every rank. NOTE: a collective."""
+    found: tuple[dict[str, float], dict[str, float]] = {}, {}
+    failure = None
     if world.is_main:
         try:
-            scores = _classify(parts, images, world.device)
+            found = _classify(parts, images, world.device)
         except RuntimeError as error:  # out of memory, say
             failure = error
     if not world.all(failure is None):
         world.raise_together(failure)
-    result: dict[str, float] = world.broadcast(scores)
-    return result
+    found = world.broadcast(found)
+    return found
 
 
 def _classify(
     parts: list[FeatureRows], images: ProbeImages, device: torch.device
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, float]]:
     (train_ND, labels_N), (test_MD, truth_M) = (
         (
             torch.from_numpy(part.rows["feature"]).to(device),
@@ -137,4 +144,4 @@ def _classify(
     for name in images.classifiers:
         votes_MK = CLASSIFIERS[name](train_ND, labels_N, test_MD, images.num_classes)
         scores[SCORES[name]] = hit_rates(votes_MK, truth_M)["top1"]
-    return scores
+    return scores, embedding_spread(test_MD)
