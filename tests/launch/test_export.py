@@ -90,6 +90,36 @@ def test_without_an_evaluation_there_is_no_best(tmp_path):
         export_run(run, tmp_path / "out", step="best")
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("softmax", "data.val_shards"),
+        ("distill", "data.val_shards"),
+        (
+            "lejepa",
+            "train.evaluate.probe=true or train.evaluate.knn=true (objective.kind lejepa has no "
+            "score of its own), labelled images held out (data.probe_val_shards or "
+            "data.val_shards)",
+        ),
+    ],
+)
+def test_without_an_evaluation_all_that_the_objective_needs_for_one_is_named(
+    tmp_path, kind, settings
+):
+    run = make_run(tmp_path / "run", steps=[2, 4], num_classes=1)
+    path = run / "config.yaml"
+    text = path.read_text()
+    assert "kind: softmax" in text
+    path.write_text(
+        text.replace("kind: softmax", f"kind: {kind}").replace(
+            "label_smoothing: 0.1", "label_smoothing: 0.0"
+        )
+    )
+    message = f"name one by --step, or train with {settings} and checkpoints at evaluated steps"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_run(run, tmp_path / "out", step="best")
+
+
 def test_a_run_whose_evaluations_have_no_score_says_how_to_get_a_best_step(tmp_path):
     """As without labels: how embeddings spread does not rank steps, and the probes do."""
     spread = {step: {"val/images": 64, "val/embedding_rank": 3.0} for step in (2, 4)}
