@@ -35,6 +35,7 @@ from zeta.objectives.teacher import (
     FIELD,
     Teacher,
     TeacherOutputs,
+    check_finite,
     check_teacher_named,
     load_teacher,
     outline_teacher,
@@ -95,9 +96,10 @@ class Distillation(DeclaredObjective):
         """Load the teacher, and put it on the device.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: it cannot be loaded, or what it says is not finite.
         """
-        self.teacher.place(device, dtype)
+        teacher, config = self.teacher.place(device, dtype), self.config
+        check_finite(teacher, config.teacher, pooled=config.pooled > 0, tokens=config.tokens > 0)
 
     def facts(self) -> dict[str, str]:
         """Return the digest of the teacher."""
