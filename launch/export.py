@@ -22,7 +22,7 @@ from zeta.checkpoint.directory import (
     read_trainer_state,
     stored_weights,
 )
-from zeta.export.card import model_card
+from zeta.export.card import card_arguments, model_card
 from zeta.export.folder import check_free, remove_leftovers, whole_directory
 from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, TextExport
@@ -139,13 +139,14 @@ def _model(
 def _card(
     out: Path, formats: Sequence[ExportFormat], model: ModelToExport, *, config_yaml: str
 ) -> str:
+    arguments = card_arguments(model.arguments, model.facts)
     return model_card(
         out.absolute().name,
         model.facts,
-        model.arguments,
+        arguments,
         config_yaml=config_yaml,
         weights=sum(math.prod(tensor.shape) for tensor in model.tensors.values()),
-        uses=[each.card(model.arguments) for each in formats],
+        uses=[each.card(arguments) for each in formats],
     )
 
 

@@ -106,15 +106,7 @@ def test_without_an_evaluation_there_is_no_best(tmp_path):
 def test_without_an_evaluation_all_that_the_objective_needs_for_one_is_named(
     tmp_path, kind, settings
 ):
-    run = make_run(tmp_path / "run", steps=[2, 4], num_classes=1)
-    path = run / "config.yaml"
-    text = path.read_text()
-    assert "kind: softmax" in text
-    path.write_text(
-        text.replace("kind: softmax", f"kind: {kind}").replace(
-            "label_smoothing: 0.1", "label_smoothing: 0.0"
-        )
-    )
+    run = make_run(tmp_path / "run", steps=[2, 4], kind=kind, num_classes=1)
     message = f"name one by --step, or train with {settings} and checkpoints at evaluated steps"
     with pytest.raises(ValueError, match=re.escape(message)):
         export_run(run, tmp_path / "out", step="best")
@@ -189,6 +181,18 @@ def test_the_model_card_tells_the_facts(run, tmp_path):
     facts += ("NaViT.from_pretrained", "timm.create_model", "deepspeed | 0.19.8")
     for fact in facts:
         assert fact in card, fact
+
+
+def test_the_card_of_a_model_without_classes_shows_embeddings_alone(tmp_path):
+    kind = "tests.zeta.foreign_objective:Brightness"
+    run = make_run(tmp_path / "run", kind=kind, num_classes=1)
+    card = (export_run(run, tmp_path / "out", form="both").folder / "README.md").read_text()
+    before_recipe = card.partition("## Recipe")[0]
+    assert "embeddings = model.embed([image])" in before_recipe
+    assert "num_classes=0" in before_recipe
+    assert "`num_classes`" not in before_recipe
+    assert "logits" not in before_recipe
+    assert "pipeline_tag: image-feature-extraction" in card
 
 
 def test_what_is_no_run_is_refused_and_said_what_it_is(run, tmp_path):
