@@ -22,7 +22,7 @@ from zeta.checkpoint.directory import (
     read_trainer_state,
     stored_weights,
 )
-from zeta.export.card import model_card
+from zeta.export.card import card_arguments, model_card
 from zeta.export.folder import check_free, remove_leftovers, whole_directory
 from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ExportFormat, ModelToExport, TextExport
@@ -31,6 +31,7 @@ from zeta.export.text_encoder import split_weights
 from zeta.files import read_json
 from zeta.models.exported import CARD_FILE, CONFIG_FILE
 from zeta.objectives import objective_class
+from zeta.objectives.distill import Distillation
 from zeta.run.directory import TRAINER_STATE, RunDir, step_name, step_names, step_of
 from zeta.run.places import find_run
 from zeta.run.step_scores import best_first, read_scores
@@ -138,13 +139,14 @@ def _model(
 def _card(
     out: Path, formats: Sequence[ExportFormat], model: ModelToExport, *, config_yaml: str
 ) -> str:
+    arguments = card_arguments(model.arguments, model.facts)
     return model_card(
         out.absolute().name,
         model.facts,
-        model.arguments,
+        arguments,
         config_yaml=config_yaml,
         weights=sum(math.prod(tensor.shape) for tensor in model.tensors.values()),
-        uses=[each.card(model.arguments) for each in formats],
+        uses=[each.card(arguments) for each in formats],
     )
 
 
@@ -201,8 +203,8 @@ def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:
             )
         raise ValueError(
             f"none of the checkpoints in {run_dir.path} (steps {there}) was evaluated on held-out "
-            "images, so none is the best: name one by --step, or train with data.val_shards and "
-            "checkpoints at evaluated steps (train.checkpoint_every a multiple of "
+            f"images, so none is the best: name one by --step, or train with {_scored_by(run_dir)} "
+            "and checkpoints at evaluated steps (train.checkpoint_every a multiple of "
             "train.evaluate.every)"
         )
     damaged: list[str] = []
@@ -214,6 +216,21 @@ def _best(run_dir: RunDir, average: bool) -> tuple[Path, str]:
             return directory, "; ".join([among, *damaged])
         damaged.append(f"{directory.name} is not whole ({fault})")
     raise ValueError(f"no whole checkpoint in {run_dir.path}: {'; '.join(damaged)}")
+
+
+def _scored_by(run_dir: RunDir) -> str:
+    """Return the settings by which evaluations of a run get a score that ranks steps."""
+    config = load_config(str(run_dir.config))
+    declared, evaluate = objective_class(config.objective.kind), config.train.evaluate
+    if declared.headline is not None or issubclass(declared, Distillation):  # that has a loss
+        return "data.val_shards"
+    held_out = "labelled images held out (data.probe_val_shards or data.val_shards)"
+    if evaluate.probe or evaluate.knn:
+        return held_out
+    return (
+        f"train.evaluate.probe=true or train.evaluate.knn=true (objective.kind "
+        f"{config.objective.kind} has no score of its own), {held_out}"
+    )
 
 
 def _of_type(tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> dict[str, StoredTensor]:

@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     from launch.evaluate.files import plot, prepare_files, write_csv
     from launch.evaluate.images import are_shards, as_shards
     from launch.evaluate.per_image import confusion_matrix, write_confusion, write_per_image
-    from launch.evaluate.scores import Request, check_rows, prepare, run_evaluation
+    from launch.evaluate.requests import Request, check_rows, prepare
+    from launch.evaluate.scores import run_evaluation
     from launch.evaluate.zero_shot import TEMPLATES
     from launch.run.evaluation_ranks import evaluation_world, has_ranks_to_start, start_ranks
     from launch.tables import accuracy_table

@@ -14,7 +14,8 @@ from data_pipeline.loading.loader import PackLoader
 from data_pipeline.shards.manifest import Manifest
 from launch.evaluate.features import evaluation_data
 from launch.evaluate.images import OpenedImages
-from launch.evaluate.scores import Predict, trained_targets
+from launch.evaluate.requests import trained_targets
+from launch.evaluate.scores import Predict
 from launch.evaluate.small_images import small_images
 from launch.evaluate.zero_shot import TEMPLATES, ZeroShotClassifier
 from launch.run.evaluation_plan import TRAIN, View, held_out_plan, view_at, view_within

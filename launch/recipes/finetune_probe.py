@@ -20,8 +20,9 @@ from data_pipeline.shards.manifest import Manifest
 from launch.config.load import Setting, ZetaConfig
 from launch.evaluate.features import evaluation_data, labelled_features
 from launch.recipes.finetune_recipe import Export
-from launch.run.evaluation_plan import class_map, view_of_training
-from launch.run.validation_data import check_unweighted
+from launch.run.class_map import class_map
+from launch.run.evaluation_plan import view_of_training
+from launch.run.validation_data import UNKNOWN_CLASSES, check_unweighted
 from launch.run.workers import loader_workers
 from zeta.distributed import RankInfo, World
 from zeta.export.folder import whole_directory
@@ -104,7 +105,14 @@ def fit_head(export: Export, config: ZetaConfig, run_dir: RunDir) -> dict[str, A
     found: dict[str, Any] = {"before": None, "after": None}
     if config.data.val_shards is not None:
         held_out = Manifest.open(config.data.val_shards)
-        index_of = class_map(names, classes, held_out, whose="the model's")
+        index_of = class_map(
+            names,
+            classes,
+            held_out,
+            whose="the model's",
+            shards="data.val_shards",
+            remedy=UNKNOWN_CLASSES,
+        )
         tests_MD, tests_M = _features(model, held_out, config, export, world)
         tests_MD, tests_M = tests_MD.cpu(), torch.tensor(index_of)[tests_M.cpu()]
         own = (model.head.weight.cpu(), model.head.bias.cpu())

@@ -17,6 +17,7 @@ from launch.run.checks import CheckedRun, check_start
 from launch.run.execution import RunMemory, costliest_pack, run_memory
 from launch.run.length import RunLength
 from launch.run.pace import forecast, pace_rows, run_length
+from launch.run.start_warnings import start_warnings
 from launch.tables import plan_warnings
 from zeta.distributed import RankInfo
 from zeta.objectives import build_for_objective, build_objective
@@ -83,6 +84,8 @@ def _steps(checked: CheckedRun, length: RunLength, world_size: int) -> Iterator[
     if train.max_tokens is not None:
         yield f"tokens at most    {train.max_tokens:,}"
     for warning in plan_warnings(summary, checked.plan, world_size):
+        yield f"warning: {warning}"
+    for warning in start_warnings(checked):
         yield f"warning: {warning}"
 
 

@@ -1,4 +1,4 @@
-"""Plan the evaluation of held-out images: their size, their packs and the model's class indices.
+"""Plan the evaluation of held-out images: their size and their packs.
 
 `zeta eval` and the evaluation during training call the model differently, and share the rest.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +21,6 @@ from data_pipeline.config import (
     LocalViewsConfig,
     MixConfig,
     ResolutionConfig,
-    warn,
 )
 from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.sampling import token_grids
@@ -211,69 +209,6 @@ def _longest_image(manifest: Manifest, data: DataConfig, view: View) -> int:
             )
             longest = max(longest, int((rows * columns).max()))
     return longest
-
-
-def class_map(
-    trained: Sequence[str] | None, num_classes: int, manifest: Manifest, *, whose: str
-) -> list[int]:
-    """Return the model's class index of each class index of the shards.
-
-    Classes are matched by name, so the shards may lack some or have them in another order.
-
-    Args:
-        trained: names of the model's classes, if it has any.
-        num_classes: number of outputs of the model.
-        manifest: the labelled shards.
-        whose: name of the model in messages, in the genitive.
-
-    Raises:
-        ValueError: the shards have no labels, or a class that the model does not know.
-    """
-    if manifest.highest_label < 0:
-        raise ValueError("no image in the shards has a class label to compare with")
-    names = manifest.class_names
-    if trained is not None and names is not None:
-        # A name may be spelled in two forms of Unicode that look alike.
-        index_of = {unicodedata.normalize("NFC", name): i for i, name in enumerate(trained)}
-        classes = [index_of.get(unicodedata.normalize("NFC", name)) for name in names]
-        unknown = [name for name, index in zip(names, classes, strict=True) if index is None]
-        if unknown:
-            raise ValueError(
-                f"class {unknown[0]!r} of the shards is none of {whose} {len(trained)} "
-                f"classes: {', '.join(list(trained)[:10])}{', ...' if len(trained) > 10 else ''}"
-            )
-        return [index for index in classes if index is not None]
-    _check_half_named(trained, manifest, whose)
-    if manifest.highest_label >= num_classes:
-        raise ValueError(
-            f"the shards hold the class index {manifest.highest_label}, but the model has only "
-            f"{num_classes} classes"
-        )
-    return list(range(num_classes))
-
-
-def _check_half_named(trained: Sequence[str] | None, manifest: Manifest, whose: str) -> None:
-    """Warn if only one side names its classes, so that labels are compared by index alone.
-
-    Raises:
-        ValueError: the names are numbers that are not their indices ("10" before "2", in the order
-            of text), so that nearly every label would be compared with another one.
-    """
-    names = manifest.class_names if trained is None else trained
-    if names is None:
-        return
-    sides = (f"{whose} classes", "those of the shards")
-    if trained is None:
-        sides = ("the classes of the shards", f"{whose} classes")
-    told = f"{sides[0]} have names (classes.json), and {sides[1]} do not"
-    wrong = next((n for i, n in enumerate(names) if n.isdecimal() and int(n) != i), None)
-    if wrong is not None and all(name.isdecimal() for name in names):
-        raise ValueError(
-            f"{told}: the class named {wrong} has the index {list(names).index(wrong)}, so labels "
-            "would be mixed up; build both from tables with the same kind of labels, or put the "
-            "same classes.json beside both and index them again"
-        )
-    warn(f"{told}: their labels are compared by index")
 
 
 class Relabelled:

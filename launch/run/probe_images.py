@@ -13,7 +13,8 @@ from data_pipeline.plan.plan import Plan
 from data_pipeline.plan.some_images import class_counts, some_images
 from data_pipeline.shards.manifest import Manifest
 from launch.config.load import ZetaConfig
-from launch.run.evaluation_plan import class_map, held_out_plan, view_of_training
+from launch.run.class_map import SAME_NAMES, class_map
+from launch.run.evaluation_plan import held_out_plan, view_of_training
 from launch.run.overlap import shared_shards
 from launch.run.validation_data import check_unweighted, held_out_of
 from zeta.distributed import RankInfo
@@ -143,7 +144,10 @@ def _classes(train: _Part, test: _Part) -> list[int]:
     known = max(highest, test.manifest.highest_label) + 1 if names is None else len(names)
     whose = f"{train.key}'s"
     try:
-        classes = class_map(names, known, test.manifest, whose=whose)
+        renamed = (
+            f"{_remedy(train, test)}; if they are the same classes by other names, {SAME_NAMES}"
+        )
+        classes = class_map(names, known, test.manifest, whose=whose, remedy=renamed)
     except ValueError as error:
         raise ValueError(f"{test.key}: {error}") from error
     there = np.flatnonzero(test.counts).tolist()
@@ -155,9 +159,14 @@ def _classes(train: _Part, test: _Part) -> list[int]:
         raise ValueError(
             f"{len(missing):,} of the {len(there):,} classes of {test.key} never occur in "
             f"{train.key} ({', '.join(shown)}{more}), so that nothing could be learned of them: "
-            f"add images of them to {train.key}, or leave them out of {test.key}"
+            f"{_remedy(train, test)}"
         )
     return classes
+
+
+def _remedy(train: _Part, test: _Part) -> str:
+    """Return what to do about classes of which nothing could be learned."""
+    return f"add images of them to {train.key}, or leave them out of {test.key}"
 
 
 def _check_images(train: _Part, most: int, *, knn: bool) -> None:

@@ -26,6 +26,7 @@ from launch.run.consensus import RefusedError, check_together
 from launch.run.execution import settle
 from launch.run.lock import RunLock, this_owner
 from launch.run.pace import forecast, pace_rows
+from launch.run.start_warnings import start_warnings
 from launch.run.starts import note_start, places
 from launch.tables import mix_warning
 from zeta.distributed import (
@@ -36,7 +37,6 @@ from zeta.distributed import (
     rank_from_environment,
 )
 from zeta.exit_codes import ExitCode, RunError, UnsavedError
-from zeta.export.formats import obstacles
 from zeta.files import write_whole_text
 from zeta.objectives import build_for_objective, build_objective
 from zeta.run.code_version import note_code
@@ -99,26 +99,11 @@ def _train_checked(checked: CheckedRun, info: RankInfo, store: Store) -> int:
         return ExitCode.FINISHED
     with closing(Console(checked.run_dir.rank_log(info.rank), info.rank)) as console:
         console.message(f"run directory: {checked.run_dir.path}")
-        if checked.held_out is not None and checked.held_out.trained_on:
-            console.message(
-                f"WARNING: {checked.held_out.trained_on} of data.val_shards are in data.shards "
-                "too: val/ is not measured on images never seen; `zeta shards build --val-share` "
-                "makes shards that share no image"
-            )
-        if checked.probe is not None and checked.probe.shared:
-            train_key, test_key = checked.probe.names
-            console.message(
-                f"WARNING: {checked.probe.shared} shards of {test_key} are in {train_key} too: "
-                "k-NN and linear probe (train.evaluate) find the images themselves there; give "
-                "other shards as data.probe_shards or data.probe_val_shards"
-            )
+        for warning in start_warnings(checked):
+            console.message(f"WARNING: {warning}")
         data = checked.config.data
         if (unmixed := mix_warning(data, data.max_images_per_pack)) is not None:
             console.message(f"WARNING: {unmixed}")
-        for name, obstacle in obstacles(checked.config.model.resolve()).items():
-            console.message(
-                f"WARNING: `zeta export --format {name}` will refuse this model: {obstacle}"
-            )
         return _run_and_report(checked, info, store, console)
 
 

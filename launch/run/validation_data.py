@@ -12,9 +12,9 @@ from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.manifest import Manifest
 from launch.config.load import ZetaConfig
 from launch.config.resolve import CLASS_TARGETS, with_targets
+from launch.run.class_map import SAME_NAMES, class_map
 from launch.run.evaluation_plan import (
     Relabelled,
-    class_map,
     held_out_plan,
     num_unusable,
     view_of_training,
@@ -27,6 +27,11 @@ from zeta.packed import StepSource
 from zeta.train.evaluation import HeldOut
 
 _NAME = "data.val_shards"
+UNKNOWN_CLASSES = (
+    f"add images of them to data.shards, or leave them out of {_NAME}; if they are the same "
+    f"classes by other names, {SAME_NAMES}"
+)
+"""What to do about held-out classes that the model does not know, for messages."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ def open_held_out(config: ZetaConfig, trained_on: Manifest) -> HeldOutImages | N
         names, num_classes = trained_on.class_names, arguments["num_classes"]
         classes = None
         if objective_class(config.objective.kind).targets in CLASS_TARGETS:
-            classes = class_map(names, num_classes, manifest, whose="the model's")
+            classes = class_map(
+                names, num_classes, manifest, whose="the model's", remedy=UNKNOWN_CLASSES
+            )
         plans = [
             (
                 tokens,

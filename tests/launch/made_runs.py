@@ -19,13 +19,15 @@ SIZES |= {"heads": 2, "mlp_dim": 32, "dim_head": 8}
 CLASSES = ["cat", "dog", "owl"]
 
 
-def make_run(folder, steps=(4,), scores=None, ranks=3, average=False, **model):
+def make_run(folder, steps=(4,), scores=None, ranks=3, average=False, kind="softmax", **model):
     """A run with a checkpoint at each step, whose weights are those of seed `step`.
 
     scores: metrics.jsonl by step.
     average: also keep one; it is the weights plus 1.
+    kind: of the objective, which trains the encoder alone.
     """
     config = ZetaConfig(model=ModelConfig(**(SIZES | model)))
+    config.objective.kind = kind
     config.data.shards, config.train.max_steps = "shards", 10
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))

@@ -90,6 +90,28 @@ def test_without_an_evaluation_there_is_no_best(tmp_path):
         export_run(run, tmp_path / "out", step="best")
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("softmax", "data.val_shards"),
+        ("distill", "data.val_shards"),
+        (
+            "lejepa",
+            "train.evaluate.probe=true or train.evaluate.knn=true (objective.kind lejepa has no "
+            "score of its own), labelled images held out (data.probe_val_shards or "
+            "data.val_shards)",
+        ),
+    ],
+)
+def test_without_an_evaluation_all_that_the_objective_needs_for_one_is_named(
+    tmp_path, kind, settings
+):
+    run = make_run(tmp_path / "run", steps=[2, 4], kind=kind, num_classes=1)
+    message = f"name one by --step, or train with {settings} and checkpoints at evaluated steps"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        export_run(run, tmp_path / "out", step="best")
+
+
 def test_a_run_whose_evaluations_have_no_score_says_how_to_get_a_best_step(tmp_path):
     """As without labels: how embeddings spread does not rank steps, and the probes do."""
     spread = {step: {"val/images": 64, "val/embedding_rank": 3.0} for step in (2, 4)}
@@ -159,6 +181,18 @@ def test_the_model_card_tells_the_facts(run, tmp_path):
     facts += ("NaViT.from_pretrained", "timm.create_model", "deepspeed | 0.19.8")
     for fact in facts:
         assert fact in card, fact
+
+
+def test_the_card_of_a_model_without_classes_shows_embeddings_alone(tmp_path):
+    kind = "tests.zeta.foreign_objective:Brightness"
+    run = make_run(tmp_path / "run", kind=kind, num_classes=1)
+    card = (export_run(run, tmp_path / "out", form="both").folder / "README.md").read_text()
+    before_recipe = card.partition("## Recipe")[0]
+    assert "embeddings = model.embed([image])" in before_recipe
+    assert "num_classes=0" in before_recipe
+    assert "`num_classes`" not in before_recipe
+    assert "logits" not in before_recipe
+    assert "pipeline_tag: image-feature-extraction" in card
 
 
 def test_what_is_no_run_is_refused_and_said_what_it_is(run, tmp_path):

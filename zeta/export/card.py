@@ -18,6 +18,16 @@ _TASKS = {
 """The Hub's name of what a model does, by the targets that it was trained on."""
 
 
+def card_arguments(arguments: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's arguments as cards show them: num_classes is 0 where none was learned.
+
+    Args:
+        arguments: arch and constructor arguments of the model.
+        facts: the `info` of the export's config.json.
+    """
+    return {**arguments, **({"num_classes": 0} if facts.get("targets") == "none" else {})}
+
+
 def model_card(
     name: str,
     facts: Mapping[str, Any],
@@ -32,7 +42,7 @@ def model_card(
     Args:
         name: name of the model, the title.
         facts: the `info` of the export's config.json.
-        arguments: arch and constructor arguments of the model.
+        arguments: result of `card_arguments`.
         config_yaml: the resolved config of the run.
         weights: number of weights.
         uses: how to load the model, a part for each format of the export.
@@ -64,7 +74,10 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
 def _summary(facts: Mapping[str, Any], arguments: Mapping[str, Any], weights: int) -> str:
     kind = ARCHITECTURES[arguments["arch"]].__name__
     sizes = "images of one size" if takes_one_size(arguments) else "images of any size"
-    rows = [(f"`{key}`", value) for key, value in arguments.items() if value is not None]
+    shown = {key: value for key, value in arguments.items() if value is not None}
+    if not shown.get("num_classes"):
+        shown.pop("num_classes", None)
+    rows = [(f"`{key}`", value) for key, value in shown.items()]
     return (
         f"A {kind} (Vision Transformer for {sizes}) of {weights:,} weights, stored as "
         f"{facts['dtype']}.\n\n{_table(('option', 'value'), rows)}"

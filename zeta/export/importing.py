@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zeta.export.card import card_arguments
 from zeta.export.folder import check_free, whole_directory
 from zeta.export.formats import open_formats
 from zeta.export.protocol import MAX_FILE_BYTES, ModelToExport
@@ -57,7 +58,8 @@ def import_encoder(
     formats = open_formats("zeta")
     with whole_directory(out) as partial:
         write_formats(partial, formats, model)
-        (partial / CARD_FILE).write_text(_card(source, opened, formats[0].card(model.arguments)))
+        use = formats[0].card(card_arguments(model.arguments, model.facts))
+        (partial / CARD_FILE).write_text(_card(source, opened, use))
     return Imported(out, opened.config["model"], opened.notes)
 
 
@@ -89,7 +91,8 @@ def _check_apart(source: Path, out: Path) -> None:
 
 
 def _card(source: Path, opened: Opened, use: str) -> str:
-    arguments, imported = opened.config["model"], opened.config["info"]["imported"]
+    info = opened.config["info"]
+    arguments, imported = card_arguments(opened.config["model"], info), info["imported"]
     notes = "".join(f"\n- {note}" for note in opened.notes) or "\n- nothing"
     return (
         f"# {source.absolute().name}\n\nA {imported['class']}, imported as a NaViT.\n\n"

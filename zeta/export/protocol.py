@@ -82,7 +82,12 @@ class ExportFormat(Protocol):
         ...
 
     def card(self, arguments: Mapping[str, Any]) -> str:
-        """Return the part of the model card that shows how to load the model, in Markdown."""
+        """Return the part of the model card that shows how to load the model, in Markdown.
+
+        Args:
+            arguments: arch and constructor arguments; `num_classes` is 0 where no class was learned
+                and the head is as it was drawn, so that embeddings are all there is to use.
+        """
         ...
 
     def files(self, names: Collection[str], config: Mapping[str, Any]) -> set[str]:

@@ -59,11 +59,15 @@ class ZetaFormat(ExportFormat):
     def card(self, arguments: Mapping[str, Any]) -> str:
         """Return how to load the model with zeta."""
         model = ARCHITECTURES[arguments["arch"]].__name__
+        needed = "torch, einops and safetensors are enough"
+        sizes = f"uint8 [3, height, width], sides in multiples of {arguments['patch_size']}"
+        use = f"logits = model([image])  # {sizes}"
+        if not arguments["num_classes"]:
+            needed = "torch, einops, safetensors and Pillow are enough"
+            use = "embeddings = model.embed([image])  # [n, dim], of PIL images of any sizes"
         return (
-            f"With zeta (torch, einops and safetensors are enough):\n\n```python\nfrom zeta import "
-            f'{model}\n\nmodel = {model}.from_pretrained("{PLACE}")\n'
-            f"logits = model([image])  # uint8 [3, height, width], sides in multiples of "
-            f"{arguments['patch_size']}\n```"
+            f"With zeta ({needed}):\n\n```python\nfrom zeta import {model}\n\n"
+            f'model = {model}.from_pretrained("{PLACE}")\n{use}\n```'
         )
 
     def files(self, names: Collection[str], config: Mapping[str, Any]) -> set[str]:

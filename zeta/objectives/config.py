@@ -56,6 +56,16 @@ class LejepaConfig:
 
     def __post_init__(self) -> None:
         check_range("objective.lejepa.trade_off", self.trade_off, 0, 1)
+        if self.trade_off in (0, 1):
+            why = (
+                "nothing would keep embeddings apart, and all images would become one"
+                if self.trade_off == 0
+                else "nothing would make the views of an image agree"
+            )
+            raise ValueError(
+                f"objective.lejepa.trade_off is {self.trade_off:g}, so {why}: set it above 0 and "
+                f"below 1, as {type(self).trade_off:g}"
+            )
         for name in ("slices", "dim", "hidden"):
             check_range(f"objective.lejepa.{name}", getattr(self, name), 1)
 

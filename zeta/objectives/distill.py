@@ -23,12 +23,19 @@ from torch.nn import functional as F
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.packed_vit import PackedViT
 from zeta.objectives.base import DeclaredObjective, refuse_label_smoothing
-from zeta.objectives.config import DistillConfig, ObjectiveConfig
+from zeta.objectives.config import ObjectiveConfig
+from zeta.objectives.distill_checks import (
+    check_fit,
+    check_no_factor,
+    check_pooling,
+    check_weights,
+)
 from zeta.objectives.distill_model import DistillModel, DistillOutputs
 from zeta.objectives.teacher import (
     FIELD,
     Teacher,
     TeacherOutputs,
+    check_finite,
     check_teacher_named,
     load_teacher,
     outline_teacher,
@@ -89,9 +96,10 @@ class Distillation(DeclaredObjective):
         """Load the teacher, and put it on the device.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: it cannot be loaded, or what it says is not finite.
         """
-        self.teacher.place(device, dtype)
+        teacher, config = self.teacher.place(device, dtype), self.config
+        check_finite(teacher, config.teacher, pooled=config.pooled > 0, tokens=config.tokens > 0)
 
     def facts(self) -> dict[str, str]:
         """Return the digest of the teacher."""
@@ -133,9 +141,10 @@ class DistillObjective(Distillation):
 
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:
-        """Raise ValueError for label smoothing, and if nothing would be learned."""
+        """Raise ValueError for label smoothing, a factor, and if nothing would be learned."""
         refuse_label_smoothing(config)
         check_weights(config.distill)
+        check_no_factor(config.distill)
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int | None:
@@ -167,48 +176,6 @@ class DistillObjective(Distillation):
     def tally(self) -> Any:
         """Return an empty tally of held-out packs."""
         return DistillTally(self)
-
-
-def check_weights(config: DistillConfig) -> None:
-    """Raise ValueError if neither pooled embeddings nor tokens are learned."""
-    if not config.pooled and not config.tokens:
-        raise ValueError(
-            "objective.distill.pooled and objective.distill.tokens are both 0, so there is nothing "
-            "to learn from the teacher: set one of them above 0"
-        )
-
-
-def check_fit(encoder: PackedViT, path: str | None, fit: str) -> None:
-    """Raise ValueError if a teacher of one size would see images of other shapes."""
-    grid = encoder.fixed_grid
-    if grid is None:
-        return
-    if grid[0] != grid[1]:
-        raise ValueError(
-            f"{FIELD} is {path}, which takes a grid of {grid[0]} x {grid[1]} patches only, and "
-            "training images are squares or of any shape: give a teacher that takes squares"
-        )
-    if fit == "keep":
-        raise ValueError(
-            f"{FIELD} is {path}, which takes squares only, but data.resolution.fit is keep: set "
-            "data.resolution.fit=crop (or squash), or give a teacher that takes any shape"
-        )
-
-
-def check_pooling(image: PackedViT, config: DistillConfig) -> None:
-    """Raise ValueError if the pooling has weights and none of them would get a gradient."""
-    parts = ("attn_pool", "fc_norm", "pooler")
-    found = [part for part in parts if any(True for _ in _parameters(image, part))]
-    if found and not config.pooled:
-        raise ValueError(
-            f"objective.distill.pooled is 0, so nothing would train {found[0]} of the model, which "
-            "makes the embeddings: set model.pool=mean, or objective.distill.pooled above 0"
-        )
-
-
-def _parameters(image: PackedViT, part: str) -> Any:
-    module = getattr(image, part, None)
-    return iter(()) if module is None else module.parameters()
 
 
 def teacher_flops(config: ObjectiveConfig, image: PackedViT) -> Callable[[PackedBatch], float]:

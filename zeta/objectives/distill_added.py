@@ -22,9 +22,9 @@ from zeta.objectives.distill import (
     DISTILL,
     Distillation,
     DistillTally,
-    check_weights,
     teacher_flops,
 )
+from zeta.objectives.distill_checks import check_factor, check_weights
 from zeta.objectives.distill_model import (
     DistillImageTextModel,
     DistillModel,
@@ -51,9 +51,10 @@ class _Added(Distillation):
 
     @classmethod
     def check_config(cls, config: ObjectiveConfig) -> None:
-        """Raise ValueError for an option that either objective does not have."""
+        """Raise ValueError for an option that either lacks, and if no teacher would be heard."""
         cls.other.check_config(without_distill(config))
         check_weights(config.distill)
+        check_factor(config.distill)
 
     @classmethod
     def head_outputs(cls, config: ObjectiveConfig) -> int | None:

@@ -23,6 +23,8 @@ from zeta.objectives.whole_images import Grid, at_tokens, grid_for, used_grids, 
 from zeta.packed import PackedBatch
 
 FIELD = "objective.distill.teacher"
+_SAMPLE_PATCHES = 4
+"""Patches a side of the images by which a teacher is tried, where it takes any number."""
 
 
 class TeacherOutputs(NamedTuple):
@@ -90,6 +92,42 @@ class Teacher(FrozenModule):
     @cached_property
     def _rates(self) -> FlopRates:
         return flop_rates(self.encoder)
+
+
+@torch.no_grad()
+def check_finite(teacher: Teacher, path: str | None, *, pooled: bool, tokens: bool) -> None:
+    """Raise ValueError if what a teacher says of a grey image or of noise is not finite.
+
+    Weights that are each finite may overflow together, and the loss would be taken for a fault of
+    the training.
+
+    Args:
+        teacher: where it runs, and in the type in which it does.
+        path: its folder, for the message.
+        pooled: whether its pooled embeddings are learned.
+        tokens: whether its features of patches are.
+    """
+    encoder = teacher.encoder
+    rows, columns = grid_for(encoder, *(_SAMPLE_PATCHES * encoder.patch_size,) * 2)
+    grey = torch.full(
+        (encoder.channels, rows * encoder.patch_size, columns * encoder.patch_size),
+        128,
+        dtype=torch.uint8,
+    )
+    noise = torch.randint(
+        256, grey.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    device = encoder.mean.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=teacher.low_precision):
+        found = encoder.forward_both([grey.to(device), noise.to(device)])
+    said = {"pooled embeddings": (found[0], pooled), "features": (found[1].features, tokens)}
+    bad = [what for what, (values, used) in said.items() if used and not values.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{FIELD} is {path}, whose {' and '.join(bad)} of a grey image and of noise hold NaN "
+            "or infinite values: its weights or its std overflow, and nothing can be learned from "
+            "it; export it from an earlier checkpoint, or give another teacher"
+        )
 
 
 def check_teacher_named(path: str | None) -> str:

@@ -147,7 +147,8 @@ class Console:
             self._bar.set_postfix_str(self._postfix)
         columns = [f"{name} {value:>9.4f}" for name, value in measures.items()]
         columns += [f"{name} {value:>7.2%}" for name, value in scores.items()]
-        self._print("  ".join([self._step(step), *columns, best]))
+        parts = [*columns, *filter(None, [best])] or ["evaluated, without a score"]
+        self._print("  ".join([self._step(step), *parts]))
 
     def message(self, text: str) -> None:
         """Log one line, and show it in the terminal on rank 0."""

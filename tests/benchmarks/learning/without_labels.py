@@ -26,7 +26,8 @@ from PIL import Image
 
 from data_pipeline.shards.build import build_shards
 from launch.config.load import load_config
-from launch.evaluate.scores import Request, prepare, run_evaluation
+from launch.evaluate.requests import Request, prepare
+from launch.evaluate.scores import run_evaluation
 from launch.export import export_run
 from launch.recipes.experiment import planned_flops, up_to
 from launch.run.checks import CheckedRun, check_start

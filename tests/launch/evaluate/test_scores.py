@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from data_pipeline.shards.build import build_shards
 from data_pipeline.shards.manifest import Manifest
 from launch.evaluate import features
 from launch.evaluate.embed import embed_shards
-from launch.evaluate.scores import Request, prepare, run_evaluation
+from launch.evaluate.requests import Request, prepare
+from launch.evaluate.scores import run_evaluation
 from launch.recipes.digits import CLASS_NAMES, render_split
 from launch.tables import accuracy_table
 from tests.launch.command_line import zeta
@@ -134,17 +137,55 @@ def test_a_class_that_the_model_does_not_know_is_named(world: Path, tmp_path: Pa
     names = ["zero", *CLASS_NAMES[1:]]
     build_shards(list(render_split("val", seed=0))[:30], tmp_path / "other", class_names=names)
     other = str(tmp_path / "other")
-    with pytest.raises(ValueError, match="class 'zero' of the shards is none of the export's 10"):
+    message = (
+        "class 'zero' of the shards is none of the export's 10 .* scored with --knn or --probe"
+    )
+    with pytest.raises(ValueError, match=message):
         prepare(_request(world, shards=other))
     prepared = prepare(_request(world, shards=other, knn=[other], probe=[other]))
     assert "only features are evaluated: class 'zero'" in prepared.warning
+    assert "--knn" not in prepared.warning
     found = run_evaluation(prepared, ALONE)
     assert found["top1"] is None
     assert found["by_resolution"] == {}
     assert found["linear_probe"]["top1"] > 0.9  # on what it was fitted on
     assert accuracy_table(found)[1].startswith("k-NN")
-    with pytest.raises(ValueError, match=r"'zero' of the shards is none of the training shards'"):
+    with pytest.raises(ValueError, match=r"'zero' of .*other is none of the training shards'"):
         prepare(_request(world, shards=other, knn=[str(world / "train")]))
+
+
+@pytest.mark.parametrize(("name", "option"), [("knn", "--knn"), ("probe", "--probe")])
+def test_images_to_learn_from_without_a_class_are_refused_by_their_option(
+    world, tmp_path, name, option
+):
+    bare = [(key, {"jpg": files["jpg"]}) for key, files in list(render_split("val", seed=0))[:3]]
+    build_shards(bare, tmp_path / "bare")
+    given, message = (
+        str(tmp_path / "bare"),
+        f"no image of .*bare has a class label to learn from: .* {option}",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message):
+            prepare(_request(world, **{name: [given]}))
+        with pytest.raises(
+            ValueError, match=r"no image of .*bare has a class label to compare with"
+        ):
+            prepare(_request(world, shards=given, **{name: [str(world / "train")]}))
+
+
+def test_features_that_are_asked_for_are_not_proposed(world: Path, tmp_path: Path):
+    unlabelled = shutil.copytree(world / "export", tmp_path / "unlabelled")
+    config = json.loads((unlabelled / "config.json").read_text())
+    config["info"]["targets"] = "none"
+    config.pop("digests", None)
+    (unlabelled / "config.json").write_text(json.dumps(config))
+    train = [str(world / "train")]
+    for given in ({"knn": train}, {"probe": train}, {"knn": train, "probe": train}):
+        warning = prepare(_request(world, export=unlabelled, **given)).warning
+        assert warning.endswith("unlabelled was not trained on classes")
+    with pytest.raises(ValueError, match="was not trained on classes: give --knn or --probe"):
+        prepare(_request(world, export=unlabelled))
 
 
 def test_images_smaller_than_a_patch_alone_are_refused(world: Path, tmp_path: Path):

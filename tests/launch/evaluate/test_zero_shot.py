@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from data_pipeline.shards.build import build_shards
-from launch.evaluate.scores import Request, prepare, run_evaluation
+from launch.evaluate.requests import Request, prepare
+from launch.evaluate.scores import run_evaluation
 from launch.evaluate.zero_shot import ZeroShotClassifier
 from tests.launch.tiny_export import MODEL
 from zeta import NaViT

@@ -13,7 +13,8 @@ import yaml
 
 from data_pipeline.shards.build import build_split
 from launch.config.load import DEFAULT, read_settings
-from launch.evaluate.scores import Request, evaluate_export, prepare, run_evaluation
+from launch.evaluate.requests import Request, prepare
+from launch.evaluate.scores import evaluate_export, run_evaluation
 from launch.recipes.finetune import finetune
 from launch.recipes.finetune_images import find_images
 from launch.recipes.finetune_recipe import (

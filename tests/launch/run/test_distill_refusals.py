@@ -23,7 +23,8 @@ from zeta.exit_codes import RunError
 from zeta.export.saving import save_pretrained
 from zeta.models.config import ModelConfig, build_model
 from zeta.models.flops import linear_weights
-from zeta.objectives.teacher import load_teacher
+from zeta.objectives import build_objective
+from zeta.objectives.teacher import check_finite, load_teacher, outline_teacher
 from zeta.run.directory import RunDir
 from zeta.train.memory_model import activation_memory, sum_of_outputs
 from zeta.train.resume import check_alike, check_same_facts
@@ -134,6 +135,48 @@ def test_a_teacher_with_values_that_are_not_finite_is_refused(world):
         load_teacher(str(world / "inf"))
 
 
+def overflowing(world, name, change):
+    """A teacher whose weights are finite, with one of them changed."""
+    arguments = ModelConfig(**(MODEL | {"num_classes": 1}))
+    weights = build_model(arguments, seed=3).state_dict()
+    change(weights)
+    folder = world / name
+    save_pretrained(folder, weights, arguments.resolve(), {"objective": "softmax"})
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("weight", lambda weights: weights["blocks.1.attn.qkv.weight"].fill_(3e38)),
+        ("std", lambda weights: weights["std"].fill_(1e-30)),
+    ],
+)
+def test_a_teacher_whose_outputs_are_not_finite_is_refused_before_the_first_step(
+    world, tmp_path, name, change, dtype
+):
+    folder = overflowing(tmp_path, name, change)
+    outline_teacher(str(folder))  # each of its values is finite, and std above 0
+    run = config(world, teacher=folder)
+    objective = build_objective(run.objective, 1)
+    message = f"teacher is {folder}, whose pooled embeddings and features of a grey image and of n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        objective.place(torch.device("cpu"), dtype)
+
+
+def test_outputs_of_a_teacher_that_nothing_is_learned_from_may_be_anything(world, tmp_path):
+    folder = overflowing(tmp_path, "pooling", lambda weights: None)
+    teacher, _ = load_teacher(str(folder))
+    check_finite(teacher, str(folder), pooled=True, tokens=True)
+    for name, value in teacher.encoder.named_parameters():
+        if name.startswith("attn_pool"):
+            value.data.fill_(3e38)
+    check_finite(teacher, str(folder), pooled=False, tokens=True)
+    with pytest.raises(ValueError, match="whose pooled embeddings of a grey image"):
+        check_finite(teacher, str(folder), pooled=True, tokens=True)
+
+
 @pytest.mark.parametrize(
     ("kind", "remedy"),
     [
@@ -158,6 +201,22 @@ def test_nothing_to_learn_is_refused(world):
     weights = ("objective.distill.pooled=0", "objective.distill.tokens=0")
     with pytest.raises(ValueError, match=r"pooled and objective\.distill\.tokens are both 0"):
         config(world, *weights)
+
+
+def test_a_factor_without_another_objective_is_refused_with_what_to_set(world):
+    with pytest.raises(
+        ValueError, match=r"distill\.weight is 3, .* set objective\.distill\.pooled"
+    ):
+        config(world, "objective.distill.weight=3")
+    config(world, "objective.distill.weight=1")
+    config(world, "objective.distill.weight=3", "objective.kind=softmax+distill")
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "siglip", "clip"])
+def test_a_teacher_that_counts_for_nothing_is_refused(world, kind):
+    settings = (f"objective.kind={kind}+distill", "objective.distill.weight=0")
+    with pytest.raises(ValueError, match=r"weight is 0, .*set it above 0, or .* without \+distill"):
+        config(world, *settings)
 
 
 def test_a_pooling_that_nothing_would_train_is_refused(world):

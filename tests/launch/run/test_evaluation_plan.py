@@ -6,7 +6,7 @@ import pytest
 
 from data_pipeline.config import DataWarning
 from data_pipeline.shards.build import build_shards
-from launch.run.evaluation_plan import class_map
+from launch.run.class_map import class_map
 from tests.data_pipeline.shard_fixtures import jpeg
 
 NUMBERS_AS_TEXT = tuple(sorted(map(str, range(12))))
@@ -33,6 +33,12 @@ def test_a_class_map_on_one_side_only_is_said(tmp_path, named):
     with pytest.warns(DataWarning, match="have names .*, and .* do not: their labels are compared"):
         classes = class_map(of_model, 12, shards(tmp_path, of_shards), whose="the model's")
     assert classes == list(range(12))
+
+
+def test_a_class_index_beyond_the_classes_says_whose_they_are(tmp_path):
+    message = "class index 11 of the shards is beyond data.probe_shards's 3 classes; add some"
+    with pytest.raises(ValueError, match=message):
+        class_map(None, 3, shards(tmp_path, None), whose="data.probe_shards's", remedy="add some")
 
 
 def test_names_in_another_order_are_matched_by_name(tmp_path):

@@ -139,6 +139,28 @@ def test_classes_without_an_image_to_learn_from_are_named(shards, tmp_path):
         probe_of(shards, *settings)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a", "b", "cat"], "class 'cat' of the shards is none of"),
+        (
+            ["airplane", "b", "cat"],
+            "2 of the 3 classes of the shards ('airplane', 'cat') are none of",
+        ),
+    ],
+)
+def test_classes_by_other_names_are_all_named_with_what_to_do(shards, tmp_path, names, said):
+    other = build(tmp_path / "other", [0, 1, 2], names=names)
+    message = (
+        f"data.probe_val_shards: {said} data.probe_shards's 3 classes: a, b, c; add images of them "
+        "to data.probe_shards, or leave them out of data.probe_val_shards; if they are the same "
+        "classes by other names, put the same classes.json beside both and index them again"
+    )
+    settings = ("data.probe_shards=SHARDS/train", f"data.probe_val_shards={other}")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        probe_of(shards, *BOTH, *settings)
+
+
 def test_class_numbers_without_names_are_compared_too(shards, tmp_path):
     part = build(tmp_path / "part", [i % 2 for i in range(40)])
     rest = build(tmp_path / "rest", [0, 1, 7])

@@ -70,6 +70,16 @@ def test_a_standard_normal_has_the_least_statistic():
     assert value(rows[:, :1].expand_as(rows)) > 100 * normal
 
 
+@pytest.mark.parametrize(
+    ("share", "why"),
+    [(0, "is 0, so nothing would keep embeddings apart"), (1.0, "is 1, so nothing would make the")],
+)
+def test_a_trade_off_that_leaves_one_half_of_the_loss_out_is_refused(share, why):
+    with pytest.raises(ValueError, match=f"trade_off {why}.*above 0 and below 1, as 0.05"):
+        LejepaConfig(trade_off=share)
+    LejepaConfig(trade_off=abs(share - 1e-6))
+
+
 def test_directions_are_a_function_of_the_seed():
     same = [random_directions(5, 7, seed, torch.device("cpu")) for seed in (1, 1, 2)]
     assert torch.equal(same[0], same[1])

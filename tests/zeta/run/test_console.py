@@ -47,6 +47,16 @@ def _run(log, rank, *more):
     )
 
 
+def _script(script, log):
+    return subprocess.run(
+        [sys.executable, "-c", script, str(log)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
 def test_rank_0_shows_a_line_per_log_interval_and_the_noise_goes_to_its_log(tmp_path):
     log = tmp_path / "logs" / "rank_00000.log"
     done = _run(log, 0)
@@ -144,6 +154,26 @@ def test_an_evaluation_leaves_the_bar_whole_on_a_terminal_of_100_columns(tmp_pat
     lines = [line.rstrip() for line in pictures]
     assert any(line.endswith("/a/path/that/stays/whole") for line in lines)
     assert "one word after another " * 4 + "one word" in lines  # 100 columns, at a space
+
+
+def test_an_evaluation_shows_what_there_is_and_says_where_there_is_no_score(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from zeta.run.console import Console
+console = Console(Path(sys.argv[1]), 0)
+console.start(0, 2, 0.0, 1)
+console.evaluation(1, {}, {}, "")
+console.evaluation(1, {}, {"k-NN": 0.4286}, "")
+console.evaluation(2, {"val loss": 0.5}, {}, "best 75.00% at step 1")
+console.close()
+"""
+    done = _script(script, tmp_path / "log")
+    assert done.stdout.splitlines() == [
+        "step 1/2  evaluated, without a score",
+        "step 1/2  k-NN  42.86%",
+        "step 2/2  val loss    0.5000  best 75.00% at step 1",
+    ]
 
 
 def test_a_run_with_nothing_left_to_do_shows_no_bar(tmp_path):

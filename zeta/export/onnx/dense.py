@@ -20,14 +20,22 @@ from zeta.models.position import POSITIONS
 
 
 class DenseNaViT(nn.Module):
-    """The logits of a NaViT, of images [B, channels, height, width] that are normalised already."""
+    """The logits of a NaViT, of images [B, channels, height, width] that are normalised already.
 
-    def __init__(self, model: NaViT) -> None:
+    Args:
+        model: the NaViT.
+        embeddings: whether to return its pooled embeddings too.
+    """
+
+    def __init__(self, model: NaViT, *, embeddings: bool = False) -> None:
         super().__init__()
-        self.model = model.eval()
+        self.model, self.embeddings = model.eval(), embeddings
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, num_classes]; height and width are multiples of the patch."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Return logits [B, num_classes], and if asked for embeddings [B, dim] after them.
+
+        Height and width are multiples of the patch.
+        """
         model, patch = self.model, self.model.patch_size
         batch, channels, height, width = images.shape
         h, w = height // patch, width // patch
@@ -50,7 +58,7 @@ class DenseNaViT(nn.Module):
         if model.pooler is not None:
             pooled_BC = torch.tanh(model.pooler(pooled_BC))
         logits: Tensor = model.head(pooled_BC)
-        return logits
+        return (logits, pooled_BC) if self.embeddings else logits
 
     def _with_tokens(self, x_BNC: Tensor) -> Tensor:
         embeds, batch = self.model.embeds, x_BNC.shape[0]

@@ -57,17 +57,19 @@ class OnnxFormat(ExportFormat):
             directory, model.arguments, model.tensors, model_from_arguments, torch.float32
         )
         assert isinstance(built, NaViT), "`obstacle` was not asked"
-        write_onnx(built, directory / FILE)
+        embeds = model.facts.get("targets") == "none"
+        write_onnx(built, directory / FILE, embeddings=embeds)
         pixels = preprocessing(model.tensors, with_defaults(model.arguments))
         names = model.facts.get("class_names")
         return {_KEY: pixels | {"class_names": None if names is None else list(names)}}
 
     def card(self, arguments: Mapping[str, Any]) -> str:
         """Return how to run the graph with onnxruntime."""
+        found = "logits" if arguments["num_classes"] else "embeddings"
         return (
             "With onnxruntime, without zeta or torch:\n\n```python\nimport onnxruntime\n\n"
             f'session = onnxruntime.InferenceSession("{PLACE}/{FILE}")\n'
-            '(logits,) = session.run(["logits"], {"images": images})\n'
+            f'({found},) = session.run(["{found}"], {{"images": images}})\n'
             "# float32 [n, 3, height, width], normalised with mean and std of config.json;\n"
             f"# sides in multiples of {arguments['patch_size']}, two patches or more\n```"
         )
@@ -80,8 +82,10 @@ class OnnxFormat(ExportFormat):
 FORMAT = OnnxFormat()
 
 
-def exported_program(model: NaViT) -> torch.export.ExportedProgram:
+def exported_program(model: NaViT, *, embeddings: bool = False) -> torch.export.ExportedProgram:
     """Return the graph of a NaViT on images [B, channels, height, width], normalised floats.
+
+    It gives the logits, and with `embeddings` the pooled embeddings [B, dim] after them.
 
     Batch, height and width are symbols; a side has two patches or more.
     """
@@ -95,7 +99,9 @@ def exported_program(model: NaViT) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=_LARGEST)
     with torch.no_grad(), _evaluating(model):
         return torch.export.export(
-            DenseNaViT(model), (images,), dynamic_shapes={"images": {0: batch, **dynamic}}
+            DenseNaViT(model, embeddings=embeddings),
+            (images,),
+            dynamic_shapes={"images": {0: batch, **dynamic}},
         )
 
 
@@ -140,8 +146,10 @@ def _evaluating(model: NaViT) -> Iterator[None]:
         model.train(training)
 
 
-def write_onnx(model: NaViT, path: Path) -> None:
+def write_onnx(model: NaViT, path: Path, *, embeddings: bool = False) -> None:
     """Write the graph of a NaViT in evaluation mode to a file, and large weights beside it.
+
+    Its output is `logits`, and with `embeddings` also that.
 
     Raises:
         ValueError: a package that writes ONNX is not installed.
@@ -154,11 +162,11 @@ def write_onnx(model: NaViT, path: Path) -> None:
             f"{error.name} is not installed, and it writes ONNX: pip install 'zeta[onnx]'"
         ) from error
     torch.onnx.export(
-        exported_program(model),
+        exported_program(model, embeddings=embeddings),
         (),
         path,
         dynamo=True,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=["logits", *(["embeddings"] if embeddings else [])],
         verbose=False,
     )

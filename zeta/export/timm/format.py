@@ -90,10 +90,13 @@ class TimmFormat(ExportFormat):
         sizes = f"sides in multiples of {arguments['patch_size']}"
         if _MODELS[arguments["arch"]].FIXED_SIZE:
             sizes = f"of {arguments['image_size']} pixels"
+        found, options = "logits", ""
+        if not arguments["num_classes"]:
+            found, options = "embeddings", ", num_classes=0"
         return (
             "With timm 1.0.31 or newer, without zeta:\n\n```python\nimport timm\n\n"
-            f'model = timm.create_model("local-dir:{PLACE}", pretrained=True).eval()\n'
-            f"logits = model(images)  # float [n, 3, height, width], {sizes},\n"
+            f'model = timm.create_model("local-dir:{PLACE}", pretrained=True{options}).eval()\n'
+            f"{found} = model(images)  # float [n, 3, height, width], {sizes},\n"
             '# normalised with model.pretrained_cfg["mean"] and ["std"]\n```'
         )
 

@@ -58,12 +58,21 @@ class TransformersFormat(ExportFormat):
         assert target is not None, "`obstacle` was not asked"
         auto = "AutoModelForImageClassification" if target is SIGLIP2_CLASSIFIER else "AutoModel"
         head = "" if target is SIGLIP2_CLASSIFIER else " (a class without a head: features only)"
+        use = 'outputs = model(**processor(images=image, return_tensors="pt"))\n'
+        if target is SIGLIP2_CLASSIFIER and not arguments["num_classes"]:
+            use = (
+                "model.classifier = torch.nn.Identity()  # it was never trained\n"
+                'inputs = processor(images=image, return_tensors="pt")\n'
+                "embeddings = model(**inputs).logits\n"
+            )
+            head = " (whose classifier was never trained: features only)"
+        imports = "import torch\n" if "torch." in use else ""
         return (
             f"With transformers 5.24 or newer, without zeta, as a {target.name}{head}:\n\n"
-            f"```python\nfrom transformers import AutoImageProcessor, {auto}\n\n"
+            f"```python\n{imports}from transformers import AutoImageProcessor, {auto}\n\n"
             f'processor = AutoImageProcessor.from_pretrained("{PLACE}")\n'
             f'model = {auto}.from_pretrained("{PLACE}").eval()\n'
-            'outputs = model(**processor(images=image, return_tensors="pt"))\n```'
+            f"{use}```"
         )
 
     def files(self, names: Collection[str], config: Mapping[str, Any]) -> set[str]:
