@@ -257,7 +257,7 @@ def test_the_help_tells_settings_from_arguments_and_options(capsys):
     [
         (["ev"], ["eval"]),
         (["launch", "s"], ["slurm", "sizes", "status"]),
-        (["launch", "local", "first_"], ["first_pairs", "first_run"]),
+        (["launch", "local", "first_"], ["first_pairs", "first_run", "first_views"]),
         (["train", "demo", "optim.warmup_sh"], ["optim.warmup_share="]),
         (["--debug", "eval", "exports/train", "--per"], ["--per-image"]),
         (["export", "runs/a", "out", "--format", "ti"], ["timm"]),
