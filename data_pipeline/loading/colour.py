@@ -3,9 +3,9 @@
 They are those of self-supervised pretraining: jitter of brightness, contrast, saturation and hue,
 grey, blur and solarisation (Grill et al. 2020, "BYOL", appendix B), in this order. They are made on
 the resized image, by Pillow. Jitter and grey are linear in the colours, so all of them together are
-one product of each pixel with a matrix, a sixth of the time of one after the other; values are
-rounded and clipped once, at the end. The hue turns at constant luma, in the plane of I and Q: in
-the cone of HSV, colours of one hue and value differ in brightness.
+one product of each pixel with a matrix: a third (32 pixels) to a sixth (224) of the time of one
+after the other. Values are rounded and clipped once, at the end. The hue turns at constant luma, in
+the plane of I and Q: in the cone of HSV, colours of one hue and value differ in brightness.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from data_pipeline.shards.sample import Sample, SampleError
 from zeta.packed import PackedBatch, Rejected
 
 _VIEWS_AT_ONCE = 8
+"""Views that are decoded before the first is written: few enough to stay in the cache."""
 
 
 @dataclass
