@@ -103,9 +103,9 @@ def _first_images(plan: Plan) -> int:
     """Return the number of samples of the first step, counted no further than is needed."""
     found = set[int]()
     for lane in range(plan.num_lanes):
-        for pack in plan.lane(lane):
+        pack = plan.lane(lane).next_pack()
+        if pack is not None:
             found.update(pack.sample_ids.tolist())
-            break
         if len(found) >= FEWEST:
             break
     return len(found)
