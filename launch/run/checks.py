@@ -98,7 +98,6 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     check_installed(DEEPSPEED)
     check_destinations(config)
     check_world_size(world_size, config.train.packs_per_step)
-    check_optimizer(config.optim, config.train)
     run_dir = run_directory(config)
     manifest = open_shards(config.data.shards, share)
     config = resolve_with_shards(completed(config), manifest)
@@ -121,6 +120,8 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     if ends_by_epochs(config.train):
         planned_end = planned_length(plan, config.optim.schedule_by)
         build_schedule(config.optim, config.train, planned_end)  # raises if the ramps are too long
+    # Last, as it builds an optimizer, for which torch imports its compiler: two seconds.
+    check_optimizer(config.optim, config.train)
     checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved, planned_end)
     if checked.already_finished is None and run_dir.stop_request.exists():
         raise RunError(f"{run_dir.stop_request} asks this run not to train: delete it to continue")

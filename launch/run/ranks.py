@@ -119,6 +119,9 @@ class _Ranks:
         self.signalled = False
         """Whether a signal was passed on to the ranks."""
         self._interrupted_at = float("-inf")
+        self._started = False
+        self._held: list[int] = []
+        """Signals that came before every rank had started."""
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guardian = Guardian()
 
@@ -134,6 +137,11 @@ class _Ranks:
             )
             self._processes.append(process)
             self._guardian.add(process.pid)
+        self._started = True
+        for number in self._held:
+            self._send(number)
+        if self.interrupts > 1:
+            self._kill(range(nproc))
 
     @contextlib.contextmanager
     def forwarding_signals(self) -> Iterator[None]:
@@ -183,6 +191,9 @@ class _Ranks:
 
     def _send(self, number: int) -> None:
         self.signalled = True
+        if not self._started:  # a rank that runs may not be in the list yet
+            self._held.append(number)
+            return
         for process in self._processes:
             if process.poll() is None:
                 process.send_signal(number)

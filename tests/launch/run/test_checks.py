@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -244,6 +245,11 @@ def test_a_second_run_in_a_run_directory_is_refused_once_and_leaves_it_alone(sha
     assert [path.name for path in run_dir.owners.iterdir()] == ["000001.json"]
 
 
+def _children_seconds() -> float:
+    """Return the processor time of the processes that this one has waited for."""
+    return sum(os.times()[2:4])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("by_launcher", "wrong", "message"),
@@ -253,14 +259,16 @@ def test_a_second_run_in_a_run_directory_is_refused_once_and_leaves_it_alone(sha
         (False, "train.zero_stage=7", "train.zero_stage is 7"),
     ],
 )
-def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(
+def test_two_ranks_refuse_with_one_message_in_twice_the_time_of_importing_torch(
     shards, tmp_path, by_launcher, wrong, message
 ):
     """As `zeta launch local`, and as two ranks that something else started."""
     settings = [f"data.shards={shards}", f"run.dir={tmp_path / 'run'}", wrong]
     zeta = [sys.executable, "-P", "-m", "launch"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    began = os.times()
+    before_import = _children_seconds()
+    subprocess.run([sys.executable, "-c", "import torch, deepspeed"], check=True)
+    before, began = _children_seconds(), time.monotonic()
     if by_launcher:
         commands = [([*zeta, "launch", "local", "demo", *settings, "--nproc", "2"], {})]
     else:
@@ -274,10 +282,9 @@ def test_two_ranks_refuse_with_one_message_in_less_than_ten_seconds(
         for command, variables in commands
     ]
     said = "".join(process.communicate(timeout=60)[0] for process in processes)
-    took = os.times()
-    # Of processor time, which other tests on this machine do not add to; they took 3 to 5 s.
-    assert took.children_user + took.children_system < 10 + sum(began[2:4])
-    assert took.elapsed - began.elapsed < 30
+    # Of processor time, which other tests on this machine do not add to; 1.2 to 1.5 times was seen.
+    assert _children_seconds() - before < 2 * len(processes) * (before - before_import)
+    assert time.monotonic() - began < 30
     assert {process.returncode for process in processes} == {ExitCode.NEVER_RESTART}
     assert said.count("zeta: error") == 1
     assert message in said

@@ -175,6 +175,35 @@ def test_signals_are_passed_on_to_every_rank(tmp_path, sent, received):
     assert output.strip() == "codes 85 85 aborted False signalled True"
 
 
+@pytest.mark.parametrize("presses", [0, 2])
+def test_a_signal_that_comes_while_ranks_start_reaches_them_all(tmp_path, monkeypatch, presses):
+    program = write_program(
+        tmp_path,
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(85))\n"
+        "(here / f'ready{rank}').touch()\n"
+        "time.sleep(100)\n",
+    )
+    start = subprocess.Popen
+
+    def start_and_signal(*args, env: dict[str, str] | None = None, **options):
+        process = start(*args, env=env, **options)
+        if env is None:  # not a rank
+            return process
+        wait_for(tmp_path, [f"ready{env['RANK']}"])
+        if env["RANK"] == "1":  # two run, and the launcher knows of the first only
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)
+            if not presses:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr("launch.run.ranks.subprocess.Popen", start_and_signal)
+    outcome = run_ranks([sys.executable, program], 3, seconds_after_failure=60)
+    assert outcome.codes == ((-9, -9, -9) if presses else (85, 85, 85))
+    assert outcome.aborted == (presses == 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stuck", [False, True])
 def test_ranks_die_with_a_launcher_that_is_killed(tmp_path, stuck):

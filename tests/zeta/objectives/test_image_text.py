@@ -1,5 +1,6 @@
 """Image-text losses against their definitions, one process; on several ranks see test_engine."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -201,7 +202,10 @@ print(status("VmHWM:") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_does_not_grow_with_the_square_of_the_pairs(kind):
-    # One matrix of 12288 x 12288 logits takes 576 MiB, and a gradient takes several; 200 were seen.
+    # One matrix of 12288 x 12288 logits takes 576 MiB, and a gradient takes several; 84 were seen.
     command = [sys.executable, "-c", PEAK, kind, "12288"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) < 288
+    # Unless told where large blocks begin, malloc learns it, and keeps some of those it was given
+    # back: 100 to 306 MiB were seen for the same work.
+    fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=fixed)
+    assert float(done.stdout) < 144
