@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.loading.executor import ExecutedPack, decode_views
+from data_pipeline.loading.executor import ExecutedPack, StageTimes, decode_views
 from data_pipeline.loading.fetch import read_image
 from data_pipeline.loading.loader import PackLoader, num_workers
 from data_pipeline.loading.recipe import ImageRecipe, PackOrder
@@ -74,7 +74,7 @@ def bench(plan: Plan, *, packs: int = 32, rounds: int = 5) -> BenchResult:
         runs.append(_Run(loader, packs))
     decode_loop.close()
     images = sum(run.images for run in runs)
-    made = [pack.times for run in runs for pack in run.packs]
+    made = [pack.times for run in runs for pack in run.made]
     return BenchResult(
         images_per_s=statistics.median(run.images_per_s for run in runs),
         decode_bound_images_per_s=statistics.median(bound.images_per_s for bound in bounds),
@@ -132,17 +132,25 @@ class _TimedOrders(Iterator[PackOrder]):
         return images
 
 
+class _Made(NamedTuple):
+    """What is kept of a pack: its patches go back to the executors, as in training."""
+
+    images: int
+    times: StageTimes
+
+
 class _Run:
     """A number of packs taken from the loader as fast as possible."""
 
     def __init__(self, loader: Iterator[ExecutedPack], packs: int) -> None:
-        self.asked, self.waits, self.packs = list[float](), list[float](), list[ExecutedPack]()
+        self.asked, self.waits, self.made = list[float](), list[float](), list[_Made]()
         start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(packs):
             self.asked.append(time.monotonic())
-            self.packs.append(next(loader))
+            pack = next(loader)
             self.waits.append(time.monotonic() - self.asked[-1])
-        self.images = sum(int((pack.batch.sample_ids >= 0).sum()) for pack in self.packs)
+            self.made.append(_Made(int((pack.batch.sample_ids >= 0).sum()), pack.times))
+        self.images = sum(pack.images for pack in self.made)
         self.images_per_s = self.images / (time.perf_counter() - start)
         self.process_s = (time.process_time() - cpu_start) / self.images
         """CPU seconds per image of this process."""
@@ -151,20 +159,20 @@ class _Run:
         """CPU seconds per image, of this process and the executors."""
 
     def _in_this_process(self) -> bool:
-        return self.packs[0].times.process == os.getpid()
+        return self.made[0].times.process == os.getpid()
 
     def _executor_cpu_s(self) -> float:
         """Return the CPU seconds per image of the executors, from their first pack on."""
         seconds, images = 0.0, 0
-        for process in {pack.times.process for pack in self.packs}:
-            own = [pack for pack in self.packs if pack.times.process == process]
+        for process in {pack.times.process for pack in self.made}:
+            own = [pack for pack in self.made if pack.times.process == process]
             seconds += own[-1].times.cpu_at - own[0].times.cpu_at
-            images += sum(int((pack.batch.sample_ids >= 0).sum()) for pack in own[1:])
+            images += sum(pack.images for pack in own[1:])
         return seconds / max(images, 1)
 
     def ready(self) -> float:
         """Return the mean number of finished packs that waited when one was asked for."""
-        finished = [pack.times.finished_at for pack in self.packs]
+        finished = [pack.times.finished_at for pack in self.made]
         return statistics.mean(
             sum(at <= asked for at in finished[number:]) for number, asked in enumerate(self.asked)
         )

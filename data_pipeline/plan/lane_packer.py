@@ -6,6 +6,7 @@ A *window* is the run of samples that a lane packs together, `data.pack_window` 
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -22,6 +23,8 @@ from data_pipeline.plan.packing import PackLimits, image_costs, num_full_packs, 
 _UNEVEN_PACKS = range(12, 48)
 """With 12-47 packs a window holds too few cost quantiles; merge two epochs. (With fewer, each epoch
 of a tiny set is better kept to itself.)"""
+_MOST_DEALS = 64
+"""Most deals that are sized at once."""
 Number = TypeVar("Number", np.int64, np.float64)
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 
@@ -261,14 +264,14 @@ class LanePacker:
         rules, cursors = self._rules, first
         parts = [] if carry is None else [carry]
         carried, dealt = len(state.carry), 0
-        while not self._mix.ended(cursors) and dealt < rules.pack_window:
-            samples, cursors = self._mix.deal(cursors, rules.pack_window - dealt)
-            parts.append(rules.size(samples))
-            dealt += len(samples.sample_ids)
+        tokens = 0 if carry is None else int(carry.lengths.sum())
+        for part, after_part in self._sized_deals(first, tokens, carried):
+            parts.append(part)
+            dealt, tokens = dealt + part.num_samples, tokens + int(part.lengths.sum())
+            cursors = after_part
             # The end of an epoch ends the window, unless one epoch does not fill a pack, or has a
             # number of packs that two epochs together balance better.
-            lengths = rules.by_sample(np.concatenate([p.lengths for p in parts]))
-            full = num_full_packs(lengths, rules.sample_limits)
+            full = num_full_packs(tokens, carried + dealt, rules.sample_limits)
             epochs = len(parts) - bool(carried)
             if full and not (epochs == 1 and full in _UNEVEN_PACKS):
                 break
@@ -294,6 +297,35 @@ class LanePacker:
         after = LaneState(first, dealt, left, step)
         return _Window(ordered, (after, cursors, images.select(rules.images_of(leftovers))))
 
+    def _sized_deals(
+        self, cursors: tuple[Cursor, ...], tokens: int, samples: int
+    ) -> Iterator[tuple[PackPlan, tuple[Cursor, ...]]]:
+        """Yield the images of each deal of a window from `cursors` on, and the cursors after it.
+
+        The deals that a pack probably still needs, after `tokens` of so many samples, are sized at
+        once: of a few images each, numpy's calls cost more than the work.
+        """
+        rules, dealt, at_once = self._rules, 0, 1
+        limits = rules.sample_limits
+        while True:
+            deals: list[tuple[Dealt, tuple[Cursor, ...]]] = []
+            while (
+                len(deals) < at_once and dealt < rules.pack_window and not self._mix.ended(cursors)
+            ):
+                deals.append(self._mix.deal(cursors, rules.pack_window - dealt))
+                dealt, cursors = dealt + len(deals[-1][0].sample_ids), deals[-1][1]
+            if not deals:
+                return
+            images = rules.size(Dealt.concatenate([deal for deal, _ in deals]))
+            ends = np.cumsum([rules.views * len(deal.sample_ids) for deal, _ in deals]).tolist()
+            for start, end, (_, after) in zip([0, *ends], ends, deals, strict=False):
+                yield images.select(slice(start, end)), after
+            new = int(images.lengths.sum()), images.num_samples
+            tokens, samples = tokens + new[0], samples + new[1]
+            missing = limits.token_budget - tokens, limits.max_images - samples
+            passes = min(m / max(n, 1) for m, n in zip(missing, new, strict=True))
+            at_once = min(max(1, math.ceil(passes * len(deals))), _MOST_DEALS)
+
     def _replay(self, state: LaneState) -> tuple[tuple[Cursor, ...], PackPlan | None]:
         """Deal the window before `state` again; return the cursors after it, and its leftovers."""
         cursors = state.origin or self._mix.first_cursors()
@@ -306,7 +338,7 @@ class LanePacker:
         if not state.carry:
             return cursors, None
         carry = np.array(state.carry)
-        left = Dealt(*(np.concatenate(column)[carry] for column in zip(*parts, strict=True)))
+        left = Dealt(*(column[carry] for column in Dealt.concatenate(parts)))
         return cursors, self._rules.size(left)
 
     @staticmethod

@@ -20,6 +20,9 @@ from data_pipeline.plan.arrays import Bools, Floats, Ints
 from data_pipeline.plan.random_draws import Draw, hashes, stream_key, uniforms
 from data_pipeline.plan.shuffle import permute
 
+_CUTS_KEPT = 2**15
+"""Shards and cuts to keep, over all epochs that are kept: a few MiB."""
+
 
 class Cursor(NamedTuple):
     """The position of a lane in its stream of one source: the next sample to deal."""
@@ -65,8 +68,10 @@ class LaneDeal:
     source: int = 0
 
     def __post_init__(self) -> None:
-        # A few epochs are enough: all lanes of a rank move through epochs together.
-        self._epoch_cuts = lru_cache(maxsize=4)(self._cut_epoch)
+        # All lanes of a rank move through epochs together, so that four are enough, unless epochs
+        # are so short that a lane packs many of them in one window before the next lane does.
+        epochs = max(4, _CUTS_KEPT // (len(self.counts) + self.num_lanes))
+        self._epoch_cuts = lru_cache(maxsize=epochs)(self._cut_epoch)
 
     def segments(self, epoch: int, lane: int) -> list[Segment]:
         """Return the samples of `lane` in `epoch`, in shard order, without empty segments."""

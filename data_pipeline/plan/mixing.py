@@ -29,6 +29,11 @@ class Dealt(NamedTuple):
     seen: Ints
     """n of each sample: P times the number of samples dealt to this lane before it."""
 
+    @staticmethod
+    def concatenate(parts: Sequence[Dealt]) -> Dealt:
+        """Return the samples of all parts in order."""
+        return Dealt(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 @dataclass
 class LaneMix:

@@ -51,9 +51,9 @@ def image_costs(lengths: Ints, dim: int) -> Floats:
     return lengths * (1 + lengths / (6 * dim))
 
 
-def num_full_packs(lengths: Ints, limits: PackLimits) -> int:
-    """Return the number of packs that images of `lengths` [n] fill, by tokens or by count."""
-    return max(int(lengths.sum()) // limits.token_budget, len(lengths) // limits.max_images)
+def num_full_packs(tokens: int, images: int, limits: PackLimits) -> int:
+    """Return the number of packs that images of so many tokens fill, by tokens or by count."""
+    return max(tokens // limits.token_budget, images // limits.max_images)
 
 
 def pack_window(
@@ -73,7 +73,7 @@ def pack_window(
     Returns:
         The packs, each a non-empty array of indices, and the leftovers, ascending.
     """
-    num_packs = num_full_packs(lengths, limits)
+    num_packs = num_full_packs(int(lengths.sum()), len(lengths), limits)
     if flush or num_first:
         num_packs = max(num_packs, 1 if len(lengths) else 0)
     order = np.argsort(-lengths, kind="stable")

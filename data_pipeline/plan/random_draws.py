@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 UInt64s = NDArray[np.uint64]
 
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 
@@ -41,17 +41,25 @@ class Draw(IntEnum):
 def mix64(values: UInt64s) -> UInt64s:
     """Scramble 64-bit words: a bijection in which each input bit flips half of the output."""
     z = values + np.uint64(_GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
     return z ^ (z >> np.uint64(31))
+
+
+def _mix_word(value: int) -> int:
+    """Scramble one 64-bit word as `mix64` does, in a tenth of the time of an array of one."""
+    z = (value + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
+    return z ^ (z >> 31)
 
 
 def stream_key(draw: Draw, *parts: int) -> int:
     """Return the 64-bit key of a stream, from its purpose and numbers such as (seed, epoch)."""
-    key = np.array([int(draw)], dtype=np.uint64)
+    key = int(draw)
     for part in parts:
-        key = mix64(key ^ np.array([part & _MASK], dtype=np.uint64))
-    return int(key[0])
+        key = _mix_word(key ^ (part & _MASK))
+    return key
 
 
 def hashes(keys: UInt64s | np.uint64, counters: NDArray[np.integer]) -> UInt64s:

@@ -7,12 +7,16 @@ also shuffles with a cipher.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.plan.random_draws import hashes
 
 _ROUNDS = 6
+_TABLE = 1024
+"""Largest domain of which the whole permutation is computed: walking then only looks it up."""
 
 
 def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
@@ -26,9 +30,15 @@ def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64
     if size <= 1:
         return indices.copy()
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    result = _feistel(indices.astype(np.uint64), half_bits, key)
+    values, domain = indices.astype(np.uint64), 1 << 2 * half_bits
+    if domain <= _TABLE:
+        table = _feistel(np.arange(domain, dtype=np.uint64), half_bits, key)
+        step = table.__getitem__
+    else:
+        step = partial(_feistel, half_bits=half_bits, key=key)
+    result = step(values)
     while (outside := result >= np.uint64(size)).any():
-        result[outside] = _feistel(result[outside], half_bits, key)
+        result[outside] = step(result[outside])
     return result.astype(np.int64)
 
 

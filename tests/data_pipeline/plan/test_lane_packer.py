@@ -59,3 +59,21 @@ def test_no_image_is_left_over_twice_even_where_none_fits_beside_another():
     last_of = {k: max(i for i, w in enumerate(windows) if w == k) for k in set(windows)}
     first_of = {k: min(i for i, w in enumerate(windows) if w == k) for k in set(windows)}
     assert all(last_of[k] < first_of[k + 2] for k in range(max(windows) - 1))
+
+
+@pytest.mark.parametrize("max_epochs", [None, 5])
+@pytest.mark.parametrize("images", [7, 60, 900])
+def test_packs_do_not_depend_on_how_many_epochs_are_sized_at_once(monkeypatch, images, max_epochs):
+    manifest = synthetic_manifest([images, images // 2])
+
+    def packs_and_states():
+        plan = Plan(manifest, config(views=2), num_lanes=3, max_epochs=max_epochs)
+        lane, taken = plan.lane(1), []
+        while len(taken) < 20 and (pack := lane.next_pack()) is not None:
+            taken.append((pack.sample_ids.tolist(), pack.epochs.tolist(), lane.state))
+        return taken
+
+    together = packs_and_states()
+    monkeypatch.setattr("data_pipeline.plan.lane_packer._MOST_DEALS", 1)
+    assert packs_and_states() == together
+    assert together

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipeline.plan.random_draws import Draw, sample_uniforms, stream_key
+from data_pipeline.plan.random_draws import Draw, mix64, sample_uniforms, stream_key
 
 
 def test_a_draw_does_not_depend_on_which_other_samples_are_asked_for():
@@ -38,3 +38,10 @@ def test_draws_are_uniform():
 
 def test_stream_keys_tell_the_order_of_their_parts():
     assert stream_key(Draw.SAMPLE_ORDER, 1, 2) != stream_key(Draw.SAMPLE_ORDER, 2, 1)
+
+
+def test_the_key_of_a_stream_is_mixed_as_arrays_of_keys_are():
+    key = np.array([int(Draw.MIX)], dtype=np.uint64)
+    for part in (3, 2**64 - 1, -1):
+        key = mix64(key ^ np.array([part % 2**64], dtype=np.uint64))
+    assert stream_key(Draw.MIX, 3, 2**64 - 1, -1) == key[0]

@@ -18,6 +18,13 @@ def test_a_part_of_the_permutation_needs_no_other_part():
     assert (permute(np.arange(1200, 1300), 5000, key=3) == whole[1200:1300]).all()
 
 
+@pytest.mark.parametrize("size", [2, 6, 17, 400, 1024, 1025])
+def test_a_permutation_looked_up_in_a_table_is_the_one_computed_index_by_index(monkeypatch, size):
+    looked_up = permute(np.arange(size), size, key=5)
+    monkeypatch.setattr("data_pipeline.plan.shuffle._TABLE", 0)
+    assert (permute(np.arange(size), size, key=5) == looked_up).all()
+
+
 def test_the_key_changes_the_order_and_the_order_is_mixed():
     first, second = (permute(np.arange(10_000), 10_000, key=key) for key in (1, 2))
     assert (first == second).mean() < 0.01
