@@ -28,8 +28,10 @@ from data_pipeline.loading.targets import PackTargets
 from data_pipeline.shards.sample import Sample, SampleError
 from zeta.packed import PackedBatch, Rejected
 
-_VIEWS_AT_ONCE = 8
-"""Views that are decoded before the first is written: few enough to stay in the cache."""
+_VIEWS_AT_ONCE = 32
+"""Views that are decoded before the first is written. Of 1, 8, 16, 32 and 64 at once, with 45 kB a
+photograph and 2 MiB of L2 cache a core, executors took 1.22, 1.14, 1.10, 1.07 and 1.07 times the
+CPU time of bare decoding."""
 
 
 @dataclass
@@ -195,14 +197,13 @@ def _decoded(
     A few images are decoded before the first of them is written: decoding empties the caches of the
     processor, and what comes after it takes twice as long as when it is repeated.
     """
-    pairs = zip(recipe.images, reader.read(recipe.images), strict=True)
-    while group := list(islice(pairs, max(1, _VIEWS_AT_ONCE // recipe.views))):
+    images = iter(recipe.images)
+    for samples, waited in reader.read(recipe.images, max(1, _VIEWS_AT_ONCE // recipe.views)):
+        group = list(islice(images, len(samples)))
         before = time.perf_counter()
-        made = [_views(sample, image, recipe) for image, (sample, _) in group]
-        times.decode += time.perf_counter() - before
-        for (image, (sample, waited)), views in zip(group, made, strict=True):
-            times.read += waited
-            yield image, sample, views
+        made = [_views(*pair, recipe) for pair in zip(samples, group, strict=True)]
+        times.read, times.decode = times.read + waited, times.decode + time.perf_counter() - before
+        yield from zip(group, samples, made, strict=True)
 
 
 def _views(

@@ -28,6 +28,7 @@ from data_pipeline.shards.tar_reader import (
 _THREADS = 4
 _POLL_S = 0.02
 _SAMPLES_A_READ = 8
+"""Samples that a thread reads at a time: few, so that the next ones are read during decoding."""
 _LARGEST_AT_ONCE = 2**22
 
 
@@ -46,39 +47,38 @@ class SampleReader:
         self._buffer = memoryview(bytearray(_LARGEST_AT_ONCE))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="read")
 
-    def read(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
-        """Yield the sample of each image in order, and the seconds spent waiting for it.
+    def read(
+        self, images: Sequence[ImageRecipe], at_once: int
+    ) -> Iterator[tuple[list[Sample], float]]:
+        """Yield the samples of the next images, `at_once` at most, and the seconds spent waiting.
 
         Raises:
             OSError: a shard cannot be read or does not answer; the error names shard and byte.
             TarError: the shard changed, or does not hold the sample where the index says.
         """
-        for start in range(0, len(images), _SAMPLES_A_READ):
-            part = images[start : start + _SAMPLES_A_READ]
+        for start in range(0, len(images), at_once):
+            part = images[start : start + at_once]
             before = time.perf_counter()
             samples = _read_cached(part, self._buffer)
-            waited = time.perf_counter() - before
-            for sample in samples:
-                yield sample, waited
-                waited = 0.0
+            if samples:
+                yield samples, time.perf_counter() - before
             if len(samples) < len(part):
-                yield from self._read_ahead(images[start + len(samples) :])
+                yield from self._read_ahead(images[start + len(samples) :], at_once)
                 return
 
-    def _read_ahead(self, images: Sequence[ImageRecipe]) -> Iterator[tuple[Sample, float]]:
+    def _read_ahead(
+        self, images: Sequence[ImageRecipe], at_once: int
+    ) -> Iterator[tuple[list[Sample], float]]:
         # A few samples at a time, for passing one between threads costs as much as reading it; but
         # the first one alone, so that decoding begins at once.
-        starts = [0, *range(1, len(images), _SAMPLES_A_READ), len(images)]
+        starts = [0, *range(1, len(images), min(_SAMPLES_A_READ, at_once)), len(images)]
         parts = [images[start:end] for start, end in pairwise(starts) if start < end]
         futures = [self._threads.submit(_read_part, part, self._deadline_s) for part in parts]
         try:
             for part, future in zip(parts, futures, strict=True):
                 start = time.perf_counter()
                 samples = self._result(future, part[0])
-                waited = time.perf_counter() - start
-                for sample in samples:
-                    yield sample, waited
-                    waited = 0.0
+                yield samples, time.perf_counter() - start
         finally:
             for future in futures:
                 future.cancel()

@@ -7,19 +7,20 @@ also shuffles with a cipher.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
+from data_pipeline.plan.arrays import Ints
 from data_pipeline.plan.random_draws import hashes
 
 _ROUNDS = 6
-_TABLE = 1024
-"""Largest domain of which the whole permutation is computed: walking then only looks it up."""
+_WHOLE = 1024
+"""Largest domain that is permuted as a whole: walking then only looks indices up."""
 
 
-def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64]:
+def permute(indices: Ints, size: int, key: int) -> Ints:
     """Return the images [n] of `indices` under a keyed permutation of range(size).
 
     Args:
@@ -30,22 +31,30 @@ def permute(indices: NDArray[np.int64], size: int, key: int) -> NDArray[np.int64
     if size <= 1:
         return indices.copy()
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    values, domain = indices.astype(np.uint64), 1 << 2 * half_bits
-    if domain <= _TABLE:
-        table = _feistel(np.arange(domain, dtype=np.uint64), half_bits, key)
-        step = table.__getitem__
-    else:
-        step = partial(_feistel, half_bits=half_bits, key=key)
-    result = step(values)
-    while (outside := result >= np.uint64(size)).any():
+    rounds = _round_values(half_bits, key)
+    domain = 1 << 2 * half_bits
+    step: Callable[[Ints], Ints] = partial(_feistel, half_bits=half_bits, rounds=rounds)
+    if domain <= _WHOLE:
+        step = step(np.arange(domain)).__getitem__
+    result = step(indices)
+    while (outside := result >= size).any():
         result[outside] = step(result[outside])
-    return result.astype(np.int64)
+    return result
 
 
-def _feistel(values: NDArray[np.uint64], half_bits: int, key: int) -> NDArray[np.uint64]:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> shift, values & mask
-    for round_index in range(_ROUNDS):
-        round_key = np.uint64((key + round_index * 0xD1B54A32D192ED03) & ((1 << 64) - 1))
-        left, right = right, left ^ (hashes(round_key, right) & mask)
-    return (left << shift) | right
+def _round_values(half_bits: int, key: int) -> Ints:
+    """Return what each round mixes into one half for each value of the other, [rounds, values].
+
+    There are only as many values as the root of the domain: fewer than indices, as a rule.
+    """
+    numbers = range(_ROUNDS)
+    keys = [(key + number * 0xD1B54A32D192ED03) & ((1 << 64) - 1) for number in numbers]
+    words = hashes(np.array(keys, dtype=np.uint64)[:, None], np.arange(1 << half_bits))
+    return (words & np.uint64((1 << half_bits) - 1)).astype(np.int64)
+
+
+def _feistel(values: Ints, half_bits: int, rounds: Ints) -> Ints:
+    left, right = values >> half_bits, values & ((1 << half_bits) - 1)
+    for mixed in rounds:
+        left, right = right, left ^ mixed[right]
+    return (left << half_bits) | right

@@ -80,9 +80,9 @@ def measure(plan: Plan, steps: int, rounds: int) -> list[dict[str, float]]:
             yield order
 
     def samples(
-        _reader: SampleReader, images: Sequence[ImageRecipe]
-    ) -> Iterator[tuple[Sample, float]]:
-        return iter([(Sample("key", {"jpg": b"", "cls": b"0"}), 0.0)] * len(images))
+        _reader: SampleReader, images: Sequence[ImageRecipe], _at_once: int
+    ) -> Iterator[tuple[list[Sample], float]]:
+        return iter([([Sample("key", {"jpg": b"", "cls": b"0"})] * len(images), 0.0)])
 
     found = []
     with (

@@ -77,6 +77,10 @@ def images(folder: Path) -> tuple[ImageRecipe, ...]:
     return pack_recipe(whole, whole.lane(0).next_pack(), 0).images
 
 
+def read_all(recipes: tuple[ImageRecipe, ...]) -> list[Sample]:
+    return [sample for samples, _ in SampleReader(10).read(recipes, 8) for sample in samples]
+
+
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of a shard is in memory: every read waits for storage."""
@@ -87,14 +91,14 @@ def test_what_is_in_memory_is_read_without_a_thread_and_is_the_same(folder, monk
     recipes = images(folder)
     with monkeypatch.context() as without:
         without.setattr(fetch, "read_sample", None)
-        at_once = [sample for sample, _ in SampleReader(10).read(recipes)]
+        at_once = read_all(recipes)
     for path in folder.glob("*.tar"):
         with path.open("rb") as shard:
             os.fsync(shard.fileno())
             os.posix_fadvise(shard.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    assert [sample for sample, _ in SampleReader(10).read(recipes)] == at_once
+    assert read_all(recipes) == at_once
     monkeypatch.setattr(fetch, "_LARGEST_AT_ONCE", min(recipe.nbytes for recipe in recipes))
-    assert [sample for sample, _ in SampleReader(10).read(recipes)] == at_once
+    assert read_all(recipes) == at_once
 
 
 def test_a_shard_is_opened_once_for_several_samples_in_memory(folder, monkeypatch):
@@ -107,7 +111,7 @@ def test_a_shard_is_opened_once_for_several_samples_in_memory(folder, monkeypatc
 
     monkeypatch.setattr(fetch, "ShardFile", Counted)
     recipes = images(folder)
-    list(SampleReader(10).read(recipes))
+    read_all(recipes)
     groups = [recipes[start : start + 8] for start in range(0, len(recipes), 8)]
     assert opened == [path for group in groups for path in dict.fromkeys(i.shard for i in group)]
     assert len(opened) < len(recipes)
@@ -117,7 +121,7 @@ def test_samples_stay_in_order_where_the_first_that_is_not_in_memory_comes_amid_
     folder, monkeypatch
 ):
     recipes, real = images(folder), fetch.read_cached_sample
-    whole = [sample for sample, _ in SampleReader(10).read(recipes)]
+    whole = read_all(recipes)
     for missing in (0, 3, 8, len(recipes) - 1):
         asked = itertools.count()
         monkeypatch.setattr(
@@ -127,7 +131,7 @@ def test_samples_stay_in_order_where_the_first_that_is_not_in_memory_comes_amid_
                 None if next(asked) == missing else real(*place)
             ),
         )
-        assert [sample for sample, _ in SampleReader(10).read(recipes)] == whole
+        assert read_all(recipes) == whole
 
 
 @pytest.mark.usefixtures("cold")
@@ -141,7 +145,7 @@ def test_a_read_that_fails_for_a_while_is_tried_again(folder, monkeypatch):
 
     monkeypatch.setattr(fetch, "read_sample", flaky)
     recipes = images(folder)
-    samples = [sample for sample, _ in SampleReader(10).read(recipes)]
+    samples = read_all(recipes)
     assert len(samples) == len(recipes)
     assert next(failures) == len(recipes) + 3
 
@@ -152,7 +156,7 @@ def test_a_disk_that_hangs_fails_with_shard_and_byte(folder, monkeypatch):
     monkeypatch.setattr(fetch, "read_sample", lambda *_: release.wait(30))
     recipes = images(folder)
     with pytest.raises(TimeoutError, match=rf"reading at byte {recipes[0].offset}") as error:
-        list(SampleReader(0.2).read(recipes))
+        list(SampleReader(0.2).read(recipes, 8))
     release.set()
     assert error.value.filename == recipes[0].shard
 
@@ -168,7 +172,7 @@ def test_a_slow_disk_is_waited_for(folder, monkeypatch):
     monkeypatch.setattr(fetch, "read_sample", slow)
     recipes = images(folder)
     start = time.monotonic()
-    assert len(list(SampleReader(10).read(recipes))) == len(recipes)
+    assert len(read_all(recipes)) == len(recipes)
     # Several reads are on their way at a time.
     assert time.monotonic() - start < 0.02 * len(recipes)
 

@@ -159,9 +159,12 @@ def test_an_image_is_read_and_decoded_once_for_all_its_views(manifest, monkeypat
     recipe = pack_recipe(whole, whole.lane(0).next_pack(), 0)
     executor = Executor(manifest.class_names, 10)
     inner = executor._reader.read
-    monkeypatch.setattr(
-        executor._reader, "read", lambda images: inner(read_images.extend(images) or images)
-    )
+
+    def noted(images, at_once):
+        read_images.extend(images)
+        return inner(images, at_once)
+
+    monkeypatch.setattr(executor._reader, "read", noted)
     batch = executor.execute(recipe).batch
     assert len(decoded) == len(read_images) == len(recipe.images)
     assert batch.num_images == VIEWS * len(recipe.images)
@@ -174,7 +177,9 @@ def test_the_pixels_of_a_view_are_its_own_part_of_the_image(manifest):
     executor = Executor(manifest.class_names, 10)
     batch = executor.execute(recipe).batch
     row = index = 0
-    for image, (sample, _) in zip(recipe.images, executor._reader.read(recipe.images), strict=True):
+    read = executor._reader.read(recipe.images, 8)
+    samples = [sample for some, _ in read for sample in some]
+    for image, sample in zip(recipe.images, samples, strict=True):
         pixels = decode(sample.image, scale=image.scale).pixels
         for view in image.views:
             height, width = pixels.shape[:2]

@@ -21,7 +21,7 @@ def test_a_part_of_the_permutation_needs_no_other_part():
 @pytest.mark.parametrize("size", [2, 6, 17, 400, 1024, 1025])
 def test_a_permutation_looked_up_in_a_table_is_the_one_computed_index_by_index(monkeypatch, size):
     looked_up = permute(np.arange(size), size, key=5)
-    monkeypatch.setattr("data_pipeline.plan.shuffle._TABLE", 0)
+    monkeypatch.setattr("data_pipeline.plan.shuffle._WHOLE", 0)
     assert (permute(np.arange(size), size, key=5) == looked_up).all()
 
 
