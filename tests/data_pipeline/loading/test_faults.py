@@ -48,7 +48,7 @@ def test_a_shard_deleted_under_a_run_is_retried_and_then_fails_with_shard_and_by
     with pytest.raises(FileNotFoundError, match=r"reading at byte \d+") as error:
         list(itertools.islice(loader.steps(None), 20))
     assert error.value.filename == str(folder / "shard-001.tar")
-    assert time.monotonic() - start > 0.2
+    assert time.monotonic() - start >= 0.15  # the first two pauses, at the least
 
 
 def test_a_shard_that_comes_back_within_the_deadline_costs_nothing(folder):
