@@ -23,7 +23,7 @@ from data_pipeline.shards.parallel import SpawnPool
 from zeta.run.cpu_tuning import keep_freed_memory
 
 _DECODE_IMAGES = 1024
-"""So many that those which the loader decodes take as long, within 2%."""
+"""So many that they have as many pixels, decoded and resized, as the loader's: within 4%."""
 _START_S = 0.2
 _LANES = 4
 _PREFETCH = 4

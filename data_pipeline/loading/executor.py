@@ -204,6 +204,7 @@ def _decoded(
         made = [_views(*pair, recipe) for pair in zip(samples, group, strict=True)]
         times.read, times.decode = times.read + waited, times.decode + time.perf_counter() - before
         yield from zip(group, samples, made, strict=True)
+    assert next(images, None) is None, "every image has a sample"
 
 
 def _views(

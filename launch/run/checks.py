@@ -120,7 +120,7 @@ def check_start(config: ZetaConfig, world_size: int, share: Share = ALL_SHARDS) 
     if ends_by_epochs(config.train):
         planned_end = planned_length(plan, config.optim.schedule_by)
         build_schedule(config.optim, config.train, planned_end)  # raises if the ramps are too long
-    # Last, as it builds an optimizer, for which torch imports its compiler: two seconds.
+    # Last, as it builds an optimizer, for which torch imports its compiler, a third of the time.
     check_optimizer(config.optim, config.train)
     checked = CheckedRun(config, run_dir, manifest, plan, held_out, probe, saved, planned_end)
     if checked.already_finished is None and run_dir.stop_request.exists():
