@@ -17,11 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.loading.colour import recoloured
-from data_pipeline.loading.decode import ImageError, decode, patch_lines
-from data_pipeline.loading.dropped import DroppedPatches
+from data_pipeline.loading.decode import ImageError, decode
 from data_pipeline.loading.fetch import SampleReader
-from data_pipeline.loading.layout import Place, pack_layout
-from data_pipeline.loading.mix import mix_rows, own_share
+from data_pipeline.loading.layout import pack_layout
+from data_pipeline.loading.pack_patches import MixedPatches, PackPatches, ShownViews
 from data_pipeline.loading.rand_augment import rand_augmented
 from data_pipeline.loading.recipe import ImageRecipe, PackRecipe
 from data_pipeline.loading.targets import PackTargets
@@ -29,9 +28,9 @@ from data_pipeline.shards.sample import Sample, SampleError
 from zeta.packed import PackedBatch, Rejected
 
 _VIEWS_AT_ONCE = 32
-"""Views that are decoded before the first is written. Of 1, 8, 16, 32 and 64 at once, with 45 kB a
-photograph and 2 MiB of L2 cache a core, executors took 1.22, 1.14, 1.10, 1.07 and 1.07 times the
-CPU time of bare decoding."""
+"""Views that are read, and then decoded, before their labels are read. With 45 kB a photograph and
+2 MiB of L2 cache a core, executors took 1.22, 1.14, 1.10, 1.07 and 1.07 times the CPU time of bare
+decoding for 1, 8, 16, 32 and 64 at once."""
 
 
 @dataclass
@@ -41,9 +40,9 @@ class StageTimes:
     read: float = 0.0
     """Seconds of waiting for bytes."""
     decode: float = 0.0
-    """Seconds of decoding and resizing."""
+    """Seconds of decoding and resizing, and of copying kept patches into the pack."""
     pack: float = 0.0
-    """Seconds of everything else: labels, kept patches, copying into the pack."""
+    """Seconds of everything else: layout and labels."""
     finished_at: float = 0.0
     """Time when the pack was finished, by the monotonic clock of the system."""
     process: int = 0
@@ -129,43 +128,30 @@ def _execute(
     reader: SampleReader,
 ) -> ExecutedPack:
     start, times = time.perf_counter(), StageTimes()
-    limit, side, prefix = recipe.max_images, recipe.patch_size, recipe.prefix_tokens
+    limit, prefix = recipe.max_images, recipe.prefix_tokens
     layout = pack_layout(recipe)
     weights = np.zeros(limit, dtype=np.float32)
     targets = PackTargets(recipe)
     rejected: list[Rejected] = []
     keys: list[str] = []
-    dropped = DroppedPatches(recipe, layout.places) if recipe.drop_keep else None
-    to_mix = _ToMix(recipe) if recipe.mixes else None
-    for image, sample, views in _decoded(recipe, reader, times):
-        first, index = len(keys), len(keys) + len(image.views)
-        places = layout.places[first:index]
+    written = PackPatches(recipe, layout.places, patches)
+    views = MixedPatches(recipe, layout.places, written) if recipe.mixes else written
+    for image, sample, failure in _shown(recipe, reader, views, times):
+        first, end = len(keys), len(keys) + len(image.views)
         keys += [sample.key] * len(image.views)
         try:
             if sample.fault:
                 raise SampleError(sample.fault)
             target = targets.read(sample, class_names)
-            if not isinstance(views, list):
-                raise views
-            for number, (place, pixels) in enumerate(zip(places, views, strict=True), start=first):
-                patches[place.rows.start - prefix : place.rows.start] = 0
-                if to_mix is None:
-                    _write(number, place, patch_lines(pixels, side), patches, dropped)
-                else:
-                    to_mix.keep(place, pixels)
-                targets.put(number, target)
-            weights[first:index] = 1
+            if failure is not None:
+                raise failure
+            for row in range(first, end):
+                targets.put(row, target)
+            weights[first:end] = 1
         except (SampleError, ImageError) as error:
-            patches[places[0].rows.start - prefix : places[-1].rows.stop] = 0
-            if dropped is not None:
-                dropped.clear(first, index)
-            if to_mix is not None:
-                to_mix.leave_out(first, index)
+            views.clear(first, end)
             rejected.append(Rejected(image.sample_id, sample.key, image.shard, str(error)))
     lengths = layout.lengths
-    patches[recipe.token_budget - int(lengths[limit]) :] = 0
-    if to_mix is not None:
-        to_mix.write(patches, dropped)
     batch = PackedBatch(
         patches=torch.from_numpy(patches),
         coords=torch.from_numpy(layout.coords),
@@ -180,8 +166,7 @@ def _execute(
         local_views=None if layout.local is None else torch.from_numpy(layout.local),
         host_grids=tuple((h, w) for h, w in layout.grids.tolist()),
         **targets.fields(),
-        **({} if dropped is None else dropped.fields()),
-        **({} if to_mix is None else to_mix.fields()),
+        **views.fields(),
     )
     times.pack = time.perf_counter() - start - times.read - times.decode
     times.finished_at = time.monotonic()
@@ -189,94 +174,37 @@ def _execute(
     return ExecutedPack(batch, recipe.epoch, tuple(rejected), times)
 
 
-def _decoded(
-    recipe: PackRecipe, reader: SampleReader, times: StageTimes
-) -> Iterator[tuple[ImageRecipe, Sample, list[NDArray[np.uint8]] | SampleError | ImageError]]:
-    """Yield each image with its sample, and its views or the reason why there are none.
+def _shown(
+    recipe: PackRecipe, reader: SampleReader, into: ShownViews, times: StageTimes
+) -> Iterator[tuple[ImageRecipe, Sample, SampleError | ImageError | None]]:
+    """Put the views of each image into the pack; yield its sample, and why it has none, if so.
 
-    A few images are decoded before the first of them is written: decoding empties the caches of the
-    processor, and what comes after it takes twice as long as when it is repeated.
+    A few images are read, and then decoded, before targets are read of the first: decoding empties
+    the caches of the processor, and what comes after it takes twice as long as when it is repeated.
     """
-    images = iter(recipe.images)
+    images, row = iter(recipe.images), 0
     for samples, waited in reader.read(recipe.images, max(1, _VIEWS_AT_ONCE // recipe.views)):
         group = list(islice(images, len(samples)))
         before = time.perf_counter()
-        made = [_views(*pair, recipe) for pair in zip(samples, group, strict=True)]
+        failures = list[SampleError | ImageError | None]()
+        for sample, image in zip(samples, group, strict=True):
+            failures.append(_show(sample, image, recipe, into, row))
+            row += len(image.views)
         times.read, times.decode = times.read + waited, times.decode + time.perf_counter() - before
-        yield from zip(group, samples, made, strict=True)
+        yield from zip(group, samples, failures, strict=True)
     assert next(images, None) is None, "every image has a sample"
 
 
-def _views(
-    sample: Sample, image: ImageRecipe, recipe: PackRecipe
-) -> list[NDArray[np.uint8]] | SampleError | ImageError:
+def _show(
+    sample: Sample, image: ImageRecipe, recipe: PackRecipe, into: ShownViews, first: int
+) -> SampleError | ImageError | None:
     try:
-        return list(decode_views(sample.image, image, recipe.patch_size, recipe.fit))
+        views = decode_views(sample.image, image, recipe.patch_size, recipe.fit)
+        for row, pixels in enumerate(views, start=first):
+            into.put(row, pixels)
     except (SampleError, ImageError) as error:
         return error
-
-
-class _ToMix:
-    """The images of a pack until all are there, since each may show a part of the next one."""
-
-    def __init__(self, recipe: PackRecipe) -> None:
-        self._recipe = recipe
-        self._kept: list[tuple[Place, NDArray[np.uint8]] | None] = []
-        self._with = np.full(recipe.max_images, -1, dtype=np.int64)
-        self._shares = np.ones(recipe.max_images, dtype=np.float32)
-
-    def keep(self, place: Place, pixels: NDArray[np.uint8]) -> None:
-        """Keep the image of the next row, and where its patches go."""
-        self._kept.append((place, pixels))
-
-    def leave_out(self, first: int, end: int) -> None:
-        """Keep nothing of an image that cannot be used, whose rows are `first` to `end`."""
-        self._kept[first:] = [None] * (end - first)
-
-    def write(self, patches: NDArray[np.uint8], dropped: DroppedPatches | None) -> None:
-        """Mix the images, and write their patches."""
-        side = self._recipe.patch_size
-        mixes = [view.mix for image in self._recipe.images for view in image.views]
-        pictures = [None if kept is None else kept[1] for kept in self._kept]
-        shown = mix_rows(pictures, mixes, self._recipe.views)
-        for row, (pixels, partner) in enumerate(shown):
-            kept, mix = self._kept[row], mixes[row]
-            if kept is None or pixels is None:
-                continue
-            place, _ = kept
-            _write(row, place, patch_lines(pixels, side), patches, dropped)
-            if partner >= 0 and mix is not None:
-                size = (pixels.shape[0], pixels.shape[1])
-                self._with[row] = partner
-                self._shares[row] = own_share(mix, size, place.y, place.x, side)
-
-    def fields(self) -> dict[str, Any]:
-        """Return the fields of `PackedBatch` that say what was mixed."""
-        return {
-            "mixed_with": torch.from_numpy(self._with),
-            "own_shares": torch.from_numpy(self._shares),
-        }
-
-
-def _write(
-    number: int,
-    place: Place,
-    lines: NDArray[np.void],
-    patches: NDArray[np.uint8],
-    dropped: DroppedPatches | None,
-) -> None:
-    """Write the kept patches of a view, and its dropped ones where they are wanted."""
-    _copy_patches(patches, place, lines)
-    if dropped is not None:
-        dropped.fill(number, lines)
-
-
-def _copy_patches(patches: NDArray[np.uint8], place: Place, lines: NDArray[np.void]) -> None:
-    into = patches[place.rows].view(lines.dtype)
-    if len(into) == lines.shape[0] * lines.shape[1]:
-        into.reshape(lines.shape)[:] = lines  # straight, without a copy in between
-    else:
-        into[:] = lines[place.y, place.x]
+    return None
 
 
 def decode_views(

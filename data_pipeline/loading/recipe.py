@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ from data_pipeline.plan.sampling import decode_scales
 from data_pipeline.shards.manifest import ImageFormat, Manifest, Shard
 
 
-@dataclass(frozen=True)
-class ViewRecipe:
+class ViewRecipe(NamedTuple):
     """The recipe of one view of an image: its size, its crop, and its kept patches."""
 
     grid: tuple[int, int]
@@ -58,8 +58,7 @@ class ViewRecipe:
         return self.grid[0] * self.grid[1] - self.keep if self.drop_keep else 0
 
 
-@dataclass(frozen=True)
-class ImageRecipe:
+class ImageRecipe(NamedTuple):
     """The recipe of one image: the place of its bytes, and its views."""
 
     sample_id: int

@@ -148,7 +148,7 @@ def test_a_damaged_copy_in_the_cache_is_read_from_the_source(folder, tmp_path, m
         urls = f"{server.url}/shard-{{000..001}}.tar"
         index_shards(urls)
         image = recipe_of(urls, 3)
-        near = ImageRecipe(**{**vars(image), "cached": str(copy)})
+        near = image._replace(cached=str(copy))
         whole = read_image(near, 2)
         if fault == "flip":
             change(copy, at + 6)

@@ -68,7 +68,7 @@ def test_kept_and_dropped_patches_make_up_every_image(manifest):
     made = recipe(plan(manifest, keep=True))
     pack = executed(made)
     undropped = tuple(
-        replace(image, views=tuple(replace(v, keep=v.grid[0] * v.grid[1]) for v in image.views))
+        image._replace(views=tuple(v._replace(keep=v.grid[0] * v.grid[1]) for v in image.views))
         for image in made.images
     )
     whole = executed(replace(made, images=undropped, token_budget=4096))
@@ -106,7 +106,7 @@ def test_an_image_that_cannot_be_used_has_zeros_and_its_neighbours_stay(manifest
     made = recipe(plan(manifest, keep=True))
     good = executed(made)
     images = list(made.images)
-    images[1] = replace(images[1], stored_size=(1, 1))  # another size than that in the file
+    images[1] = images[1]._replace(stored_size=(1, 1))  # another size than that in the file
     pack = executed(replace(made, images=tuple(images)))
     assert pack.weights[1] == 0
     own = pack.dropped_image == 1

@@ -112,6 +112,10 @@ def test_captions_that_cannot_be_used_cost_their_own_pair_and_say_why(tmp_path):
     assert "caption is not UTF-8 (byte 0)" in reasons["b1"]
     assert "no caption" in reasons["b2"]
     assert "33 tokens, above data.text.max_tokens = 32" in reasons["b3"]
+    for pack in (pack for step in steps for pack in step.packs):
+        for i in range((pack.sample_ids >= 0).sum()):
+            rows = slice(pack.cu_seqlens[i], pack.cu_seqlens[i + 1])
+            assert bool(pack.patches[rows].any()) == bool(pack.weights[i])  # zeros if not used
 
 
 def test_cut_captions_are_counted_where_cutting_was_asked_for(tmp_path):
