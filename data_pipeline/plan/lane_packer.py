@@ -261,20 +261,9 @@ class LanePacker:
         self, state: LaneState, first: tuple[Cursor, ...], carry: PackPlan | None
     ) -> _Window:
         """Deal and pack the window that begins at `state`, with these cursors and leftovers."""
-        rules, cursors = self._rules, first
-        parts = [] if carry is None else [carry]
-        carried, dealt = len(state.carry), 0
-        tokens = 0 if carry is None else int(carry.lengths.sum())
-        for part, after_part in self._sized_deals(first, tokens, carried):
-            parts.append(part)
-            dealt, tokens = dealt + part.num_samples, tokens + int(part.lengths.sum())
-            cursors = after_part
-            # The end of an epoch ends the window, unless one epoch does not fill a pack, or has a
-            # number of packs that two epochs together balance better.
-            full = num_full_packs(tokens, carried + dealt, rules.sample_limits)
-            epochs = len(parts) - bool(carried)
-            if full and not (epochs == 1 and full in _UNEVEN_PACKS):
-                break
+        rules, carried = self._rules, len(state.carry)
+        new, dealt, cursors = self._deal_window(first, carry, carried)
+        parts = new if carry is None else [carry, *new]
         if carried + dealt == 0:  # the run ended and none of its last samples was usable
             return _Window([], (state, cursors, None))
         images = PackPlan.concatenate(parts)
@@ -297,34 +286,52 @@ class LanePacker:
         after = LaneState(first, dealt, left, step)
         return _Window(ordered, (after, cursors, images.select(rules.images_of(leftovers))))
 
-    def _sized_deals(
-        self, cursors: tuple[Cursor, ...], tokens: int, samples: int
-    ) -> Iterator[tuple[PackPlan, tuple[Cursor, ...]]]:
-        """Yield the images of each deal of a window from `cursors` on, and the cursors after it.
+    def _deal_window(
+        self, cursors: tuple[Cursor, ...], carry: PackPlan | None, carried: int
+    ) -> tuple[list[PackPlan], int, tuple[Cursor, ...]]:
+        """Deal the samples of a window from `cursors` on, beside `carried` leftovers.
 
-        The deals that a pack probably still needs, after `tokens` of so many samples, are sized at
-        once: of a few images each, numpy's calls cost more than the work.
+        The deals that a pack probably still needs are sized together: of a few images each, numpy's
+        calls cost more than the work.
+
+        Returns:
+            The new images, the number of their samples, and the cursors after them.
         """
-        rules, dealt, at_once = self._rules, 0, 1
-        limits = rules.sample_limits
-        while True:
-            deals: list[tuple[Dealt, tuple[Cursor, ...]]] = []
-            while (
-                len(deals) < at_once and dealt < rules.pack_window and not self._mix.ended(cursors)
-            ):
-                deals.append(self._mix.deal(cursors, rules.pack_window - dealt))
-                dealt, cursors = dealt + len(deals[-1][0].sample_ids), deals[-1][1]
-            if not deals:
-                return
+        rules, limits = self._rules, self._rules.sample_limits
+        tokens = 0 if carry is None else int(carry.lengths.sum())
+        parts, dealt, epochs, at_once = list[PackPlan](), 0, 0, 1
+        while deals := self._deals(cursors, rules.pack_window - dealt, at_once):
             images = rules.size(Dealt.concatenate([deal for deal, _ in deals]))
-            ends = np.cumsum([rules.views * len(deal.sample_ids) for deal, _ in deals]).tolist()
-            for start, end, (_, after) in zip([0, *ends], ends, deals, strict=False):
-                yield images.select(slice(start, end)), after
-            new = int(images.lengths.sum()), images.num_samples
-            tokens, samples = tokens + new[0], samples + new[1]
-            missing = limits.token_budget - tokens, limits.max_images - samples
-            passes = min(m / max(n, 1) for m, n in zip(missing, new, strict=True))
+            counts = [len(deal.sample_ids) for deal, _ in deals]
+            ends = rules.views * np.cumsum(counts)
+            sums = np.concatenate([[0], images.lengths.cumsum()])[ends].tolist()
+            for number, (count, end, new, (_, after)) in enumerate(
+                zip(counts, ends.tolist(), sums, deals, strict=True), start=1
+            ):
+                dealt, cursors = dealt + count, after
+                # The end of an epoch ends the window, unless one epoch does not fill a pack, or has
+                # a number of packs that two epochs together balance better.
+                full = num_full_packs(tokens + new, carried + dealt, limits)
+                if full and not (epochs + number == 1 and full in _UNEVEN_PACKS):
+                    return [*parts, images.select(slice(end))], dealt, cursors
+            parts.append(images)
+            tokens, epochs = tokens + sums[-1], epochs + len(deals)
+            missing = limits.token_budget - tokens, limits.max_images - carried - dealt
+            found = sums[-1], sum(counts)
+            passes = min(m / max(n, 1) for m, n in zip(missing, found, strict=True))
             at_once = min(max(1, math.ceil(passes * len(deals))), _MOST_DEALS)
+        return parts, dealt, cursors
+
+    def _deals(
+        self, cursors: tuple[Cursor, ...], limit: int, most: int
+    ) -> list[tuple[Dealt, tuple[Cursor, ...]]]:
+        """Return the next deals, at most `most` of `limit` samples, with the cursors after each."""
+        deals = list[tuple[Dealt, tuple[Cursor, ...]]]()
+        while len(deals) < most and limit > 0 and not self._mix.ended(cursors):
+            deal, cursors = self._mix.deal(cursors, limit)
+            deals.append((deal, cursors))
+            limit -= len(deal.sample_ids)
+        return deals
 
     def _replay(self, state: LaneState) -> tuple[tuple[Cursor, ...], PackPlan | None]:
         """Deal the window before `state` again; return the cursors after it, and its leftovers."""

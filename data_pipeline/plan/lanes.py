@@ -171,6 +171,8 @@ class LaneStream:
         deal = self.deal
         key = stream_key(Draw.SAMPLE_ORDER, deal.seed, epoch, deal.source, self.lane, group)
         positions = permute(np.arange(offset, offset + count), size, key)
+        if len(segments) == 1:
+            return segments[0].start + positions
         lengths = np.array([segment.stop - segment.start for segment in segments])
         ends = np.cumsum(lengths)
         index = np.searchsorted(ends, positions, side="right")

@@ -113,8 +113,10 @@ class Plan:
 
     def lane_mix(self, lane: int) -> LaneMix:
         """Return the stream of samples of one lane, in the order in which they are dealt."""
+        # Rows of samples need not be read to find those that are left out if none is.
+        usable = None if self.num_images == len(self.manifest.samples) else self._usable
         return LaneMix(
-            [LaneStream(deal, lane, self._usable, self.max_epochs) for deal in self._deals],
+            [LaneStream(deal, lane, usable, self.max_epochs) for deal in self._deals],
             [source.weight for source in self.sources],
             self.num_lanes,
             self._count_tokens if self.config.mix_by == "tokens" else None,
