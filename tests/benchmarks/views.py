@@ -1,9 +1,11 @@
 """Views a second: one view of each photograph against several, in turn.
 
     python -m tests.benchmarks.views [--workers 1] [--views 4] [--rounds 7] [--images 400] [--kb 50]
+    python -m tests.benchmarks.views --full-size --images 40
 
-Photographs are those of `tests/data_pipeline/photographs.py`, as JPEGs of at most `--kb` kB; sizes
-and dropping are those of the shipped recipe, without and with crops and mirroring, and last the two
+Photographs are those of `tests/data_pipeline/photographs.py`, as JPEGs of at most `--kb` kB, or, as
+cameras write them, of 2,000 pixels at quality 90 (`tests/benchmarks/full_size.py`); sizes and
+dropping are those of the shipped recipe, without and with crops and mirroring, and last the two
 global and six local views of navit_b16_lejepa against one global view. Medians of the ratios of a
 round count, so that the noise of a busy machine hits both sides: by the time of the loader, and by
 the CPU time of an executor, which is steadier. With them: the share of decoding, which is what
@@ -31,6 +33,7 @@ from data_pipeline.loading.recipe import pack_recipe
 from data_pipeline.plan.plan import Plan
 from data_pipeline.shards.build import build_shards
 from launch.config.load import load_config
+from tests.benchmarks.full_size import full_size_photographs
 from tests.benchmarks.loader import rate, zeta_batches
 from tests.data_pipeline.photographs import photo_sizes, photograph
 from tests.data_pipeline.shard_fixtures import encode
@@ -47,13 +50,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--kb", type=float, default=50)
+    parser.add_argument("--full-size", action="store_true", help="2,000 pixels; --kb has no effect")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        samples = [
-            (f"{n:04d}", {"jpg": jpeg(photograph(*size, n), 1000 * options.kb), "cls": b"0"})
-            for n, size in enumerate(photo_sizes(options.images))
-        ]
+        if options.full_size:
+            photos = (encode(image, quality=90) for image in full_size_photographs(options.images))
+        else:
+            sizes = enumerate(photo_sizes(options.images))
+            photos = (jpeg(photograph(*size, n), 1000 * options.kb) for n, size in sizes)
+        samples = [(f"{n:04d}", {"jpg": photo, "cls": b"0"}) for n, photo in enumerate(photos)]
         mean = statistics.mean(len(members["jpg"]) for _, members in samples)
         print(f"{len(samples)} photographs of {mean / 1000:.0f} kB, {options.workers} workers")
         manifest = build_shards(samples, Path(folder), class_names=["photo"])
