@@ -1,12 +1,13 @@
 """The patches of a pack: each view is written to its rows as soon as it is decoded.
 
-Its pixels are still in the processor's caches then, and are not once other views were decoded.
+Its pixels are still in the processor's caches then, and would not be once others were decoded. Only
+images that are mixed wait for one another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,19 +18,6 @@ from data_pipeline.loading.dropped import DroppedPatches
 from data_pipeline.loading.layout import Place
 from data_pipeline.loading.mix import mix_rows, own_share
 from data_pipeline.loading.recipe import PackRecipe
-
-
-class ShownViews(Protocol):
-    """The receiver of the views of a pack, in order."""
-
-    def put(self, row: int, pixels: NDArray[np.uint8]) -> None:
-        """Take the pixels [rows * p, columns * p, 3] of the view of row `row`."""
-
-    def clear(self, first: int, end: int) -> None:
-        """Put zeros into the rows `first` to `end` - 1, those of an image that cannot be used."""
-
-    def fields(self) -> dict[str, Any]:
-        """Finish the pack; return the fields of `PackedBatch` that say more of what is shown."""
 
 
 class PackPatches:
@@ -70,7 +58,7 @@ class PackPatches:
         if self._dropped is not None:
             self._dropped.clear(first, end)
 
-    def fields(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Return the fields of `PackedBatch` that hold dropped patches, if there are any."""
         return {} if self._dropped is None else self._dropped.fields()
 
@@ -99,7 +87,7 @@ class MixedPatches:
         self._pictures[first:end] = [None] * (end - first)
         self._patches.clear(first, end)
 
-    def fields(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Mix the images and write them; return the fields that say what was mixed."""
         recipe = self._recipe
         mixed_with = np.full(recipe.max_images, -1, dtype=np.int64)
@@ -115,7 +103,7 @@ class MixedPatches:
                 size = (pixels.shape[0], pixels.shape[1])
                 mixed_with[row] = partner
                 shares[row] = own_share(mix, size, place.y, place.x, recipe.patch_size)
-        return self._patches.fields() | {
+        return self._patches.finish() | {
             "mixed_with": torch.from_numpy(mixed_with),
             "own_shares": torch.from_numpy(shares),
         }

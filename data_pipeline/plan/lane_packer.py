@@ -325,7 +325,7 @@ class LanePacker:
     def _deals(
         self, cursors: tuple[Cursor, ...], limit: int, most: int
     ) -> list[tuple[Dealt, tuple[Cursor, ...]]]:
-        """Return the next deals, at most `most` of `limit` samples, with the cursors after each."""
+        """Return at most `most` deals, of `limit` samples together, and the cursors after each."""
         deals = list[tuple[Dealt, tuple[Cursor, ...]]]()
         while len(deals) < most and limit > 0 and not self._mix.ended(cursors):
             deal, cursors = self._mix.deal(cursors, limit)
