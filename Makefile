@@ -24,7 +24,7 @@ help:
 	@echo 'make lint       style, types and directions of imports'
 	@echo 'make docs       docs/config.md, from the dataclasses of the config'
 	@echo 'make test       lint, then all tests; installs what they need'
-	@echo 'make test-fast  those of a few seconds at most: four minutes on two cores'
+	@echo 'make test-fast  those of a few seconds at most: two minutes on two idle cores'
 	@echo 'make test-gpu   the tests that need a GPU'
 	@echo 'make test-oldest   test-fast with the oldest torch and libraries, on $(OLDEST_PYTHON) or PYTHON'
 	@echo 'make test-pythons  test-fast on $(NEWER_PYTHONS), those that are here'

@@ -31,7 +31,7 @@ PutView = Callable[[int, NDArray[np.uint8]], None]
 """Function that takes the row of a view in the pack, and its pixels."""
 _VIEWS_AT_ONCE = 32
 """Views that are read, and then decoded, before their labels are read. With 45 kB a photograph and
-2 MiB of L2 cache a core, executors took 1.22, 1.14, 1.10, 1.07 and 1.07 times the CPU time of bare
+1 MiB of L2 cache a core, executors took 1.16, 1.12, 1.11, 1.11 and 1.10 times the CPU time of bare
 decoding for 1, 8, 16, 32 and 64 at once."""
 
 

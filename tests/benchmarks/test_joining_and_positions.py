@@ -19,6 +19,7 @@ def test_joining_is_compared_round_by_round_with_what_auto_chooses():
     assert line.endswith("auto joins 4")
 
 
+@pytest.mark.slow
 def test_positions_are_compared_with_fractional_ones():
     command = [sys.executable, "-m", "tests.benchmarks.positions", "--preset", "navit_ti16"]
     command += ["--images", "2", "--rounds", "1"]

@@ -11,6 +11,7 @@ from tests.benchmarks import contestants, workload
 from zeta.models.attention import segments as segment_attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "least"),
     [

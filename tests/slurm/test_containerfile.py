@@ -68,6 +68,7 @@ def test_python_packages_have_the_versions_of_the_constraints_and_extras_that_ex
         assert f"${{{name}}}" in " ".join(of("RUN") + of("FROM")), (name, default)
 
 
+@pytest.mark.slow
 def test_the_commands_of_zeta_that_it_tries_exist():
     (tried,) = [command for command in of("RUN") if command.startswith("zeta ")]
     assert re.findall(r"zeta ([\w-]+)", tried) == ["--version", "config"]
