@@ -112,11 +112,12 @@ def local_path(text: str | Path, what: str) -> Path:
             "the path in full"
         ) from error
     try:
-        path.resolve()
-    except (RuntimeError, OSError) as error:  # the former before Python 3.13
-        raise ValueError(
-            f"{what} is {str(text)!r}, a link that leads to itself: give another path"
-        ) from error
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError(
+                f"{what} is {str(text)!r}, a link that leads to itself: give another path"
+            ) from error
     return path
 
 
