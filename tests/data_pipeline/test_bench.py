@@ -25,4 +25,4 @@ def test_no_pack_comes_by_the_slow_way_because_the_benchmark_still_holds_others(
     result = bench(plan, packs=32, rounds=2)
     assert len(taken) >= 2 * 32
     assert None not in taken  # a slot for every pack
-    assert result.images > 0 and result.efficiency > 0
+    assert result.efficiency > 0
