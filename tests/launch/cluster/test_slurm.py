@@ -326,7 +326,10 @@ def test_a_finished_run_is_not_submitted_again(sbatch, shards, capsys, monkeypat
         (["data.workers=0"], False),
     ],
 )
-def test_loader_workers_without_cores_of_their_own_are_warned_of(settings, warned, shards, capsys):
+def test_loader_workers_without_cores_of_their_own_are_warned_of(
+    settings, warned, shards, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)  # where no earlier run of the demo lies
     words = ("--nodes", 1, f"data.shards={shards}", *settings, "--dry-run")
     assert launch("demo", *words) == 0
     said = capsys.readouterr().err
