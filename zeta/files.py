@@ -113,7 +113,7 @@ def local_path(text: str | Path, what: str) -> Path:
         ) from error
     try:
         path.stat()
-    except OSError as error:
+    except OSError as error:  # it need not exist; who writes there reports all else
         if error.errno == errno.ELOOP:
             raise ValueError(
                 f"{what} is {str(text)!r}, a link that leads to itself: give another path"

@@ -171,7 +171,7 @@ class LaneStream:
         deal = self.deal
         key = stream_key(Draw.SAMPLE_ORDER, deal.seed, epoch, deal.source, self.lane, group)
         positions = permute(np.arange(offset, offset + count), size, key)
-        if len(segments) == 1:
+        if len(segments) == 1:  # as in short epochs, of which each call below costs a part
             return segments[0].start + positions
         lengths = np.array([segment.stop - segment.start for segment in segments])
         ends = np.cumsum(lengths)
